@@ -1,0 +1,210 @@
+"""The one door to CLIP: OpenAI's weights by name, from a local file, or a small random toy; and its tokenizer.
+
+Weights travel as a state dict with OpenAI's names, from which models build the parts that they need.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import urllib.error
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.files import read_torch
+
+TOY = "toy"
+CONTEXT_LENGTH = 77
+# Wrappers under which other files keep CLIP: training checkpoints and models that contain it.
+_ENVELOPES = ("model_state_dict", "state_dict")
+_PREFIX = "clipmodel."
+_TEXT_KEYS = (
+    "token_embedding.weight",
+    "positional_embedding",
+    "text_projection",
+    "ln_final.weight",
+    "ln_final.bias",
+)
+
+
+@dataclass(frozen=True)
+class ClipWeights:
+    """A CLIP state dict under OpenAI's names, and where it came from."""
+
+    state: dict[str, Tensor]
+    source: str
+
+    @property
+    def text_width(self) -> int:
+        return self.state["ln_final.weight"].shape[0]
+
+    @property
+    def embed_dim(self) -> int:
+        return self.state["text_projection"].shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the text tower, equal for equal weights whatever their file or precision."""
+        digest = hashlib.sha256()
+        for key in _TEXT_KEYS[1:]:
+            digest.update(self.state[key].float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_clip(source: str, width: int = 512) -> ClipWeights:
+    """Load CLIP by model name (downloaded by openai-clip), from a local file, or ``toy`` of the given width.
+
+    A file may be OpenAI's TorchScript archive, a plain state dict, or a checkpoint that holds CLIP under
+    ``clipmodel.``. Raises ``UserError`` where nothing usable is found.
+    """
+    if source == TOY:
+        return ClipWeights(toy_state(width), TOY)
+    if Path(source).is_file():
+        return ClipWeights(_read_file(source), source)
+    return ClipWeights(_download(source), source)
+
+
+def clip_in_checkpoint(state: dict[str, Tensor], source: str) -> ClipWeights | None:
+    """The CLIP inside a model's state dict (keys ``clipmodel.*``), or None where it is absent or incomplete."""
+    inner = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+    return ClipWeights(inner, source) if all(key in inner for key in _TEXT_KEYS) else None
+
+
+def tokenize(texts: list[str]) -> Tensor:
+    """CLIP's byte-pair tokens of each text, (C, 77) int64: SOT, words, EOT, zeros."""
+    try:
+        return openai_clip().tokenize(list(texts), context_length=CONTEXT_LENGTH).long()
+    except RuntimeError as error:
+        raise UserError(f"a class prompt is too long for CLIP: {error}") from error
+
+
+@functools.cache
+def openai_clip() -> ModuleType:
+    """Import openai-clip, or say in one line what is missing."""
+    with warnings.catch_warnings():
+        # openai-clip still imports pkg_resources, which announces its own end at every import.
+        warnings.simplefilter("ignore")
+        try:
+            _import_torchvision()
+            import clip
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"CLIP needs the Python module {error.name!r}, which is not installed: {_remedy(error.name)}"
+            ) from error
+        except ImportError as error:
+            raise UserError(f"openai-clip cannot be imported ({error}); reinstall requirements.txt") from error
+    if not hasattr(clip, "tokenize"):
+        raise UserError(
+            "the installed package 'clip' is not OpenAI's; run: pip uninstall clip; pip install openai-clip"
+        )
+    return clip
+
+
+def _remedy(module: str | None) -> str:
+    if module == "pkg_resources":
+        return "pip install 'setuptools<81' (later versions no longer carry it)"
+    return f"pip install {'openai-clip' if module == 'clip' else module}"
+
+
+def _import_torchvision() -> None:
+    """Import torchvision, also its PyPI wheel (built for CUDA) beside a CPU-only torch.
+
+    There its compiled operators do not load and the import dies on the missing schema of ``nms``; CLIP uses
+    neither operator, so declaring the two schemas is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _DECLARED.append(library)
+        import torchvision  # noqa: F401
+
+
+# A torch.library declaration lives as long as its object.
+_DECLARED: list[torch.library.Library] = []
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    clip = openai_clip()
+    known = [*clip.available_models(), TOY]
+    if name not in known:
+        raise UserError(
+            f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}; known: {', '.join(known)}"
+        )
+    try:
+        model, _ = clip.load(name, device="cpu")
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"CLIP {name} could not be downloaded ({error}): "
+            f"check the network, or fetch the file elsewhere and pass --clip FILE"
+        ) from error
+    return model.state_dict()
+
+
+def _read_file(path: str) -> dict[str, Tensor]:
+    if _is_torchscript(path):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+        except RuntimeError as error:
+            raise UserError(f"CLIP file {path} is a damaged TorchScript archive: download it again") from error
+    else:
+        state = read_torch(path, "CLIP file")
+    for key in _ENVELOPES:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise UserError(f"CLIP file {path} holds no state dict")
+    inside = clip_in_checkpoint(state, path)
+    state = inside.state if inside else dict(state)
+    missing = [key for key in _TEXT_KEYS if not isinstance(state.get(key), Tensor)]
+    if missing:
+        raise UserError(f"{path} is not a CLIP file in OpenAI's format: it has no {missing[0]}")
+    return state
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """A seeded random CLIP of ``width`` (a multiple of 64, or less than 128) with the real vocabulary.
+
+    Its attention is scaled up so that, unlike in a freshly initialised CLIP, the word before EOT decides the
+    text feature: classes then lie apart as they do for trained weights.
+    """
+    openai_clip()
+    from clip.model import CLIP
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(
+            embed_dim=width,
+            image_resolution=224,
+            vision_layers=2,
+            vision_width=64,
+            vision_patch_size=32,
+            context_length=CONTEXT_LENGTH,
+            vocab_size=49408,
+            transformer_width=width,
+            transformer_heads=max(1, width // 64),
+            transformer_layers=layers,
+        )
+    state = model.state_dict()
+    state["token_embedding.weight"] *= 50
+    for layer in range(layers):
+        state[f"transformer.resblocks.{layer}.attn.out_proj.weight"] *= 4
+    return state

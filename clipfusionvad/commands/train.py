@@ -1,0 +1,123 @@
+"""Train a method on a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipfusionvad.commands.prepare import find_option_file, prepare_model, prepare_test_set
+from clipfusionvad.data.checks import check_features, check_overlap
+from clipfusionvad.data.demo import make_demo
+from clipfusionvad.data.holdout import split_holdout
+from clipfusionvad.data.lists import read_list
+from clipfusionvad.data.loaders import Bags, make_plan
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.engine.checkpoint import describe, model_content, own_state
+from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_videos, score_videos
+from clipfusionvad.engine.trainer import Schedule, Stopped, Trainer
+from clipfusionvad.errors import EXIT_INTERRUPTED, warn
+from clipfusionvad.files import without_nan, write_json, write_torch
+from clipfusionvad.models import Method
+from clipfusionvad.options import record
+from clipfusionvad.report.plots import draw_score_curves, draw_training
+from clipfusionvad.report.table import metrics_table, published
+from clipfusionvad.runs import BEST, LAST, choose_folder, record_run
+
+
+def main(argv: list[str]) -> int:
+    option_file, rest = find_option_file("train", argv)
+    return train(option_file.parse_args(rest), option_file.DATASET)
+
+
+def train(args: argparse.Namespace, dataset: Dataset) -> int:
+    """Run one training from checked options; returns the exit code."""
+    device = pick_device(args.device)
+    if args.demo:
+        make_demo(dataset)
+    entries = read_list(args.train_list, args.feature_root, dataset)
+    check_features(entries, args.visual_width, args.train_list, read=args.check)
+    test_set = prepare_test_set(args, dataset)
+    check_overlap(entries, test_set.entries)
+    bags = Bags(entries, dataset, args.visual_length, args.visual_width)
+    rows = np.arange(len(entries))
+    selection_set, judge = test_set, partial(evaluate, protocol=args.protocol)
+    if args.protocol == "clean":
+        rows, held_out = split_holdout(entries, args.holdout, args.seed)
+        selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
+        judge = evaluate_videos
+    plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed)
+    model, clip = prepare_model(args, dataset)
+
+    def score(model: Method) -> dict[str, Any]:
+        return judge(score_videos(model, selection_set.features, device, args.precision), selection_set)
+
+    made = describe(model, clip, dataset.name, vars(args))
+    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers)
+    folder = choose_folder(args.output_dir, f"{dataset.name}_{args.method}", args.use_checkpoint, args.overwrite)
+    checkpoint_path = Path(args.checkpoint_path)
+    if args.use_checkpoint:
+        _resume(trainer, folder, checkpoint_path)
+    print(f"{args.method} on {dataset.title}: {len(rows)} training rows, {len(test_set.entries)} test videos, {device}")
+    print(f"run folder: {folder}")
+    record_run(folder, record(args))
+    try:
+        trainer.fit(folder, checkpoint_path)
+    except Stopped:
+        print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
+        return EXIT_INTERRUPTED
+    _finish(args, dataset, trainer, test_set, folder)
+    return 0
+
+
+def _schedule(args: argparse.Namespace) -> Schedule:
+    return Schedule(
+        max_epoch=args.max_epoch,
+        lr=args.lr,
+        milestones=tuple(args.scheduler_milestones),
+        rate=args.scheduler_rate,
+        eval_every=args.eval_every,
+        select=args.select,
+        paper=args.protocol == "paper",
+    )
+
+
+def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path) -> None:
+    """Continue from the run folder's state, else from ``--checkpoint-path``, else from the start."""
+    for path in (folder / LAST, checkpoint_path):
+        if path.is_file():
+            trainer.resume(path)
+            print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+            return
+    warn(f"nothing to resume: neither {folder / LAST} nor {checkpoint_path} exists; starting from the beginning")
+
+
+def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_set: VideoSet, folder: Path) -> None:
+    """Test the last and the best weights, write the final model and say where everything is."""
+    best_state = trainer.best_state or trainer.last_state
+    results = {}
+    states = {"last": trainer.last_state, "best": best_state}
+    if args.demo:
+        # What the numbers would be by chance, for a reader who does not know this data.
+        states = {"untrained": own_state(prepare_model(args, dataset)[0]), **states}
+    for name, state in states.items():
+        trainer.model.load_state_dict(state, strict=False)
+        scores = score_videos(trainer.model, test_set.features, trainer.device, args.precision)
+        results[name] = evaluate(scores, test_set, args.protocol)
+    final = model_content(
+        trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
+    )
+    write_torch(folder / BEST, final)
+    write_torch(args.model_path, final)
+    write_json(folder / "metrics.json", results)
+    if args.metrics_json:
+        write_json(args.metrics_json, results["best"])
+    draw_score_curves(folder / "scores.png", scores, test_set)
+    draw_training(folder / "training.png", folder)
+    print(metrics_table(results, {} if args.demo else published(args.method, dataset.name)))
+    print(f"\nfinal model   {args.model_path}")
+    print(f"run folder    {folder}: scores.png, training.png, metrics.json, tensorboard/")

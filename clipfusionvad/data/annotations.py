@@ -1,0 +1,237 @@
+"""The official annotation files: when something happens in each test video, and what.
+
+Five formats are told apart by their content; intervals are in frames, start inclusive and end exclusive:
+
+- text, ``NAME CLASS s e s e`` (UCF-Crime, unused slots are -1), ``NAME s e s e`` (XD-Violence) or
+  ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a class takes it from the name; where
+  the name has several, each interval counts for every one of them.
+- CSV with the header ``video,frames,label,start,end``: a row per interval; one row with empty start and end
+  for a video in which nothing happens; frames (the video's length) may be empty.
+- JSON, ``{"videos": [{"video_name", "label", "num_frames", "anomalous": [{"start_frame", "end_frame"}]}]}``.
+  There ``end_frame`` is inclusive: the frame-level arrays published beside such files say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.files import read_csv, read_text, write_csv
+
+WHAT = "annotation file"
+COLUMNS = ("video", "frames", "label", "start", "end")
+# Frames of the longest believable video (38 days at 30 fps): more would only exhaust the memory.
+_MOST_FRAMES = 10**8
+
+
+@dataclass
+class Annotation:
+    """What happens in one video: intervals in frames [start, end) and the class of each.
+
+    ``frames`` is the video's length where the file tells it; ``label`` is the video's list label where the
+    file names classes, and None where only the video's name does.
+    """
+
+    video: str
+    segments: list[tuple[int, int]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    frames: int | None = None
+    label: str | None = None
+
+
+def video_key(name: str) -> str:
+    """The name under which a video is looked up: without folders and video suffix."""
+    return re.sub(r"\.(mp4|avi|mkv)$", "", re.split(r"[\\/]", name.strip())[-1], flags=re.IGNORECASE)
+
+
+def read_annotations(path: str | Path, dataset: Dataset) -> dict[str, Annotation]:
+    """Read an annotation file of any of the formats above, by video name.
+
+    Raises ``UserError`` naming the file and the line for anything that does not parse, for unknown classes,
+    for empty intervals, and for a video annotated twice with different content.
+    """
+    text = read_text(path, WHAT)
+    if not text.strip():
+        raise UserError(f"{WHAT} {path} is empty")
+    first = text.split("\n", 1)[0]
+    if text.lstrip()[0] in "{[":
+        annotations = _read_json(path, text, dataset)
+    elif first.replace(" ", "").startswith("video,") or str(path).endswith(".csv"):
+        annotations = _read_csv(path, dataset)
+    else:
+        annotations = _read_lines(path, text, dataset)
+    if not annotations:
+        raise UserError(f"{WHAT} {path} holds no videos")
+    return annotations
+
+
+def write_annotations_csv(path: str | Path, annotations: Iterable[Annotation]) -> None:
+    """Write annotations in the CSV format above."""
+    rows: list[tuple[Any, ...]] = []
+    for item in annotations:
+        frames = "" if item.frames is None else item.frames
+        if not item.segments:
+            rows.append((item.video, frames, item.label or "", "", ""))
+        for (start, end), label in zip(item.segments, item.labels, strict=True):
+            rows.append((item.video, frames, label, start, end))
+    write_csv(path, COLUMNS, rows)
+
+
+def _read_lines(path: str | Path, text: str, dataset: Dataset) -> dict[str, Annotation]:
+    annotations: dict[str, Annotation] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if tokens := line.split():
+            with _located(path, f"line {number}"):
+                item = _parse_line(tokens, dataset)
+                _check(item, dataset)
+                if annotations.setdefault(item.video, item) != item:
+                    raise UserError(f"{item.video} is annotated a second time, differently")
+    return annotations
+
+
+def _parse_line(tokens: list[str], dataset: Dataset) -> Annotation:
+    item = Annotation(video_key(tokens[0]))
+    label: str | None = None
+    bounds: list[int] = []
+    # Intervals are complete when the next class comes, or with the None at the end.
+    for token in [*tokens[1:], None]:
+        if token is not None and re.match(r"[-+.\d]", token):
+            bounds.append(_integer(token))
+            continue
+        if len(bounds) % 2:
+            raise UserError(f"{item.video} has an odd number of interval bounds ({len(bounds)})")
+        for start, end in zip(bounds[::2], bounds[1::2], strict=True):
+            if (start, end) != (-1, -1):
+                _add(item, start, end, label, dataset)
+        bounds = []
+        if token is not None:
+            label = _label(token, dataset)
+            _name_label(item, label, dataset)
+    return item
+
+
+def _read_csv(path: str | Path, dataset: Dataset) -> dict[str, Annotation]:
+    annotations: dict[str, Annotation] = {}
+    silent: set[str] = set()
+    for row, cells in read_csv(path, WHAT, ("video", "label", "start", "end")):
+        with _located(path, f"row {row}"):
+            if not cells["video"]:
+                raise UserError("the video is empty")
+            frames = _frames(cells["frames"]) if cells.get("frames") else None
+            video = video_key(cells["video"])
+            label = _label(cells["label"], dataset) if cells["label"] else None
+            item = annotations.setdefault(video, Annotation(video, frames=frames))
+            if item.frames != frames:
+                raise UserError(f"{video} has {frames} frames here and {item.frames} in a row before")
+            _name_label(item, label, dataset)
+            if cells["start"] or cells["end"]:
+                _add(item, _integer(cells["start"]), _integer(cells["end"]), label, dataset)
+            else:
+                silent.add(video)
+            if video in silent and item.segments:
+                raise UserError(f"{video} has rows with an interval and a row without one")
+            _check(item, dataset)
+    return annotations
+
+
+def _read_json(path: str | Path, text: str, dataset: Dataset) -> dict[str, Annotation]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{WHAT} {path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{WHAT} {path} is not valid JSON: {error}") from error
+    videos = content.get("videos") if isinstance(content, dict) else None
+    if not isinstance(videos, list):
+        raise UserError(f"{WHAT} {path} has no list named 'videos'")
+    annotations: dict[str, Annotation] = {}
+    for number, video in enumerate(videos, 1):
+        with _located(path, f"video {number}"):
+            item = Annotation(video_key(_member(video, "video_name", str)))
+            label = _label(_member(video, "label", str), dataset)
+            _name_label(item, label, dataset)
+            if video.get("num_frames") is not None:
+                item.frames = _frames(video["num_frames"])
+            for event in _member(video, "anomalous", list):
+                start, end = (_integer(_member(event, key, int)) for key in ("start_frame", "end_frame"))
+                _add(item, start, end + 1, label, dataset)
+            _check(item, dataset)
+            if annotations.setdefault(item.video, item) != item:
+                raise UserError(f"{item.video} is annotated a second time, differently")
+    return annotations
+
+
+@contextlib.contextmanager
+def _located(path: str | Path, place: str) -> Iterator[None]:
+    """Put the file and the place in it before the message of an error raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{WHAT} {path}, {place}: {error}") from error
+
+
+def _add(item: Annotation, start: int, end: int, label: str | None, dataset: Dataset) -> None:
+    """Add an interval, once for each class of ``label`` (None: the classes in the video's name)."""
+    if start < 0 or end < 0:
+        raise UserError(f"{item.video} has the interval {start} {end}; only unused slots of text files are -1 -1")
+    if end <= start:
+        raise UserError(f"{item.video} has the interval {start} {end}, which ends before it begins")
+    label = label or dataset.label_of(item.video)
+    if label is None:
+        raise UserError(f"{item.video} has an interval, but neither its name nor the file tells the class")
+    if dataset.is_normal(label):
+        raise UserError(f"{item.video} is {label}, and yet it has the interval {start} {end}")
+    for code in dataset.codes(label):
+        item.segments.append((start, end))
+        item.labels.append(code)
+
+
+def _name_label(item: Annotation, label: str | None, dataset: Dataset) -> None:
+    """Let a class named in the file take part in the video's own label."""
+    if item.label is None:
+        item.label = label
+    elif label and dataset.multi_label:
+        item.label = "-".join(dict.fromkeys([*item.label.split("-"), *label.split("-")]))
+
+
+def _check(item: Annotation, dataset: Dataset) -> None:
+    """A list of names is no annotation file: read as one, it would call every video normal."""
+    label = item.label or dataset.label_of(item.video)
+    if label and not item.segments and not dataset.is_normal(label):
+        raise UserError(f"{item.video} is {label}, but no interval says when")
+
+
+def _label(word: str, dataset: Dataset) -> str:
+    label = dataset.known_label(word)
+    if label is None:
+        known = ", ".join(dataset.labels)
+        raise UserError(f"unknown class {word!r}{nearest(word, dataset.labels)}; known: {known}")
+    return label
+
+
+def _integer(value: str | int) -> int:
+    if not re.fullmatch(r"[-+]?[0-9]{1,18}", str(value)):
+        raise UserError(f"{str(value)[:40]!r} is not a whole number of frames")
+    return int(value)
+
+
+def _frames(value: Any) -> int:
+    frames = _integer(value) if isinstance(value, str | int) else 0
+    if not 0 < frames <= _MOST_FRAMES:
+        raise UserError(f"{str(value)[:40]!r} is not a number of frames that a video can have")
+    return frames
+
+
+def _member(parent: Any, key: str, kind: type) -> Any:
+    value = parent.get(key) if isinstance(parent, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = {str: "text", int: "a whole number", list: "a list"}
+        raise UserError(f"{key!r} is missing or not {kinds[kind]}")
+    return value

@@ -1,0 +1,82 @@
+"""Feature files: one .npy array (snippets, dim) per crop of a video, one row per 16 frames."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import read_npy_header
+
+#: Frames that one feature row stands for.
+FRAMES_PER_SNIPPET = 16
+
+
+class NotOneCrop(UserError):
+    """The array is not two-dimensional, so the file is something else than one crop of one video."""
+
+
+def read_shape(path: str | Path) -> tuple[int, int, np.dtype]:
+    """Snippets, dim and dtype of a feature file, from its header: no data is read or allocated.
+
+    Raises ``UserError`` unless it is a float16/32/64 array with at least one row and the file is as long as
+    its header says (``NotOneCrop`` for an array that is not 2-D).
+    """
+    try:
+        with open(path, "rb") as file:
+            shape, _, dtype = read_npy_header(file)
+            present = os.fstat(file.fileno()).st_size - file.tell()
+    except FileNotFoundError as error:
+        raise UserError(f"feature file not found: {path}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a readable .npy file: {error}") from error
+    if len(shape) != 2:
+        advice = ": split the crops" if len(shape) == 3 else ""
+        raise NotOneCrop(f"{path} has shape {shape}; one file holds one crop of one video as (snippets, dim){advice}")
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        raise UserError(f"{path} holds {dtype}; features must be float16, float32 or float64")
+    rows, dim = shape
+    if rows < 1 or dim < 1:
+        raise UserError(f"{path} has shape {shape}: it holds no features; extract it again or drop it")
+    announced = rows * dim * dtype.itemsize
+    if present != announced:
+        state = "truncated" if present < announced else "damaged"
+        raise UserError(
+            f"{path} is {state}: {present} bytes of data, shape {shape} {dtype} takes {announced}; copy it again"
+        )
+    return rows, dim, dtype
+
+
+def load_features(path: str | Path, dim: int | None = None) -> np.ndarray:
+    """Load a feature file as an array (snippets, dim) in the dtype it is stored in.
+
+    Raises ``UserError`` where ``read_shape`` does, where the file's dim is not ``dim``, and for NaN or
+    infinite values (naming the first snippet that has one).
+    """
+    _, found, dtype = read_shape(path)
+    check_dim(path, found, dim)
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    features = np.ascontiguousarray(stored, dtype=dtype.newbyteorder("="))
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"{path}: snippet {int(np.argmin(finite))} (counted from 0) holds NaN or infinity, "
+            f"as do {int((~finite).sum()) - 1} others; extract the video again"
+        )
+    return features
+
+
+def check_dim(path: str | Path, found: int, wanted: int | None) -> None:
+    """Raise ``UserError`` unless a feature file has the wanted dim (None: any)."""
+    if wanted is not None and found != wanted:
+        raise UserError(
+            f"{path} has features of dim {found}, but {wanted} are expected: "
+            f"they come from another CLIP model than the one in use (--clip, --visual-width)"
+        )

@@ -1,0 +1,139 @@
+"""CSV lists: which feature file is which video, and what its label is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import read_csv, walk_files, write_csv
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a list: one crop of one video.
+
+    ``row`` is the line number in the CSV file, of which the header is line 1.
+    """
+
+    path: Path
+    label: str
+    row: int
+
+    @property
+    def video(self) -> str:
+        return split_crop(self.path.stem)[0]
+
+    @property
+    def crop(self) -> int | None:
+        return split_crop(self.path.stem)[1]
+
+
+def split_crop(stem: str) -> tuple[str, int | None]:
+    """Video name and crop number of a feature file's stem ``NAME__k``; None where there is no ``__k``.
+
+    Only the last ``__k`` counts: names of XD-Violence hold ``__`` themselves.
+    """
+    found = re.fullmatch(r"(.+)__(\d+)", stem, re.DOTALL)
+    return (found.group(1), int(found.group(2))) if found else (stem, None)
+
+
+def read_list(path: str | Path, feature_root: str | Path | None = None, dataset: Dataset | None = None) -> list[Entry]:
+    """Read a list with the header ``path,label``.
+
+    A path is taken as it is if that file exists; else relative to the list's own folder, then to the folder
+    above it; else it is looked for below ``feature_root`` by its longest matching tail, so that lists written
+    on another machine work unedited. With ``dataset`` every label must be one of its labels.
+
+    Raises ``UserError`` for a list that is unreadable or empty, lacks a column or a cell, has an unknown
+    label or names files that are nowhere to be found (all of them in one message).
+    """
+    rows = read_csv(path, "list", ("path", "label"))
+    if not rows:
+        raise UserError(f"list {path} holds no videos")
+    finder = _Finder(Path(path).parent, feature_root)
+    known: set[str] = set()
+    entries, missing = [], []
+    for row, cells in rows:
+        listed, label = cells["path"], cells["label"]
+        place = f"list {path}, row {row}"
+        for column in ("path", "label"):
+            if not cells[column]:
+                raise UserError(f"{place}: the {column} is empty")
+        if dataset and label not in known:
+            try:
+                dataset.encode(label)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from error
+            known.add(label)
+        found = finder.find(listed, place)
+        if found is None:
+            missing.append(f"row {row}: {listed}")
+        else:
+            entries.append(Entry(Path(found), label, row))
+    if missing:
+        where = f"nor below {feature_root}, see" if feature_root else "name the folder that holds them with"
+        raise UserError(
+            f"list {path}: {len(missing)} of {len(rows)} feature files not found, the first in {missing[0]} "
+            f"({where} --feature-root)"
+        )
+    return entries
+
+
+def write_list(path: str | Path, entries: Iterable[Entry]) -> None:
+    write_csv(path, ("path", "label"), ((entry.path.as_posix(), entry.label) for entry in entries))
+
+
+class _Finder:
+    """Finds listed files on this machine; see ``read_list`` for the order in which places are tried."""
+
+    def __init__(self, folder: Path, feature_root: str | Path | None) -> None:
+        if feature_root is not None and not os.path.isdir(feature_root):
+            raise UserError(f"feature root not found: {feature_root}")
+        self.bases = (str(folder), os.path.join(folder, os.pardir))
+        self.root = feature_root
+        self.index: dict[str, list[Path]] | None = None
+
+    def find(self, listed: str, place: str) -> str | Path | None:
+        if os.path.isfile(listed):
+            return listed
+        if not os.path.isabs(listed):
+            for base in self.bases:
+                if os.path.isfile(joined := os.path.join(base, listed)):
+                    return joined
+        if self.root is None:
+            return None
+        # Lists come from Windows machines too; ".." must not lead out of the root.
+        parts = [part for part in re.split(r"[\\/]", listed) if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            if os.path.isfile(joined := os.path.join(self.root, *parts[start:])):
+                return joined
+        return self._search(parts, place) if parts else None
+
+    def _search(self, parts: list[str], place: str) -> Path | None:
+        """The file of that name anywhere below the root whose folders agree best with the listed ones."""
+        if self.index is None:
+            self.index = {}
+            for file in walk_files(self.root, ".npy"):
+                self.index.setdefault(file.name, []).append(file)
+        candidates = self.index.get(parts[-1], [])
+        if len(candidates) > 1:
+            tails = [_common_tail(file.parts, parts) for file in candidates]
+            candidates = [file for file, tail in zip(candidates, tails, strict=True) if tail == max(tails)]
+        for other in candidates[1:]:
+            if not os.path.samefile(candidates[0], other):
+                raise UserError(f"{place}: {'/'.join(parts)} may be {candidates[0]} or {other}; remove one")
+        return candidates[0] if candidates else None
+
+
+def _common_tail(one: Iterable[str], other: Iterable[str]) -> int:
+    length = 0
+    for a, b in zip(reversed(list(one)), reversed(list(other)), strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

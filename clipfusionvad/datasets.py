@@ -1,0 +1,174 @@
+"""The benchmarks: one entry each, with everything that is particular to it. Nothing else names a dataset.
+
+Facts are those of the official annotation files and of the lists that the VadCLIP family released.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clipfusionvad.errors import UserError, nearest
+
+# How the released truth arrays mark a normal video, whatever the dataset calls its normal class.
+NORMAL_IN_TRUTH = "A"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One benchmark.
+
+    ``classes`` maps each label of the CSV lists to its text prompt; the first one is *normal*.
+    """
+
+    name: str
+    title: str
+    classes: dict[str, str]
+    fps: float
+    #: Labels are several class codes joined by "-" (and padded with "0").
+    multi_label: bool = False
+    #: Finds the label in a video's name; group 1 is matched against ``classes`` regardless of case.
+    label_pattern: str = ""
+    #: Further names of a class: folders and file-name stems.
+    aliases: dict[str, str] = field(default_factory=dict)
+    #: The crop that stands for a video in the released test list (file name ``NAME__k.npy``).
+    test_crop: int = 0
+    #: Names of the truth files that the released option files expect.
+    truth_files: dict[str, str] = field(default_factory=dict)
+    #: Names of the CSV files beside them: the lists, and the truth by video name.
+    list_files: dict[str, str] = field(default_factory=dict)
+    #: Name of a made-up video.
+    demo_name: str = "{label}_{number:03d}"
+    #: Anomalous videos at the head of the released test list (what the released ``excludeNormal`` keeps).
+    anomalous_test_videos: int = 0
+    #: What released detection mAP does with a truth label outside the class list: "ignore" or "error".
+    unknown_truth_label: str = "ignore"
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.classes)
+
+    @property
+    def prompts(self) -> list[str]:
+        return list(self.classes.values())
+
+    @property
+    def normal(self) -> str:
+        return self.labels[0]
+
+    def encode(self, label: str) -> np.ndarray:
+        """Multi-hot vector (C,) float32 of a list label; an unknown label is a ``UserError``."""
+        vector = multi_hot([label], self.labels, self.multi_label)[0]
+        if not vector.any():
+            raise UserError(f"unknown label {label!r}{nearest(label, self.labels)}; known: {', '.join(self.labels)}")
+        return vector
+
+    def label_of(self, name: str, folder: str = "") -> str | None:
+        """The list label that a video's name, else its folder, tells; None where neither does."""
+        found = re.search(self.label_pattern, name) if self.label_pattern else None
+        for word in (found.group(1) if found else None, folder):
+            label = self.known_label(word) if word else None
+            if label:
+                return label
+        return None
+
+    def is_normal(self, label: str) -> bool:
+        return bool(self.encode(label)[0])
+
+    def codes(self, label: str) -> list[str]:
+        """The classes that a list label names: several only where the dataset is multi-label."""
+        return [part for part in (label.split("-") if self.multi_label else [label]) if part in self.classes]
+
+    def known_label(self, word: str) -> str | None:
+        """The list label that a word stands for, regardless of case; None where it is none."""
+        if self.multi_label and multi_hot([word], self.labels, True).any():
+            return word
+        known = {**{label.lower(): label for label in self.labels}, **self.aliases}
+        return known.get(word.lower())
+
+
+def multi_hot(labels: list[str], class_labels: list[str], multi_label: bool = False) -> np.ndarray:
+    """Code list labels as vectors (N, C) float32.
+
+    With ``multi_label`` a label is split at "-" and every known part is set (released code: unknown parts
+    are ignored). With two classes everything that is not the first one is the second. A label that names no
+    class gives a row of zeros.
+    """
+    index = {label: column for column, label in enumerate(class_labels)}
+    vectors = np.zeros((len(labels), len(class_labels)), dtype=np.float32)
+    for row, label in enumerate(labels):
+        if len(class_labels) == 2:
+            vectors[row, 0 if label == class_labels[0] else 1] = 1
+            continue
+        for part in label.split("-") if multi_label else [label]:
+            if part in index:
+                vectors[row, index[part]] = 1
+    return vectors
+
+
+UCF = Dataset(
+    name="ucf",
+    title="UCF-Crime",
+    classes={
+        "Normal": "normal",
+        "Abuse": "abuse",
+        "Arrest": "arrest",
+        "Arson": "arson",
+        "Assault": "assault",
+        "Burglary": "burglary",
+        "Explosion": "explosion",
+        "Fighting": "fighting",
+        "RoadAccidents": "roadAccidents",
+        "Robbery": "robbery",
+        "Shooting": "shooting",
+        "Shoplifting": "shoplifting",
+        "Stealing": "stealing",
+        "Vandalism": "vandalism",
+    },
+    fps=30,
+    label_pattern=r"^([A-Za-z]+)(?:_Videos)?_?\d",
+    aliases={
+        "normal_videos": "Normal",
+        "training_normal_videos_anomaly": "Normal",
+        "testing_normal_videos_anomaly": "Normal",
+    },
+    test_crop=5,
+    truth_files={"frames": "gt_ucf.npy", "segments": "gt_segment_ucf.npy", "labels": "gt_label_ucf.npy"},
+    list_files={"train": "ucf_CLIP_rgb.csv", "test": "ucf_CLIP_rgbtest.csv", "truth": "ucf_truth.csv"},
+    demo_name="{label}{number:03d}_x264",
+    anomalous_test_videos=140,
+    unknown_truth_label="ignore",
+)
+
+XD = Dataset(
+    name="xd",
+    title="XD-Violence",
+    classes={
+        "A": "normal",
+        "B1": "fighting",
+        "B2": "shooting",
+        "B4": "riot",
+        "B5": "abuse",
+        "B6": "car accident",
+        "G": "explosion",
+    },
+    fps=24,
+    multi_label=True,
+    label_pattern=r"_label_([^_.]+)",
+    test_crop=0,
+    truth_files={"frames": "gt.npy", "segments": "gt_segment.npy", "labels": "gt_label.npy"},
+    list_files={"train": "xd_CLIP_rgb.csv", "test": "xd_CLIP_rgbtest.csv", "truth": "xd_truth.csv"},
+    demo_name="v={number:03d}__#1_label_{label}",
+    anomalous_test_videos=500,
+    unknown_truth_label="error",
+)
+
+DATASETS = {dataset.name: dataset for dataset in (UCF, XD)}
+
+
+def find_dataset(name: str) -> Dataset:
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}")
+    return DATASETS[name]

@@ -1,0 +1,1 @@
+"""Training, evaluation and checkpoints of whatever method it is given."""

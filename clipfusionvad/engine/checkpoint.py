@@ -1,0 +1,139 @@
+"""Model files: ours, and those that the original projects released, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipfusionvad.clip import ClipWeights
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import read_torch
+from clipfusionvad.models import Method, find_method, method_names
+
+FORMAT = "clipfusionvad-1"
+CLIP_PREFIX = "clipmodel."
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file holds: the weights and, in our own files, how the model was made (``describe``)."""
+
+    path: str
+    state: dict[str, Tensor]
+    method: str | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_model_file(path: str | Path) -> ModelFile:
+    """Read a model file without running code in it.
+
+    Ours name their method; of the others a bare state dict or one under ``model_state_dict`` is taken and the
+    method recognised by its keys.
+    """
+    content = read_torch(path, "model file")
+    if not isinstance(content, dict):
+        raise UserError(f"model file {path} holds no state dict")
+    state = content.get("model_state_dict", content)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model file {path} holds no state dict of tensors")
+    if content.get("format") == FORMAT:
+        return ModelFile(str(path), state, content["made"]["method"], content["made"])
+    return ModelFile(str(path), state, _recognise(state))
+
+
+def _recognise(state: dict[str, Tensor]) -> str | None:
+    return next((name for name in method_names() if find_method(name).recognises(state)), None)
+
+
+def describe(model: Method, clip: ClipWeights, dataset: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model file of ours says about its origin; plain values only."""
+    return {
+        "method": model.name,
+        "dataset": dataset,
+        "options": {key: options[key] for key in model.option_names() if key in options},
+        "clip": clip.source,
+        "clip_fingerprint": clip.fingerprint,
+    }
+
+
+def own_state(model: Method) -> dict[str, Tensor]:
+    """The weights of a model without frozen CLIP, which ``--clip`` brings back; on the CPU, copied."""
+    return {
+        key: value.detach().cpu().clone()
+        for key, value in model.state_dict().items()
+        if not key.startswith(CLIP_PREFIX)
+    }
+
+
+def model_content(made: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
+    """A model file of ours, to be written with ``files.write_torch``."""
+    return {"format": FORMAT, "made": dict(made), **extra, "model_state_dict": dict(state)}
+
+
+def load_weights(model: Method, path: str | Path) -> None:
+    """Load a released model file, or one of ours, into a model.
+
+    CLIP inside the file replaces the model's. Raises ``UserError`` for a file of another method, and for keys
+    that are missing, unknown or of another shape; then nothing is loaded.
+    """
+    load_model_file(model, read_model_file(path))
+
+
+def load_model_file(model: Method, file: ModelFile) -> None:
+    """``load_weights`` for a file already read."""
+    check_method(file, model.name)
+    own = model.state_dict()
+    given = {key: value for key, value in file.state.items() if key in own or not key.startswith(CLIP_PREFIX)}
+    missing = [key for key in own if key not in given and not key.startswith(CLIP_PREFIX)]
+    unknown = [key for key in given if key not in own]
+    reshaped = [key for key in given if key in own and given[key].shape != own[key].shape]
+    if missing or unknown or reshaped:
+        raise UserError(f"{file.path} does not fit {model.name}: {_misfit(missing, unknown, reshaped, given, own)}")
+    bad = [key for key, value in given.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{file.path} holds values that are not finite, first in {bad[0]}")
+    model.load_state_dict(given, strict=False)
+
+
+def check_method(file: ModelFile, method: str) -> None:
+    """Refuse a file that says, or whose keys show, that it belongs to another method."""
+    if file.method not in (None, method):
+        raise UserError(f"{file.path} is a checkpoint of {file.method}, not of {method}: use --method {file.method}")
+
+
+def check_clip(file: ModelFile, clip: ClipWeights) -> None:
+    """Refuse a CLIP other than the one that a model file of ours was trained with."""
+    if file.made.get("clip_fingerprint", clip.fingerprint) != clip.fingerprint:
+        raise UserError(
+            f"{file.path} was trained with CLIP {file.made['clip']}, whose text tower differs from that of "
+            f"{clip.source}: pass the same --clip"
+        )
+
+
+def _misfit(missing: list[str], unknown: list[str], reshaped: list[str], given: Mapping, own: Mapping) -> str:
+    parts = [f"{what} {_some(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+    if reshaped:
+        key = reshaped[0]
+        parts.append(
+            f"other shapes: {key} is {tuple(given[key].shape)} in the file and {tuple(own[key].shape)} by the options"
+            + (f" (and {len(reshaped) - 1} more)" if len(reshaped) > 1 else "")
+        )
+    return "; ".join(parts) + ". Do the options (layers, widths, switches) match those it was trained with?"
+
+
+def _some(keys: list[str], limit: int = 3) -> str:
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def released_state(model: Method, clip: ClipWeights) -> dict[str, Tensor]:
+    """The bare state dict that the original code loads: the model's own weights and the whole of CLIP."""
+    state = own_state(model)
+    state |= {CLIP_PREFIX + key: value.detach().cpu() for key, value in clip.state.items() if isinstance(value, Tensor)}
+    # The text tower that the model runs with wins over the file's, should they differ.
+    state |= {key: value.to(state[key].dtype) for key, value in model.state_dict().items() if key in state}
+    return {key: torch.as_tensor(value).cpu().contiguous() for key, value in state.items()}

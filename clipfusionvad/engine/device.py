@@ -1,0 +1,33 @@
+"""Where and in what precision a model runs."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from clipfusionvad.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes the first GPU if there is one; anything that torch cannot use here is a ``UserError``.
+
+    Also makes this process flush denormals: saturated gates and far-apart snippets give gradients below
+    1e-38, on which a CPU is tens of times slower.
+    """
+    torch.set_flush_denormal(True)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bf16 autocast for ``precision`` "bf16", nothing for "fp32"."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,264 @@
+"""The training loop: one for every method, dataset and protocol, resumable at any step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
+from clipfusionvad.engine.checkpoint import FORMAT, ModelFile, load_model_file, model_content, own_state
+from clipfusionvad.engine.device import autocast
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import link_or_copy, read_torch, write_torch
+from clipfusionvad.models import Method
+from clipfusionvad.runs import BEST, LAST, RunLog
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved its state."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how fast, how often.
+
+    ``eval_every`` counts samples anew in each epoch, from the index of the batch (released code): evaluation
+    follows batch i where i · samples is a multiple of it and i > 0; 0 evaluates after each epoch.
+    ``paper`` keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
+    eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best
+    weights so far, while the optimizer goes on.
+    """
+
+    max_epoch: int
+    lr: float
+    milestones: tuple[int, ...]
+    rate: float
+    eval_every: int
+    select: str
+    paper: bool
+
+
+@dataclass
+class Progress:
+    """Where a training stands; ``batch`` counts the finished batches of ``epoch``."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    eval_mode: bool = False
+    best_score: float = 0.0
+    best_step: int = 0
+
+
+class Trainer:
+    """Trains ``model`` on the batches of ``plan``.
+
+    ``evaluate`` scores the model and returns metrics, of which ``schedule.select`` picks the best weights
+    (strictly greater than before, starting at 0). ``made`` describes the model in its files.
+    """
+
+    def __init__(
+        self,
+        model: Method,
+        bags: Bags,
+        plan: BatchPlan,
+        schedule: Schedule,
+        evaluate: Callable[[Method], dict[str, Any]],
+        made: Mapping[str, Any],
+        device: torch.device,
+        precision: str = "fp32",
+        workers: int = 0,
+    ):
+        self.model, self.bags, self.plan, self.schedule = model.to(device), bags, plan, schedule
+        self.evaluate, self.made = evaluate, made
+        self.device, self.precision, self.workers = device, precision, workers
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=schedule.lr)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, schedule.milestones, schedule.rate)
+        self.progress = Progress()
+        self.best_state: dict[str, Tensor] | None = None
+        self.last_state: dict[str, Tensor] | None = None
+        self._stop = threading.Event()
+
+    def fit(self, folder: Path, checkpoint_path: Path | None = None) -> None:
+        """Train to the end, recording in ``folder``; then ``best_state`` and ``last_state`` hold the weights.
+
+        ``best_state`` is None where no evaluation ever scored above 0. SIGINT and SIGTERM raise ``Stopped``
+        after the step in progress, with everything saved.
+        """
+        log = RunLog(folder, self.progress.step)
+        try:
+            with self._stop_on_signals():
+                self.save(folder, checkpoint_path)
+                while self.progress.epoch < self.schedule.max_epoch:
+                    self._train_epoch(log, folder, checkpoint_path)
+                    self._end_epoch(log, folder)
+                    self.save(folder, checkpoint_path)
+        finally:
+            log.close()
+
+    def _train_epoch(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> None:
+        progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
+        self.model.train(not progress.eval_mode)
+        batches = load_batches(self.bags, plan[progress.batch :], self.workers)
+        title = f"epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
+        with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
+            for visual, lengths, targets in batches:
+                rows = plan[progress.batch]
+                losses = self._step(visual, lengths, targets, rows)
+                progress.batch += 1
+                progress.step += 1
+                log.log_step(progress.step, progress.epoch, losses, self.optimizer.param_groups[0]["lr"])
+                bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
+                bar.update()
+                if self._evaluation_due(len(rows)):
+                    self._keep_if_best(log, folder)
+                    # Evaluation has put the model into eval mode.
+                    progress.eval_mode = self.schedule.paper
+                    self.model.train(not progress.eval_mode)
+                    log.flush()
+                    self.save(folder, checkpoint_path)
+                if self._stop.is_set():
+                    log.flush()
+                    self.save(folder, checkpoint_path)
+                    raise Stopped
+
+    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, rows: Any) -> dict[str, float]:
+        visual, lengths, targets = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
+        with autocast(self.device, self.precision):
+            output = self.model(visual, lengths)
+        terms = self.model.losses(output, targets, lengths)
+        total = torch.stack(list(terms.values())).sum()
+        values = {name: term.item() for name, term in terms.items()}
+        if not all(map(math.isfinite, values.values())):
+            videos = ", ".join(self.bags.entries[row].video for row in rows[:8])
+            raise UserError(f"loss is not finite at step {self.progress.step + 1} ({values}); videos: {videos}, …")
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        return values
+
+    def _evaluation_due(self, samples: int) -> bool:
+        index = self.progress.batch - 1
+        return bool(self.schedule.eval_every) and index > 0 and index * samples % self.schedule.eval_every == 0
+
+    def _end_epoch(self, log: RunLog, folder: Path) -> None:
+        self.scheduler.step()
+        if not self.schedule.eval_every or self.best_state is None:
+            self._keep_if_best(log, folder)
+        if self.progress.epoch + 1 == self.schedule.max_epoch:
+            self.last_state = own_state(self.model)
+        if self.schedule.paper and self.best_state is not None:
+            self.model.load_state_dict(self.best_state, strict=False)
+        self.progress.epoch += 1
+        self.progress.batch, self.progress.eval_mode = 0, False
+        log.flush()
+
+    def _keep_if_best(self, log: RunLog, folder: Path) -> None:
+        metrics = self.evaluate(self.model)
+        if self.schedule.select not in metrics:
+            raise UserError(f"--select {self.schedule.select}: {self.model.name} has no such metric")
+        score = metrics[self.schedule.select]
+        improved = score > self.progress.best_score
+        if improved:
+            self.progress.best_score, self.progress.best_step = score, self.progress.step
+            self.best_state = own_state(self.model)
+            write_torch(folder / BEST, model_content(self.made, self.best_state, step=self.progress.step))
+        log.log_evaluation(
+            {
+                "step": self.progress.step,
+                "epoch": self.progress.epoch,
+                "improved": improved,
+                "metrics": metrics,
+            }
+        )
+        mark = "  *" if improved else ""
+        tqdm.write(f"step {self.progress.step}: {self.schedule.select} {score:.4f}{mark}")
+
+    def save(self, folder: Path, checkpoint_path: Path | None) -> None:
+        """Write the whole state to ``last.pt``: it alone decides where a resumed run goes on."""
+        content = model_content(
+            self.made,
+            own_state(self.model),
+            progress=asdict(self.progress),
+            optimizer_state_dict=self.optimizer.state_dict(),
+            scheduler_state_dict=self.scheduler.state_dict(),
+            best_state_dict=self.best_state,
+            last_state_dict=self.last_state,
+            rng_state=torch.get_rng_state(),
+            schedule=_plain(self.schedule),
+        )
+        write_torch(folder / LAST, content)
+        if checkpoint_path is not None:
+            link_or_copy(folder / LAST, checkpoint_path)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a state that ``save`` wrote, or from a training checkpoint of the original code."""
+        content = read_torch(path, "checkpoint")
+        if not isinstance(content, dict) or "optimizer_state_dict" not in content:
+            raise UserError(f"{path} is no training checkpoint (it holds no optimizer state)")
+        if content.get("format") != FORMAT:
+            self._resume_released(content, path)
+            return
+        if content["schedule"] != _plain(self.schedule):
+            raise UserError(f"{path} was trained on another schedule: resume it with the options of its run")
+        self._load_model(content["model_state_dict"], path)
+        self.optimizer.load_state_dict(content["optimizer_state_dict"])
+        self.scheduler.load_state_dict(content["scheduler_state_dict"])
+        self.progress = Progress(**content["progress"])
+        self.best_state, self.last_state = content["best_state_dict"], content["last_state_dict"]
+        torch.set_rng_state(content["rng_state"])
+
+    def _resume_released(self, content: Mapping[str, Any], path: Path) -> None:
+        """{epoch, model_state_dict, optimizer_state_dict, ap}: go on after that epoch with its weights as best."""
+        state = content["model_state_dict"]
+        self._load_model(state, path)
+        # Their optimizer numbers all parameters in the order of the state dict, frozen CLIP included.
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        names = [key for key in state if not key.endswith(buffers)]
+        moments = {names[index]: value for index, value in content["optimizer_state_dict"]["state"].items()}
+        own = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        merged = self.optimizer.state_dict()
+        merged["state"] = {index: moments[name] for index, name in enumerate(own) if name in moments}
+        self.optimizer.load_state_dict(merged)
+        self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
+        for _ in range(self.progress.epoch):
+            self.scheduler.step()
+        self.best_state = own_state(self.model)
+
+    def _load_model(self, state: dict[str, Tensor], path: Path) -> None:
+        load_model_file(self.model, ModelFile(str(path), state))
+
+    @contextlib.contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a stop after the current step; a second one acts as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        previous = {kind: signal.getsignal(kind) for kind in kinds}
+
+        def stop(kind: int, frame: Any) -> None:
+            self._stop.set()
+            signal.signal(kind, previous[kind])
+
+        for kind in kinds:
+            signal.signal(kind, stop)
+        try:
+            yield
+        finally:
+            for kind, handler in previous.items():
+                signal.signal(kind, handler)
+
+
+def _plain(schedule: Schedule) -> dict[str, Any]:
+    return asdict(schedule) | {"milestones": list(schedule.milestones)}

@@ -1,0 +1,42 @@
+"""The one way in which bad input is reported: a single line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Bad input that its author can mend: the message says what, which file, which row, and what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word closest to ``word``, as a hint to append to a message; empty where nothing is close."""
+    lowered = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+
+
+def warn(message: str) -> None:
+    """Say something the user should know but that does not stop the run."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run_main(body: Callable[[], int | None]) -> int:
+    """Run a program's body and turn its outcome into an exit code.
+
+    ``UserError`` becomes one line and code 2, Ctrl-C one line and code 130; anything else is a bug of ours
+    and keeps its traceback.
+    """
+    try:
+        return body() or 0
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

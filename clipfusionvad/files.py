@@ -1,0 +1,255 @@
+"""Reading untrusted files without running their code, and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from clipfusionvad.errors import UserError
+
+# What a pickled numpy object array is made of; every other global is refused.
+_ARRAY_GLOBALS = {
+    (module, name)
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+    for name in ("_reconstruct", "scalar")
+} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` and rename it to ``path`` once the body has ended without error."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; results are for everyone the umask allows.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write strict JSON (NaN becomes null)."""
+    write_text(path, json.dumps(without_nan(value), indent=2) + "\n")
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    with atomic_write(path) as file:
+        np.save(file, array)
+
+
+def write_torch(path: str | Path, value: Any) -> None:
+    with atomic_write(path) as file:
+        torch.save(value, file)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` another name of ``source``, or a copy where the file system has no hard links."""
+    try:
+        if target.resolve() == source.resolve():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+        # Renaming one of two names of a file to the other leaves both.
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def read_torch(path: str | Path, what: str) -> Any:
+    """Load a torch file on the CPU without running pickled code; ``what`` names it in messages."""
+    _must_exist(path, what)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
+        ) from error
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+    ) as error:
+        raise UserError(f"{what} {path} is not a readable torch file: it may be damaged or incomplete") from error
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a UTF-8 file (a byte-order mark is dropped); a file that is no text is a ``UserError``."""
+    _must_exist(path, what)
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not a text file") from error
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    if "\0" in text:
+        raise UserError(f"{what} {path} is not a text file")
+    return text
+
+
+def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file as (line number in the file, cells by column name); the header is line 1.
+
+    Cells are stripped (released lists have stray spaces) and blank lines skipped. A missing column or a row
+    that is longer than the header is a ``UserError``; cells missing at a row's end are empty.
+    """
+    rows: list[tuple[int, dict[str, str]]] = []
+    header: list[str] = []
+    try:
+        # newline=None: files from every platform.
+        text = io.StringIO(read_text(path, what), newline=None)
+        reader = csv.reader(text, strict=True, skipinitialspace=True)
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if not header:
+                header = cells
+                continue
+            if any(cells[len(header) :]):
+                place = f"{what} {path}, row {reader.line_num}"
+                raise UserError(f"{place}: {len(cells)} cells, the header has {len(header)}")
+            cells += [""] * (len(header) - len(cells))
+            rows.append((reader.line_num, dict(zip(header, cells, strict=False))))
+    except csv.Error as error:
+        raise UserError(f"{what} {path}, row {reader.line_num}: not readable as CSV: {error}") from error
+    if not header:
+        raise UserError(f"{what} {path} is empty")
+    for column in columns:
+        if column not in header:
+            raise UserError(f"{what} {path} has no column {column!r}; its header is {','.join(header)[:100]!r}")
+    return rows
+
+
+def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
+    """Every file below ``folder`` whose name ends in ``suffix``, sorted; linked folders are entered once."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffix))
+
+
+def read_array(path: str | Path, what: str) -> np.ndarray:
+    """Read a .npy file; object arrays (as released ground truth has them) go through a restricted unpickler."""
+    _must_exist(path, what)
+    try:
+        with open(path, "rb") as file:
+            shape, _, dtype = read_npy_header(file)
+            if dtype.hasobject:
+                array = _ArrayUnpickler(file).load()
+                if not isinstance(array, np.ndarray) or array.shape != shape:
+                    raise ValueError("the pickled value is not the array that the header announces")
+                return array
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+    except _ForbiddenGlobal as error:
+        raise UserError(f"{what} {path} would run foreign code ({error}); refused") from error
+    except (ValueError, EOFError, OSError, pickle.UnpicklingError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{what} {path} is not a readable .npy file: {error}") from error
+
+
+def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an open .npy file; the file is left at the first data byte.
+
+    A damaged header is a ``ValueError``.
+    """
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"unsupported .npy format version {version}")
+    try:
+        return read_header(file)
+    except OSError:
+        raise
+    # numpy evaluates the header as Python text, so a damaged one can fail in every way that a parser has.
+    except Exception as error:
+        raise ValueError(f"damaged header: {error}") from error
+
+
+class _ForbiddenGlobal(pickle.UnpicklingError):
+    pass
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles arrays of strings, numbers and lists, and refuses every other class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_GLOBALS:
+            raise _ForbiddenGlobal(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def _must_exist(path: str | Path, what: str) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"{what} not found: {path}")
+
+
+def without_nan(value: Any) -> Any:
+    """A copy of nested plain values with None for what strict JSON cannot say: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,299 @@
+"""Fine-grained detection mAP on intervals: the released procedure, and what the papers say it is.
+
+Every step works on all videos and classes at once. Snippet rows stand for runs of equal frames, so frames are
+never materialised and IoUs are differences of bounds instead of frame sets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from clipfusionvad.datasets import DATASETS, NORMAL_IN_TRUTH
+
+IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+# Constants of the released procedure.
+TOP_FRACTION = 16  # a video's class score is the mean of its top 1/16 of frames
+DEPTH = 0.6  # segments are where the curve is above max - DEPTH * (max - min)
+VIDEO_SHARE = 0.7  # of the video's class score, added to a segment's own
+MIN_FRAMES = 2
+
+
+class DetectionResult(TypedDict):
+    """``map`` per IoU and ``average`` of them in percent; ``per_class`` AP (C,) per IoU in 0..1."""
+
+    map: dict[float, float]
+    average: float
+    per_class: dict[float, np.ndarray]
+
+
+class _Rows(NamedTuple):
+    """The rows of all videos, joined; videos without rows have no slot."""
+
+    curves: np.ndarray  # (C, R) float32
+    slot: np.ndarray  # (R,) to which of the S slots a row belongs
+    first: np.ndarray  # (S,) first row of each slot
+    video: np.ndarray  # (S,) index of the slot's video
+    start: np.ndarray  # (R,) first frame of a row within its video
+    end: np.ndarray  # (R,) one past its last frame
+
+
+class _Spans(NamedTuple):
+    """Segments [start, end) in frames, as columns of one length."""
+
+    video: np.ndarray
+    label: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    def where(self, keep: np.ndarray) -> _Spans:
+        return _Spans(*(column[keep] for column in self))
+
+
+def detection_map(
+    class_probs: Sequence[ArrayLike],
+    segments: Sequence[Sequence[Sequence[int | str]]],
+    labels: Sequence[Sequence[str]],
+    class_labels: Sequence[str],
+    exclude_normal: bool = False,
+    frames: Sequence[ArrayLike] | None = None,
+    unknown_labels: Literal["ignore", "error"] | None = None,
+) -> DetectionResult:
+    """Detection mAP exactly as the released test scripts of the VadCLIP family compute it, quirks included.
+
+    Per video: ``class_probs`` (frames, C), taken as float32; ``segments``, pairs [start, end) in frames,
+    numbers or strings; ``labels``, one per segment. ``class_labels``: the C labels, normal first. With
+    ``frames``, per video (rows,) integers, a row of ``class_probs`` stands for that many frames, and the
+    result is that of repeating the rows. Truth of videos past the end of ``class_probs`` counts as missed.
+
+    Quirks kept:
+    - the mean is over all C classes, those without ground truth included (their AP is 0);
+    - a class without any predicted segment makes the mAP 0;
+    - on UCF-Crime the truth says "A" for normal and the class list "Normal", so normal is never matched;
+    - ``exclude_normal`` cuts only the predictions (to the anomalous videos at the head of the list) and
+      keeps all classes and all ground truth;
+    - a video of fewer than 16 frames, or a NaN in a class's curve, yields no segment there.
+
+    The one liberty: equal scores keep the order of video and time, where the release sorts unstably, so that
+    its numbers on ties depend on numpy's build and the processor.
+
+    ``unknown_labels`` says what a truth label outside ``class_labels`` does; None: what it does in the
+    release of the dataset with these ``class_labels``, "error" for other class lists. Raises ``ValueError``
+    on such a label, on shapes that do not fit and on segment bounds that are no integers.
+    """
+    dataset = next((known for known in DATASETS.values() if known.labels == list(class_labels)), None)
+    if unknown_labels is None:
+        unknown_labels = dataset.unknown_truth_label if dataset else "error"
+    truth = _read_truth(segments, labels, {label: c for c, label in enumerate(class_labels)}, unknown_labels)
+    if exclude_normal:
+        normal = {NORMAL_IN_TRUTH, class_labels[0]}
+        leading = itertools.takewhile(lambda names: not normal.issuperset(names), labels)
+        kept = (dataset and dataset.anomalous_test_videos) or sum(1 for _ in leading)
+        class_probs, frames = class_probs[:kept], None if frames is None else frames[:kept]
+    found, score = _find_segments(_join(class_probs, frames, len(class_labels)))
+    ap = _average_precision(found, score, truth, len(class_labels))
+    every_class_found = len(np.unique(found.label)) == len(class_labels)
+    return _result(ap, ap.mean(axis=1) if every_class_found else np.zeros(len(IOUS)))
+
+
+def corrected_detection_map(
+    class_probs: Sequence[ArrayLike],
+    segments: Sequence[Sequence[Sequence[int | str]]],
+    labels: Sequence[Sequence[str]],
+    class_labels: Sequence[str],
+    frames: Sequence[ArrayLike] | None = None,
+    normal_label: str = NORMAL_IN_TRUTH,
+    unknown_labels: Literal["ignore", "error"] = "error",
+) -> dict[str, DetectionResult]:
+    """Detection mAP as the papers describe it; inputs and errors as in ``detection_map``.
+
+    ``"normal_matched"`` differs from ``detection_map`` in that
+    - ``normal_label`` in the truth is ``class_labels[0]``, whatever the dataset calls it;
+    - a class without any predicted segment has AP 0 and leaves the other classes alone;
+    - the mean is over the classes that have ground truth.
+
+    ``"anomalous_only"`` differs further in that
+    - videos without an anomalous truth segment are left out, with their predictions and their truth;
+    - the normal class is left out of the mean.
+
+    ``per_class`` is NaN for classes outside the mean; the mean is NaN where no class is left.
+    """
+    index = {label: c for c, label in enumerate(class_labels)} | {normal_label: 0}
+    truth = _read_truth(segments, labels, index, unknown_labels)
+    found, score = _find_segments(_join(class_probs, frames, len(class_labels)))
+    anomalous = np.unique(truth.video[truth.label > 0])
+    kept = np.isin(found.video, anomalous)
+    return {
+        "normal_matched": _mean_over_truth(found, score, truth, len(class_labels)),
+        "anomalous_only": _mean_over_truth(
+            found.where(kept), score[kept], truth.where(truth.label > 0), len(class_labels)
+        ),
+    }
+
+
+def _mean_over_truth(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> DetectionResult:
+    ap = _average_precision(found, score, truth, classes)
+    counted = np.bincount(truth.label, minlength=classes) > 0
+    mean = ap[:, counted].mean(axis=1) if counted.any() else np.full(len(IOUS), np.nan)
+    return _result(np.where(counted, ap, np.nan), mean)
+
+
+def _result(ap: np.ndarray, mean: np.ndarray) -> DetectionResult:
+    return {
+        "map": dict(zip(IOUS, (100 * mean).tolist(), strict=True)),
+        "average": float(100 * mean.mean()),
+        "per_class": dict(zip(IOUS, ap, strict=True)),
+    }
+
+
+def _read_truth(segments: Sequence, labels: Sequence, index: dict[str, int], unknown: str) -> _Spans:
+    """Ground truth in list order; labels outside ``index`` are left out or, with "error", refused."""
+    if len(segments) != len(labels):
+        raise ValueError(f"{len(segments)} videos have truth segments but {len(labels)} have truth labels")
+    rows = []
+    for video, (spans, names) in enumerate(zip(segments, labels, strict=True)):
+        if len(spans) != len(names):
+            raise ValueError(f"video {video} has {len(spans)} truth segments but {len(names)} truth labels")
+        for span, name in zip(spans, names, strict=True):
+            if name in index:
+                try:
+                    start, end = map(int, span)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"video {video}: {span!r} is no pair of frame numbers") from error
+                rows.append((video, index[name], start, end))
+            elif unknown == "error":
+                raise ValueError(f"video {video} has the truth label {str(name)!r}, which is no class")
+    return _Spans(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
+
+
+def _join(class_probs: Sequence[ArrayLike], frames: Sequence[ArrayLike] | None, classes: int) -> _Rows:
+    probs = [np.asarray(values, dtype=np.float32) for values in class_probs]
+    for video, values in enumerate(probs):
+        if values.ndim != 2 or values.shape[1] != classes:
+            raise ValueError(f"class_probs[{video}] has shape {values.shape}, not (frames, {classes})")
+    lengths = np.array([len(values) for values in probs], dtype=np.int64)
+    rows = np.concatenate([*probs, np.empty((0, classes), np.float32)])
+    video = np.repeat(np.arange(len(probs)), lengths)
+    if frames is None:
+        # Frames that repeat the one before (as every snippet does 16 times) become one row.
+        new = np.ones(len(rows), dtype=bool)
+        new[1:] = (rows[1:] != rows[:-1]).any(axis=1) | (video[1:] != video[:-1])
+        kept = np.flatnonzero(new)
+        count = np.diff(kept, append=len(rows))
+    else:
+        counts = [np.asarray(values) for values in frames]
+        if [values.shape for values in counts] != [(length,) for length in lengths]:
+            raise ValueError("frames must hold one number per row of class_probs, for every video")
+        count = np.concatenate([*counts, np.empty(0, np.int64)]).astype(np.int64)
+        if (count < 0).any():
+            raise ValueError("a row cannot stand for fewer than 0 frames")
+        kept = np.flatnonzero(count)
+        count = count[kept]
+    present, first, slot = np.unique(video[kept], return_index=True, return_inverse=True)
+    end = np.cumsum(count)
+    start = end - count
+    origin = start[first][slot]
+    return _Rows(np.ascontiguousarray(rows[kept].T), slot, first, present, start - origin, end - origin)
+
+
+def _find_segments(rows: _Rows) -> tuple[_Spans, np.ndarray]:
+    """Predicted segments, ordered by class, video and time, and their scores float32."""
+    curves, slot = rows.curves, rows.slot
+    video_score = _video_scores(rows)
+    with np.errstate(invalid="ignore"):  # a NaN or infinite maximum gives a threshold that nothing exceeds
+        high = np.maximum.reduceat(curves, rows.first, axis=1)
+        low = np.minimum.reduceat(curves, rows.first, axis=1)
+        # The released code takes the difference in float32 and goes on in float64.
+        threshold = high - DEPTH * (high - low).astype(np.float64)
+    # The released code zeroes the curves of such classes, and nothing rises above a flat curve's threshold.
+    threshold[~(video_score > 0)] = np.inf
+    above = curves > threshold[:, slot]
+
+    border = slot[1:] != slot[:-1]
+    opens, closes = above.copy(), above.copy()
+    opens[:, 1:] &= ~above[:, :-1] | border
+    closes[:, :-1] &= ~above[:, 1:] | border
+    label, begin = np.nonzero(opens)
+    _, last = np.nonzero(closes)
+    start, end = rows.start[begin], rows.end[last]
+
+    # Maxima of the runs: every second stretch between the flat bounds of the runs.
+    bounds = (label * curves.shape[1] + np.stack([begin, last + 1])).T.ravel()
+    peak = np.maximum.reduceat(curves.ravel(), bounds[: np.searchsorted(bounds, curves.size)])[::2]
+    score = peak + np.float32(VIDEO_SHARE) * video_score[label, slot[begin]]
+    # No NMS: the released code applies it to the disjoint runs of a single threshold, so it removes none.
+    found = _Spans(rows.video[slot[begin]], label, start, end)
+    long_enough = end - start >= MIN_FRAMES
+    return found.where(long_enough), score[long_enough]
+
+
+def _video_scores(rows: _Rows) -> np.ndarray:
+    """Mean of the top floor(N / 16) frames of each class and slot: (C, S) float32, 0 where N < 16."""
+    frames = rows.end - rows.start
+    bounds = itertools.pairwise([*rows.first, len(frames)])
+    # One video at a time: sorting pieces that fit the cache is several times faster than one sort of all.
+    means = [_top_mean(rows.curves[:, start:end], frames[start:end]) for start, end in bounds]
+    return np.array(means, dtype=np.float32).reshape(-1, len(rows.curves)).T
+
+
+def _top_mean(curves: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """(C,) from one video's curves (C, n) and the frames (n,) behind each row."""
+    top = int(frames.sum()) // TOP_FRACTION
+    if not top:
+        return np.zeros(len(curves), dtype=np.float32)
+    order = np.argsort(-curves, axis=1)
+    frames = frames[order]
+    taken = np.minimum(np.maximum(top + frames - np.cumsum(frames, axis=1), 0), frames)
+    best = np.repeat(np.take_along_axis(curves, order, axis=1).ravel(), taken.ravel())
+    # The top frames are about as many as the snippets, so they can be repeated. They must be: the released
+    # code adds float32 frames one by one, the highest first, and its rounding decides which of two close
+    # segments leads. numpy adds in this order along the first axis of a C-ordered matrix.
+    return np.ascontiguousarray(best.reshape(-1, top).T).mean(axis=0)
+
+
+def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> np.ndarray:
+    """AP (IoUs, C) of predictions ordered by (class, video), as ``_find_segments`` gives them.
+
+    Over all videos, predictions of a class take, by falling score, the unused truth segment of their video
+    with the best IoU that reaches the threshold. AP = sum of the precisions at the hits / truth segments.
+    """
+    order = np.lexsort((-score, found.label))  # stable: equal scores stay in order of video and time
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+
+    # Pairs of a truth segment g and every prediction p of its class and video.
+    videos = 1 + max(found.video.max(initial=0), truth.video.max(initial=0))
+    key = found.label * videos + found.video
+    low, high = (np.searchsorted(key, truth.label * videos + truth.video, side) for side in ("left", "right"))
+    g = np.repeat(np.arange(len(low)), high - low)
+    p = np.arange(len(g)) + np.repeat(high - np.cumsum(high - low), high - low)
+    shared = np.minimum(found.end[p], truth.end[g]) - np.maximum(found.start[p], truth.start[g])
+    shared = np.maximum(shared, 0)
+    union = found.end[p] - found.start[p] + np.maximum(truth.end[g] - truth.start[g], 0) - shared
+    iou = shared / union
+
+    # Matching is sequential; all thresholds go through it together, one bit each.
+    reached = np.searchsorted(IOUS, iou, side="right")
+    pairs = np.flatnonzero(reached)
+    pairs = pairs[np.lexsort((g[pairs], -iou[pairs], place[p[pairs]]))]
+    hits, used = bytearray(len(order)), bytearray(len(low))
+    for at, segment, bits in zip(
+        place[p[pairs]].tolist(), g[pairs].tolist(), ((1 << reached[pairs]) - 1).tolist(), strict=True
+    ):
+        new = bits & ~hits[at] & ~used[segment]
+        hits[at] |= new
+        used[segment] |= new
+
+    # Hits come ordered by (threshold, class, place): counting them within their group gives their precision.
+    threshold, at = np.nonzero(np.frombuffer(hits, np.uint8) >> np.arange(len(IOUS))[:, None] & 1)
+    label = found.label[order][at]
+    group = threshold * classes + label
+    nth = np.arange(1, len(group) + 1) - np.searchsorted(group, group)
+    precision = nth / (at + 1 - np.searchsorted(found.label, label))
+    total = np.bincount(group, precision, minlength=len(IOUS) * classes).reshape(len(IOUS), classes)
+    return total / np.maximum(np.bincount(truth.label, minlength=classes), 1)

@@ -1,0 +1,84 @@
+"""Frame-level AUC and AP, from frames or, with the same numbers, from snippets weighted by their frames."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None = None) -> dict[str, float]:
+    """Ranking metrics of one score per frame, the frames of all test videos joined.
+
+    scores (N,) finite, any unit, higher is more anomalous; gt (N,) 0 or 1; ``anomalous`` (N,) bool tells the
+    frames of anomalous videos. Returns ``{"auc", "ap"}`` in 0..1 and, given ``anomalous``, ``"ano_auc"``: the
+    AUC over those frames only (the papers' Ano-AUC). A metric over frames of one class only is NaN.
+    Raises ``ValueError`` on lengths that differ, scores that are not finite and truth that is not 0/1.
+    """
+    gt = _truth(gt)
+    return snippet_metrics(scores, gt, np.ones_like(gt), anomalous)
+
+
+def snippet_metrics(
+    scores: ArrayLike, positives: ArrayLike, frames: ArrayLike, anomalous: ArrayLike | None = None
+) -> dict[str, float]:
+    """What ``frame_metrics`` gives when every score is repeated ``frames`` times, without repeating any.
+
+    scores (n,), one per snippet; positives (n,), abnormal frames in the snippet; frames (n,), all frames in
+    the snippet (see ``count_frames``); anomalous (n,) bool, whether the snippet's video is anomalous. Results
+    and errors as in ``frame_metrics``; also ``ValueError`` where not 0 <= positives <= frames.
+    """
+    scores, positives, frames = (np.asarray(values, dtype=np.float64) for values in (scores, positives, frames))
+    named = {"scores": scores, "truth": positives, "frames": frames}
+    if anomalous is not None:
+        named["anomalous"] = anomalous = np.asarray(anomalous, dtype=bool)
+    if scores.ndim != 1 or any(values.shape != scores.shape for values in named.values()):
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in named.items())
+        raise ValueError(f"scores and truth must be vectors of one length, not {shapes}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"score {np.flatnonzero(~np.isfinite(scores))[0]} is not finite")
+    if not ((positives >= 0) & (positives <= frames)).all():
+        raise ValueError("a snippet cannot hold fewer than 0 abnormal frames, nor more than it has frames")
+    auc, ap = _ranking(scores, positives, frames)
+    metrics = {"auc": auc, "ap": ap}
+    if anomalous is not None:
+        metrics["ano_auc"], _ = _ranking(scores[anomalous], positives[anomalous], frames[anomalous])
+    return metrics
+
+
+def count_frames(gt_frames: ArrayLike, snippets: int, stride: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Abnormal and all frames behind each of one video's snippets: two (snippets,) int64 vectors.
+
+    gt_frames (F,) 0 or 1. Follows the rule that each score is repeated ``stride`` times and the result is
+    cut, or held at its last value, to F frames: the last snippet takes all that is left, snippets past F get
+    none. Raises ``ValueError`` on truth that is not 0/1 and on frames without any snippet.
+    """
+    gt_frames = _truth(gt_frames)
+    if snippets < 1 and len(gt_frames):
+        raise ValueError(f"no snippet to stand for {len(gt_frames)} frames")
+    edges = np.minimum(np.arange(snippets + 1) * stride, len(gt_frames))
+    edges[-1] = len(gt_frames)
+    abnormal_before = np.concatenate([[0], np.cumsum(gt_frames)])
+    return np.diff(abnormal_before[edges]), np.diff(edges)
+
+
+def _truth(gt: ArrayLike) -> np.ndarray:
+    gt = np.asarray(gt)
+    if gt.ndim != 1 or not ((gt == 0) | (gt == 1)).all():
+        raise ValueError("frame truth must be a vector of 0 and 1")
+    return gt.astype(np.int64)
+
+
+def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
+    """AUC and AP of snippets, each of which counts as abnormal and as normal by the frames it has of both."""
+    weight = np.concatenate([positives, frames - positives])
+    truth = np.repeat([1, 0], len(scores))
+    # scikit-learn would rank rows without weight too and so place thresholds where no frame is.
+    counted = weight > 0
+    truth, weight, scores = truth[counted], weight[counted], np.tile(scores, 2)[counted]
+    if truth.all() or not truth.any():
+        return float("nan"), float("nan")
+    return (
+        float(roc_auc_score(truth, scores, sample_weight=weight)),
+        float(average_precision_score(truth, scores, sample_weight=weight)),
+    )

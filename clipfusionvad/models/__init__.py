@@ -1,0 +1,25 @@
+"""The methods. Every module of this package that registers a method is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import Any
+
+from clipfusionvad.clip import load_clip
+from clipfusionvad.models.method import Method, build_method, find_method, method_names, register_method
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Method", "build_method", "create_model", "find_method", "method_names", "register_method"]
+
+
+def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16", **options: Any) -> Method:
+    """Build a method by name.
+
+    ``class_prompts`` are the C class texts, the normal one first; ``clip`` is a CLIP model name, a local file
+    or "toy"; ``options`` are the method's flags with underscores. Raises ``UserError`` on anything unusable.
+    """
+    return build_method(name, class_prompts, load_clip(clip, width=options.get("embed_dim", 512)), **options)

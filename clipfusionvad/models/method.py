@@ -1,0 +1,139 @@
+"""What a method is: one class, registered under a name, in one file of this package.
+
+B videos or windows, T snippets (``visual_length``), D feature width, C classes (0 is *normal*), E text width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipfusionvad.clip import ClipWeights
+from clipfusionvad.data.sampling import split_windows, window_lengths
+from clipfusionvad.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class VADOutput:
+    """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E)."""
+
+    coarse_logits: Tensor
+    fine_logits: Tensor
+    text_features: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities of each snippet.
+
+    ``anomaly`` holds one (B, T) tensor per scoring branch, the main one first: the metrics number them
+    (auc1, auc2). ``classes`` (B, T, C) is None for a method that does not tell classes apart.
+    """
+
+    anomaly: tuple[Tensor, ...]
+    classes: Tensor | None
+
+
+class Method(nn.Module, ABC):
+    """A detector. Its options are the keyword-only arguments of ``__init__``."""
+
+    name: ClassVar[str]
+    visual_length: int
+    visual_width: int
+
+    @classmethod
+    @abstractmethod
+    def add_options(cls, group: argparse._ArgumentGroup) -> None:
+        """Add a flag for every option of the method."""
+
+    @classmethod
+    def recognises(cls, state: dict[str, Tensor]) -> bool:
+        """Whether a state dict without a name looks like one of this method."""
+        return False
+
+    @abstractmethod
+    def encode_text(self) -> Any:
+        """What depends on the class prompts alone; evaluation computes it once and hands it to ``forward``."""
+
+    @abstractmethod
+    def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Any = None) -> VADOutput:
+        """visual (B, T, D), lengths (B,) valid snippets (None: all) → output."""
+
+    @abstractmethod
+    def losses(self, output: VADOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """The terms whose sum is trained on, each already weighted; targets (B, C) multi-hot."""
+
+    @abstractmethod
+    def scores(self, output: VADOutput) -> Scores:
+        """Turn logits into probabilities."""
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Keyword-only arguments of the method's own ``__init__`` and of those it passes them on to."""
+        initialisers = [base.__init__ for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Method)]
+        parameters = [p for init in initialisers for p in inspect.signature(init).parameters.values()]
+        return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    @torch.inference_mode()
+    def score_video(self, features: np.ndarray | Tensor, text: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Score one whole video: features (L, D) → anomaly probability (L,) and class probabilities (L, C) or None.
+
+        The anomaly probability is that of the main branch. The model is put into eval mode for the call.
+        """
+        anomaly, classes = self.score_branches(features, text)
+        return anomaly[0], classes
+
+    @torch.inference_mode()
+    def score_branches(self, features: np.ndarray | Tensor, text: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """As ``score_video`` for every scoring branch: (branches, L) and (L, C) or None."""
+        was_training = self.training
+        self.eval()
+        try:
+            features = np.asarray(features)
+            windows, count = split_windows(features, self.visual_length)
+            device = next(self.parameters()).device
+            visual = torch.from_numpy(windows).to(device, torch.float32)
+            lengths = torch.from_numpy(window_lengths(count, self.visual_length)).to(device)
+            scores = self.scores(self(visual, lengths, self.encode_text() if text is None else text))
+        finally:
+            self.train(was_training)
+        anomaly = np.stack([branch.reshape(-1)[:count].cpu().numpy() for branch in scores.anomaly])
+        classes = None if scores.classes is None else scores.classes.flatten(0, 1)[:count].cpu().numpy()
+        return anomaly, classes
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Class decorator: make a method known under its ``name``."""
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def method_names() -> list[str]:
+    return sorted(_METHODS)
+
+
+def find_method(name: str) -> type[Method]:
+    if name not in _METHODS:
+        raise UserError(f"unknown method {name!r}{nearest(name, _METHODS)}; known: {', '.join(method_names())}")
+    return _METHODS[name]
+
+
+def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights, **options: Any) -> Method:
+    """Instantiate a method; an option that it does not have is an error that names the nearest one."""
+    cls = find_method(name)
+    known = cls.option_names()
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has: {', '.join(known)}")
+    return cls(list(class_prompts), clip, **options)

@@ -1,0 +1,95 @@
+"""Pictures of a run: scores over the truth, and how training went."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.engine.evaluator import VideoScores, VideoSet
+from clipfusionvad.files import atomic_write
+
+CURVES = 12
+TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"
+
+
+def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSet) -> None:
+    """Anomaly probability over time of up to twelve test videos, the annotated frames shaded."""
+    chosen = _varied(videos, CURVES)
+    rows = -(-len(chosen) // 3)
+    figure = Figure(figsize=(15, 2.3 * rows + 0.8), layout="constrained")
+    axes = figure.subplots(rows, 3, sharey=True, squeeze=False).flat
+    for axis, index in zip(axes, chosen, strict=False):
+        _draw_video(axis, scores[index], videos, index)
+    for axis in list(axes)[len(chosen) :]:
+        axis.remove()
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel("seconds")
+    figure.supylabel("anomaly probability")
+    _save(figure, path)
+
+
+def _draw_video(axis: matplotlib.axes.Axes, scores: VideoScores, videos: VideoSet, index: int) -> None:
+    entry, truth, fps = videos.entries[index], videos.truth.frames[index], videos.dataset.fps
+    seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * FRAMES_PER_SNIPPET / fps
+    edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
+    for number, (start, end) in enumerate(edges.reshape(-1, 2) / fps):
+        axis.axvspan(start, end, color=TRUTH_COLOUR, lw=0, label="annotated anomaly" if number == 0 else None)
+    for curve, colour, name in zip(scores.anomaly, (COARSE_COLOUR, FINE_COLOUR), ("coarse", "fine"), strict=False):
+        axis.plot(seconds, curve, color=colour, lw=1.4, label=f"{name} branch")
+    name = entry.video if len(entry.video) <= 34 else f"{entry.video[:33]}…"
+    axis.set_title(f"{name} · {entry.label}", fontsize=9, loc="left")
+    axis.set_ylim(0, 1)
+    axis.set_xlim(0, max(len(truth) / fps, seconds[-1]))
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _varied(videos: VideoSet, count: int) -> list[int]:
+    """Up to ``count`` videos: two normal ones at the end, before them anomalous ones of as many labels as possible."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for index, entry in enumerate(videos.entries):
+        seen[entry.label] += 1
+        ranked.append((seen[entry.label], index))
+    ranked.sort()
+    normal = [index for _, index in ranked if not videos.anomalous[index]][:2]
+    anomalous = [index for _, index in ranked if videos.anomalous[index]][: count - len(normal)]
+    return sorted(anomalous) + normal
+
+
+def draw_training(path: Path, folder: Path) -> None:
+    """Losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.jsonl``."""
+    with (folder / "losses.csv").open(encoding="utf-8") as file:
+        steps = list(csv.DictReader(file))
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        evaluations = [json.loads(line) for line in file]
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in [key for key in steps[0] if key not in ("step", "epoch", "lr")]:
+        left.plot([int(row["step"]) for row in steps], [float(row[name]) for row in steps], label=name, lw=1)
+    left.set(title="training loss", xlabel="step")
+    names = [key for key, value in evaluations[0]["metrics"].items() if isinstance(value, float) and "map" not in key]
+    for name in names:
+        values = [record["metrics"][name] for record in evaluations]
+        right.plot([record["step"] for record in evaluations], values, marker="o", ms=3, lw=1, label=name)
+    right.set(title="evaluations", xlabel="step", ylim=(0, 1))
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())

@@ -1,0 +1,64 @@
+"""The table that a test prints."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+BRANCHES = {"1": "coarse branch", "2": "fine branch"}
+RANKING = {"auc": "AUC", "ap": "AP", "ano_auc": "Ano-AUC"}
+IOUS = ("0.1", "0.2", "0.3", "0.4", "0.5")
+VARIANTS = {
+    "map_released": "as released",
+    "map_normal_matched": "corrected: normal class matched",
+    "map_anomalous_only": "corrected: anomalous videos only",
+}
+
+
+def published(method: str, dataset: str) -> dict[str, float]:
+    """The published figures of a method on a dataset, keyed as the metrics are ("map@0.1" for one IoU)."""
+    text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return {row["metric"]: float(row["value"]) for row in rows if (row["method"], row["dataset"]) == (method, dataset)}
+
+
+def metrics_table(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> str:
+    """Lay metrics out as text, everything in percent: a column per result and one for the published figures."""
+    columns = [*results, *(["paper"] if paper else [])]
+    lines = [f"{'percent':34}" + "".join(f"{column:>10}" for column in columns)]
+    for title, keys in _rows(next(iter(results.values()))):
+        values = [_percent(keys, _value(result, keys)) for result in results.values()]
+        if paper:
+            values.append(_percent(keys, paper.get("@".join(keys))))
+        lines.append(f"{title:34}" + "".join(f"{value:>10}" for value in values))
+    return "\n".join(lines)
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """Title and key path of every line that the metrics can fill."""
+    rows = [
+        (f"{name}, {branch}", (f"{key}{number}",))
+        for number, branch in BRANCHES.items()
+        for key, name in RANKING.items()
+        if f"{key}{number}" in metrics
+    ]
+    if "map" in metrics:
+        rows += [(f"detection mAP@{iou}", ("map", iou)) for iou in IOUS]
+        rows += [("detection mAP, average", ("map_average",))]
+        rows += [(f"  {title}", (key, "average")) for key, title in VARIANTS.items()]
+    return rows
+
+
+def _value(metrics: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
+    value: Any = metrics
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def _percent(keys: tuple[str, ...], value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value if keys[0].startswith('map') else 100 * value:.2f}"

@@ -1,0 +1,171 @@
+"""The folder of a run: options, environment, metrics, curves and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import without_nan, write_json, write_text
+
+LAST, BEST = "last.pt", "best.pt"
+_PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip")
+
+
+def choose_folder(given: str | None, stem: str, resume: bool, overwrite: bool) -> Path:
+    """The folder of a run: the one given, else ``runs/stem`` with a number where that is taken.
+
+    A given folder that holds a run already is refused unless the run is resumed or to be overwritten.
+    """
+    if given is None:
+        return _numbered(stem, resume)
+    folder = Path(given)
+    if (folder / LAST).exists() and not resume:
+        if not overwrite:
+            raise UserError(
+                f"{folder} already holds a run: continue it with --use-checkpoint, name another --output-dir, "
+                f"or start anew with --overwrite"
+            )
+        for name in (LAST, BEST, "metrics.jsonl", "metrics.csv", "losses.csv"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    return folder
+
+
+def _numbered(stem: str, resume: bool) -> Path:
+    number, folder = 1, Path("runs") / stem
+    while folder.exists():
+        number += 1
+        following = Path("runs") / f"{stem}-{number}"
+        if resume and not following.exists():
+            break
+        folder = following
+    return folder
+
+
+def record_run(folder: Path, options: Mapping[str, Any]) -> None:
+    """Write the resolved options (a valid --config again) and the environment of a run."""
+    write_text(folder / "options.yaml", yaml.safe_dump(dict(options), sort_keys=True))
+    write_json(folder / "environment.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside the options: code, packages, machine."""
+    return {
+        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None
+
+
+class RunLog:
+    """Writes a run's records; opened at a step, it drops what an interrupted run had written past it.
+
+    ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
+    step, ``tensorboard/`` both as curves.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        # TensorBoard takes seconds to import, which a test or a --help need not pay.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.evaluations = [record for record in self._read_evaluations() if record["step"] <= step]
+        write_text(folder / "metrics.jsonl", "".join(_line(record) for record in self.evaluations))
+        self._losses = folder / "losses.csv"
+        self._trim_losses(step)
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._loss_file = self._losses.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def log_step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float) -> None:
+        values = {"loss": sum(losses.values()), **losses, "lr": lr}
+        if self._loss_file.tell() == 0:
+            self._loss_file.write(",".join(["step", "epoch", *values]) + "\n")
+        self._loss_file.write(",".join([str(step), str(epoch), *map(repr, values.values())]) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def log_evaluation(self, record: dict[str, Any]) -> None:
+        """``record`` holds "step", "epoch", "metrics" and whether it "improved"."""
+        self.evaluations.append(record)
+        self._metrics.write(_line(record))
+        self._metrics.flush()
+        for name, value in _flat(record["metrics"]).items():
+            if value is not None:
+                self._writer.add_scalar(f"eval/{name}", value, record["step"])
+        self._write_table()
+
+    def flush(self) -> None:
+        self._loss_file.flush()
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._loss_file.close()
+        self._writer.close()
+
+    def _write_table(self) -> None:
+        rows = [{"step": r["step"], "epoch": r["epoch"], **_flat(r["metrics"])} for r in self.evaluations]
+        columns = list(rows[-1])
+        lines = [",".join(columns)] + [",".join(str(row.get(name, "")) for name in columns) for row in rows]
+        write_text(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+
+    def _read_evaluations(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A line without its end was being written when the run was killed.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _trim_losses(self, step: int) -> None:
+        lines = self._losses.read_text(encoding="utf-8").splitlines(keepends=True) if self._losses.exists() else []
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        write_text(self._losses, "".join(lines[:1] + kept) if kept else "")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(without_nan(record)) + "\n"
+
+
+def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        flat |= _flat(value, f"{prefix}{name}@") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

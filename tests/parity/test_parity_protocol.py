@@ -1,0 +1,87 @@
+"""The test scripts, through their command line alone, against what the original test scripts print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from cases import each_case
+from originals import METHODS, load_original, model_options, read_config
+
+from clipfusionvad.data.features import load_features
+from clipfusionvad.data.lists import read_list
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.engine.evaluator import score_videos
+
+VARIANTS = pytest.mark.parametrize("suffix", ["", "_vadclip"], ids=["clipfusionvad", "vadclip"])
+
+
+def find_model(case, config, suffix):
+    """Folder and config of the model that a protocol case is measured with."""
+    config_path = (case / config["model_config"]).resolve()
+    if suffix:
+        config_path = (
+            config_path.parent.parent / config_path.parent.name.replace("clipfusion", "vadclip") / "config.json"
+        )
+    return config_path.parent, read_config(config_path.parent)
+
+
+def dataset_of(case):
+    return next(dataset for name, dataset in DATASETS.items() if f"_{name}" in case.name)
+
+
+def truth_flags(folder):
+    flags = []
+    for flag, pattern in (("--gt-segment-path", "gt_segment*.npy"), ("--gt-label-path", "gt_label*.npy")):
+        flags += [flag, str(next(folder.glob(pattern)))]
+    frames = [path for path in folder.glob("gt*.npy") if "segment" not in path.name and "label" not in path.name]
+    return [*flags, "--gt-path", str(frames[0])]
+
+
+@VARIANTS
+@each_case("protocol_")
+def test_script(case, suffix, tmp_path, capsys):
+    config, dataset = read_config(case), dataset_of(case)
+    expected_path = case / f"expected{suffix}.json"
+    if not expected_path.exists():
+        pytest.skip(f"{expected_path.name} is not part of this case")
+    expected = json.loads(expected_path.read_text())
+    folder, model_config = find_model(case, config, suffix)
+    argv = ["--method", METHODS[model_config["model_class"]], "--model-path", str(folder / "checkpoint.pth")]
+    if model_config["clip"]:
+        argv += ["--clip", str(folder / model_config["clip"])]
+    for option, value in model_options(model_config).items():
+        argv += [f"--{option.replace('_', '-')}", str(value)]
+    argv += ["--test-list", str(case / config["csv"]), "--feature-root", str(case), "--device", "cpu"]
+    argv += [*truth_flags(case / "list"), "--metrics-json", str(tmp_path / "m.json")]
+
+    script = importlib.import_module(f"{dataset.name}_test")
+    assert script.main(argv) == 0, capsys.readouterr().err
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    for ours, theirs in (("auc1", "AUC1"), ("ap1", "AP1"), ("auc2", "AUC2"), ("ap2", "AP2")):
+        tolerance = max(1e-4, 3 * expected["sensitivity_to_3e-6_relative_noise"][theirs])
+        assert metrics[ours] == pytest.approx(expected[theirs], abs=tolerance), ours
+    for iou, value in zip(expected["iou"], expected["dmap"], strict=True):
+        assert metrics["map"][str(iou)] == pytest.approx(value, abs=1e-6), iou
+    assert metrics["map_average"] == pytest.approx(expected["average_mAP"], abs=1e-6)
+
+
+@VARIANTS
+@each_case("protocol_")
+def test_scores(case, suffix):
+    config, dataset = read_config(case), dataset_of(case)
+    if not (case / f"scores{suffix}.npz").exists():
+        pytest.skip(f"scores{suffix}.npz is not part of this case")
+    recorded = np.load(case / f"scores{suffix}.npz")
+    folder, model_config = find_model(case, config, suffix)
+    model = load_original(folder, model_config, folder / "checkpoint.pth")
+    entries = read_list(case / config["csv"], case, dataset)
+    scores = score_videos(model, [load_features(entry.path) for entry in entries], torch.device("cpu"))
+    assert [video.anomaly.shape[1] for video in scores] == recorded["lengths"].tolist()
+    anomaly = np.concatenate([video.anomaly for video in scores], axis=1)
+    np.testing.assert_allclose(anomaly[0], recorded["prob1"], atol=1e-5)
+    np.testing.assert_allclose(anomaly[1], recorded["prob2"], atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([v.classes for v in scores]), recorded["softmax2"], atol=1e-5)

@@ -1,0 +1,134 @@
+"""Whole training runs of the original, replayed by our own loop from its weights and its batch order."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from cases import each_case
+from originals import difference, load_original, read_config, separation
+
+from clipfusionvad.data.checks import check_features
+from clipfusionvad.data.features import load_features
+from clipfusionvad.data.lists import read_list
+from clipfusionvad.data.loaders import Bags
+from clipfusionvad.data.sampling import split_windows, window_lengths
+from clipfusionvad.data.truth import read_truth
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_videos
+from clipfusionvad.engine.trainer import Schedule, Trainer
+
+CPU = torch.device("cpu")
+METRICS = {"AUC1": "auc1", "AP1": "ap1", "AUC2": "auc2", "AP2": "ap2"}
+
+
+class RecordedPlan:
+    """The original's batches, in its order."""
+
+    def __init__(self, case, trace):
+        batches = np.load(case / "batches.npz")
+        if "rows" in batches:
+            rows = [row[row >= 0] for row in batches["rows"]]
+        else:
+            rows = np.concatenate([batches["normal_rows"], batches["anomaly_rows"]], axis=1)
+        self.lengths = [row[row >= 0] for row in batches["lengths"]]
+        self.epochs = [[rows[i] for i in np.flatnonzero(trace["epoch"] == e)] for e in np.unique(trace["epoch"])]
+
+    def epoch(self, epoch):
+        return self.epochs[epoch]
+
+
+def make_schedule(config):
+    # "evaluation after batch i … when i*batch_size*2 % 1280 == 0 and i != 0" or "one evaluation at each epoch end"
+    words = config["cadence"].replace("%", " ").split()
+    every = int(words[words.index("==") - 1]) if "==" in words else 0
+    return Schedule(
+        max_epoch=config["epochs"],
+        lr=config["optimizer"]["lr"],
+        milestones=tuple(config["scheduler"]["milestones"]),
+        rate=config["scheduler"]["gamma"],
+        eval_every=every,
+        select=METRICS[config["selection"].split()[0]],
+        paper=True,
+    )
+
+
+@each_case("train_", holding="trace.npz")
+def test_whole_run(case, tmp_path):
+    config, trace = read_config(case), np.load(case / "trace.npz")
+    evaluations = json.loads((case / "evaluations.json").read_text())["evaluations"]
+    dataset = next(dataset for name, dataset in DATASETS.items() if case.name.endswith(f"_{name}"))
+    model = load_original(case, config, case / config["init"])
+    root = case / config["data_root"]
+    train = read_list(case / config["train_list"], root, dataset)
+    test = read_list(case / config["test_list"], root, dataset)
+    snippets = check_features(test, model.visual_width, config["test_list"])
+    paths = [case / config[key] for key in ("gt", "gt_segment", "gt_label")]
+    videos = VideoSet(test, dataset, model.visual_width, read_truth(*paths, test, snippets, dataset))
+    plan = RecordedPlan(case, trace)
+    bags = Bags(train, dataset, model.visual_length, model.visual_width)
+
+    modes, lengths = [], []
+    compute_losses = model.losses
+
+    def watched_losses(output, targets, valid):
+        modes.append(model.training)
+        lengths.append(valid.tolist())
+        return compute_losses(output, targets, valid)
+
+    model.losses = watched_losses
+
+    def score(model):
+        return evaluate(score_videos(model, videos.features, CPU), videos)
+
+    trainer = Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU)
+    trainer.fit(tmp_path)
+
+    with (tmp_path / "losses.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    assert len(steps) == config["steps"] == len(trace["loss"])
+    assert modes == trace["training_mode"].tolist()
+    assert lengths == [row.tolist() for row in plan.lengths]
+    np.testing.assert_array_equal([float(row["lr"]) for row in steps], trace["lr"])
+    noise = config["noise_between_two_runs_max"]
+    weight, included = separation(config)
+    recorded = {"coarse": "loss1", "fine": "loss2", "loss": "loss", "separation": "loss3"}
+    for ours, theirs in recorded.items():
+        values = np.array([float(row[ours]) for row in steps])
+        if ours == "separation" and not included:
+            values = values / weight
+        np.testing.assert_allclose(values, trace[theirs], atol=max(3 * noise["losses"], 1e-5), err_msg=ours)
+
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == [expected["after_step"] for expected in evaluations]
+    assert [record["improved"] for record in log] == [expected["saved_as_best"] for expected in evaluations]
+    for record, expected in zip(log, evaluations, strict=True):
+        for theirs, ours in METRICS.items():
+            tolerance = max(3 * noise[theirs], 5e-5)
+            assert record["metrics"][ours] == pytest.approx(expected[theirs], abs=tolerance), (
+                record["step"],
+                ours,
+            )
+        for iou, value in zip(("0.1", "0.2", "0.3", "0.4", "0.5"), expected["mAP"], strict=True):
+            assert record["metrics"]["map"][iou] == pytest.approx(value, abs=max(3 * noise["mAP"], 1e-6))
+
+    compare_final(case, config, model, test, noise)
+
+
+def compare_final(case, config, model, test, noise):
+    """The model ends with the best weights loaded back."""
+    outputs = np.load(case / "final_outputs.npz")
+    model.eval()
+    for number, video in enumerate(config["final_videos"]):
+        features = load_features(test[video["index"]].path)
+        windows, count = split_windows(features, model.visual_length)
+        lengths = window_lengths(count, model.visual_length)
+        assert lengths.tolist() == outputs[f"video{number}_window_lengths"].tolist()
+        with torch.no_grad():
+            out = model(torch.from_numpy(windows).float(), torch.from_numpy(lengths))
+        for ours, theirs in ((out.coarse_logits, "logits1"), (out.fine_logits, "logits2")):
+            tolerance = max(3 * noise[f"final_{theirs}"], 1e-4)
+            assert difference(ours, outputs[f"video{number}_{theirs}"]) < tolerance

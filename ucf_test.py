@@ -1,0 +1,17 @@
+"""Test on UCF-Crime: python ucf_test.py --help"""
+
+from __future__ import annotations
+
+import sys
+
+import ucf_option
+from clipfusionvad.commands.test import test
+from clipfusionvad.errors import run_main
+
+
+def main(argv=None):
+    return run_main(lambda: test(argv, ucf_option))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Train on XD-Violence: python xd_train.py --help"""
+
+from __future__ import annotations
+
+import sys
+
+import xd_option
+from clipfusionvad.commands.train import train
+from clipfusionvad.errors import run_main
+
+
+def main(argv=None):
+    return run_main(lambda: train(xd_option.parse_args(argv), xd_option.DATASET))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
