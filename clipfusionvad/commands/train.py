@@ -16,7 +16,7 @@ from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.loaders import Bags, make_plan
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import describe, model_content, own_state
+from clipfusionvad.engine.checkpoint import describe, model_content, own_state, run_of
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_videos, score_videos
 from clipfusionvad.engine.trainer import Schedule, Stopped, Trainer
@@ -88,12 +88,17 @@ def _schedule(args: argparse.Namespace) -> Schedule:
 
 def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path) -> None:
     """Continue from the run folder's state, else from ``--checkpoint-path``, else from the start."""
-    for path in (folder / LAST, checkpoint_path):
-        if path.is_file():
-            trainer.resume(path)
-            print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+    path = folder / LAST
+    if not path.is_file():
+        path = checkpoint_path
+        if path.is_file() and (run := run_of(path)) not in (None, str(folder.resolve())):
+            warn(f"{path} is the state of the run {run}, to be continued with --output-dir; not used here")
             return
-    warn(f"nothing to resume: neither {folder / LAST} nor {checkpoint_path} exists; starting from the beginning")
+    if not path.is_file():
+        warn(f"nothing to resume: neither {folder / LAST} nor {checkpoint_path} exists; starting anew")
+        return
+    trainer.resume(path)
+    print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
 
 
 def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_set: VideoSet, folder: Path) -> None:

@@ -75,6 +75,12 @@ def model_content(made: Mapping[str, Any], state: Mapping[str, Tensor], **extra:
     return {"format": FORMAT, "made": dict(made), **extra, "model_state_dict": dict(state)}
 
 
+def run_of(path: str | Path) -> str | None:
+    """The run folder whose state a checkpoint of ours is; None for other files."""
+    content = read_torch(path, "checkpoint")
+    return content.get("run") if isinstance(content, dict) else None
+
+
 def load_weights(model: Method, path: str | Path) -> None:
     """Load a released model file, or one of ours, into a model.
 

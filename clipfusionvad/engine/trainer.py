@@ -32,8 +32,9 @@ class Stopped(Exception):
 class Schedule:
     """How long, how fast, how often.
 
-    ``eval_every`` counts samples anew in each epoch, from the index of the batch (released code): evaluation
-    follows batch i where i · samples is a multiple of it and i > 0; 0 evaluates after each epoch.
+    ``eval_every`` counts samples anew in each epoch, from the index of the batch (released code): an evaluation
+    follows batch i where i · samples is a multiple of it and i > 0. An epoch without any such batch, or with
+    ``eval_every`` 0, is followed by an evaluation.
     ``paper`` keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
     eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best
     weights so far, while the optimizer goes on.
@@ -120,7 +121,7 @@ class Trainer:
                 log.log_step(progress.step, progress.epoch, losses, self.optimizer.param_groups[0]["lr"])
                 bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
                 bar.update()
-                if self._evaluation_due(len(rows)):
+                if self._evaluation_due(progress.batch - 1, len(rows)):
                     self._keep_if_best(log, folder)
                     # Evaluation has put the model into eval mode.
                     progress.eval_mode = self.schedule.paper
@@ -147,13 +148,14 @@ class Trainer:
         self.optimizer.step()
         return values
 
-    def _evaluation_due(self, samples: int) -> bool:
-        index = self.progress.batch - 1
+    def _evaluation_due(self, index: int, samples: int) -> bool:
+        """Whether batch ``index`` of an epoch, of that many samples, is followed by an evaluation."""
         return bool(self.schedule.eval_every) and index > 0 and index * samples % self.schedule.eval_every == 0
 
     def _end_epoch(self, log: RunLog, folder: Path) -> None:
         self.scheduler.step()
-        if not self.schedule.eval_every or self.best_state is None:
+        plan = self.plan.epoch(self.progress.epoch)
+        if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(plan)):
             self._keep_if_best(log, folder)
         if self.progress.epoch + 1 == self.schedule.max_epoch:
             self.last_state = own_state(self.model)
@@ -196,6 +198,7 @@ class Trainer:
             last_state_dict=self.last_state,
             rng_state=torch.get_rng_state(),
             schedule=_plain(self.schedule),
+            run=str(folder.resolve()),
         )
         write_torch(folder / LAST, content)
         if checkpoint_path is not None:
