@@ -25,6 +25,8 @@ CONTEXT_LENGTH = 77
 # Wrappers under which other files keep CLIP: training checkpoints and models that contain it.
 _ENVELOPES = ("model_state_dict", "state_dict")
 _PREFIX = "clipmodel."
+# Numbers that OpenAI's files hold beside the weights, and that its own model does not take.
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 _TEXT_KEYS = (
     "token_embedding.weight",
     "positional_embedding",
@@ -170,7 +172,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
     missing = [key for key in _TEXT_KEYS if not isinstance(state.get(key), Tensor)]
     if missing:
         raise UserError(f"{path} is not a CLIP file in OpenAI's format: it has no {missing[0]}")
-    return state
+    return {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
 
 
 def _is_torchscript(path: str) -> bool:

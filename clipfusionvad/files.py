@@ -106,23 +106,18 @@ def link_or_copy(source: Path, target: Path) -> None:
 def read_torch(path: str | Path, what: str) -> Any:
     """Load a torch file on the CPU without running pickled code; ``what`` names it in messages."""
     _must_exist(path, what)
+    damaged = f"{what} {path} is not a readable torch file: it may be damaged or incomplete"
     try:
+        with open(path, "rb") as file:
+            if file.read(2) not in (b"PK", b"\x80\x02"):
+                raise UserError(damaged)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-    ) as error:
-        raise UserError(f"{what} {path} is not a readable torch file: it may be damaged or incomplete") from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(damaged) from error
 
 
 def read_text(path: str | Path, what: str) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from clipfusionvad.argtypes import fraction, non_negative_int, positive_float, positive_int
 from clipfusionvad.datasets import Dataset
+from clipfusionvad.demo import demo_defaults
 from clipfusionvad.errors import EXIT_BAD_INPUT, UserError, nearest
 from clipfusionvad.models import find_method, method_names
 
@@ -68,8 +69,6 @@ def parse_options(
     parser = build_parser(dataset, str(method))
     layers = [defaults, (method_defaults or {}).get(method, {})]
     if known.demo or config.get("demo"):
-        from clipfusionvad.data.demo import demo_defaults
-
         layers.append(demo_defaults(dataset, str(method)))
     layers.append(stored or {})
     dests = {action.dest for action in parser._actions}

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 
@@ -144,9 +145,7 @@ class RunLog:
 
     def _write_table(self) -> None:
         rows = [{"step": r["step"], "epoch": r["epoch"], **_flat(r["metrics"])} for r in self.evaluations]
-        columns = list(rows[-1])
-        lines = [",".join(columns)] + [",".join(str(row.get(name, "")) for name in columns) for row in rows]
-        write_text(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+        write_text(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def _read_evaluations(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from clipfusionvad.commands.prepare import find_option_file
 from clipfusionvad.commands.test import test
 from clipfusionvad.commands.train import train
-from clipfusionvad.data.demo import demo_folder
 from clipfusionvad.datasets import DATASETS
+from clipfusionvad.demo import demo_folder
 from clipfusionvad.models import method_names
 from clipfusionvad.options import Parser
 from clipfusionvad.runs import LAST

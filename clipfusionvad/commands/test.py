@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from clipfusionvad.commands.prepare import find_option_file, prepare_model, prepare_test_set
-from clipfusionvad.data.demo import make_demo
 from clipfusionvad.datasets import Dataset
+from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import (
     ModelFile,
     check_clip,

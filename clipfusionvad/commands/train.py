@@ -11,11 +11,11 @@ import numpy as np
 
 from clipfusionvad.commands.prepare import find_option_file, prepare_model, prepare_test_set
 from clipfusionvad.data.checks import check_features, check_overlap
-from clipfusionvad.data.demo import make_demo
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.loaders import Bags, make_plan
 from clipfusionvad.datasets import Dataset
+from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import describe, model_content, own_state, run_of
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_videos, score_videos

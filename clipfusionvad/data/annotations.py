@@ -3,8 +3,8 @@
 Five formats are told apart by their content; intervals are in frames, start inclusive and end exclusive:
 
 - text, ``NAME CLASS s e s e`` (UCF-Crime, unused slots are -1), ``NAME s e s e`` (XD-Violence) or
-  ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a class takes it from the name; where
-  the name has several, each interval counts for every one of them.
+  ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a class takes it from the name;
+  where the name has several, each interval counts for every one of them.
 - CSV with the header ``video,frames,label,start,end``: a row per interval; one row with empty start and end
   for a video in which nothing happens; frames (the video's length) may be empty.
 - JSON, ``{"videos": [{"video_name", "label", "num_frames", "anomalous": [{"start_frame", "end_frame"}]}]}``.
@@ -180,7 +180,7 @@ def _located(path: str | Path, place: str) -> Iterator[None]:
 def _add(item: Annotation, start: int, end: int, label: str | None, dataset: Dataset) -> None:
     """Add an interval, once for each class of ``label`` (None: the classes in the video's name)."""
     if start < 0 or end < 0:
-        raise UserError(f"{item.video} has the interval {start} {end}; only unused slots of text files are -1 -1")
+        raise UserError(f"{item.video} has the interval {start} {end}; only unused slots may be -1 -1")
     if end <= start:
         raise UserError(f"{item.video} has the interval {start} {end}, which ends before it begins")
     label = label or dataset.label_of(item.video)

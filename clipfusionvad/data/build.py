@@ -136,12 +136,12 @@ def find_videos(
             )
         video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1])))
         if crop in video.crops:
-            raise UserError(f"{video.crops[crop][0]} and {path} are the same crop of {name}; --exclude one of them")
+            raise UserError(f"{video.crops[crop][0]} and {path} are the same crop of {name}; --exclude one")
         video.crops[crop] = (path, snippets)
     if excluded:
         notes.append(f"{excluded} files left out by --exclude")
     if skipped:
-        notes.append(f"{len(skipped)} .npy files skipped that are not (snippets, dim), the first is {skipped[0]}")
+        notes.append(f"{len(skipped)} files skipped that are not (snippets, dim), the first is {skipped[0]}")
     if not videos:
         raise UserError(f"no feature files (.npy, one per crop, of shape (snippets, dim)) below {folder}")
     return videos
@@ -206,7 +206,7 @@ def _split_by_files(
         else:
             test = names | (test or set())
     if train and test and (both := sorted(train & test)):
-        raise UserError(f"{len(both)} videos are in a training and in a test split file, the first is {both[0]}")
+        raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
     if train is None:
         train = videos.keys() - test
     elif test is None:
@@ -245,7 +245,7 @@ def _choose_crop(video: Video, crop: int) -> tuple[Path, int]:
         if wanted in video.crops:
             return video.crops[wanted]
     present = ", ".join(map(str, sorted(video.crops)))
-    raise UserError(f"test video {video.name} has no crop {crop}, only {present}; choose one with --test-crop")
+    raise UserError(f"test video {video.name} has no crop {crop}, only {present}; see --test-crop")
 
 
 def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset: Dataset) -> None:
@@ -269,7 +269,7 @@ def _keyed(video: Video, item: Annotation | None, length: int) -> Annotation:
 
 
 def _note_differences(frames: list[np.ndarray], keyed: list[Annotation], dataset: Dataset, notes: list[str]) -> None:
-    """The two annotation files of XD-Violence do not agree everywhere, and one keyed file can hold only one."""
+    """The annotation files of XD-Violence do not agree everywhere; the keyed file can hold only one."""
     counts = [
         int((frames_from_segments(item.segments, len(truth)) != truth).sum())
         for truth, item in zip(frames, keyed, strict=True)
@@ -285,7 +285,7 @@ def _note_differences(frames: list[np.ndarray], keyed: list[Annotation], dataset
 def _released_arrays(
     videos: list[Video], annotations: Annotations, lengths: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Object arrays in the released form: bounds are text for annotated videos, numbers for normal ones."""
+    """Object arrays as released: bounds are text for annotated videos, numbers for normal ones."""
     segments, labels = np.empty(len(videos), dtype=object), np.empty(len(videos), dtype=object)
     for index, (video, length) in enumerate(zip(videos, lengths, strict=True)):
         if intervals := _segments_of(video, annotations):

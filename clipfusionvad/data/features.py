@@ -46,7 +46,7 @@ def read_shape(path: str | Path) -> tuple[int, int, np.dtype]:
     if present != announced:
         state = "truncated" if present < announced else "damaged"
         raise UserError(
-            f"{path} is {state}: {present} bytes of data, shape {shape} {dtype} takes {announced}; copy it again"
+            f"{path} is {state}: it has {present} bytes of data, shape {shape} {dtype} takes {announced}; copy it again"
         )
     return rows, dim, dtype
 

@@ -125,7 +125,7 @@ def _read_keyed(path: str | Path, entries: Sequence[Entry], snippets: Sequence[i
 
 def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
     if path is None:
-        raise UserError(f"{what} is needed beside the frame truth (or give a .csv or .json file instead of all three)")
+        raise UserError(f"{what} is needed beside the frame truth (or one .csv or .json file instead of all)")
     array = read_array(path, what)
     if array.ndim == 0:
         raise UserError(f"{path} holds a single value, not one item per video")
@@ -134,7 +134,7 @@ def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
 
 def _check_frames(path: str | Path, frames: np.ndarray) -> None:
     if frames.ndim != 1 or frames.dtype.kind not in "fiub":
-        raise UserError(f"{path} has shape {frames.shape} {frames.dtype}; it must be one row of 0 and 1, one per frame")
+        raise UserError(f"{path} has shape {frames.shape} {frames.dtype}, not a 0 or 1 for each frame")
     wrong = (frames != 0) & (frames != 1)
     if wrong.any():
         at = int(np.argmax(wrong))
@@ -215,9 +215,9 @@ def _explain(
             parts.append(f"{len(off)} normal videos differ, by {known:+d} frames together: {_worst(off)}")
     if known != difference:
         parts.append(
-            f"where the {'other ' if known else ''}{difference - known:+d} frames are these arrays cannot tell, as they "
-            f"hold no names: give an annotation file (.csv, .json) as the frame truth, or make truth for these features "
-            f"with 'python -m clipfusionvad lists'"
+            f"in which videos the {'other ' if known else ''}{difference - known:+d} frames are these arrays "
+            f"cannot tell, as they hold no names: give an annotation file (.csv, .json) as the frame truth, "
+            f"or make truth for these features with 'python -m clipfusionvad lists'"
         )
     else:
         parts.append("make truth for these features with 'python -m clipfusionvad lists'")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipfusionvad.clip import ClipWeights
@@ -138,8 +137,7 @@ def _some(keys: list[str], limit: int = 3) -> str:
 
 def released_state(model: Method, clip: ClipWeights) -> dict[str, Tensor]:
     """The bare state dict that the original code loads: the model's own weights and the whole of CLIP."""
-    state = own_state(model)
-    state |= {CLIP_PREFIX + key: value.detach().cpu() for key, value in clip.state.items() if isinstance(value, Tensor)}
-    # The text tower that the model runs with wins over the file's, should they differ.
-    state |= {key: value.to(state[key].dtype) for key, value in model.state_dict().items() if key in state}
-    return {key: torch.as_tensor(value).cpu().contiguous() for key, value in state.items()}
+    whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()}
+    # The text tower that the model runs with wins, should it differ from the file's.
+    tower = {key: value.to(whole[key].dtype) for key, value in model.state_dict().items() if key in whole}
+    return own_state(model) | {key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
@@ -67,21 +66,14 @@ def _varied(videos: VideoSet, count: int) -> list[int]:
 
 
 def draw_training(path: Path, folder: Path) -> None:
-    """Losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.jsonl``."""
-    with (folder / "losses.csv").open(encoding="utf-8") as file:
-        steps = list(csv.DictReader(file))
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        evaluations = [json.loads(line) for line in file]
+    """Losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.csv``."""
+    losses = pd.read_csv(folder / "losses.csv", index_col="step").drop(columns=["epoch", "lr"])
+    evaluations = pd.read_csv(folder / "metrics.csv", index_col="step")
+    ranking = [name for name in evaluations if "auc" in name or name.startswith("ap")]
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in [key for key in steps[0] if key not in ("step", "epoch", "lr")]:
-        left.plot([int(row["step"]) for row in steps], [float(row[name]) for row in steps], label=name, lw=1)
-    left.set(title="training loss", xlabel="step")
-    names = [key for key, value in evaluations[0]["metrics"].items() if isinstance(value, float) and "map" not in key]
-    for name in names:
-        values = [record["metrics"][name] for record in evaluations]
-        right.plot([record["step"] for record in evaluations], values, marker="o", ms=3, lw=1, label=name)
-    right.set(title="evaluations", xlabel="step", ylim=(0, 1))
+    losses.plot(ax=left, title="training loss", lw=1)
+    evaluations[ranking].plot(ax=right, title="evaluations", marker="o", ms=3, lw=1, ylim=(0, 1))
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from clipfusionvad.clip import TOY, load_clip
 from clipfusionvad.data.annotations import Annotation, write_annotations_csv
 from clipfusionvad.data.build import build_lists
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.files import write_array, write_text
+from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
 
 FOLDER = Path("demo")
 WIDTH = 64
 SEED = 0
 TRAIN_PER_CLASS, TEST_PER_CLASS, TRAIN_CROPS = 4, 2, 3
-FIRST_NUMBER = {"train": 1, "test": 501}
 
 
 def demo_folder(dataset: Dataset) -> Path:
@@ -59,21 +61,20 @@ def make_demo(dataset: Dataset) -> None:
         return
     rng = np.random.default_rng(SEED)
     directions = class_directions(dataset)
-    annotations: list[Annotation] = []
-    for split, per_class, crops in (
-        ("train", TRAIN_PER_CLASS, range(TRAIN_CROPS)),
-        ("test", TEST_PER_CLASS, [dataset.test_crop]),
+    splits: dict[str, list[Annotation]] = {}
+    for split, per_class, first, crops in (
+        ("train", TRAIN_PER_CLASS, 1, range(TRAIN_CROPS)),
+        ("test", TEST_PER_CLASS, 501, [dataset.test_crop]),
     ):
         anomalies = [column for column in range(1, len(directions)) for _ in range(per_class)]
-        for column in anomalies + [0] * len(anomalies):
-            number = FIRST_NUMBER[split] + len(annotations)
+        columns = anomalies + [0] * len(anomalies)
+        splits[split] = []
+        for number, column in enumerate(columns, start=first):
             video, features = _make_video(rng, dataset, column, number, directions, len(crops))
-            annotations.append(video)
+            splits[split].append(video)
             for crop, values in zip(crops, features, strict=True):
                 write_array(folder / "features" / split / f"{video.video}__{crop}.npy", values)
-        if split == "train":
-            annotations.clear()
-    write_annotations_csv(folder / "annotations.csv", annotations)
+    write_annotations_csv(folder / "annotations.csv", splits["test"])
     build_lists(dataset, folder / "features", folder / "list", [folder / "annotations.csv"])
     # Written last: its presence says that everything else is complete.
     write_text(done, f"Made-up data in the shape of {dataset.title}. Delete this folder to have it made anew.\n")
@@ -81,11 +82,6 @@ def make_demo(dataset: Dataset) -> None:
 
 def class_directions(dataset: Dataset) -> np.ndarray:
     """Unit vectors (C, WIDTH) along which the classes' prompts differ in the toy CLIP's text space."""
-    import torch
-
-    from clipfusionvad.clip import TOY, load_clip
-    from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
-
     with torch.inference_mode():
         text = FixedPrompts(dataset.prompts, "{}")(ClipTextTower(load_clip(TOY, WIDTH))).numpy()
     centred = text - text.mean(axis=0)
