@@ -57,6 +57,20 @@ def _umask() -> int:
     return mask
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise ``UserError`` where a file could not be written; nothing is created."""
+    path = Path(path)
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: no permission to write into {folder}")
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode())

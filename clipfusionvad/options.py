@@ -89,7 +89,8 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(f"config not found: {path}")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: bytes that are no text, dates that are none.
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"config {path} is not readable YAML: {error}") from error
     if content is None:
         return {}

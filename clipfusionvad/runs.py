@@ -96,19 +96,20 @@ def _commit() -> str | None:
 
 
 class RunLog:
-    """Writes a run's records; opened at a step, it drops what an interrupted run had written past it.
+    """Writes a run's records; opened at a step, after so many evaluations, it drops what an interrupted run had
+    written past them.
 
     ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
     step, ``tensorboard/`` both as curves.
     """
 
-    def __init__(self, folder: Path, step: int = 0):
+    def __init__(self, folder: Path, step: int = 0, evaluations: int = 0):
         # TensorBoard takes seconds to import, which a test or a --help need not pay.
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.evaluations = [record for record in self._read_evaluations() if record["step"] <= step]
+        self.evaluations = self._read_evaluations()[:evaluations]
         write_text(folder / "metrics.jsonl", "".join(_line(record) for record in self.evaluations))
         self._losses = folder / "losses.csv"
         self._trim_losses(step)

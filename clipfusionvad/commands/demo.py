@@ -14,14 +14,16 @@ from clipfusionvad.runs import LAST
 
 def main(argv: list[str]) -> int:
     parser = Parser(prog="clipfusionvad demo", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(DATASETS), default="ucf", help="whose shape the data has")
-    parser.add_argument("--method", choices=method_names(), default="clipfusionvad")
+    names = list(DATASETS)
+    parser.add_argument("--dataset", choices=names, default=names[0], help="whose shape the data has")
+    parser.add_argument("--method", choices=method_names(), help="default: that of the dataset's option file")
     args = parser.parse_args(argv)
 
     option_file, _ = find_option_file("demo", ["--dataset", args.dataset])
+    method = args.method or option_file.DEFAULTS["method"]
     folder = demo_folder(option_file.DATASET)
-    run = folder / f"run_{args.method}"
-    options = ["--demo", "--method", args.method, "--output-dir", str(run)]
+    run = folder / f"run_{method}"
+    options = ["--demo", "--method", method, "--output-dir", str(run)]
     if (run / "metrics.json").exists():
         print(f"data and model are there already (delete {folder} to start over); testing the model")
         code = test(options, option_file)

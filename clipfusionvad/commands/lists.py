@@ -1,4 +1,4 @@
-"""``lists``: CSV lists and ground truth of a dataset from a folder of features."""
+"""Build a dataset's CSV lists and ground truth for a folder of features."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from clipfusionvad.engine.checkpoint import (
 )
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
-from clipfusionvad.files import write_json
+from clipfusionvad.files import check_writable, write_json
 from clipfusionvad.models import find_method
 from clipfusionvad.report.plots import draw_score_curves
 from clipfusionvad.report.table import metrics_table, published
@@ -50,6 +50,9 @@ def _stored(file: ModelFile, method: str) -> Mapping[str, Any]:
 def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int:
     """Score the test set with a model file; print the table and write what was asked for."""
     device = pick_device(args.device)
+    for path in (args.metrics_json, args.output_dir and Path(args.output_dir) / "test_metrics.json"):
+        if path:
+            check_writable(path)
     if args.demo:
         make_demo(dataset)
     model, clip = prepare_model(args, dataset, file)

@@ -20,8 +20,8 @@ from clipfusionvad.engine.checkpoint import describe, model_content, own_state, 
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_videos, score_videos
 from clipfusionvad.engine.trainer import Schedule, Stopped, Trainer
-from clipfusionvad.errors import EXIT_INTERRUPTED, warn
-from clipfusionvad.files import without_nan, write_json, write_torch
+from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
+from clipfusionvad.files import check_writable, without_nan, write_json, write_torch
 from clipfusionvad.models import Method
 from clipfusionvad.options import record
 from clipfusionvad.report.plots import draw_score_curves, draw_training
@@ -49,6 +49,11 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     if args.protocol == "clean":
         rows, held_out = split_holdout(entries, args.holdout, args.seed)
         selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
+        if len(set(selection_set.anomalous)) < 2:
+            raise UserError(
+                f"--protocol clean holds out normal and anomalous videos, but {args.train_list} has no two normal "
+                f"videos, or no two of any anomalous label"
+            )
         judge = evaluate_videos
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed)
     model, clip = prepare_model(args, dataset)
@@ -58,8 +63,11 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
 
     made = describe(model, clip, dataset.name, vars(args))
     trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers)
+    for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
+        check_writable(path)
     folder = choose_folder(args.output_dir, f"{dataset.name}_{args.method}", args.use_checkpoint, args.overwrite)
     checkpoint_path = Path(args.checkpoint_path)
+    check_writable(folder / LAST)
     if args.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
     print(f"{args.method} on {dataset.title}: {len(rows)} training rows, {len(test_set.entries)} test videos, {device}")

@@ -315,7 +315,7 @@ def _summary(
     output: str | Path,
 ) -> str:
     counts = [Counter(code for video in part for code in dataset.codes(video.label)) for part in (train, test)]
-    width = max(map(len, dataset.labels))
+    width = max(map(len, [dataset.title, *dataset.labels]))
     lines = [f"{dataset.title:{width}}  train   test"]
     lines += [
         f"{label:{width}}  {counts[0][label]:5d}  {counts[1][label]:5d}"

@@ -90,4 +90,6 @@ def load_batches(bags: Bags, batches: Sequence[np.ndarray], workers: int) -> Dat
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
+        generator=torch.Generator(),
     )

@@ -173,7 +173,7 @@ def _normal_lengths_off(
 
 def _worst(off: list[tuple[int, int, str]]) -> str:
     truth, features, video = max(off, key=lambda item: abs(item[0] - item[1]))
-    return f"the worst is {video} with {truth} frames of truth and {features} of features ({truth - features:+d})"
+    return f"the worst is {video}: {truth} frames of truth, {features} of features ({truth - features:+d})"
 
 
 def _explain(

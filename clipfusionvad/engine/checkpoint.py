@@ -41,7 +41,10 @@ def read_model_file(path: str | Path) -> ModelFile:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model file {path} holds no state dict of tensors")
     if content.get("format") == FORMAT:
-        return ModelFile(str(path), state, content["made"]["method"], content["made"])
+        made = content.get("made")
+        if not isinstance(made, dict) or not {"method", "dataset", "options", "clip"} <= made.keys():
+            raise UserError(f"model file {path} does not say how it was made: it is damaged")
+        return ModelFile(str(path), state, made["method"], made)
     return ModelFile(str(path), state, _recognise(state))
 
 

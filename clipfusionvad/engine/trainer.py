@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -51,11 +54,12 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """Where a training stands; ``batch`` counts the finished batches of ``epoch``."""
+    """Where a training stands; ``batch`` counts the finished batches of ``epoch``, ``evaluations`` all so far."""
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    evaluations: int = 0
     eval_mode: bool = False
     best_score: float = 0.0
     best_step: int = 0
@@ -96,7 +100,7 @@ class Trainer:
         ``best_state`` is None where no evaluation ever scored above 0. SIGINT and SIGTERM raise ``Stopped``
         after the step in progress, with everything saved.
         """
-        log = RunLog(folder, self.progress.step)
+        log = RunLog(folder, self.progress.step, self.progress.evaluations)
         try:
             with self._stop_on_signals():
                 self.save(folder, checkpoint_path)
@@ -106,16 +110,20 @@ class Trainer:
                     self.save(folder, checkpoint_path)
         finally:
             log.close()
+        if self.last_state is None:
+            self.last_state = own_state(self.model)
 
     def _train_epoch(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> None:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
         batches = load_batches(self.bags, plan[progress.batch :], self.workers)
         title = f"epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
+        totals: list[float] = []
         with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
             for visual, lengths, targets in batches:
                 rows = plan[progress.batch]
                 losses = self._step(visual, lengths, targets, rows)
+                totals.append(sum(losses.values()))
                 progress.batch += 1
                 progress.step += 1
                 log.log_step(progress.step, progress.epoch, losses, self.optimizer.param_groups[0]["lr"])
@@ -132,6 +140,8 @@ class Trainer:
                     log.flush()
                     self.save(folder, checkpoint_path)
                     raise Stopped
+        if totals:
+            tqdm.write(f"{title}: loss {sum(totals) / len(totals):.4f}")
 
     def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, rows: Any) -> dict[str, float]:
         visual, lengths, targets = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
@@ -153,7 +163,7 @@ class Trainer:
         return bool(self.schedule.eval_every) and index > 0 and index * samples % self.schedule.eval_every == 0
 
     def _end_epoch(self, log: RunLog, folder: Path) -> None:
-        self.scheduler.step()
+        self._step_scheduler()
         plan = self.plan.epoch(self.progress.epoch)
         if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(plan)):
             self._keep_if_best(log, folder)
@@ -183,6 +193,7 @@ class Trainer:
                 "metrics": metrics,
             }
         )
+        self.progress.evaluations += 1
         mark = "  *" if improved else ""
         tqdm.write(f"step {self.progress.step}: {self.schedule.select} {score:.4f}{mark}")
 
@@ -197,7 +208,7 @@ class Trainer:
             best_state_dict=self.best_state,
             last_state_dict=self.last_state,
             rng_state=torch.get_rng_state(),
-            schedule=_plain(self.schedule),
+            same_run=self._same_run(),
             run=str(folder.resolve()),
         )
         write_torch(folder / LAST, content)
@@ -212,8 +223,12 @@ class Trainer:
         if content.get("format") != FORMAT:
             self._resume_released(content, path)
             return
-        if content["schedule"] != _plain(self.schedule):
-            raise UserError(f"{path} was trained on another schedule: resume it with the options of its run")
+        differing = [key for key, value in self._same_run().items() if content["same_run"].get(key) != value]
+        if differing:
+            raise UserError(
+                f"{path} is the state of a run with another {' and '.join(differing)}: "
+                f"resume it with the options that its options.yaml records"
+            )
         self._load_model(content["model_state_dict"], path)
         self.optimizer.load_state_dict(content["optimizer_state_dict"])
         self.scheduler.load_state_dict(content["scheduler_state_dict"])
@@ -223,6 +238,9 @@ class Trainer:
 
     def _resume_released(self, content: Mapping[str, Any], path: Path) -> None:
         """{epoch, model_state_dict, optimizer_state_dict, ap}: go on after that epoch with its weights as best."""
+        absent = [key for key in ("epoch", "ap", "model_state_dict") if key not in content]
+        if absent:
+            raise UserError(f"{path} is no training checkpoint (it holds no {absent[0]})")
         state = content["model_state_dict"]
         self._load_model(state, path)
         # Their optimizer numbers all parameters in the order of the state dict, frozen CLIP included.
@@ -235,8 +253,22 @@ class Trainer:
         self.optimizer.load_state_dict(merged)
         self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
         for _ in range(self.progress.epoch):
-            self.scheduler.step()
+            self._step_scheduler()
         self.best_state = own_state(self.model)
+
+    def _step_scheduler(self) -> None:
+        with warnings.catch_warnings():
+            # A resumed training may end an epoch before it has made a step of its own.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+
+    def _same_run(self) -> dict[str, Any]:
+        """What must not change when a run is resumed; it may be made longer."""
+        rows = hashlib.sha256(b"".join(batch.astype(np.int64).tobytes() for batch in self.plan.epoch(0)))
+        made = {key: value for key, value in self.made.items() if key != "clip"}
+        schedule = {key: value for key, value in asdict(self.schedule).items() if key != "max_epoch"}
+        schedule["milestones"] = list(schedule["milestones"])
+        return {"model": made, "schedule": schedule, "training list or batch order": rows.hexdigest()}
 
     def _load_model(self, state: dict[str, Tensor], path: Path) -> None:
         load_model_file(self.model, ModelFile(str(path), state))
@@ -261,7 +293,3 @@ class Trainer:
         finally:
             for kind, handler in previous.items():
                 signal.signal(kind, handler)
-
-
-def _plain(schedule: Schedule) -> dict[str, Any]:
-    return asdict(schedule) | {"milestones": list(schedule.milestones)}

@@ -29,8 +29,9 @@ def find_model(case, config, suffix):
     return config_path.parent, read_config(config_path.parent)
 
 
-def dataset_of(case):
-    return next(dataset for name, dataset in DATASETS.items() if f"_{name}" in case.name)
+def dataset_of(config):
+    labels = [label for label, _ in config["label_map"]]
+    return next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
 
 
 def truth_flags(folder):
@@ -44,7 +45,8 @@ def truth_flags(folder):
 @VARIANTS
 @each_case("protocol_")
 def test_script(case, suffix, tmp_path, capsys):
-    config, dataset = read_config(case), dataset_of(case)
+    config = read_config(case)
+    dataset = dataset_of(config)
     expected_path = case / f"expected{suffix}.json"
     if not expected_path.exists():
         pytest.skip(f"{expected_path.name} is not part of this case")
@@ -72,7 +74,8 @@ def test_script(case, suffix, tmp_path, capsys):
 @VARIANTS
 @each_case("protocol_")
 def test_scores(case, suffix):
-    config, dataset = read_config(case), dataset_of(case)
+    config = read_config(case)
+    dataset = dataset_of(config)
     if not (case / f"scores{suffix}.npz").exists():
         pytest.skip(f"scores{suffix}.npz is not part of this case")
     recorded = np.load(case / f"scores{suffix}.npz")

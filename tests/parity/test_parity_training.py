@@ -60,7 +60,8 @@ def make_schedule(config):
 def test_whole_run(case, tmp_path):
     config, trace = read_config(case), np.load(case / "trace.npz")
     evaluations = json.loads((case / "evaluations.json").read_text())["evaluations"]
-    dataset = next(dataset for name, dataset in DATASETS.items() if case.name.endswith(f"_{name}"))
+    labels = [label for label, _ in config["label_map"]]
+    dataset = next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
     model = load_original(case, config, case / config["init"])
     root = case / config["data_root"]
     train = read_list(case / config["train_list"], root, dataset)

@@ -1,0 +1,94 @@
+"""The house rules that a change could break without any other test noticing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.models import method_names
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "clipfusionvad"
+# Each floor may import from those below it only.
+FLOORS = [
+    ("__main__",),
+    ("commands",),
+    ("report",),
+    ("engine", "options"),
+    ("demo",),
+    ("models",),
+    ("data",),
+    ("metrics", "runs", "clip"),
+    ("files", "datasets"),
+    ("losses", "errors", "argtypes"),
+]
+
+
+def modules():
+    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+
+
+def floor(name):
+    return next(level for level, rooms in enumerate(FLOORS) if name.split(".")[0] in rooms)
+
+
+def imported(path):
+    """Modules of the package that a file imports, without the package's name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "clipfusionvad" else [f"clipfusionvad.{a.name}" for a in node.names]
+        yield from (name.removeprefix("clipfusionvad.") for name in names if name.startswith("clipfusionvad."))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    own = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for other in imported(path):
+        assert floor(own) <= floor(other), f"{own} imports {other}, which stands above it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_else_names_a_method_or_a_dataset(path):
+    own = {path.stem} | ({*DATASETS} if path.stem == "datasets" else set())
+    names = {*method_names(), *DATASETS} - own - {"clipfusionvad"}  # also the name of the package
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert node.value not in names, f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.module.split(".")[-1] not in {name for name in method_names()} - {"clipfusionvad"}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_without_one_methods_file_the_others_still_work(method, tmp_path):
+    others = [name for name in method_names() if name != method]
+    code = f"""
+import sys
+class Removed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "clipfusionvad.models.{method}":
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Removed())
+import pkgutil
+listed = pkgutil.iter_modules
+pkgutil.iter_modules = lambda path=None, prefix="": [m for m in listed(path, prefix) if m.name != {method!r}]
+import clipfusionvad.__main__, clipfusionvad.commands.train, clipfusionvad.commands.test
+from clipfusionvad.models import method_names, create_model
+assert method_names() == {others!r}, method_names()
+for name in method_names():
+    create_model(name, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_has_become_a_drawer():
+    for path in [*modules(), *ROOT.glob("*.py")]:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 400, f"{path.name} has {lines} lines: is it two files?"
+        assert path.stem not in ("utils", "helpers", "common", "misc")
