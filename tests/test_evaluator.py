@@ -13,6 +13,7 @@ from clipfusionvad.datasets import XD
 from clipfusionvad.engine import evaluator
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate, evaluate_videos, score_videos
 from clipfusionvad.metrics import corrected_detection_map, detection_map, frame_metrics
+from clipfusionvad.models import method
 
 CPU = torch.device("cpu")
 COUNTS = (1, 5, 31, 32, 33, 64, 70, 300)
@@ -32,7 +33,8 @@ def features():
 
 @pytest.mark.parametrize("at_once", [1, 3, 64])
 def test_videos_scored_together_equal_videos_scored_alone(model, features, monkeypatch, at_once):
-    monkeypatch.setattr(evaluator, "WINDOWS_AT_ONCE", at_once)
+    for module in (evaluator, method):
+        monkeypatch.setattr(module, "WINDOWS_AT_ONCE", at_once)
     together = score_videos(model, features, CPU)
     assert [video.anomaly.shape for video in together] == [(2, n) for n in COUNTS]
     for video, scores in zip(features, together, strict=True):

@@ -24,10 +24,8 @@ from clipfusionvad.metrics import (
     frame_metrics,
     snippet_metrics,
 )
-from clipfusionvad.models import Method
+from clipfusionvad.models.method import WINDOWS_AT_ONCE, Method
 
-# Windows, of one long or of many short videos, that are scored in one forward pass.
-WINDOWS_AT_ONCE = 64
 # The detection mAP that a protocol reports first: the released procedure, or what the papers say of it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}
 
@@ -67,7 +65,7 @@ def score_videos(
         for group in _groups(features, model.visual_length):
             windows = [split_windows(video, model.visual_length)[0] for video in group]
             lengths = [window_lengths(len(video), model.visual_length) for video in group]
-            anomaly, classes = _score_windows(model, np.concatenate(windows), np.concatenate(lengths), text, device)
+            anomaly, classes = model.score_windows(np.concatenate(windows), np.concatenate(lengths), text)
             start = 0
             for video, parts in zip(group, windows, strict=True):
                 chosen = slice(start, start + len(video))
@@ -88,21 +86,6 @@ def _groups(features: Sequence[np.ndarray], length: int) -> Iterator[list[np.nda
             group, windows = [], 0
     if group:
         yield group
-
-
-def _score_windows(
-    model: Method, windows: np.ndarray, lengths: np.ndarray, text: Any, device: torch.device
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Windows (N, T, D) → anomaly (branches, N·T) and classes (N·T, C) or None."""
-    anomaly, classes = [], []
-    for start in range(0, len(windows), WINDOWS_AT_ONCE):
-        chosen = slice(start, start + WINDOWS_AT_ONCE)
-        visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
-        scores = model.scores(model(visual, torch.from_numpy(lengths[chosen]).to(device), text))
-        anomaly.append(torch.stack([branch.flatten() for branch in scores.anomaly]).float().cpu().numpy())
-        if scores.classes is not None:
-            classes.append(scores.classes.flatten(0, 1).float().cpu().numpy())
-    return np.concatenate(anomaly, axis=1), np.concatenate(classes) if classes else None
 
 
 def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "paper") -> dict[str, Any]:

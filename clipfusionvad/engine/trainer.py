@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -264,7 +263,7 @@ class Trainer:
 
     def _same_run(self) -> dict[str, Any]:
         """What must not change when a run is resumed; it may be made longer."""
-        rows = hashlib.sha256(b"".join(batch.astype(np.int64).tobytes() for batch in self.plan.epoch(0)))
+        rows = hashlib.sha256(repr([batch.tolist() for batch in self.plan.epoch(0)]).encode())
         made = {key: value for key, value in self.made.items() if key != "clip"}
         schedule = {key: value for key, value in asdict(self.schedule).items() if key != "max_epoch"}
         schedule["milestones"] = list(schedule["milestones"])

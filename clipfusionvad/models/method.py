@@ -20,6 +20,9 @@ from clipfusionvad.clip import ClipWeights
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.errors import UserError, nearest
 
+# Windows, of one long or of many short videos, that are scored in one forward pass.
+WINDOWS_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class VADOutput:
@@ -82,32 +85,38 @@ class Method(nn.Module, ABC):
         parameters = [p for init in initialisers for p in inspect.signature(init).parameters.values()]
         return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
-    @torch.inference_mode()
-    def score_video(self, features: np.ndarray | Tensor, text: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
+    def score_video(self, features: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Score one whole video: features (L, D) → anomaly probability (L,) and class probabilities (L, C) or None.
 
-        The anomaly probability is that of the main branch. The model is put into eval mode for the call.
+        The anomaly probability is that of the main branch.
         """
-        anomaly, classes = self.score_branches(features, text)
-        return anomaly[0], classes
-
-    @torch.inference_mode()
-    def score_branches(self, features: np.ndarray | Tensor, text: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """As ``score_video`` for every scoring branch: (branches, L) and (L, C) or None."""
+        windows, count = split_windows(np.asarray(features), self.visual_length)
         was_training = self.training
         self.eval()
-        try:
-            features = np.asarray(features)
-            windows, count = split_windows(features, self.visual_length)
-            device = next(self.parameters()).device
-            visual = torch.from_numpy(windows).to(device, torch.float32)
-            lengths = torch.from_numpy(window_lengths(count, self.visual_length)).to(device)
-            scores = self.scores(self(visual, lengths, self.encode_text() if text is None else text))
-        finally:
-            self.train(was_training)
-        anomaly = np.stack([branch.reshape(-1)[:count].cpu().numpy() for branch in scores.anomaly])
-        classes = None if scores.classes is None else scores.classes.flatten(0, 1)[:count].cpu().numpy()
-        return anomaly, classes
+        with torch.inference_mode():
+            text = self.encode_text()
+        anomaly, classes = self.score_windows(windows, window_lengths(count, self.visual_length), text)
+        self.train(was_training)
+        return anomaly[0, :count], None if classes is None else classes[:count]
+
+    @torch.inference_mode()
+    def score_windows(
+        self, windows: np.ndarray, lengths: np.ndarray, text: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Score windows (N, T, D) in bounded memory: anomaly (branches, N·T), classes (N·T, C) or None.
+
+        ``lengths`` (N,) valid snippets, ``text`` from ``encode_text``.
+        """
+        device = next(self.parameters()).device
+        anomaly, classes = [], []
+        for start in range(0, len(windows), WINDOWS_AT_ONCE):
+            chosen = slice(start, start + WINDOWS_AT_ONCE)
+            visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
+            scores = self.scores(self(visual, torch.from_numpy(lengths[chosen]).to(device), text))
+            anomaly.append(torch.stack([branch.flatten() for branch in scores.anomaly]).float().cpu().numpy())
+            if scores.classes is not None:
+                classes.append(scores.classes.flatten(0, 1).float().cpu().numpy())
+        return np.concatenate(anomaly, axis=1), np.concatenate(classes) if classes else None
 
 
 _METHODS: dict[str, type[Method]] = {}
