@@ -24,9 +24,7 @@ def main(argv: list[str]) -> int:
         help="names of the test videos, or of the training videos if the file's name contains 'train'; "
         "without it the annotated videos are the test set",
     )
-    parser.add_argument(
-        "--exclude", nargs="+", default=[], metavar="GLOB", help="files to leave out, by name or path"
-    )
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="GLOB", help="files to leave out, by name or path")
     parser.add_argument("--test-crop", type=int, metavar="K", help="crop that stands for a test video")
 
     def body() -> None:

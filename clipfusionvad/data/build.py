@@ -81,10 +81,7 @@ def build_lists(
         frames_from_segments(_segments_of(video, for_frames), length)
         for video, length in zip(test, lengths, strict=True)
     ]
-    keyed = [
-        _keyed(video, for_classes.get(video.name), length)
-        for video, length in zip(test, lengths, strict=True)
-    ]
+    keyed = [_keyed(video, for_classes.get(video.name), length) for video, length in zip(test, lengths, strict=True)]
     _note_differences(frames, keyed, dataset, notes)
 
     if train:
@@ -271,9 +268,7 @@ def _keyed(video: Video, item: Annotation | None, length: int) -> Annotation:
     return Annotation(video.name, item.segments, item.labels, item.frames or length, video.label)
 
 
-def _note_differences(
-    frames: list[np.ndarray], keyed: list[Annotation], dataset: Dataset, notes: list[str]
-) -> None:
+def _note_differences(frames: list[np.ndarray], keyed: list[Annotation], dataset: Dataset, notes: list[str]) -> None:
     """The annotation files of XD-Violence do not agree everywhere; the keyed file can hold only one."""
     counts = [
         int((frames_from_segments(item.segments, len(truth)) != truth).sum())
@@ -319,9 +314,7 @@ def _summary(
     frames: list[np.ndarray],
     output: str | Path,
 ) -> str:
-    counts = [
-        Counter(code for video in part for code in dataset.codes(video.label)) for part in (train, test)
-    ]
+    counts = [Counter(code for video in part for code in dataset.codes(video.label)) for part in (train, test)]
     width = max(map(len, [dataset.title, *dataset.labels]))
     lines = [f"{dataset.title:{width}}  train   test"]
     lines += [

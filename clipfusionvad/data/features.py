@@ -36,9 +36,7 @@ def read_shape(path: str | Path) -> tuple[int, int, np.dtype]:
         raise UserError(f"{path} is not a readable .npy file: {error}") from error
     if len(shape) != 2:
         advice = ": split the crops" if len(shape) == 3 else ""
-        raise NotOneCrop(
-            f"{path} has shape {shape}; one file holds one crop of one video as (snippets, dim){advice}"
-        )
+        raise NotOneCrop(f"{path} has shape {shape}; one file holds one crop of one video as (snippets, dim){advice}")
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise UserError(f"{path} holds {dtype}; features must be float16, float32 or float64")
     rows, dim = shape

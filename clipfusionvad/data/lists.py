@@ -42,9 +42,7 @@ def split_crop(stem: str) -> tuple[str, int | None]:
     return (found.group(1), int(found.group(2))) if found else (stem, None)
 
 
-def read_list(
-    path: str | Path, feature_root: str | Path | None = None, dataset: Dataset | None = None
-) -> list[Entry]:
+def read_list(path: str | Path, feature_root: str | Path | None = None, dataset: Dataset | None = None) -> list[Entry]:
     """Read a list with the header ``path,label``.
 
     A path is taken as it is if that file exists; else relative to the list's own folder, then to the folder

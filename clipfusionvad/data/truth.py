@@ -89,9 +89,7 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
     return frames
 
 
-def _read_keyed(
-    path: str | Path, entries: Sequence[Entry], snippets: Sequence[int], dataset: Dataset
-) -> Truth:
+def _read_keyed(path: str | Path, entries: Sequence[Entry], snippets: Sequence[int], dataset: Dataset) -> Truth:
     annotations = read_annotations(path, dataset)
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
