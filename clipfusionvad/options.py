@@ -71,12 +71,12 @@ def parse_options(
     if known.demo or config.get("demo"):
         layers.append(demo_defaults(dataset, str(method)))
     layers.append(stored or {})
-    dests = {action.dest for action in parser._actions}
+    own = {action.dest for action in parser._actions}
     for layer in layers:
         for key in layer:
-            if key not in dests:
-                raise UserError(f"option file of {dataset.name}: unknown option {key!r}{nearest(key, dests)}")
-        parser.set_defaults(**layer)
+            if key not in own and not _methods_with(key):
+                raise UserError(f"option file of {dataset.name}: unknown option {key!r}{nearest(key, own)}")
+        parser.set_defaults(**{key: value for key, value in layer.items() if key in own})
     tokens = config_tokens(parser, config, known.config) if config else []
     args = parser.parse_args(tokens + argv)
     _cross_check(args, dataset)
@@ -105,8 +105,9 @@ def config_tokens(parser: Parser, config: Mapping[str, Any], path: str) -> list[
     tokens: list[str] = []
     for key, value in config.items():
         if key not in actions or key == "config":
-            known = [dest for dest in actions if dest != "config"]
-            raise UserError(f"config {path}: unknown key {key!r}{nearest(key, known)}")
+            others = _methods_with(key)
+            hint = f" (an option of {', '.join(others)})" if others else nearest(key, actions.keys() - {"config"})
+            raise UserError(f"config {path}: unknown key {key!r}{hint}")
         tokens += _tokens(actions[key], value, f"config {path}: {key}")
     parser.context = f"config {path}: "
     parser.parse_args(tokens)
@@ -131,6 +132,10 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
     if isinstance(value, list):
         raise UserError(f"{where} takes one value, not a list")
     return [f"{flag}={value}"]
+
+
+def _methods_with(option: str) -> list[str]:
+    return [name for name in method_names() if option in find_method(name).option_names()]
 
 
 def record(args: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from clipfusionvad.engine.checkpoint import (
 )
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
+from clipfusionvad.errors import warn
 from clipfusionvad.files import check_writable, write_json
 from clipfusionvad.models import find_method
 from clipfusionvad.report.plots import draw_score_curves
@@ -37,6 +38,8 @@ def test(argv: Sequence[str] | None, option_file: ModuleType) -> int:
     file = read_model_file(args.model_path)
     check_method(file, args.method)
     if file.made:
+        if file.made["dataset"] != option_file.DATASET.name:
+            warn(f"{args.model_path} was trained on {file.made['dataset']}, with that dataset's classes and options")
         args = option_file.parse_args(argv, _stored(file, args.method))
     return run_test(args, option_file.DATASET, file)
 
@@ -44,7 +47,8 @@ def test(argv: Sequence[str] | None, option_file: ModuleType) -> int:
 def _stored(file: ModelFile, method: str) -> Mapping[str, Any]:
     """What a model file of ours says about itself, as defaults: nobody need repeat it on the command line."""
     known = set(find_method(method).option_names())
-    return {key: value for key, value in file.made["options"].items() if key in known} | {"clip": file.made["clip"]}
+    origin = {"clip": file.made["clip"], "protocol": file.made["protocol"]}
+    return {key: value for key, value in file.made["options"].items() if key in known} | origin
 
 
 def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int:
@@ -68,7 +72,7 @@ def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int
         scores = score_videos(candidate.to(device), test_set.features, device, args.precision)
         results[name] = evaluate(scores, test_set, args.protocol)
     print(f"{args.method} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
-    print(metrics_table(results, {} if args.demo else published(args.method, dataset.name)))
+    print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))
     if args.metrics_json:
         write_json(args.metrics_json, results[name])
     if args.output_dir:

@@ -131,6 +131,6 @@ def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_s
         write_json(args.metrics_json, results["best"])
     draw_score_curves(folder / "scores.png", scores, test_set)
     draw_training(folder / "training.png", folder)
-    print(metrics_table(results, {} if args.demo else published(args.method, dataset.name)))
+    print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))
     print(f"\nfinal model   {args.model_path}")
     print(f"run folder    {folder}: scores.png, training.png, metrics.json, tensorboard/")

@@ -227,6 +227,11 @@ def _split_by_annotation(
     if train and test and all(dataset.is_normal(video.label) for video in train):
         notes.append("no anomalous video is left for training, so all videos are taken as the test set")
         return [], train + test
+    if test and not any(dataset.is_normal(video.label) for video in test):
+        notes.append(
+            "no normal video is in the test set: annotations that name anomalous videos only leave normal test videos "
+            "in the training list; name the test videos with --split"
+        )
     return train, test
 
 

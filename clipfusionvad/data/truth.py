@@ -13,7 +13,7 @@ from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
-from clipfusionvad.errors import UserError, warn
+from clipfusionvad.errors import UserError, nearest, warn
 from clipfusionvad.files import read_array
 
 KEYED_SUFFIXES = (".csv", ".json")
@@ -67,12 +67,16 @@ def read_truth(
         [_segments(item, segments_path, entry) for item, entry in zip(segments, entries, strict=True)],
         [_labels(item, labels_path, entry) for item, entry in zip(labels, entries, strict=True)],
     )
+    known = [*dataset.labels, NORMAL_IN_TRUTH]
     for entry, intervals, names in zip(entries, truth.segments, truth.labels, strict=True):
         if len(intervals) != len(names):
             raise UserError(
                 f"{segments_path} and {labels_path} differ for {entry.video} (list row {entry.row}): "
                 f"{len(intervals)} intervals, {len(names)} labels"
             )
+        for label in names:
+            if label not in known:
+                raise UserError(f"{labels_path}: unknown label {label!r} of {entry.video}{nearest(label, known)}")
     if off := _normal_lengths_off(truth.segments, truth.labels, entries, lengths):
         warn(
             f"{frames_path} is as long as the features, but {len(off)} normal videos are not as long as "
@@ -126,6 +130,8 @@ def _read_keyed(path: str | Path, entries: Sequence[Entry], snippets: Sequence[i
 def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
     if path is None:
         raise UserError(f"{what} is needed beside the frame truth (or one .csv or .json file instead of all)")
+    if not Path(path).is_file():
+        raise UserError(f"{what} not found: {path} (or give one .csv or .json annotation file as --gt-path)")
     array = read_array(path, what)
     if array.ndim == 0:
         raise UserError(f"{path} holds a single value, not one item per video")

@@ -58,6 +58,7 @@ def describe(model: Method, clip: ClipWeights, dataset: str, options: Mapping[st
         "method": model.name,
         "dataset": dataset,
         "options": {key: options[key] for key in model.option_names() if key in options},
+        "protocol": options.get("protocol", "paper"),
         "clip": clip.source,
         "clip_fingerprint": clip.fingerprint,
     }

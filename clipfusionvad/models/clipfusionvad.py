@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad.clip import ClipWeights
-from clipfusionvad.models.method import VADOutput, register_method
+from clipfusionvad.models.method import VADOutput, own_stream, register_method
 from clipfusionvad.models.parts.attention import GlobalAttentionModule
 from clipfusionvad.models.parts.dual_branch import DualBranch
 
@@ -36,7 +36,8 @@ class ClipFusionVAD(DualBranch):
     ):
         super().__init__(class_prompts, clip, **shared)
         self.aggregator = aggregator
-        self.gam_attention = GlobalAttentionModule(self.visual_width) if gam else nn.Identity()
+        with own_stream("gam"):
+            self.gam_attention = GlobalAttentionModule(self.visual_width) if gam else nn.Identity()
         self.head_video = nn.Linear(self.visual_width, self.visual_width)
         self.u_head_video = nn.Linear(self.visual_width, self.visual_width)
 

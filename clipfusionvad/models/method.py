@@ -6,9 +6,11 @@ B videos or windows, T snippets (``visual_length``), D feature width, C classes 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -117,6 +119,14 @@ class Method(nn.Module, ABC):
             if scores.classes is not None:
                 classes.append(scores.classes.flatten(0, 1).float().cpu().numpy())
         return np.concatenate(anomaly, axis=1), np.concatenate(classes) if classes else None
+
+
+@contextlib.contextmanager
+def own_stream(part: str) -> Iterator[None]:
+    """Draw the initial weights of an optional part apart, so that without it all others start the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((torch.initial_seed() + zlib.crc32(part.encode())) % 2**63)
+        yield
 
 
 _METHODS: dict[str, type[Method]] = {}

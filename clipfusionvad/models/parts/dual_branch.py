@@ -15,7 +15,7 @@ from clipfusionvad import losses
 from clipfusionvad.argtypes import non_negative_float, non_negative_int, positive_int
 from clipfusionvad.clip import CONTEXT_LENGTH, ClipWeights
 from clipfusionvad.errors import UserError
-from clipfusionvad.models.method import Method, Scores, VADOutput
+from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream
 from clipfusionvad.models.parts.graph import DistanceAdjacency, GraphConvolution, similarity_adjacency
 from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts, LearnedPrompts
 from clipfusionvad.models.parts.transformer import MLP, QuickGELU, WindowTransformer
@@ -59,28 +59,33 @@ class DualBranch(Method):
 
         self.frame_position_embeddings = nn.Embedding(visual_length, visual_width)
         nn.init.normal_(self.frame_position_embeddings.weight, std=EMBEDDING_STD)
-        self.temporal = WindowTransformer(visual_width, visual_layers, visual_head, attn_window)
+        with own_stream("temporal"):
+            self.temporal = WindowTransformer(visual_width, visual_layers, visual_head, attn_window)
         self.similarity_graph = graph and similarity_graph
         self.distance_graph = graph and distance_graph
         half = visual_width // 2
         if self.similarity_graph:
-            self.gc1, self.gc2 = GraphConvolution(visual_width, half), GraphConvolution(half, half)
+            with own_stream("similarity graph"):
+                self.gc1, self.gc2 = GraphConvolution(visual_width, half), GraphConvolution(half, half)
         if self.distance_graph:
-            self.gc3, self.gc4 = GraphConvolution(visual_width, half), GraphConvolution(half, half)
+            with own_stream("distance graph"):
+                self.gc3, self.gc4 = GraphConvolution(visual_width, half), GraphConvolution(half, half)
         self.disAdj = DistanceAdjacency()
         self.gelu = QuickGELU()
         self.linear = nn.Linear(visual_width, visual_width)
 
         if product:
-            self.mlp1 = MLP(visual_width)
+            with own_stream("product"):
+                self.mlp1 = MLP(visual_width)
         self.mlp2 = MLP(visual_width)
         self.classifier = nn.Linear(visual_width, 1)
 
         self.clipmodel = ClipTextTower(clip)
         if prompts == "learned":
             self.prompts = LearnedPrompts(class_prompts, prompt_prefix, prompt_postfix)
-            self.text_prompt_embeddings = nn.Embedding(CONTEXT_LENGTH, embed_dim)
-            nn.init.normal_(self.text_prompt_embeddings.weight, std=EMBEDDING_STD)
+            with own_stream("prompts"):
+                self.text_prompt_embeddings = nn.Embedding(CONTEXT_LENGTH, embed_dim)
+                nn.init.normal_(self.text_prompt_embeddings.weight, std=EMBEDDING_STD)
         else:
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             self.text_prompt_embeddings = None
