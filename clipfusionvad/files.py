@@ -202,7 +202,7 @@ def read_array(path: str | Path, what: str) -> np.ndarray:
         with open(path, "rb") as file:
             shape, _, dtype = read_npy_header(file)
             if dtype.hasobject:
-                array = _ArrayUnpickler(file).load()
+                array = _unpickle_array(file)
                 if not isinstance(array, np.ndarray) or array.shape != shape:
                     raise ValueError("the pickled value is not the array that the header announces")
                 return array
@@ -233,6 +233,16 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     # numpy evaluates the header as Python text, so a damaged one can fail in every way that a parser has.
     except Exception as error:
         raise ValueError(f"damaged header: {error}") from error
+
+
+def _unpickle_array(file: BinaryIO) -> Any:
+    try:
+        return _ArrayUnpickler(file).load()
+    except _ForbiddenGlobal:
+        raise
+    # A pickle is a program, so a damaged one can fail in every way that a program has.
+    except Exception as error:
+        raise ValueError(f"damaged pickle: {error}") from error
 
 
 class _ForbiddenGlobal(pickle.UnpicklingError):

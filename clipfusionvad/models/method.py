@@ -28,11 +28,14 @@ WINDOWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class VADOutput:
-    """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E)."""
+    """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
+
+    The last two are None for a method that does not tell classes apart.
+    """
 
     coarse_logits: Tensor
-    fine_logits: Tensor
-    text_features: Tensor
+    fine_logits: Tensor | None
+    text_features: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,173 @@
+"""A tiny benchmark that tests build: a dozen short videos, lists, and the truth in both of its forms."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import ucf_test
+import ucf_train
+import xd_test
+import xd_train
+
+WIDTH, LENGTH, FRAMES = 64, 32, 16
+TRAIN = {"ucf": ucf_train.main, "xd": xd_train.main}
+TEST = {"ucf": ucf_test.main, "xd": xd_test.main}
+MODEL_FLAGS = ["--clip", "toy", "--embed-dim", WIDTH, "--visual-width", WIDTH, "--visual-length", LENGTH]
+MODEL_FLAGS += ["--attn-window", 8, "--visual-layers", 1, "--prompt-prefix", 2, "--prompt-postfix", 2]
+SCHEDULE_FLAGS = ["--max-epoch", 2, "--batch-size", 3, "--lr", 3e-3, "--scheduler-milestones", 1]
+
+# Video names carry the labels; each label's events are so many of the benchmark's classes.
+NAMES = {"ucf": "{label}{number:03d}_x264", "xd": "v=tiny{number:03d}__#1_label_{label}"}
+LABELS = {
+    "ucf": {"Normal": [], "Abuse": ["Abuse"], "Robbery": ["Robbery", "Robbery"]},
+    "xd": {"A": [], "B1-0-0": ["B1"], "B2-G-0": ["B2", "G"]},
+}
+# Test videos of one snippet, of a window more or less a snippet, and of exactly one and two windows.
+TEST_LENGTHS = [LENGTH + 1, LENGTH, 40, LENGTH - 1, 2 * LENGTH, 1]
+
+
+@dataclass
+class Video:
+    name: str
+    label: str
+    snippets: int
+    segments: list[tuple[int, int]]
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Where a tiny benchmark lies and the flags that describe it; outputs of runs go to ``work``."""
+
+    dataset: str
+    folder: Path
+    work: Path
+    videos: list[Video]
+
+    def at(self, work):
+        """The same data with another place for outputs."""
+        return dataclasses.replace(self, work=Path(work))
+
+    @property
+    def train_list(self):
+        return self.folder / "train.csv"
+
+    @property
+    def test_list(self):
+        return self.folder / "test.csv"
+
+    @property
+    def arrays(self):
+        names = {"--gt-path": "gt.npy", "--gt-segment-path": "gt_segment.npy", "--gt-label-path": "gt_label.npy"}
+        return {flag: self.folder / name for flag, name in names.items()}
+
+    def test_flags(self, *more):
+        truth = [item for pair in self.arrays.items() for item in pair]
+        model = ["--model-path", self.work / "model.pth"]
+        return strings(MODEL_FLAGS, truth, model, ["--test-list", self.test_list, "--device", "cpu"], more)
+
+    def train_flags(self, *more):
+        paths = ["--checkpoint-path", self.work / "checkpoint.pth", "--output-dir", self.work / "run"]
+        return strings(self.test_flags(), SCHEDULE_FLAGS, ["--train-list", self.train_list], paths, more)
+
+    def train(self, *more):
+        return quietly(TRAIN[self.dataset], self.train_flags(*more))
+
+    def test(self, *more):
+        return quietly(TEST[self.dataset], self.test_flags(*more))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def strings(*groups):
+    return [str(item) for group in groups for item in group]
+
+
+def quietly(main, argv):
+    """What a program's ``main`` returns and prints; an exit is a return. One thread suits models this small."""
+    out, err = io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        torch.set_num_threads(threads)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def make_tiny(dataset, folder):
+    """Write features, lists, the three truth arrays and the keyed truth of a dataset into a folder."""
+    rng = np.random.default_rng(7)
+    folder = Path(folder)
+    (folder / "features").mkdir(parents=True)
+    normal, *anomalous = LABELS[dataset]
+    directions = 3 * rng.normal(size=(len(anomalous), WIDTH))
+
+    def make(number, label, snippets):
+        classes = LABELS[dataset][label]
+        bounds = np.linspace(0, snippets * FRAMES, 2 * len(classes) + 1).astype(int)[1:].reshape(-1, 2)
+        video = Video(NAMES[dataset].format(label=label, number=number), label, snippets, bounds.tolist(), classes)
+        features = rng.normal(size=(snippets, WIDTH))
+        for start, end in video.segments:
+            features[start // FRAMES : -(-end // FRAMES)] += directions[anomalous.index(label)]
+        return video, features.astype(np.float16)
+
+    rows = []
+    for number in range(12):
+        label = normal if number % 2 else anomalous[number // 2 % 2]
+        video, features = make(number, label, int(rng.integers(5, 60)))
+        for crop in range(2):
+            np.save(folder / "features" / f"{video.name}__{crop}.npy", features + np.float16(0.1) * crop)
+            rows.append((f"features/{video.name}__{crop}.npy", label))
+    _write_csv(folder / "train.csv", [("path", "label"), *rows])
+
+    videos, rows = [], []
+    for number, (label, snippets) in enumerate(
+        zip([*anomalous, *anomalous, normal, normal], TEST_LENGTHS, strict=True)
+    ):
+        video, features = make(500 + number, label, snippets)
+        np.save(folder / "features" / f"{video.name}__5.npy", features)
+        rows.append((f"features/{video.name}__5.npy", label))
+        videos.append(video)
+    _write_csv(folder / "test.csv", [("path", "label"), *rows])
+    _write_truth(folder, videos)
+    return Tiny(dataset, folder, folder, videos)
+
+
+def _write_truth(folder, videos):
+    frames = [np.zeros(FRAMES * video.snippets, np.float32) for video in videos]
+    segments, labels = np.empty(len(videos), object), np.empty(len(videos), object)
+    keyed = [("video", "frames", "label", "start", "end")]
+    for index, video in enumerate(videos):
+        length = FRAMES * video.snippets
+        segments[index] = [[str(start), str(end)] for start, end in video.segments] or [[0, length]]
+        labels[index] = video.classes or ["A"]
+        keyed += [(video.name, length, "", "", "")] if not video.segments else []
+        for (start, end), name in zip(video.segments, video.classes, strict=True):
+            frames[index][start:end] = 1
+            keyed.append((video.name, length, name, start, end))
+    np.save(folder / "gt.npy", np.concatenate(frames))
+    np.save(folder / "gt_segment.npy", segments)
+    np.save(folder / "gt_label.npy", labels)
+    _write_csv(folder / "truth.csv", keyed)
+
+
+def _write_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
