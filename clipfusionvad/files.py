@@ -19,13 +19,6 @@ import torch
 
 from clipfusionvad.errors import UserError
 
-# What a pickled numpy object array is made of; every other global is refused.
-_ARRAY_GLOBALS = {
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("_reconstruct", "scalar")
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
@@ -119,7 +112,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def read_torch(path: str | Path, what: str) -> Any:
     """Load a torch file on the CPU without running pickled code; ``what`` names it in messages."""
-    _must_exist(path, what)
+    must_exist(path, what)
     damaged = f"{what} {path} is not a readable torch file: it may be damaged or incomplete"
     try:
         with open(path, "rb") as file:
@@ -136,7 +129,7 @@ def read_torch(path: str | Path, what: str) -> Any:
 
 def read_text(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file (a byte-order mark is dropped); a file that is no text is a ``UserError``."""
-    _must_exist(path, what)
+    must_exist(path, what)
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -195,70 +188,8 @@ def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffix))
 
 
-def read_array(path: str | Path, what: str) -> np.ndarray:
-    """Read a .npy file; object arrays (as released ground truth has them) go through a restricted unpickler."""
-    _must_exist(path, what)
-    try:
-        with open(path, "rb") as file:
-            shape, _, dtype = read_npy_header(file)
-            if dtype.hasobject:
-                array = _unpickle_array(file)
-                if not isinstance(array, np.ndarray) or array.shape != shape:
-                    raise ValueError("the pickled value is not the array that the header announces")
-                return array
-            file.seek(0)
-            return np.load(file, allow_pickle=False)
-    except _ForbiddenGlobal as error:
-        raise UserError(f"{what} {path} would run foreign code ({error}); refused") from error
-    except (ValueError, EOFError, OSError, pickle.UnpicklingError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{what} {path} is not a readable .npy file: {error}") from error
-
-
-def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of an open .npy file; the file is left at the first data byte.
-
-    A damaged header is a ``ValueError``.
-    """
-    version = np.lib.format.read_magic(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise ValueError(f"unsupported .npy format version {version}")
-    try:
-        return read_header(file)
-    except OSError:
-        raise
-    # numpy evaluates the header as Python text, so a damaged one can fail in every way that a parser has.
-    except Exception as error:
-        raise ValueError(f"damaged header: {error}") from error
-
-
-def _unpickle_array(file: BinaryIO) -> Any:
-    try:
-        return _ArrayUnpickler(file).load()
-    except _ForbiddenGlobal:
-        raise
-    # A pickle is a program, so a damaged one can fail in every way that a program has.
-    except Exception as error:
-        raise ValueError(f"damaged pickle: {error}") from error
-
-
-class _ForbiddenGlobal(pickle.UnpicklingError):
-    pass
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays of strings, numbers and lists, and refuses every other class or function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_GLOBALS:
-            raise _ForbiddenGlobal(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
-def _must_exist(path: str | Path, what: str) -> None:
+def must_exist(path: str | Path, what: str) -> None:
+    """Raise ``UserError`` unless ``path`` is a file."""
     if not Path(path).is_file():
         raise UserError(f"{what} not found: {path}")
 

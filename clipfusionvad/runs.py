@@ -109,6 +109,9 @@ class RunLog:
 
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):
+            # A run that was killed while it wrote; whole files never have such a name.
+            leftover.unlink(missing_ok=True)
         self.evaluations = self._read_evaluations()[:evaluations]
         write_text(folder / "metrics.jsonl", "".join(_line(record) for record in self.evaluations))
         self._losses = folder / "losses.csv"

@@ -16,7 +16,7 @@ from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_array
+from clipfusionvad.npy import read_array
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SHARED_DIR") or ROOT.parent / "shared")

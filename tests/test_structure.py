@@ -23,7 +23,7 @@ FLOORS = [
     ("demo",),
     ("models",),
     ("data",),
-    ("metrics", "runs", "clip"),
+    ("metrics", "runs", "clip", "npy"),
     ("files", "datasets"),
     ("losses", "errors", "argtypes"),
 ]

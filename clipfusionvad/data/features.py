@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_npy_header
+from clipfusionvad.npy import read_npy_header
 
 #: Frames that one feature row stands for.
 FRAMES_PER_SNIPPET = 16

@@ -15,8 +15,8 @@ def split_holdout(entries: Sequence[Entry], share: float, seed: int) -> tuple[np
     """Rows to train on and rows held out, each sorted.
 
     Whole videos are held out, of every label its share (at least one of a label with two or more), and each
-    with one crop only; their other crops are used for neither. Raises ``UserError`` where the held-out part
-    would lack normal or anomalous videos, or nothing would be left to train on.
+    with one crop only; their other crops are used for neither. Raises ``UserError`` where fewer than two labels
+    have a video to spare.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     videos_of: dict[str, list[str]] = defaultdict(list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -83,9 +83,9 @@ class Bags(TorchDataset):
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
 
 
-def load_batches(bags: Bags, batches: Sequence[np.ndarray], workers: int) -> DataLoader:
+def load_batches(bags: Bags, batches: Sequence[np.ndarray], workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) in the given order."""
-    return DataLoader(
+    loader = DataLoader(
         bags,
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
@@ -93,3 +93,8 @@ def load_batches(bags: Bags, batches: Sequence[np.ndarray], workers: int) -> Dat
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
         generator=torch.Generator(),
     )
+    try:
+        yield from loader
+    except UserError as error:
+        # From a worker process it comes wrapped in that process's traceback; what we said is at its end.
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None

@@ -14,7 +14,7 @@ from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.errors import UserError, nearest, warn
-from clipfusionvad.files import read_array
+from clipfusionvad.npy import read_array
 
 KEYED_SUFFIXES = (".csv", ".json")
 

@@ -263,11 +263,12 @@ class Trainer:
 
     def _same_run(self) -> dict[str, Any]:
         """What must not change when a run is resumed; it may be made longer."""
-        rows = hashlib.sha256(repr([batch.tolist() for batch in self.plan.epoch(0)]).encode())
+        videos = [(entry.path.name, entry.label) for entry in self.bags.entries]
+        batches = hashlib.sha256(repr((videos, [batch.tolist() for batch in self.plan.epoch(0)])).encode())
         made = {key: value for key, value in self.made.items() if key != "clip"}
         schedule = {key: value for key, value in asdict(self.schedule).items() if key != "max_epoch"}
         schedule["milestones"] = list(schedule["milestones"])
-        return {"model": made, "schedule": schedule, "training list or batch order": rows.hexdigest()}
+        return {"model": made, "schedule": schedule, "training list or batch order": batches.hexdigest()}
 
     def _load_model(self, state: dict[str, Tensor], path: Path) -> None:
         load_model_file(self.model, ModelFile(str(path), state))
