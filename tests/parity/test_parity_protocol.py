@@ -15,6 +15,8 @@ from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.evaluator import score_videos
+from clipfusionvad.metrics import detection_map
+from clipfusionvad.npy import read_array
 
 VARIANTS = pytest.mark.parametrize("suffix", ["", "_vadclip"], ids=["clipfusionvad", "vadclip"])
 
@@ -88,3 +90,21 @@ def test_scores(case, suffix):
     np.testing.assert_allclose(anomaly[0], recorded["prob1"], atol=1e-5)
     np.testing.assert_allclose(anomaly[1], recorded["prob2"], atol=1e-5)
     np.testing.assert_allclose(np.concatenate([v.classes for v in scores]), recorded["softmax2"], atol=1e-5)
+
+
+@VARIANTS
+@each_case("protocol_")
+def test_detection_of_the_recorded_scores(case, suffix):
+    config = read_config(case)
+    if not (case / f"scores{suffix}.npz").exists():
+        pytest.skip(f"scores{suffix}.npz is not part of this case")
+    recorded = np.load(case / f"scores{suffix}.npz")
+    expected = json.loads((case / f"expected{suffix}.json").read_text())
+    flags = truth_flags(case / "list")
+    segments, labels = (read_array(flags[index], "truth") for index in (1, 3))
+    probs = np.split(recorded["softmax2"], np.cumsum(recorded["lengths"])[:-1])
+    frames = [np.full(len(video), 16) for video in probs]
+    classes = dataset_of(config).labels
+    for exclude_normal, key in ((False, "dmap"), (True, "dmap_excludeNormal")):
+        found = detection_map(probs, segments, labels, classes, exclude_normal, frames)
+        assert list(found["map"].values()) == pytest.approx(expected[key], abs=1e-6)

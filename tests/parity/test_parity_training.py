@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each_case
-from originals import difference, load_original, read_config, separation
+from originals import difference, load_original, read_config, relative, separation
 
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features
@@ -123,6 +123,14 @@ def compare_final(case, config, model, test, noise):
     """The model ends with the best weights loaded back."""
     outputs = np.load(case / "final_outputs.npz")
     model.eval()
+    with torch.no_grad():
+        assert relative(model.encode_text(), outputs["text_features"]) < max(3 * noise["final_logits2"], 1e-4)
+    state = model.state_dict()
+    # Where the true gradient is zero weights wander under AdamW: keys' biases, and those before BatchNorm.
+    wandering = ("spatial_attention", "in_proj_bias")
+    steady = [i for i, name in enumerate(config["final_names"]) if not any(part in name for part in wandering)]
+    norms = [state[config["final_names"][index]].norm().item() for index in steady]
+    np.testing.assert_allclose(norms, outputs["final_norms"][steady], rtol=1e-3)
     for number, video in enumerate(config["final_videos"]):
         features = load_features(test[video["index"]].path)
         windows, count = split_windows(features, model.visual_length)
