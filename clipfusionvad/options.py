@@ -145,7 +145,11 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
 def build_parser(dataset: Dataset, method: str) -> Parser:
     """All flags for one dataset and one method, without the option file's defaults."""
-    parser = Parser(description=f"{method} on {dataset.title}.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        usage="%(prog)s [options]",
+        description=f"{method} on {dataset.title}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     _add_model(parser.add_argument_group("model"), method)
     find_method(method).add_options(parser.add_argument_group(f"method: {method}"))
     _add_data(parser.add_argument_group("data"), dataset)

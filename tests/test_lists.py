@@ -266,3 +266,19 @@ def test_overlap_is_warned_about(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("warning: 1 test videos")
     checks.check_overlap(train, entries_of(tmp_path / "c__5.npy"))
     assert capsys.readouterr().err == ""
+
+
+def test_features_of_another_scale_are_pointed_out(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    entries = []
+    for name, scale in (("plain", 1.0), ("close", 2.0), ("normalised", 0.1)):
+        np.save(tmp_path / f"{name}__0.npy", (scale * rng.normal(size=(5, 8))).astype(np.float32))
+        entries.append(Entry(tmp_path / f"{name}__0.npy", "Normal", 2))
+    assert checks.check_features(entries[:2], 8, "a.csv") == [5, 5]
+    assert capsys.readouterr().err == ""
+    assert checks.check_features(entries, 8, "a.csv") == [5, 5, 5]
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: a.csv: features differ in scale")
+    assert "normalised__0.npy" in warning and "close__0.npy" in warning
+    checks.check_features(entries, 8, "a.csv", read=False)
+    assert capsys.readouterr().err == ""

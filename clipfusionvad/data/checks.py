@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from tqdm import tqdm
 
 from clipfusionvad.data.features import check_dim, load_features, read_shape
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.errors import UserError, warn
+
+# Files of one extraction have norms within a factor of two; a normalised file among others is ten times off.
+NORM_RANGE = 5
 
 
 def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, read: bool = True) -> list[int]:
@@ -17,15 +21,17 @@ def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, re
 
     Checks shape, dtype, dim and completeness, and with ``read`` that all values are finite. Raises one
     ``UserError`` that names the list, the row and the file of the first bad entry and counts the others.
+    With ``read`` also warns where some files have far larger features than others.
     """
 
-    def check(entry: Entry) -> int | UserError:
+    def check(entry: Entry) -> tuple[int, float] | UserError:
         try:
             if read:
-                return len(load_features(entry.path, dim))
+                features = load_features(entry.path, dim)
+                return len(features), float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
             rows, found, _ = read_shape(entry.path)
             check_dim(entry.path, found, dim)
-            return rows
+            return rows, 1.0
         except UserError as error:
             return error
 
@@ -37,7 +43,17 @@ def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, re
     if bad:
         others = f" ({len(bad) - 1} other files of the list are bad too)" if len(bad) > 1 else ""
         raise UserError(f"{list_name}, row {entries[bad[0]].row}: {results[bad[0]]}{others}")
-    return results
+    _compare_norms(entries, np.array([norm for _, norm in results]), list_name)
+    return [rows for rows, _ in results]
+
+
+def _compare_norms(entries: Sequence[Entry], norms: np.ndarray, list_name: str) -> None:
+    low, high = norms.argmin(), norms.argmax()
+    if norms[high] > NORM_RANGE * norms[low]:
+        warn(
+            f"{list_name}: features differ in scale, with norms from {norms[low]:.3g} ({entries[low].path.name}) to "
+            f"{norms[high]:.3g} ({entries[high].path.name}): are some normalised, or from another model?"
+        )
 
 
 def check_overlap(train: Sequence[Entry], test: Sequence[Entry]) -> None:

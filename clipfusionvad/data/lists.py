@@ -52,6 +52,8 @@ def read_list(path: str | Path, feature_root: str | Path | None = None, dataset:
     Raises ``UserError`` for a list that is unreadable or empty, lacks a column or a cell, has an unknown
     label or names files that are nowhere to be found (all of them in one message).
     """
+    if not Path(path).is_file():
+        raise UserError(f"list not found: {path}; 'python -m clipfusionvad lists' makes lists from features")
     rows = read_csv(path, "list", ("path", "label"))
     if not rows:
         raise UserError(f"list {path} holds no videos")
