@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad.data.annotations import Annotation, read_annotations, video_key, write_annotations_csv
@@ -154,7 +154,6 @@ def test_missing_file(tmp_path):
         read_annotations(tmp_path / "no.txt", UCF)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_no_text_makes_the_parser_crash(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
@@ -174,7 +173,6 @@ SEGMENTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 20), st.tuples(SEGMENTS, st.none() | st.integers(1, 10**6)), min_size=1))
 def test_csv_round_trip(tmp_path_factory, drawn):
     annotations = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad.datasets import DATASETS
@@ -116,7 +116,6 @@ def repeat(class_probs, frames):
     return [np.repeat(probs, count, axis=0) for probs, count in zip(class_probs, frames, strict=True)]
 
 
-@settings(deadline=None)
 @given(benchmarks())
 def test_equals_the_plain_version(case):
     class_probs, frames, segments, labels, class_labels = case
@@ -127,7 +126,6 @@ def test_equals_the_plain_version(case):
     assert_released(detection_map(class_probs, segments, labels, class_labels, frames=frames, **known), aps)
 
 
-@settings(deadline=None)
 @given(benchmarks())
 def test_frames_that_do_not_repeat(case):
     class_probs, _, segments, labels, class_labels = case
@@ -135,7 +133,6 @@ def test_frames_that_do_not_repeat(case):
     assert_released(result, plain_aps(class_probs, segments, labels, class_labels))
 
 
-@settings(deadline=None)
 @given(benchmarks())
 def test_exclude_normal_cuts_predictions_only(case):
     class_probs, frames, segments, labels, class_labels = case
@@ -152,7 +149,6 @@ def test_exclude_normal_cuts_predictions_only(case):
     assert_released(result, plain_aps(repeat(class_probs, frames)[:leading], segments, labels, class_labels))
 
 
-@settings(deadline=None)
 @given(benchmarks())
 def test_corrected_variants(case):
     class_probs, frames, segments, labels, class_labels = case

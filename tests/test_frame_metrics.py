@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad.metrics import count_frames, frame_metrics, snippet_metrics
@@ -53,14 +53,12 @@ def test_one_class_only_is_nan(gt):
     assert all(math.isnan(value) for value in metrics.values())
 
 
-@settings(deadline=None)
 @given(snippets_of_frames())
 def test_snippets_weighted_by_frames_equal_repeated_scores(case):
     expected = frame_metrics(*repeated(*case))
     assert snippet_metrics(*case) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(snippets_of_frames())
 def test_auc_and_ap_depend_on_the_order_of_scores_only(case):
     scores, *rest = case
@@ -68,7 +66,6 @@ def test_auc_and_ap_depend_on_the_order_of_scores_only(case):
     assert snippet_metrics(np.exp(3 * scores) - 7, *rest) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(snippets_of_frames(), st.randoms())
 def test_order_of_snippets_does_not_matter(case, random):
     order = list(range(len(case[0])))
@@ -77,7 +74,6 @@ def test_order_of_snippets_does_not_matter(case, random):
     assert shuffled == pytest.approx(snippet_metrics(*case), rel=1e-12, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(snippets_of_frames())
 def test_auc_of_negated_scores_is_the_complement(case):
     scores, *rest = case
@@ -103,7 +99,6 @@ def test_count_frames(length, snippets, frames):
     assert positives.tolist() == frames
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=200), st.integers(1, 20), st.integers(1, 20))
 def test_count_frames_follows_repeat_then_cut_or_hold(gt, snippets, stride):
     gt = np.array(gt, dtype=np.float32)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad.data import checks
@@ -34,7 +34,6 @@ def message(call, *args, **kwargs):
     return text
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1).filter(lambda name: "\0" not in name), st.integers(0, 99))
 def test_only_the_last_crop_suffix_is_cut(name, crop):
     assert split_crop(f"{name}__{crop}") == (name, crop)
@@ -215,7 +214,6 @@ def test_damaged_files_are_found_from_the_header(tmp_path, content, part):
 
 # Parts of a damaged header may be Python text that its own parser warns about.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 140))
 def test_no_damage_makes_read_shape_crash(tmp_path_factory, noise, at):
     path = tmp_path_factory.getbasetemp() / "noise.npy"

@@ -70,7 +70,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert (tmp_path / "proof").exists()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_damaged_files_end_in_an_array_or_one_line(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "a.npy"

@@ -170,15 +170,12 @@ def test_killed_at_random_moments(case, tmp_path, monkeypatch):
     for kill in range(6):
         process = context.Process(target=preloaded.train, args=arguments)
         process.start()
-        t0 = time.time()
         # Every other time from the moment on at which the training has begun.
         if kill % 2:
             wait_for_change(work.work / "run" / "last.pt", process)
         process.join(rng.uniform(0, 0.3))
         process.kill()
         process.join()
-        last = work.work / "run/last.pt"
-        print(kill, process.exitcode, torch.load(last)["progress"] if last.exists() else None, time.time() - t0)
     process = context.Process(target=preloaded.train, args=arguments)
     process.start()
     process.join()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad.data.checks import check_features
@@ -185,7 +185,6 @@ def test_lengths_off_by_a_snippet_or_more_are_warned_about_in_one_line(tmp_path,
     assert warned.count("\n") == 1 and "2 videos" in warned and "Arson002: 100 frames of truth, 48" in warned
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))), st.integers(0, 50))
 def test_frames_from_segments_is_the_clipped_union(segments, length):
     inside = {frame for start, end in segments for frame in range(start, end)}
