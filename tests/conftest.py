@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -21,3 +22,22 @@ def ordinary_arithmetic():
     """A program run within the test process flushes denormals, which would last for the tests after it."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A benchmark with a trained model, never written to."""
+    from tiny import make_tiny  # loads the programs, which few tests need
+
+    tiny = make_tiny("ucf", tmp_path_factory.mktemp("built") / "data")
+    assert tiny.train("--max-epoch", 1).code == 0
+    shutil.rmtree(tiny.folder / "run")
+    (tiny.folder / "checkpoint.pth").unlink()
+    return tiny
+
+
+@pytest.fixture
+def tiny(built, tmp_path):
+    """A copy to spoil; outputs would lie beside the data."""
+    shutil.copytree(built.folder, tmp_path / "data")
+    return type(built)(built.dataset, tmp_path / "data", tmp_path / "data", built.videos)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,57 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import FRAMES, WIDTH, Outcome, make_tiny, quietly, strings
+from refusal import RunsCode, assert_refused
+from tiny import FRAMES, WIDTH, Outcome, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.clip import load_clip, toy_state
-from clipfusionvad.engine.checkpoint import released_state
-from clipfusionvad.models import build_method
+from clipfusionvad.clip import toy_state
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A benchmark with a trained model, never written to."""
-    tiny = make_tiny("ucf", tmp_path_factory.mktemp("built") / "data")
-    assert tiny.train("--max-epoch", 1).code == 0
-    shutil.rmtree(tiny.folder / "run")
-    (tiny.folder / "checkpoint.pth").unlink()
-    return tiny
-
-
-@pytest.fixture
-def tiny(built, tmp_path):
-    """A copy to spoil; outputs would lie beside the data."""
-    shutil.copytree(built.folder, tmp_path / "data")
-    return type(built)(built.dataset, tmp_path / "data", tmp_path / "data", built.videos)
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in Path(folder).rglob("*")}
-
-
-def assert_refused(program, tiny, *flags, says=()):
-    """One line, code 2, and every file below the test's folder as it was."""
-    before = snapshot(tiny.folder.parent)
-    outcome = program(*flags)
-    assert outcome.code == 2, outcome
-    assert outcome.err.startswith("error: ") and outcome.err.endswith("\n"), outcome.err
-    assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
-    for words in [says] if isinstance(says, str) else says:
-        assert words in outcome.err
-    assert snapshot(tiny.folder.parent) == before
-
-
-class RunsCode:
-    """Unpickling it makes a file, as unpickling malice could do anything."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 # Lists and features: both programs check them.
@@ -281,116 +235,6 @@ def test_file_in_place_of_a_folder_for_results(tiny, flag):
 def test_folder_without_permission(tiny):
     (tiny.folder / "closed").mkdir(mode=0o555)
     assert_refused(tiny.train, tiny, "--output-dir", tiny.folder / "closed" / "run", says="cannot write")
-
-
-# Model files.
-
-
-def released(method, **options):
-    clip = load_clip("toy", WIDTH)
-    shape = {"visual_length": 32, "visual_layers": 1, "prompt_prefix": 2, "prompt_postfix": 2} | options
-    model = build_method(method, ["normal"], clip, embed_dim=WIDTH, visual_width=WIDTH, **shape)
-    return released_state(model, clip)
-
-
-def rewrite(change):
-    def spoil(path):
-        content = torch.load(path, weights_only=True)
-        torch.save(change(content) or content, path)
-
-    return spoil
-
-
-def edit_weights(change):
-    return rewrite(lambda content: change(content["model_state_dict"]))
-
-
-MODELS = {
-    "missing": (Path.unlink, "not found"),
-    "text": (lambda path: path.write_text("<html>not found</html>"), "damaged"),
-    "empty": (lambda path: path.write_bytes(b""), "damaged"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "damaged"),
-    "first half": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "damaged"),
-    "a tensor": (lambda path: torch.save(torch.zeros(3), path), "state dict"),
-    "numbers": (lambda path: torch.save({"a": 1}, path), "state dict"),
-    "NaN": (edit_weights(lambda state: state["classifier.bias"].fill_(torch.nan) and None), "classifier.bias"),
-    "missing weights": (edit_weights(lambda state: state.pop("classifier.bias") and None), "missing classifier.bias"),
-    "more weights": (edit_weights(lambda state: state.update(more=torch.zeros(1))), "unknown more"),
-    "no origin": (rewrite(lambda content: content.pop("made") and None), "how it was made"),
-    "released, other shapes": (lambda path: torch.save(released("clipfusionvad", visual_length=64), path), "(64, 64)"),
-    "released, more layers": (lambda path: torch.save(released("clipfusionvad", visual_layers=2), path), "layers"),
-    "released vadclip": (lambda path: torch.save(released("vadclip"), path), "--method vadclip"),
-}
-
-
-@pytest.mark.parametrize("case", MODELS)
-def test_model_files(tiny, case):
-    spoil, says = MODELS[case]
-    spoil(tiny.work / "model.pth")
-    assert_refused(tiny.test, tiny, says=[str(tiny.work / "model.pth"), says])
-
-
-def test_checkpoint_of_another_method(tiny, tmp_path):
-    assert_refused(tiny.test, tiny, "--method", "vadclip", says="--method clipfusionvad")
-    torch.save(released("clipfusionvad"), tmp_path / "released.pth")
-    flags = ["--method", "vadclip", "--model-path", tmp_path / "released.pth"]
-    assert_refused(tiny.test, tiny, *flags, says="--method clipfusionvad")
-
-
-def test_checkpoint_of_vadclip(tiny, tmp_path):
-    assert tiny.at(tmp_path / "vadclip").train("--method", "vadclip", "--max-epoch", 1).code == 0
-    assert_refused(tiny.test, tiny, "--model-path", tmp_path / "vadclip/model.pth", says="--method vadclip")
-
-
-def test_options_that_the_checkpoint_does_not_fit(tiny):
-    assert_refused(tiny.test, tiny, "--visual-length", 64, says=("other shapes", "(64, 64)"))
-    assert_refused(tiny.test, tiny, "--no-gam", says="unknown gam_attention")
-
-
-@pytest.mark.parametrize("flag", ["--model-path", "--clip", "--checkpoint-path"])
-@pytest.mark.parametrize("old_format", [False, True])
-def test_pickle_that_runs_code(tiny, tmp_path, flag, old_format):
-    path, ran = tiny.folder / "malice.pth", tmp_path / "ran"
-    content = {"model_state_dict": {"weight": torch.zeros(1)}, "epoch": RunsCode(ran)}
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
-    program = tiny.test if flag == "--model-path" else tiny.train
-    more = ["--use-checkpoint"] if flag == "--checkpoint-path" else []
-    assert_refused(program, tiny, flag, path, *more, says=(path.name, "refused"))
-    torch.load(path, weights_only=False)
-    assert ran.exists()
-
-
-def test_bare_pickle_that_runs_code(tiny, tmp_path):
-    (tiny.folder / "malice.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran"), protocol=4))
-    assert_refused(tiny.test, tiny, "--model-path", tiny.folder / "malice.pth", says="malice.pth")
-
-
-# CLIP files.
-
-CLIPS = {
-    "text": (lambda path: path.write_text("no CLIP"), "damaged"),
-    "no CLIP": (lambda path: torch.save({"weight": torch.zeros(3)}, path), "not a CLIP file"),
-    "another width": (lambda path: torch.save(toy_state(128), path), "text width 128"),
-}
-
-
-@pytest.mark.parametrize("case", CLIPS)
-def test_clip_files(tiny, case):
-    make, says = CLIPS[case]
-    path = tiny.folder / "clip.pt"
-    make(path)
-    assert_refused(tiny.train, tiny, "--clip", path, says=[str(path), says])
-    assert_refused(tiny.test, tiny, "--clip", path, says=[str(path), says])
-
-
-def test_another_clip_than_trained_with(tiny):
-    torch.save(toy_state(WIDTH, seed=1), tiny.folder / "clip.pt")
-    assert_refused(tiny.test, tiny, "--clip", tiny.folder / "clip.pt", says="trained with CLIP toy")
-
-
-def test_resuming_what_is_no_training(tiny):
-    flags = ["--use-checkpoint", "--checkpoint-path", tiny.work / "model.pth"]
-    assert_refused(tiny.train, tiny, *flags, says="no training checkpoint")
 
 
 # Through processes: nothing that Python prints at its end adds a line.

@@ -82,7 +82,7 @@ def test_batches_hold_what_the_files_hold(tmp_path):
 def test_holdout_keeps_videos_whole_and_every_label_on_both_sides(normal, abuse, crops, share, seed):
     videos = [("Normal", n) for n in range(normal)] + [("Abuse", n) for n in range(abuse)]
     entries = [Entry(feature_path(label, n, crop), label, 0) for label, n in videos for crop in range(crops)]
-    train, held_out = split_holdout(entries, share, seed)
+    train, held_out = split_holdout(entries, np.array([e.label == "Normal" for e in entries]), share, seed)
     train_videos, held_videos = ({entries[row].video for row in rows} for rows in (train, held_out))
     assert not train_videos & held_videos
     assert len(held_out) == len(held_videos)  # one crop each
@@ -94,5 +94,7 @@ def test_holdout_keeps_videos_whole_and_every_label_on_both_sides(normal, abuse,
 
 def test_holdout_needs_two_kinds_of_videos():
     entries = [Entry(feature_path("Abuse", n, 0), "Abuse", 0) for n in range(4)]
-    with pytest.raises(UserError, match="--protocol clean"):
-        split_holdout(entries, 0.3, 0)
+    entries += [Entry(feature_path("Normal", 0, crop), "Normal", 0) for crop in range(3)]
+    normal = np.array([entry.label == "Normal" for entry in entries])
+    with pytest.raises(UserError, match="--protocol clean.*no two normal videos"):
+        split_holdout(entries, normal, 0.3, 0)

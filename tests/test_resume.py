@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import preloaded
@@ -125,14 +126,15 @@ def test_stopped_before_an_evaluation_and_broken_after_it(case, tmp_path, no_plo
     whole, work = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "stopped")
     assert whole.train("--max-epoch", 1).code == 0
     steps = torch.load(whole.work / "run/last.pt", weights_only=True)["progress"]["step"]
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, steps, signal.SIGTERM)
+    with stopping_at(monkeypatch, steps):
         assert work.train("--max-epoch", 1).code == 130
     assert resume_until_done(work, ["--max-epoch", 1], [(RunLog, "log_evaluation", 1)]) == 1
     assert_same(work, whole)
 
 
-def stop_at_step(patch, step, kind):
+@contextmanager
+def stopping_at(monkeypatch, step, kind=signal.SIGTERM):
+    """Trainings within get a signal at the start of a step."""
     original = Trainer._step
 
     def stopped(self, *args):
@@ -140,15 +142,16 @@ def stop_at_step(patch, step, kind):
             os.kill(os.getpid(), kind)
         return original(self, *args)
 
-    patch.setattr(Trainer, "_step", stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopped)
+        yield
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_at_the_next_step(case, tmp_path, no_plots, monkeypatch, kind):
     tiny, options, whole = case
     work = tiny.at(tmp_path)
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 3, kind)
+    with stopping_at(monkeypatch, 3, kind):
         outcome = work.train(*options)
     assert outcome.code == 130
     assert f"--use-checkpoint --output-dir {work.work / 'run'}" in outcome.out
@@ -238,8 +241,7 @@ def test_without_an_output_folder_the_latest_run_is_resumed(case, tmp_path, no_p
     argv = work.train_flags(*options)
     place = argv.index("--output-dir")
     del argv[place : place + 2]
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 3, signal.SIGTERM)
+    with stopping_at(monkeypatch, 3):
         assert quietly(TRAIN[tiny.dataset], argv).code == 130
     assert quietly(TRAIN[tiny.dataset], [*argv, "--use-checkpoint"]).code == 0
     (folder,) = Path("runs").iterdir()
@@ -250,8 +252,7 @@ def test_without_an_output_folder_the_latest_run_is_resumed(case, tmp_path, no_p
 def test_the_checkpoint_of_another_run_is_not_taken(case, tmp_path, no_plots, monkeypatch):
     tiny, options, whole = case
     work = tiny.at(tmp_path)
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 3, signal.SIGTERM)
+    with stopping_at(monkeypatch, 3):
         assert work.train(*options, "--output-dir", tmp_path / "other", "--seed", 1).code == 130
     outcome = work.train(*options, "--use-checkpoint")
     assert outcome.code == 0
@@ -263,8 +264,7 @@ def test_other_options_do_not_resume(case, tmp_path, no_plots, monkeypatch):
     """Half a training with one seed, learning rate or loss and half with another would be no training at all."""
     tiny, options, _ = case
     work = tiny.at(tmp_path)
-    with monkeypatch.context() as patch:
-        stop_at_step(patch, 3, signal.SIGTERM)
+    with stopping_at(monkeypatch, 3):
         assert work.train(*options).code == 130
     before = (work.work / "run/last.pt").read_bytes()
     for other in (["--seed", 1], ["--lr", 1e-5], ["--batch-size", 2], ["--separation-weight", 0.5]):

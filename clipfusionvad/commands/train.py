@@ -20,7 +20,7 @@ from clipfusionvad.engine.checkpoint import describe, model_content, own_state, 
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_videos, score_videos
 from clipfusionvad.engine.trainer import Schedule, Stopped, Trainer
-from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
+from clipfusionvad.errors import EXIT_INTERRUPTED, warn
 from clipfusionvad.files import check_writable, without_nan, write_json, write_torch
 from clipfusionvad.models import Method
 from clipfusionvad.options import record
@@ -47,13 +47,8 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     rows = np.arange(len(entries))
     selection_set, judge = test_set, partial(evaluate, protocol=args.protocol)
     if args.protocol == "clean":
-        rows, held_out = split_holdout(entries, args.holdout, args.seed)
+        rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
         selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
-        if len(set(selection_set.anomalous)) < 2:
-            raise UserError(
-                f"--protocol clean holds out normal and anomalous videos, but {args.train_list} has no two normal "
-                f"videos, or no two of any anomalous label"
-            )
         judge = evaluate_videos
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed)
     model, clip = prepare_model(args, dataset)

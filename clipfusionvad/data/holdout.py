@@ -11,12 +11,14 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.errors import UserError
 
 
-def split_holdout(entries: Sequence[Entry], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out, each sorted.
+def split_holdout(
+    entries: Sequence[Entry], normal: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, each sorted; ``normal`` (N,) bool tells the entries' kind.
 
     Whole videos are held out, of every label its share (at least one of a label with two or more), and each
-    with one crop only; their other crops are used for neither. Raises ``UserError`` where fewer than two labels
-    have a video to spare.
+    with one crop only; their other crops are used for neither. Raises ``UserError`` where normal or anomalous
+    videos have none to spare.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     videos_of: dict[str, list[str]] = defaultdict(list)
@@ -30,7 +32,10 @@ def split_holdout(entries: Sequence[Entry], share: float, seed: int) -> tuple[np
         videos = videos_of[label]
         count = max(round(share * len(videos)), 1) if len(videos) > 1 else 0
         held_out.update(rng.permutation(videos)[:count].tolist())
-    if len({label for label, videos in videos_of.items() if held_out.intersection(videos)}) < 2:
-        raise UserError("--protocol clean holds out training videos of each label, but too few labels have two videos")
-    train = [row for row, entry in enumerate(entries) if entry.video not in held_out]
-    return np.array(train), np.array(sorted(rows_of[video][0] for video in held_out))
+    rows = np.array(sorted(rows_of[video][0] for video in held_out), dtype=np.int64)
+    if len(set(normal[rows].tolist())) < 2:
+        raise UserError(
+            "--protocol clean holds out normal and anomalous videos, but the training list has no two normal videos, "
+            "or no two of any anomalous label"
+        )
+    return np.array([row for row, entry in enumerate(entries) if entry.video not in held_out]), rows

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ class Trainer:
             best_state_dict=self.best_state,
             last_state_dict=self.last_state,
             rng_state=torch.get_rng_state(),
-            same_run=self._same_run(),
+            same_run=self._same_run,
             run=str(folder.resolve()),
         )
         write_torch(folder / LAST, content)
@@ -222,7 +223,7 @@ class Trainer:
         if content.get("format") != FORMAT:
             self._resume_released(content, path)
             return
-        differing = [key for key, value in self._same_run().items() if content["same_run"].get(key) != value]
+        differing = [key for key, value in self._same_run.items() if content["same_run"].get(key) != value]
         if differing:
             raise UserError(
                 f"{path} is the state of a run with another {' and '.join(differing)}: "
@@ -261,6 +262,7 @@ class Trainer:
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step()
 
+    @cached_property
     def _same_run(self) -> dict[str, Any]:
         """What must not change when a run is resumed; it may be made longer."""
         videos = [(entry.path.name, entry.label) for entry in self.bags.entries]
