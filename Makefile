@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo matrix test lint clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -19,6 +19,9 @@ $(READY): requirements.txt
 
 demo: $(READY)  ## train and test ClipFusionVAD on made-up data, in a minute or two on a CPU
 	$(BIN)/python -m clipfusionvad demo
+
+matrix: $(READY)  ## train and test every method on every dataset's made-up data, in about ten minutes on a CPU
+	$(BIN)/python -m clipfusionvad matrix
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q

@@ -1,6 +1,7 @@
 """UCF-Crime: the options of ucf_train.py and ucf_test.py.
 
 Edit a line here, put what differs into a YAML file (--config FILE), or override it on the command line.
+What a method was published with on this dataset stands in configs/METHOD_ucf.yaml and goes over these lines.
 """
 
 from __future__ import annotations
@@ -46,4 +47,4 @@ DEFAULTS = {
 
 
 def parse_args(argv=None, stored=None):
-    return parse_options(argv, DATASET, DEFAULTS, stored=stored)
+    return parse_options(argv, DATASET, DEFAULTS, stored)

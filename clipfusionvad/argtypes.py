@@ -26,6 +26,14 @@ def fraction(text: str) -> float:
     return _number(text, float, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
+def rate(text: str) -> float:
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to less than 1")
+
+
+def share(text: str) -> float:
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
 def _number(text: str, kind: type, accept: Any, what: str) -> Any:
     try:
         value = kind(text)

@@ -1,12 +1,14 @@
 """The benchmarks: one entry each, with everything that is particular to it. Nothing else names a dataset.
 
-Facts are those of the official annotation files and of the lists that the VadCLIP family released.
+Facts are those of the official annotation files and of the lists that the VadCLIP family released, for
+ShanghaiTech and MSAD of those that IEF-VAD released. Frame rates are the commonly stated ones.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,6 +41,17 @@ class Dataset:
     truth_files: dict[str, str] = field(default_factory=dict)
     #: Names of the CSV files beside them: the lists, and the truth by video name.
     list_files: dict[str, str] = field(default_factory=dict)
+    #: Order of the released lists: normal videos after the others, each by name; or class by class in the order of
+    #: the labels, each by name with numbers in it as numbers.
+    order: Literal["normal last", "by class"] = "normal last"
+    #: In a line of the annotation file the word after the name is the scene; the name tells the class.
+    scene_in_annotation: bool = False
+    #: The annotation file has intervals [s, s), which hold no frame.
+    empty_intervals: bool = False
+    #: The annotation file lists videos of several classes as pieces of this name; group 1 is the video's name.
+    piece_pattern: str = ""
+    #: Videos that the released lists have on the wrong side, and the right one.
+    misplaced: dict[str, Literal["train", "test"]] = field(default_factory=dict)
     #: Name of a made-up video.
     demo_name: str = "{label}_{number:03d}"
     #: Anomalous videos at the head of the released test list (what the released ``excludeNormal`` keeps).
@@ -73,6 +86,18 @@ class Dataset:
             if label:
                 return label
         return None
+
+    def whole_of(self, name: str) -> str:
+        """The video that a name of the annotation file stands for: itself, unless the name is that of a piece."""
+        found = re.fullmatch(self.piece_pattern, name) if self.piece_pattern else None
+        return found.group(1) if found else name
+
+    def list_order(self, label: str, name: str) -> tuple[Any, ...]:
+        """Sort key of a video in the order of the released lists."""
+        if self.order == "normal last":
+            return self.is_normal(label), name
+        parts = re.split(r"([0-9]+)", name)
+        return label, [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
     def is_normal(self, label: str) -> bool:
         return bool(self.encode(label)[0])
@@ -165,7 +190,80 @@ XD = Dataset(
     unknown_truth_label="error",
 )
 
-DATASETS = {dataset.name: dataset for dataset in (UCF, XD)}
+SHANGHAITECH = Dataset(
+    name="shanghaitech",
+    title="ShanghaiTech",
+    classes={
+        "normal": "normal",
+        "car": "car",
+        "chasing": "chasing",
+        "circuit": "circuit",
+        "fall": "fall",
+        "fighting": "fighting",
+        "hurdle": "hurdle",
+        "jumping": "jumping",
+        "monocycle": "monocycle",
+        "push": "push",
+        "robbery": "robbery",
+        "running": "running",
+        "skateboard": "skateboard",
+        "step": "step",
+        "stoop": "stoop",
+        "throwing_object": "throwing object",
+        "vaudeville": "vaudeville",
+        "vehicle": "vehicle",
+    },
+    fps=24,
+    # Only names of made-up videos tell the class: real ones are scene and number (01_0130), their folder tells.
+    label_pattern=r"^([a-z_]+)_\d",
+    test_crop=5,
+    truth_files={
+        "frames": "gt_shanghaitech.npy",
+        "segments": "gt_segment_shanghaitech.npy",
+        "labels": "gt_label_shanghaitech.npy",
+    },
+    list_files={
+        "train": "shanghaitech_CLIP_rgb.csv",
+        "test": "shanghaitech_CLIP_rgbtest.csv",
+        "truth": "shanghaitech_truth.csv",
+    },
+    order="by class",
+    empty_intervals=True,
+    piece_pattern=r"(\d\d_\d{4})_\d",
+    # Listed as pieces, which match no feature file, so that the released lists have them in training.
+    misplaced={"04_0012": "test", "05_0023": "test"},
+)
+
+MSAD = Dataset(
+    name="msad",
+    title="MSAD",
+    classes={
+        "Normal": "normal",
+        "Assault": "assault",
+        "Explosion": "explosion",
+        "Fighting": "fighting",
+        "Fire": "fire",
+        "Object_falling": "object falling",
+        "People_falling": "people falling",
+        "Robbery": "robbery",
+        "Shooting": "shooting",
+        "Traffic_accident": "traffic accident",
+        "Vandalism": "vandalism",
+        "Water_incident": "water incident",
+    },
+    fps=30,
+    # Assault_2 and MSAD_normal_testing_119, but normal training videos are scene and number (frontdoor1).
+    label_pattern=r"^(?:MSAD_)?(normal|[A-Za-z_]+(?=_\d))",
+    test_crop=5,
+    truth_files={"frames": "gt_msad.npy", "segments": "gt_segment_msad.npy", "labels": "gt_label_msad.npy"},
+    list_files={"train": "msad_CLIP_rgb.csv", "test": "msad_CLIP_rgbtest.csv", "truth": "msad_truth.csv"},
+    order="by class",
+    scene_in_annotation=True,
+    # Annotated and tested in IEF-VAD's lists, a training video in those of the dataset's authors.
+    misplaced={"Robbery_10": "train"},
+)
+
+DATASETS = {dataset.name: dataset for dataset in (UCF, XD, SHANGHAITECH, MSAD)}
 
 
 def find_dataset(name: str) -> Dataset:

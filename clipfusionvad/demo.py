@@ -1,7 +1,8 @@
 """A small made-up benchmark: real class names, plausible lengths and events, features with something to learn.
 
-A snippet's feature is a scene of its own per video that drifts slowly, plus noise, plus, during an event, the
-direction of the event's class in the toy CLIP's text space, faint at its borders. Nothing is downloaded.
+A snippet's RGB feature is a scene of its own per video that drifts slowly, plus noise, plus, during an event, the
+direction of the event's class in the toy CLIP's text space, faint at its borders. Its event-camera feature holds no
+scene, more noise, and the same events in directions of its own. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from clipfusionvad.data.build import build_lists
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.files import write_array, write_text
+from clipfusionvad.models import find_method
 from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
 
 FOLDER = Path("demo")
@@ -45,6 +47,7 @@ def demo_defaults(dataset: Dataset, method: str) -> dict[str, Any]:
         "lr": 2e-3,
         "scheduler_milestones": [8, 12],
         "eval_every": 0,
+        "stream_folders": list(find_method(method).streams),
         "train_list": str(lists / dataset.list_files["train"]),
         "test_list": str(lists / dataset.list_files["test"]),
         "gt_path": str(lists / dataset.list_files["truth"]),
@@ -59,8 +62,10 @@ def make_demo(dataset: Dataset) -> None:
     done = folder / "README.txt"
     if done.exists():
         return
-    rng = np.random.default_rng(SEED)
+    # Two streams of numbers, so that the RGB features do not depend on what else is made.
+    rng, event_rng = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
     directions = class_directions(dataset)
+    motions = np.linalg.qr(event_rng.normal(size=(WIDTH, WIDTH)))[0][: len(directions)]
     splits: dict[str, list[Annotation]] = {}
     for split, per_class, first, crops in (
         ("train", TRAIN_PER_CLASS, 1, range(TRAIN_CROPS)),
@@ -70,12 +75,14 @@ def make_demo(dataset: Dataset) -> None:
         columns = anomalies + [0] * len(anomalies)
         splits[split] = []
         for number, column in enumerate(columns, start=first):
-            video, features = _make_video(rng, dataset, column, number, directions, len(crops))
+            video, scenes, strength = _make_video(rng, dataset, column, number, directions, len(crops))
             splits[split].append(video)
-            for crop, values in zip(crops, features, strict=True):
-                write_array(folder / "features" / split / f"{video.video}__{crop}.npy", values)
+            for crop, rgb in zip(crops, scenes, strict=True):
+                place = Path(split, video.label, f"{video.video}__{crop}.npy")
+                write_array(folder / "features" / "rgb" / place, rgb)
+                write_array(folder / "features" / "event" / place, _make_events(event_rng, strength, motions))
     write_annotations_csv(folder / "annotations.csv", splits["test"])
-    build_lists(dataset, folder / "features", folder / "list", [folder / "annotations.csv"])
+    build_lists(dataset, folder / "features" / "rgb", folder / "list", [folder / "annotations.csv"])
     # Written last: its presence says that everything else is complete.
     write_text(done, f"Made-up data in the shape of {dataset.title}. Delete this folder to have it made anew.\n")
 
@@ -90,8 +97,8 @@ def class_directions(dataset: Dataset) -> np.ndarray:
 
 def _make_video(
     rng: np.random.Generator, dataset: Dataset, column: int, number: int, directions: np.ndarray, crops: int
-) -> tuple[Annotation, list[np.ndarray]]:
-    """One video of a class: its annotation, and the features (n, WIDTH) float16 of each crop."""
+) -> tuple[Annotation, list[np.ndarray], np.ndarray]:
+    """One video of a class: its annotation, the features (n, WIDTH) float16 of each crop, its class strengths."""
     snippets = _length(rng)
     events = _events(rng, snippets) if column else []
     classes = [column] * len(events)
@@ -109,7 +116,12 @@ def _make_video(
     bounds = [(FRAMES_PER_SNIPPET * start, FRAMES_PER_SNIPPET * end) for start, end in events]
     frames = FRAMES_PER_SNIPPET * snippets + int(rng.integers(0, FRAMES_PER_SNIPPET))
     name = dataset.demo_name.format(label=label, number=number)
-    return Annotation(name, bounds, labels, frames, label), features
+    return Annotation(name, bounds, labels, frames, label), features, strength
+
+
+def _make_events(rng: np.random.Generator, strength: np.ndarray, motions: np.ndarray) -> np.ndarray:
+    """What an event camera's features would show of a video: its classes, and no scene. (n, WIDTH) float16."""
+    return (rng.normal(size=(len(strength), WIDTH)) + 3 * strength @ motions).astype(np.float16)
 
 
 def _length(rng: np.random.Generator) -> int:

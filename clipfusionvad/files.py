@@ -110,6 +110,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
+class ForeignObjects(UserError):
+    """The file pickles objects of classes that only its author's code has."""
+
+
 def read_torch(path: str | Path, what: str) -> Any:
     """Load a torch file on the CPU without running pickled code; ``what`` names it in messages."""
     must_exist(path, what)
@@ -120,7 +124,7 @@ def read_torch(path: str | Path, what: str) -> Any:
                 raise UserError(damaged)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
+        raise ForeignObjects(
             f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:

@@ -1,7 +1,8 @@
-"""Flags of the training and test scripts, and the YAML files that go under them.
+"""Flags of the training and test scripts, and what goes under them.
 
-Precedence: option file < demo < checkpoint (test only) < --config < command line. argparse owns names, types
-and choices; everything that a YAML file says is handed to it as command-line tokens, so that both are checked alike.
+Precedence: option file < the method's own defaults < configs/METHOD_DATASET.yaml < demo < checkpoint (test only)
+< --config < command line. argparse owns names, types and choices; everything that a YAML file says is handed to it
+as command-line tokens, so that both are checked alike.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any, NoReturn
 
 import yaml
 
-from clipfusionvad.argtypes import fraction, non_negative_int, positive_float, positive_int
+from clipfusionvad.argtypes import fraction, non_negative_float, non_negative_int, positive_float, positive_int, rate
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import demo_defaults
 from clipfusionvad.errors import EXIT_BAD_INPUT, UserError, nearest
-from clipfusionvad.models import find_method, method_names
+from clipfusionvad.models import Method, find_method, method_names
 
-SELECTION_METRICS = ("auc1", "ap1", "auc2", "ap2")
+SELECTION_METRICS = ("auc1", "ap1", "auc2", "ap2", "last")
+# One file for each method and dataset that were published together.
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Flags of one invocation, which a run's record must not carry on.
 NOT_RECORDED = {"config", "use_checkpoint", "overwrite", "metrics_json"}
 
@@ -49,13 +53,11 @@ def parse_options(
     argv: Sequence[str] | None,
     dataset: Dataset,
     defaults: Mapping[str, Any],
-    method_defaults: Mapping[str, Mapping[str, Any]] | None = None,
     stored: Mapping[str, Any] | None = None,
 ) -> argparse.Namespace:
     """Parse a script's command line over its option file.
 
-    ``defaults`` are the lines of the option file, ``method_defaults`` what another method has instead,
-    ``stored`` the options that a checkpoint was trained with.
+    ``defaults`` are the lines of the option file, ``stored`` the options that a checkpoint was trained with.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     early = Parser(add_help=False)
@@ -64,23 +66,70 @@ def parse_options(
     early.add_argument("--demo", action="store_true")
     known, _ = early.parse_known_args(argv)
     config = read_config(known.config) if known.config else {}
-    method = known.method or config.get("method") or defaults["method"]
+    name = str(known.method or config.get("method") or defaults["method"])
+    method = find_method(name)
 
-    parser = build_parser(dataset, str(method))
-    layers = [defaults, (method_defaults or {}).get(method, {})]
-    if known.demo or config.get("demo"):
-        layers.append(demo_defaults(dataset, str(method)))
-    layers.append(stored or {})
+    parser = build_parser(dataset, method)
     own = {action.dest for action in parser._actions}
-    for layer in layers:
-        for key in layer:
-            if key not in own and not _methods_with(key):
-                raise UserError(f"option file of {dataset.name}: unknown option {key!r}{nearest(key, own)}")
-        parser.set_defaults(**{key: value for key, value in layer.items() if key in own})
+    _set_defaults(parser, method.option_defaults())
+    for key in defaults:
+        if key not in own and not _methods_with(key):
+            raise UserError(f"option file of {dataset.name}: unknown option {key!r}{nearest(key, own)}")
+    _set_defaults(parser, defaults)
+    _set_defaults(parser, method.defaults)
+    _set_defaults(parser, published_options(parser, name, dataset))
+    if known.demo or config.get("demo"):
+        _set_defaults(parser, demo_defaults(dataset, name))
+        _set_defaults(parser, method.demo)
+    _set_defaults(parser, stored or {})
+    parser.set_defaults(method=name)
     tokens = config_tokens(parser, config, known.config) if config else []
     args = parser.parse_args(tokens + argv)
     _cross_check(args, dataset)
     return args
+
+
+def _set_defaults(parser: Parser, layer: Mapping[str, Any]) -> None:
+    """Put a layer over those before it; lines for other methods are left out."""
+    own = {action.dest for action in parser._actions}
+    parser.set_defaults(**{key: value for key, value in layer.items() if key in own})
+
+
+def general_defaults(dataset: Dataset) -> dict[str, Any]:
+    """The lines of an option file for a dataset that has none."""
+    lists, truth = dataset.list_files, dataset.truth_files
+    return {
+        "seed": 234,
+        "method": "clipfusionvad",
+        "classes_num": len(dataset.classes),
+        "embed_dim": 512,
+        "visual_width": 512,
+        "max_epoch": 10,
+        "batch_size": 64,
+        "balanced": True,
+        "lr": 2e-5,
+        "scheduler_rate": 0.1,
+        "scheduler_milestones": [4, 8],
+        "eval_every": 0,
+        "select": "auc1",
+        "model_path": f"model/model_{dataset.name}.pth",
+        "checkpoint_path": f"model/checkpoint_{dataset.name}.pth",
+        "train_list": f"list/{lists['train']}",
+        "test_list": f"list/{lists['test']}",
+        "gt_path": f"list/{truth['frames']}",
+        "gt_segment_path": f"list/{truth['segments']}",
+        "gt_label_path": f"list/{truth['labels']}",
+    }
+
+
+def published_options(parser: Parser, method: str, dataset: Dataset) -> dict[str, Any]:
+    """What the published pair of a method and a dataset sets: ``configs/METHOD_DATASET.yaml``, if there is one."""
+    path = CONFIGS / f"{method}_{dataset.name}.yaml"
+    if not path.is_file():
+        return {}
+    content = read_config(str(path))
+    parsed = parser.parse_args(config_tokens(parser, content, str(path)))
+    return {key: getattr(parsed, key) for key in content}
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -126,7 +175,7 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
         return negative[:1]
     if isinstance(value, bool) or isinstance(value, dict) or value is None:
         raise UserError(f"{where} cannot be {value!r}")
-    if action.nargs in ("*", "+"):
+    if action.nargs is not None:
         items = value if isinstance(value, list) else [value]
         return [flag, *map(str, items)]
     if isinstance(value, list):
@@ -143,31 +192,34 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in sorted(vars(args).items()) if key not in NOT_RECORDED and value is not None}
 
 
-def build_parser(dataset: Dataset, method: str) -> Parser:
+def build_parser(dataset: Dataset, method: type[Method]) -> Parser:
     """All flags for one dataset and one method, without the option file's defaults."""
     parser = Parser(
         usage="%(prog)s [options]",
-        description=f"{method} on {dataset.title}.",
+        description=f"{method.name} on {dataset.title}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_model(parser.add_argument_group("model"), method)
-    find_method(method).add_options(parser.add_argument_group(f"method: {method}"))
-    _add_data(parser.add_argument_group("data"), dataset)
+    method.add_options(parser.add_argument_group(f"method: {method.name}"))
+    _add_data(parser.add_argument_group("data"), dataset, method)
     _add_training(parser.add_argument_group("training"))
+    _add_learning_rate(parser.add_argument_group("learning rate"))
     _add_run(parser.add_argument_group("run"))
     return parser
 
 
-def _add_model(group: argparse._ArgumentGroup, method: str) -> None:
-    group.add_argument("--method", choices=method_names(), default=method, help="which detector")
-    group.add_argument("--clip", default="ViT-B/16", help="CLIP model name, local file, or 'toy'")
+def _add_model(group: argparse._ArgumentGroup, method: type[Method]) -> None:
+    group.add_argument("--method", choices=method_names(), default=method.name, help="which detector")
+    unread = "" if method.needs_clip else " (this method reads none)"
+    group.add_argument("--clip", default="ViT-B/16", help=f"CLIP model name, local file, or 'toy'{unread}")
     group.add_argument("--classes-num", type=positive_int, help="number of classes, the normal one included")
-    group.add_argument("--embed-dim", type=positive_int, help="width of CLIP's text tower")
-    group.add_argument("--visual-length", type=positive_int, help="snippets in a model input")
+    group.add_argument("--embed-dim", type=positive_int, help=f"width of CLIP's text tower{unread}")
+    if "visual_length" in method.option_names():
+        group.add_argument("--visual-length", type=positive_int, help="snippets in a model input")
     group.add_argument("--visual-width", type=positive_int, help="width of the visual features")
 
 
-def _add_data(group: argparse._ArgumentGroup, dataset: Dataset) -> None:
+def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Method]) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--dataset", choices=[dataset.name], default=dataset.name, help=argparse.SUPPRESS)
     group.add_argument("--train-list", help="CSV (path,label) of training features")
@@ -176,6 +228,19 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset) -> None:
     group.add_argument("--gt-segment-path", help="segments of each test video (.npy)")
     group.add_argument("--gt-label-path", help="labels of those segments (.npy)")
     group.add_argument("--feature-root", help="where to look for listed features that are not where the list says")
+    if len(method.streams) > 1:
+        group.add_argument(
+            "--stream-folders",
+            nargs="+",
+            default=list(method.streams),
+            help=f"word in a folder's name for each of {', '.join(method.streams)}; lists name files of the first",
+        )
+    group.add_argument(
+        "--frames-per-snippet",
+        type=positive_int,
+        default=FRAMES_PER_SNIPPET,
+        help="frames that one feature row stands for",
+    )
     group.add_argument("--check", action=switch, default=True, help="read and check every feature before the start")
     group.add_argument("--workers", type=non_negative_int, default=0, help="processes that load training features")
 
@@ -186,15 +251,25 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-epoch", type=positive_int, help="epochs")
     group.add_argument("--batch-size", type=positive_int, help="videos in a batch; with --balanced, of each kind")
     group.add_argument("--balanced", action=switch, help="as many normal as anomalous videos in a batch")
-    group.add_argument("--lr", type=positive_float, help="learning rate of AdamW")
-    group.add_argument("--scheduler-rate", type=positive_float, help="factor of the learning rate at a milestone")
-    group.add_argument("--scheduler-milestones", type=positive_int, nargs="*", help="epochs that end in a drop")
+    group.add_argument(
+        "--cycle",
+        action=switch,
+        default=False,
+        help="with --balanced, use the scarcer kind again until the other one is used up",
+    )
+    group.add_argument("--optimizer", choices=["adamw", "adam"], default="adamw", help="which optimizer")
+    group.add_argument("--betas", type=rate, nargs=2, default=[0.9, 0.999], help="its two decay rates")
+    group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="its weight decay")
     group.add_argument(
         "--eval-every",
         type=non_negative_int,
         help="samples between evaluations, counted anew each epoch; 0: after each epoch",
     )
-    group.add_argument("--select", choices=SELECTION_METRICS, help="metric that picks the best checkpoint")
+    group.add_argument(
+        "--select",
+        choices=SELECTION_METRICS,
+        help="metric that picks the best checkpoint; last: none, the last is taken",
+    )
     group.add_argument(
         "--protocol",
         choices=["paper", "clean"],
@@ -204,6 +279,18 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--holdout", type=fraction, default=0.1, help="held-out share of training videos (clean)")
 
 
+def _add_learning_rate(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--lr", type=positive_float, help="learning rate")
+    group.add_argument(
+        "--lr-schedule", choices=["milestones", "cosine"], default="milestones", help="how it changes by epoch"
+    )
+    group.add_argument("--scheduler-rate", type=positive_float, help="milestones: factor at each of them")
+    group.add_argument(
+        "--scheduler-milestones", type=positive_int, nargs="*", help="milestones: epochs that end in a drop"
+    )
+    group.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="cosine: epochs that rise to --lr")
+
+
 def _add_run(group: argparse._ArgumentGroup) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--config", help="YAML file of options")
@@ -211,6 +298,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output-dir", help="folder of the run (default: a new one under runs/)")
     group.add_argument("--model-path", help="final model: written by training, read by testing")
     group.add_argument("--checkpoint-path", help="resumable state, beside the run folder's last.pt")
+    group.add_argument("--calibration", help="calibration.pt of a run, for a released model file that lacks it")
     group.add_argument("--use-checkpoint", action=switch, default=False, help="resume an interrupted training")
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     group.add_argument("--metrics-json", help="write the metrics to this file")

@@ -20,7 +20,7 @@ import yaml
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import without_nan, write_json, write_text
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, CALIBRATION = "last.pt", "best.pt", "calibration.pt"
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip")
 
 
@@ -38,7 +38,7 @@ def choose_folder(given: str | None, stem: str, resume: bool, overwrite: bool) -
                 f"{folder} already holds a run: continue it with --use-checkpoint, name another --output-dir, "
                 f"or start anew with --overwrite"
             )
-        for name in (LAST, BEST, "metrics.jsonl", "metrics.csv", "losses.csv"):
+        for name in (LAST, BEST, CALIBRATION, "metrics.jsonl", "metrics.csv", "losses.csv"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     return folder

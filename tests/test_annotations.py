@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfusionvad.data.annotations import Annotation, read_annotations, video_key, write_annotations_csv
-from clipfusionvad.datasets import UCF, XD
+from clipfusionvad.data.annotations import (
+    Annotation,
+    join_pieces,
+    read_annotations,
+    video_key,
+    write_annotations_csv,
+)
+from clipfusionvad.datasets import DATASETS, MSAD, SHANGHAITECH, UCF, XD
 from clipfusionvad.errors import UserError
 
 
@@ -57,6 +63,45 @@ def test_xd_classes(tmp_path):
     assert found["M__#2_label_B2-G-0"] == Annotation(
         "M__#2_label_B2-G-0", [(5, 9), (7, 20), (30, 31)], ["B2", "G", "B2"], None, "B2-G"
     )
+
+
+def test_shanghaitech_lines(tmp_path):
+    padding = " -1 -1" * 5
+    text = f"01_001.avi normal{padding}\n01_0028.avi robbery 266 328 330 330{padding}\n"
+    assert read(tmp_path, text, SHANGHAITECH) == {
+        "01_001": Annotation("01_001", label="normal"),
+        "01_0028": Annotation("01_0028", [(266, 328)], ["robbery"], None, "robbery"),
+    }
+    with pytest.raises(UserError, match="no interval"):
+        read(tmp_path, "01_0028.avi robbery 330 330\n", SHANGHAITECH)
+
+
+def test_msad_lines_name_the_scene_not_the_class(tmp_path):
+    text = "Fire_8.mp4  office  1  300  -1  -1  \nMSAD_normal_testing_1.mp4  Normal  -1  -1  -1  -1  \nFire_9 3 5"
+    assert read(tmp_path, text, MSAD) == {
+        "Fire_8": Annotation("Fire_8", [(1, 300)], ["Fire"]),
+        "MSAD_normal_testing_1": Annotation("MSAD_normal_testing_1"),
+        "Fire_9": Annotation("Fire_9", [(3, 5)], ["Fire"]),
+    }
+    with pytest.raises(UserError, match="tells the class"):
+        read(tmp_path, "office8.mp4 Fire 1 300\n", MSAD)
+
+
+def test_pieces_are_joined(tmp_path):
+    text = "01_001 normal\n05_0023_0.avi jumping 171 272\n05_0023_1.avi push 337 424 500 510\n05_0024 car 1 2\n"
+    joined = join_pieces(read(tmp_path, text, SHANGHAITECH), SHANGHAITECH)
+    labels = ["jumping", "push", "push"]
+    whole = Annotation("05_0023", [(171, 272), (337, 424), (500, 510)], labels, None, "jumping")
+    assert list(joined) == ["01_001", "05_0023", "05_0024"] and joined["05_0023"] == whole
+    again = tmp_path / "again.csv"
+    write_annotations_csv(again, joined.values())
+    assert read_annotations(again, SHANGHAITECH) == joined
+
+
+@pytest.mark.parametrize("dataset", [UCF, XD, MSAD], ids=lambda dataset: dataset.name)
+def test_other_datasets_have_no_pieces(dataset):
+    annotations = {name: Annotation(name) for name in ("05_0023_0", "Fire_1_2", "v=x__#1_label_A")}
+    assert join_pieces(annotations, dataset) == annotations
 
 
 def test_csv(tmp_path):
@@ -158,7 +203,7 @@ def test_missing_file(tmp_path):
 def test_no_text_makes_the_parser_crash(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    for dataset in (UCF, XD):
+    for dataset in DATASETS.values():
         try:
             read_annotations(path, dataset)
         except UserError as error:

@@ -11,9 +11,9 @@ import pytest
 
 from clipfusionvad.commands.lists import main
 from clipfusionvad.data.annotations import read_annotations
-from clipfusionvad.data.build import read_split
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.truth import read_truth
+from clipfusionvad.data.videos import read_split
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.errors import UserError
 from clipfusionvad.npy import read_array

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.loaders import Bags, BalancedPlan, ShuffledPlan, load_batches, make_plan
-from clipfusionvad.data.sampling import sample_uniform
+from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
 from clipfusionvad.errors import UserError
 
@@ -69,7 +69,7 @@ def test_batches_hold_what_the_files_hold(tmp_path):
         path = tmp_path / f"v{row}__0.npy"
         np.save(path, np.random.default_rng(row).standard_normal((count, 4)).astype(np.float16))
         entries.append(Entry(path, label, row + 2))
-    bags = Bags(entries, XD, length=16, width=4)
+    bags = Bags(entries, XD, WindowSampling(16), width=4)
     ((visual, lengths, targets),) = load_batches(bags, [np.array([2, 0, 1])], workers=0)
     assert lengths.tolist() == [16, 5, 16]
     for position, row in enumerate([2, 0, 1]):

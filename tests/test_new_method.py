@@ -70,7 +70,7 @@ def test_train_test_and_score_through_the_command_line(tmp_path):
     assert tested.code == 0, tested.err
 
     metrics = json.loads((tmp_path / "m.json").read_text())
-    assert metrics.keys() == {"auc1", "ap1", "ano_auc1"}
+    assert metrics.keys() == {"auc1", "ap1", "ano_auc1", "per_class"}
     assert metrics["auc1"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["best"]["auc1"]
     losses = np.genfromtxt(tmp_path / "run" / "losses.csv", delimiter=",", names=True)["loss"]
     assert losses[-1] < losses[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import io
 import re
 import shlex
@@ -16,15 +15,18 @@ import pytest
 
 from clipfusionvad import __main__ as program
 from clipfusionvad import create_model
+from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.data.annotations import read_annotations
-from clipfusionvad.datasets import UCF
+from clipfusionvad.datasets import UCF, find_dataset
 from clipfusionvad.engine.checkpoint import own_state
 from clipfusionvad.files import write_torch
 from clipfusionvad.models import method as methods
+from clipfusionvad.models import method_names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "clipfusionvad"
+INNER = {"__init__", "load", "prepare"}
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -59,9 +61,9 @@ def check_python(words: list[str]) -> None:
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
     if words[0] == "-m" and words[1] == "clipfusionvad":
         command, argv = (words[2], words[3:]) if not words[2].startswith("-") else (None, words[2:])
-        if command in ("train", "test"):
+        if command in ("train", "test", "uncertainty"):
             at = argv.index("--dataset")
-            parse_options(f"{argv[at + 1]}_option", argv[:at] + argv[at + 2 :])
+            parse_options(argv[at + 1], argv[:at] + argv[at + 2 :])
         else:
             assert flags_in(argv) <= flags_of_command(command)
     elif words[0] == "-m":
@@ -74,19 +76,19 @@ def check_python(words: list[str]) -> None:
         else:
             dataset, action = script.stem.split("_")
             assert action in ("train", "test")
-            parse_options(f"{dataset}_option", [word for word in words[1:] if word != "--help"])
+            parse_options(dataset, [word for word in words[1:] if word != "--help"])
 
 
-def parse_options(module: str, argv: list[str]) -> None:
+def parse_options(dataset: str, argv: list[str]) -> None:
     """Through the script's own parser; options of a run that a page only speaks of cannot be read."""
     if "--config" in argv and not Path(argv[argv.index("--config") + 1]).is_file():
         at = argv.index("--config")
         assert argv[at + 1].startswith("runs/"), argv
         argv = argv[:at] + argv[at + 2 :]
     try:
-        importlib.import_module(module).parse_args(argv)
+        option_file_of(find_dataset(dataset)).parse_args(argv)
     except SystemExit:
-        pytest.fail(f"{module} does not take {argv}")
+        pytest.fail(f"the options of {dataset} do not take {argv}")
 
 
 def flags_in(words: list[str]) -> set[str]:
@@ -114,12 +116,12 @@ def test_linked_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_flags_exist(page):
     known = {"--logdir"}
-    for command in ("lists", "demo", "export"):
+    for command in ("lists", "demo", "export", "matrix"):
         known |= flags_of_command(command)
-    for dataset in ("ucf", "xd"):
+    for method in method_names():
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-            importlib.import_module(f"{dataset}_option").parse_args(["--help"])
+            assert program.main(["uncertainty", "--dataset", "ucf", "--method", method, "--help"]) == 0
         known |= set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
     named = set(re.findall(r"`(--[a-z][\w-]+)", page.read_text(encoding="utf-8")))
     assert named - {"--x", "--no-x"} <= known
@@ -170,7 +172,7 @@ def test_picture_of_the_house_is_complete():
 
 def test_picture_of_the_house_lists_the_commands():
     line = re.search(r"^  commands/\s+(.*?):", README.read_text(encoding="utf-8"), re.MULTILINE).group(1)
-    assert set(line.split()) == {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__", "prepare"}
+    assert set(line.split()) == {path.stem for path in (PACKAGE / "commands").glob("*.py")} - INNER
 
 
 def test_imports_run_down_the_picture():

@@ -199,9 +199,9 @@ def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_pat
     load = train_command.Bags.__getitem__
     score, fit = train_command.score_videos, train_command.Trainer.fit
 
-    def watched_load(self, row):
-        trained_on.add(self.entries[row].path)
-        return load(self, row)
+    def watched_load(self, item):
+        trained_on.add(self.entries[item[0]].path)
+        return load(self, item)
 
     def watched_score(model, features, *args):
         scored.append(features)
@@ -311,7 +311,9 @@ def test_demo(tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert "untrained" in outcome.out
     made = {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.np?")}
-    assert len(read_list("demo/ucf/list/ucf_CLIP_rgb.csv")) == len(list(Path("demo/ucf/features/train").iterdir()))
+    assert len(read_list("demo/ucf/list/ucf_CLIP_rgb.csv")) == len(
+        list(Path("demo/ucf/features/rgb/train").rglob("*.npy"))
+    )
     outcome = quietly(package_main, ["demo"])
     assert outcome.code == 0, outcome.err
     assert "testing the model" in outcome.out and "detection mAP" in outcome.out

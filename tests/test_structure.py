@@ -23,7 +23,7 @@ FLOORS = [
     ("demo",),
     ("models",),
     ("data",),
-    ("metrics", "runs", "clip", "npy"),
+    ("metrics", "runs", "clip", "npy", "lightning"),
     ("files", "datasets"),
     ("losses", "errors", "argtypes"),
 ]
@@ -78,10 +78,14 @@ import pkgutil
 listed = pkgutil.iter_modules
 pkgutil.iter_modules = lambda path=None, prefix="": [m for m in listed(path, prefix) if m.name != {method!r}]
 import clipfusionvad.__main__, clipfusionvad.commands.train, clipfusionvad.commands.test
+from clipfusionvad.errors import UserError
 from clipfusionvad.models import method_names, create_model
 assert method_names() == {others!r}, method_names()
 for name in method_names():
-    create_model(name, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
+    try:
+        create_model(name, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
+    except UserError as error:
+        assert "pip install" in str(error), error  # a package that only this method needs
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

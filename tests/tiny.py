@@ -16,19 +16,48 @@ import ucf_test
 import ucf_train
 import xd_test
 import xd_train
+from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.datasets import DATASETS
 
 WIDTH, LENGTH, FRAMES = 64, 32, 16
-TRAIN = {"ucf": ucf_train.main, "xd": xd_train.main}
-TEST = {"ucf": ucf_test.main, "xd": xd_test.main}
-MODEL_FLAGS = ["--clip", "toy", "--embed-dim", WIDTH, "--visual-width", WIDTH, "--visual-length", LENGTH]
-MODEL_FLAGS += ["--attn-window", 8, "--visual-layers", 1, "--prompt-prefix", 2, "--prompt-postfix", 2]
+
+
+def package(command, dataset):
+    return lambda argv: package_main([command, "--dataset", dataset, *argv])
+
+
+TRAIN = {name: package("train", name) for name in DATASETS} | {"ucf": ucf_train.main, "xd": xd_train.main}
+TEST = {name: package("test", name) for name in DATASETS} | {"ucf": ucf_test.main, "xd": xd_test.main}
+SHARED_FLAGS = ["--clip", "toy", "--embed-dim", WIDTH, "--visual-width", WIDTH, "--frames-per-snippet", FRAMES]
+WINDOW_FLAGS = ["--visual-length", LENGTH]
+BRANCH_FLAGS = [*WINDOW_FLAGS, "--attn-window", 8, "--visual-layers", 1, "--prompt-prefix", 2, "--prompt-postfix", 2]
+METHOD_FLAGS = {
+    "clipfusionvad": BRANCH_FLAGS,
+    "vadclip": BRANCH_FLAGS,
+    "reflipvad": [*WINDOW_FLAGS, "--glimpse-window", 8, "--prompt-encoder", "toy", "--prompt-length", 4],
+    "anomalyclip": ["--num-segments", 8, "--seg-length", 4, "--n-ctx", 2, "--emb-size", 16, "--heads", 2]
+    + ["--warmup-epochs", 0],
+    "iefvad": [
+        *WINDOW_FLAGS,
+        "--visual-layers",
+        1,
+        "--num-refinement-steps",
+        2,
+        "--stream-folders",
+        "features",
+        "events",
+    ],
+}
 SCHEDULE_FLAGS = ["--max-epoch", 2, "--batch-size", 3, "--lr", 3e-3, "--scheduler-milestones", 1]
 
 # Video names carry the labels; each label's events are so many of the benchmark's classes.
-NAMES = {"ucf": "{label}{number:03d}_x264", "xd": "v=tiny{number:03d}__#1_label_{label}"}
+NAMES = {name: "{label}_{number:03d}" for name in DATASETS}
+NAMES |= {"ucf": "{label}{number:03d}_x264", "xd": "v=tiny{number:03d}__#1_label_{label}"}
 LABELS = {
     "ucf": {"Normal": [], "Abuse": ["Abuse"], "Robbery": ["Robbery", "Robbery"]},
     "xd": {"A": [], "B1-0-0": ["B1"], "B2-G-0": ["B2", "G"]},
+    "shanghaitech": {"normal": [], "car": ["car"], "throwing_object": ["throwing_object", "throwing_object"]},
+    "msad": {"Normal": [], "Fire": ["Fire"], "Water_incident": ["Water_incident", "Water_incident"]},
 }
 # Test videos of one snippet, of a window more or less a snippet, and of exactly one and two windows.
 TEST_LENGTHS = [LENGTH + 1, LENGTH, 40, LENGTH - 1, 2 * LENGTH, 1]
@@ -51,6 +80,11 @@ class Tiny:
     folder: Path
     work: Path
     videos: list[Video]
+    method: str = "clipfusionvad"
+
+    def of(self, method):
+        """The same data for another method."""
+        return dataclasses.replace(self, method=method)
 
     def at(self, work):
         """The same data with another place for outputs."""
@@ -72,7 +106,8 @@ class Tiny:
     def test_flags(self, *more):
         truth = [item for pair in self.arrays.items() for item in pair]
         model = ["--model-path", self.work / "model.pth"]
-        return strings(MODEL_FLAGS, truth, model, ["--test-list", self.test_list, "--device", "cpu"], more)
+        flags = ["--method", self.method, *SHARED_FLAGS, *METHOD_FLAGS[self.method]]
+        return strings(flags, truth, model, ["--test-list", self.test_list, "--device", "cpu"], more)
 
     def train_flags(self, *more):
         paths = ["--checkpoint-path", self.work / "checkpoint.pth", "--output-dir", self.work / "run"]
@@ -115,9 +150,10 @@ def make_tiny(dataset, folder):
     """Write features, lists, the three truth arrays and the keyed truth of a dataset into a folder."""
     rng = np.random.default_rng(7)
     folder = Path(folder)
-    (folder / "features").mkdir(parents=True)
     normal, *anomalous = LABELS[dataset]
     directions = 3 * rng.normal(size=(len(anomalous), WIDTH))
+    for stream in ("features", "events"):
+        (folder / stream).mkdir(parents=True)
 
     def make(number, label, snippets):
         classes = LABELS[dataset][label]
@@ -134,6 +170,7 @@ def make_tiny(dataset, folder):
         video, features = make(number, label, int(rng.integers(5, 60)))
         for crop in range(2):
             np.save(folder / "features" / f"{video.name}__{crop}.npy", features + np.float16(0.1) * crop)
+            np.save(folder / "events" / f"{video.name}__{crop}.npy", features[:, ::-1])
             rows.append((f"features/{video.name}__{crop}.npy", label))
     _write_csv(folder / "train.csv", [("path", "label"), *rows])
 
@@ -143,6 +180,7 @@ def make_tiny(dataset, folder):
     ):
         video, features = make(500 + number, label, snippets)
         np.save(folder / "features" / f"{video.name}__5.npy", features)
+        np.save(folder / "events" / f"{video.name}__5.npy", features[:, ::-1])
         rows.append((f"features/{video.name}__5.npy", label))
         videos.append(video)
     _write_csv(folder / "test.csv", [("path", "label"), *rows])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from clipfusionvad.commands.prepare import find_option_file
+from pathlib import Path
+
+from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.commands.test import test
 from clipfusionvad.commands.train import train
-from clipfusionvad.datasets import DATASETS
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.demo import demo_folder
 from clipfusionvad.models import method_names
 from clipfusionvad.options import Parser
@@ -16,21 +18,32 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="clipfusionvad demo", description=__doc__)
     names = list(DATASETS)
     parser.add_argument("--dataset", choices=names, default=names[0], help="whose shape the data has")
-    parser.add_argument("--method", choices=method_names(), help="default: that of the dataset's option file")
+    parser.add_argument("--method", choices=method_names(), default="clipfusionvad", help="which detector")
     args = parser.parse_args(argv)
 
-    option_file, _ = find_option_file("demo", ["--dataset", args.dataset])
-    method = args.method or option_file.DEFAULTS["method"]
-    folder = demo_folder(option_file.DATASET)
-    run = folder / f"run_{method}"
-    options = ["--demo", "--method", method, "--output-dir", str(run)]
+    dataset = find_dataset(args.dataset)
+    folder, run = demo_folder(dataset), demo_run(args.method, dataset)
     if (run / "metrics.json").exists():
         print(f"data and model are there already (delete {folder} to start over); testing the model")
-        code = test(options, option_file)
-    else:
-        resume = ["--use-checkpoint"] if (run / LAST).exists() else []
-        code = train(option_file.parse_args([*options, *resume]), option_file.DATASET)
+    code = run_demo(args.method, dataset)
     if code == 0:
         print(f"data          {folder}: features/, annotations.csv, list/")
-        print(f"next          look at {run}/scores.png; then: python {args.dataset}_train.py --help")
+        print(
+            f"next          see {run}/scores.png; then: python -m clipfusionvad train --dataset {args.dataset} --help"
+        )
     return code
+
+
+def demo_run(method: str, dataset: Dataset) -> Path:
+    """The run folder of a method's demo."""
+    return demo_folder(dataset) / f"run_{method}"
+
+
+def run_demo(method: str, dataset: Dataset) -> int:
+    """Train a method on a dataset's demo data, or test the model if that is done; returns the exit code."""
+    option_file, run = option_file_of(dataset), demo_run(method, dataset)
+    options = ["--demo", "--method", method, "--output-dir", str(run)]
+    if (run / "metrics.json").exists():
+        return test(options, option_file)
+    resume = ["--use-checkpoint"] if (run / LAST).exists() else []
+    return train(option_file.parse_args([*options, *resume]), dataset)

@@ -7,7 +7,7 @@ from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.checkpoint import check_clip, load_model_file, read_model_file, released_state
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import write_torch
-from clipfusionvad.models import build_method
+from clipfusionvad.models import build_method, find_method
 from clipfusionvad.options import Parser
 
 
@@ -23,7 +23,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.checkpoint} is no file of ours: it is in the released form already")
     dataset = find_dataset(file.made["dataset"])
     options = file.made["options"]
-    clip = clip_in_checkpoint(file.state, file.path) or load_clip(args.clip or file.made["clip"], options["embed_dim"])
+    clip = None
+    if find_method(file.method).needs_clip:
+        inside = clip_in_checkpoint(file.state, file.path)
+        clip = inside or load_clip(args.clip or file.made["clip"], options["embed_dim"])
     check_clip(file, clip)
     model = build_method(file.method, dataset.prompts, clip, **options)
     load_model_file(model, file)

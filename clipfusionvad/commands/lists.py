@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clipfusionvad.data.build import build_lists
+from clipfusionvad.argtypes import positive_int
+from clipfusionvad.data.build import PROTOCOLS, build_lists
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.errors import run_main, warn
 from clipfusionvad.options import Parser
@@ -26,12 +28,36 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--exclude", nargs="+", default=[], metavar="GLOB", help="files to leave out, by name or path")
     parser.add_argument("--test-crop", type=int, metavar="K", help="crop that stands for a test video")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=PROTOCOLS[0],
+        help="clean: put videos right that the released lists have on the wrong side; paper: leave them as released "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--single-label", action="store_true", help="leave out videos of several classes")
+    parser.add_argument(
+        "--frames-per-snippet",
+        type=positive_int,
+        default=FRAMES_PER_SNIPPET,
+        metavar="N",
+        help="frames that a feature row stands for (default: %(default)s)",
+    )
 
     def body() -> None:
         args = parser.parse_args(argv)
         dataset = find_dataset(args.dataset)
         built = build_lists(
-            dataset, args.features, args.output, args.annotations, args.split, args.exclude, args.test_crop
+            dataset,
+            args.features,
+            args.output,
+            args.annotations,
+            args.split,
+            args.exclude,
+            args.test_crop,
+            protocol=args.protocol,
+            single_label=args.single_label,
+            frames_per_snippet=args.frames_per_snippet,
         )
         for note in built.notes:
             warn(note)

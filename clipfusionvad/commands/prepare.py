@@ -2,49 +2,107 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-from collections.abc import Sequence
-from types import ModuleType
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 from clipfusionvad.clip import ClipWeights, clip_in_checkpoint, load_clip
 from clipfusionvad.data.checks import check_features
-from clipfusionvad.data.lists import read_list
+from clipfusionvad.data.features import load_video
+from clipfusionvad.data.lists import Entry, add_streams, read_list
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
-from clipfusionvad.engine.checkpoint import ModelFile
+from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
 from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.errors import UserError
 from clipfusionvad.models import Method, build_method, find_method
-from clipfusionvad.options import Parser
+from clipfusionvad.options import Parser, general_defaults, parse_options
 
 
-def find_option_file(command: str, argv: Sequence[str]) -> tuple[ModuleType, list[str]]:
+class OptionFile(Protocol):
+    """What ``ucf_option.py`` and its like offer."""
+
+    DATASET: Dataset
+
+    def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace: ...
+
+
+class GeneralOptions:
+    """Stands for the option file of a dataset that has none."""
+
+    def __init__(self, dataset: Dataset):
+        self.DATASET = dataset
+
+    def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace:
+        return parse_options(argv, self.DATASET, general_defaults(self.DATASET), stored)
+
+
+def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, list[str]]:
     """The option file of the dataset that ``--dataset`` names, and the rest of the command line."""
     parser = Parser(prog=f"clipfusionvad {command}", add_help=False)
     parser.add_argument("--dataset")
     known, rest = parser.parse_known_args(argv)
     if known.dataset is None:
         parser.error(f"--dataset is needed, one of: {', '.join(DATASETS)}; with it, --help lists all options")
-    name = find_dataset(known.dataset).name
-    return importlib.import_module(f"{name}_option"), rest
+    return option_file_of(find_dataset(known.dataset)), rest
 
 
-def prepare_test_set(args: argparse.Namespace, dataset: Dataset) -> VideoSet:
+def option_file_of(dataset: Dataset) -> OptionFile:
+    name = f"{dataset.name}_option"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+    return GeneralOptions(dataset)
+
+
+def read_entries(args: Namespace, path: str, dataset: Dataset) -> list[Entry]:
+    """A list's entries, with the files of all streams that the method reads."""
+    entries = read_list(path, args.feature_root, dataset)
+    streams = find_method(args.method).streams
+    if len(streams) == 1:
+        return entries
+    if len(args.stream_folders) != len(streams):
+        raise UserError(f"--stream-folders takes {len(streams)} words, for {', '.join(streams)}")
+    return add_streams(entries, args.stream_folders, path)
+
+
+def prepare_test_set(args: Namespace, dataset: Dataset) -> VideoSet:
     """Read and check the test list, its features and its truth."""
-    entries = read_list(args.test_list, args.feature_root, dataset)
+    entries = read_entries(args, args.test_list, dataset)
     snippets = check_features(entries, args.visual_width, args.test_list, read=args.check)
-    truth = read_truth(args.gt_path, args.gt_segment_path, args.gt_label_path, entries, snippets, dataset)
-    return VideoSet(entries, dataset, args.visual_width, truth)
+    truth_paths = (args.gt_path, args.gt_segment_path, args.gt_label_path)
+    truth = read_truth(*truth_paths, entries, snippets, dataset, args.frames_per_snippet)
+    return VideoSet(entries, dataset, args.visual_width, truth, args.frames_per_snippet)
 
 
 def prepare_model(
-    args: argparse.Namespace, dataset: Dataset, file: ModelFile | None = None
-) -> tuple[Method, ClipWeights]:
+    args: Namespace, dataset: Dataset, file: ModelFile | None = None
+) -> tuple[Method, ClipWeights | None]:
     """Build the model that the options describe, with the CLIP of ``--clip`` or the one inside a model file."""
-    clip = clip_in_checkpoint(file.state, file.path) if file else None
-    clip = clip or load_clip(args.clip, width=args.embed_dim)
+    method, clip = find_method(args.method), None
+    if method.needs_clip:
+        clip = clip_in_checkpoint(file.state, file.path) if file else None
+        clip = clip or load_clip(args.clip, width=args.embed_dim)
     torch.manual_seed(args.seed)
-    options = {name: getattr(args, name) for name in find_method(args.method).option_names()}
+    options = {name: getattr(args, name) for name in method.option_names()}
     return build_method(args.method, dataset.prompts, clip, **options), clip
+
+
+def calibrate(model: Method, args: Namespace, entries: Sequence[Entry], dataset: Dataset) -> None:
+    """Give a model what it takes from normal training videos: from ``--calibration``, else from ``entries``."""
+    if model.calibrated:
+        return
+    if args.calibration:
+        load_calibration(model, args.calibration)
+        return
+    normal = [entry for entry in entries if dataset.is_normal(entry.label)]
+    if not normal:
+        raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
+    progress = tqdm(normal, "normal videos", disable=None, leave=False)
+    model.calibrate(load_video(entry.paths, args.visual_width) for entry in progress)

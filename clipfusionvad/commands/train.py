@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.commands.prepare import find_option_file, prepare_model, prepare_test_set
+from clipfusionvad.commands.prepare import calibrate, find_option_file, prepare_model, prepare_test_set, read_entries
 from clipfusionvad.data.checks import check_features, check_overlap
 from clipfusionvad.data.holdout import split_holdout
-from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.loaders import Bags, make_plan
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
-from clipfusionvad.engine.checkpoint import describe, model_content, own_state, run_of
+from clipfusionvad.engine.checkpoint import calibration_content, describe, model_content, own_state, run_of
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_videos, score_videos
-from clipfusionvad.engine.trainer import Schedule, Stopped, Trainer
+from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_videos
+from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.errors import EXIT_INTERRUPTED, warn
 from clipfusionvad.files import check_writable, without_nan, write_json, write_torch
 from clipfusionvad.models import Method
 from clipfusionvad.options import record
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.table import metrics_table, published
-from clipfusionvad.runs import BEST, LAST, choose_folder, record_run
+from clipfusionvad.runs import BEST, CALIBRATION, LAST, choose_folder, record_run
 
 
 def main(argv: list[str]) -> int:
@@ -39,19 +39,19 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     device = pick_device(args.device)
     if args.demo:
         make_demo(dataset)
-    entries = read_list(args.train_list, args.feature_root, dataset)
+    entries = read_entries(args, args.train_list, dataset)
     check_features(entries, args.visual_width, args.train_list, read=args.check)
     test_set = prepare_test_set(args, dataset)
     check_overlap(entries, test_set.entries)
-    bags = Bags(entries, dataset, args.visual_length, args.visual_width)
+    model, clip = prepare_model(args, dataset)
+    bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed)
     rows = np.arange(len(entries))
     selection_set, judge = test_set, partial(evaluate, protocol=args.protocol)
     if args.protocol == "clean":
         rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
         selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
         judge = evaluate_videos
-    plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed)
-    model, clip = prepare_model(args, dataset)
+    plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
     def score(model: Method) -> dict[str, Any]:
         return judge(score_videos(model, selection_set.features, device, args.precision), selection_set)
@@ -65,6 +65,9 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     check_writable(folder / LAST)
     if args.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
+    calibrate(model, args, [entries[row] for row in rows], dataset)
+    if model.calibration:
+        write_torch(folder / CALIBRATION, calibration_content(model))
     print(f"{args.method} on {dataset.title}: {len(rows)} training rows, {len(test_set.entries)} test videos, {device}")
     print(f"run folder: {folder}")
     record_run(folder, record(args))
@@ -81,11 +84,16 @@ def _schedule(args: argparse.Namespace) -> Schedule:
     return Schedule(
         max_epoch=args.max_epoch,
         lr=args.lr,
-        milestones=tuple(args.scheduler_milestones),
-        rate=args.scheduler_rate,
         eval_every=args.eval_every,
         select=args.select,
         paper=args.protocol == "paper",
+        optimizer=args.optimizer,
+        betas=tuple(args.betas),
+        weight_decay=args.weight_decay,
+        lr_schedule=args.lr_schedule,
+        milestones=tuple(args.scheduler_milestones),
+        rate=args.scheduler_rate,
+        warmup_epochs=args.warmup_epochs,
     )
 
 
@@ -111,11 +119,12 @@ def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_s
     states = {"last": trainer.last_state, "best": best_state}
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
-        states = {"untrained": own_state(prepare_model(args, dataset)[0]), **states}
+        untrained = own_state(prepare_model(args, dataset)[0]) | calibration_content(trainer.model)
+        states = {"untrained": untrained, **states}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)
         scores = score_videos(trainer.model, test_set.features, trainer.device, args.precision)
-        results[name] = evaluate(scores, test_set, args.protocol)
+        results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
     final = model_content(
         trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
     )

@@ -1,10 +1,10 @@
 """The official annotation files: when something happens in each test video, and what.
 
-Five formats are told apart by their content; intervals are in frames, start inclusive and end exclusive:
+Six formats are told apart by their content; intervals are in frames, start inclusive and end exclusive:
 
-- text, ``NAME CLASS s e s e`` (UCF-Crime, unused slots are -1), ``NAME s e s e`` (XD-Violence) or
-  ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a class takes it from the name;
-  where the name has several, each interval counts for every one of them.
+- text, ``NAME CLASS s e s e`` (UCF-Crime, ShanghaiTech; unused slots are -1), ``NAME SCENE s e`` (MSAD),
+  ``NAME s e s e`` (XD-Violence) or ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a
+  class takes it from the name; where the name has several, each interval counts for every one of them.
 - CSV with the header ``video,frames,label,start,end``: a row per interval; one row with empty start and end
   for a video in which nothing happens; frames (the video's length) may be empty.
 - JSON, ``{"videos": [{"video_name", "label", "num_frames", "anomalous": [{"start_frame", "end_frame"}]}]}``.
@@ -72,6 +72,23 @@ def read_annotations(path: str | Path, dataset: Dataset) -> dict[str, Annotation
     return annotations
 
 
+def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[str, Annotation]:
+    """Put the pieces under which the file lists a video together again; the first one gives its list label.
+
+    The intervals of the pieces are in frames of the whole video already.
+    """
+    joined: dict[str, Annotation] = {}
+    for item in annotations.values():
+        video = dataset.whole_of(item.video)
+        if video in annotations:
+            joined[item.video] = item
+            continue
+        whole = joined.setdefault(video, Annotation(video, label=item.label))
+        whole.segments.extend(item.segments)
+        whole.labels.extend(item.labels)
+    return joined
+
+
 def write_annotations_csv(path: str | Path, annotations: Iterable[Annotation]) -> None:
     """Write annotations in the CSV format above."""
     rows: list[tuple[Any, ...]] = []
@@ -97,18 +114,22 @@ def _read_lines(path: str | Path, text: str, dataset: Dataset) -> dict[str, Anno
 
 
 def _parse_line(tokens: list[str], dataset: Dataset) -> Annotation:
-    item = Annotation(video_key(tokens[0]))
+    name, *words = tokens
+    item = Annotation(video_key(name))
     label: str | None = None
     bounds: list[int] = []
+    if dataset.scene_in_annotation and words and not _is_number(words[0]):
+        del words[0]
     # Intervals are complete when the next class comes, or with the None at the end.
-    for token in [*tokens[1:], None]:
-        if token is not None and re.match(r"[-+.\d]", token):
+    for token in [*words, None]:
+        if token is not None and _is_number(token):
             bounds.append(_integer(token))
             continue
         if len(bounds) % 2:
             raise UserError(f"{item.video} has an odd number of interval bounds ({len(bounds)})")
         for start, end in zip(bounds[::2], bounds[1::2], strict=True):
-            if (start, end) != (-1, -1):
+            unused = (start, end) == (-1, -1) or (dataset.empty_intervals and start == end >= 0)
+            if not unused:
                 _add(item, start, end, label, dataset)
         bounds = []
         if token is not None:
@@ -214,6 +235,10 @@ def _label(word: str, dataset: Dataset) -> str:
         known = ", ".join(dataset.labels)
         raise UserError(f"unknown class {word!r}{nearest(word, dataset.labels)}; known: {known}")
     return label
+
+
+def _is_number(token: str) -> bool:
+    return re.match(r"[-+.\d]", token) is not None
 
 
 def _integer(value: str | int) -> int:

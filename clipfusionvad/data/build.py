@@ -5,32 +5,22 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from clipfusionvad.data.annotations import Annotation, read_annotations, video_key, write_annotations_csv
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET, NotOneCrop, read_shape
-from clipfusionvad.data.lists import Entry, split_crop, write_list
+from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotations, write_annotations_csv
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.lists import Entry, write_list
 from clipfusionvad.data.truth import frames_from_segments
+from clipfusionvad.data.videos import Annotations, Video, find_videos, note_absent, split_videos
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_csv, read_text, walk_files, write_array
+from clipfusionvad.files import write_array
 
-Annotations = dict[str, Annotation]
-
-
-@dataclass
-class Video:
-    """One video's feature files: ``crops`` maps the crop number (None: no suffix) to (path, snippets)."""
-
-    name: str
-    label: str
-    #: "train" or "test" if a folder on the files' path says so.
-    folder_split: str | None = None
-    crops: dict[int | None, tuple[Path, int]] = field(default_factory=dict)
+#: What is done about mistakes in the lists that the original projects released.
+PROTOCOLS = ("clean", "paper")
 
 
 @dataclass
@@ -49,21 +39,28 @@ def build_lists(
     split_files: Sequence[str | Path] = (),
     exclude: Sequence[str] = (),
     test_crop: int | None = None,
+    *,
+    protocol: str = "clean",
+    single_label: bool = False,
+    frames_per_snippet: int = FRAMES_PER_SNIPPET,
 ) -> Built:
     """Write training list, test list and ground truth of a dataset into the folder ``output``.
 
     Files, order and arrays are those that the dataset's original projects released, made to fit these
-    features: 16 frames per snippet. Nothing is written unless everything has been checked (``UserError``).
+    features. ``protocol`` "clean" puts videos right that the released lists have on the wrong side, and joins
+    those that the annotation has in pieces; "paper" leaves both as released. ``single_label`` leaves videos of
+    several classes out. Nothing is written unless everything has been checked (``UserError``).
     """
     notes: list[str] = []
+    clean = protocol == "clean"
     for_frames, for_classes = _read_annotation_files(annotation_files, dataset)
+    if clean:
+        for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
     videos = find_videos(features, dataset, for_classes, exclude, notes)
-    _note_absent(for_classes, videos, "annotated videos", notes)
-    if split_files:
-        train, test = _split_by_files(split_files, videos, notes)
-    else:
-        train, test = _split_by_annotation(videos, for_classes, dataset, notes)
-    train, test = _released_order(train, dataset), _released_order(test, dataset)
+    if clean:
+        _check_pieces(videos, dataset)
+    note_absent(for_classes, videos, "annotated videos", notes)
+    train, test = split_videos(videos, for_classes, dataset, split_files, clean, single_label, notes)
     crop = dataset.test_crop if test_crop is None else test_crop
     chosen = [_choose_crop(video, crop) for video in test]
     for video in test:
@@ -76,7 +73,7 @@ def build_lists(
         for _, (path, _) in sorted(video.crops.items(), key=lambda item: -1 if item[0] is None else item[0])
     ]
     test_rows = [(_written_path(path, base), v.label) for v, (path, _) in zip(test, chosen, strict=True)]
-    lengths = [FRAMES_PER_SNIPPET * snippets for _, snippets in chosen]
+    lengths = [frames_per_snippet * snippets for _, snippets in chosen]
     frames = [
         frames_from_segments(_segments_of(video, for_frames), length)
         for video, length in zip(test, lengths, strict=True)
@@ -100,71 +97,6 @@ def build_lists(
     return Built(_summary(dataset, train, test, len(train_rows), frames, output), notes)
 
 
-def find_videos(
-    folder: str | Path,
-    dataset: Dataset,
-    annotations: Annotations,
-    exclude: Sequence[str],
-    notes: list[str],
-) -> dict[str, Video]:
-    """The videos below a folder by name, with label and crops; what is skipped is said in ``notes``."""
-    if not os.path.isdir(folder):
-        raise UserError(f"feature folder not found: {folder}")
-    # Links on the way to the folder are resolved, the folder itself keeps its name: lists stay portable.
-    named = Path(os.path.abspath(folder))
-    root = named.parent.resolve() / named.name
-    videos: dict[str, Video] = {}
-    excluded, skipped = 0, []
-    for path in walk_files(root, ".npy"):
-        inside = path.relative_to(root)
-        if any(fnmatchcase(path.name, glob) or fnmatchcase(inside.as_posix(), glob) for glob in exclude):
-            excluded += 1
-            continue
-        try:
-            snippets, _, _ = read_shape(path)
-        except NotOneCrop:
-            skipped.append(path)
-            continue
-        name, crop = split_crop(path.stem)
-        label = dataset.label_of(name, path.parent.name)
-        if label is None and name in annotations:
-            label = annotations[name].label
-        if label is None:
-            raise UserError(
-                f"{path}: neither its name, its folder nor an annotation tells the class of {name}; "
-                f"classes of {dataset.title}: {', '.join(dataset.labels)} (--exclude leaves files out)"
-            )
-        video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1])))
-        if crop in video.crops:
-            raise UserError(f"{video.crops[crop][0]} and {path} are the same crop of {name}; --exclude one")
-        video.crops[crop] = (path, snippets)
-    if excluded:
-        notes.append(f"{excluded} files left out by --exclude")
-    if skipped:
-        notes.append(f"{len(skipped)} files skipped that are not (snippets, dim), the first is {skipped[0]}")
-    if not videos:
-        raise UserError(f"no feature files (.npy, one per crop, of shape (snippets, dim)) below {folder}")
-    return videos
-
-
-def read_split(path: str | Path) -> set[str]:
-    """Video names of a split file: one name or path a line, or CSV with a column ``video`` or ``path``."""
-    lines = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
-    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
-    for column in ("video", "path"):
-        if column in header:
-            lines = [cells[column] for _, cells in read_csv(path, "split file", (column,)) if cells[column]]
-            break
-    if not lines:
-        raise UserError(f"split file {path} is empty")
-    return {_name_in_split(line) for line in lines}
-
-
-def _name_in_split(line: str) -> str:
-    name = video_key(line)
-    return split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name
-
-
 def _read_annotation_files(paths: Sequence[str | Path], dataset: Dataset) -> tuple[Annotations, Annotations]:
     """Annotations for the frame truth and for the intervals by class (two files only for XD-Violence)."""
     if len(paths) > 2:
@@ -184,73 +116,21 @@ def _read_annotation_files(paths: Sequence[str | Path], dataset: Dataset) -> tup
     return (read[0], read[1]) if pairs[0] else (read[1], read[0])
 
 
-def _split_of(folders: Iterable[str]) -> str | None:
-    """What the folders on a file's path say; the innermost one counts."""
-    for folder in reversed(list(folders)):
-        for split in ("train", "test"):
-            if split in folder.lower():
-                return split
-    return None
-
-
-def _split_by_files(
-    paths: Sequence[str | Path], videos: dict[str, Video], notes: list[str]
-) -> tuple[list[Video], list[Video]]:
-    train: set[str] | None = None
-    test: set[str] | None = None
-    for path in paths:
-        names = read_split(path)
-        _note_absent(names, videos, f"videos in {path}", notes)
-        if "train" in Path(path).name.lower():
-            train = names | (train or set())
-        else:
-            test = names | (test or set())
-    if train and test and (both := sorted(train & test)):
-        raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
-    if train is None:
-        train = videos.keys() - test
-    elif test is None:
-        test = videos.keys() - train
-    elif neither := sorted(videos.keys() - train - test):
-        notes.append(f"{len(neither)} videos are in no split file and left out, the first is {neither[0]}")
-    return [v for v in videos.values() if v.name in train], [v for v in videos.values() if v.name in test]
-
-
-def _split_by_annotation(
-    videos: dict[str, Video], annotations: Annotations, dataset: Dataset, notes: list[str]
-) -> tuple[list[Video], list[Video]]:
-    train: list[Video] = []
-    test: list[Video] = []
-    for video in videos.values():
-        is_test = video.name in annotations or video.folder_split == "test"
-        (test if is_test else train).append(video)
-    if train and test and all(dataset.is_normal(video.label) for video in train):
-        notes.append("no anomalous video is left for training, so all videos are taken as the test set")
-        return [], train + test
-    if test and not any(dataset.is_normal(video.label) for video in test):
-        notes.append(
-            "no normal video is in the test set: annotations that name anomalous videos only leave normal test videos "
-            "in the training list; name the test videos with --split"
-        )
-    return train, test
-
-
-def _note_absent(names: Iterable[str], videos: dict[str, Video], what: str, notes: list[str]) -> None:
-    if absent := sorted(set(names) - videos.keys()):
-        notes.append(f"{len(absent)} {what} have no feature file, the first is {absent[0]}")
-
-
-def _released_order(videos: Iterable[Video], dataset: Dataset) -> list[Video]:
-    """Anomalous videos first, then normal ones, each by name: the order of the released lists."""
-    return sorted(videos, key=lambda video: (dataset.is_normal(video.label), video.name))
-
-
 def _choose_crop(video: Video, crop: int) -> tuple[Path, int]:
     for wanted in (crop, None):
         if wanted in video.crops:
             return video.crops[wanted]
     present = ", ".join(map(str, sorted(video.crops)))
     raise UserError(f"test video {video.name} has no crop {crop}, only {present}; see --test-crop")
+
+
+def _check_pieces(videos: dict[str, Video], dataset: Dataset) -> None:
+    if pieces := [name for name in videos if dataset.whole_of(name) != name]:
+        path = next(iter(videos[pieces[0]].crops.values()))[0]
+        raise UserError(
+            f"{path}: {pieces[0]} is a piece of {dataset.whole_of(pieces[0])}, but annotations are in frames of the "
+            f"whole video: give features of that, or --exclude the pieces"
+        )
 
 
 def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset: Dataset) -> None:

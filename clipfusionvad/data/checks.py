@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.data.features import check_dim, load_features, read_shape
+from clipfusionvad.data.features import load_video, read_video_shape
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.errors import UserError, warn
 
@@ -27,11 +27,9 @@ def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, re
     def check(entry: Entry) -> tuple[int, float] | UserError:
         try:
             if read:
-                features = load_features(entry.path, dim)
+                features = load_video(entry.paths, dim)
                 return len(features), float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
-            rows, found, _ = read_shape(entry.path)
-            check_dim(entry.path, found, dim)
-            return rows, 1.0
+            return read_video_shape(entry.paths, dim), 1.0
         except UserError as error:
             return error
 

@@ -1,8 +1,9 @@
-"""Feature files: one .npy array (snippets, dim) per crop of a video, one row per 16 frames."""
+"""Feature files: one .npy array (snippets, dim) per crop of a video and stream; a row is a snippet."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from clipfusionvad.errors import UserError
 from clipfusionvad.npy import read_npy_header
 
-#: Frames that one feature row stands for.
+#: Frames that one feature row stands for, unless told otherwise.
 FRAMES_PER_SNIPPET = 16
 
 
@@ -51,11 +52,42 @@ def read_shape(path: str | Path) -> tuple[int, int, np.dtype]:
     return rows, dim, dtype
 
 
-def load_features(path: str | Path, dim: int | None = None) -> np.ndarray:
+def read_video_shape(paths: Sequence[Path], dim: int | None = None) -> int:
+    """Snippets of a video by the headers of its streams' files; ``UserError`` where they differ or do not fit."""
+    counts = []
+    for path in paths:
+        rows, found, _ = read_shape(path)
+        check_dim(path, found, dim)
+        counts.append(rows)
+    _check_counts(paths, counts)
+    return counts[0]
+
+
+def load_video(paths: Sequence[Path], dim: int | None = None) -> np.ndarray:
+    """Load a video's features, the streams side by side: (snippets, streams · dim).
+
+    In further streams a snippet may be missing, its row all NaN (released event features have such rows where
+    nothing moves); it becomes zeros. Errors as of ``load_features``, and streams of different length.
+    """
+    first, *others = paths
+    streams = [load_features(first, dim), *(load_features(path, dim, may_miss=True) for path in others)]
+    _check_counts(paths, [len(stream) for stream in streams])
+    return streams[0] if not others else np.concatenate(streams, axis=1)
+
+
+def _check_counts(paths: Sequence[Path], counts: Sequence[int]) -> None:
+    for path, count in zip(paths, counts, strict=True):
+        if count != counts[0]:
+            raise UserError(
+                f"{path} has {count} snippets, but {paths[0]} has {counts[0]}: extract both from the same video"
+            )
+
+
+def load_features(path: str | Path, dim: int | None = None, may_miss: bool = False) -> np.ndarray:
     """Load a feature file as an array (snippets, dim) in the dtype it is stored in.
 
     Raises ``UserError`` where ``read_shape`` does, where the file's dim is not ``dim``, and for NaN or
-    infinite values (naming the first snippet that has one).
+    infinite values (naming the first snippet that has one). With ``may_miss`` a row that is all NaN is zeros.
     """
     _, found, dtype = read_shape(path)
     check_dim(path, found, dim)
@@ -64,6 +96,8 @@ def load_features(path: str | Path, dim: int | None = None) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     features = np.ascontiguousarray(stored, dtype=dtype.newbyteorder("="))
+    if may_miss:
+        features[np.isnan(features).all(axis=1)] = 0
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise UserError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipfusionvad.datasets import Dataset
@@ -17,12 +17,18 @@ from clipfusionvad.files import read_csv, walk_files, write_csv
 class Entry:
     """One row of a list: one crop of one video.
 
-    ``row`` is the line number in the CSV file, of which the header is line 1.
+    ``path`` is the feature file that the list names, ``further`` those of the method's other streams (see
+    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1.
     """
 
     path: Path
     label: str
     row: int
+    further: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.further)
 
     @property
     def video(self) -> str:
@@ -84,6 +90,40 @@ def read_list(path: str | Path, feature_root: str | Path | None = None, dataset:
             f"({where} --feature-root)"
         )
     return entries
+
+
+def add_streams(entries: Sequence[Entry], folders: Sequence[str], list_name: str) -> list[Entry]:
+    """Find the files of further feature streams beside those that a list names.
+
+    ``folders`` holds a word for each stream: a file's further streams lie where the first word, in the name of a
+    folder on its path, is replaced by another one. The innermost such folder is tried first, then all at once (as
+    the released code of IEF-VAD does). Raises ``UserError`` for the first file that is missing.
+    """
+    first, *others = folders
+    found = []
+    for entry in entries:
+        further = tuple(_beside(entry, first, other, list_name) for other in others)
+        found.append(replace(entry, further=further))
+    return found
+
+
+def _beside(entry: Entry, first: str, other: str, list_name: str) -> Path:
+    folders, name = entry.path.parts[:-1], entry.path.name
+    holding = [index for index, folder in enumerate(folders) if first in folder]
+    if not holding:
+        raise UserError(
+            f"list {list_name}, row {entry.row}: no folder on the path {entry.path} has {first!r} in its name, so the "
+            f"features in {other!r} cannot be found beside it; say both with --stream-folders"
+        )
+    for chosen in ({holding[-1]}, set(holding)):
+        moved = [part.replace(first, other) if index in chosen else part for index, part in enumerate(folders)]
+        path = Path(*moved, name)
+        if path.is_file():
+            return path
+    raise UserError(
+        f"list {list_name}, row {entry.row}: {path} not found beside {entry.path}; "
+        f"where its streams lie is said with --stream-folders (now {first} {other})"
+    )
 
 
 def write_list(path: str | Path, entries: Iterable[Entry]) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from clipfusionvad.data.features import load_features
+from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.sampling import sample_uniform
+from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.errors import UserError
 
@@ -38,11 +38,12 @@ class ShuffledPlan:
 class BalancedPlan:
     """As many normal as anomalous rows in a batch, normal ones first.
 
-    Both kinds are shuffled, incomplete batches are dropped, and the epoch ends with the scarcer kind.
+    Both kinds are shuffled and incomplete batches are dropped. The epoch ends with the scarcer kind or, with
+    ``cycle``, with the other one, for which the scarcer kind is shuffled and used again.
     """
 
-    def __init__(self, normal: np.ndarray, anomalous: np.ndarray, batch_size: int, seed: int):
-        self.normal, self.anomalous, self.batch_size, self.seed = normal, anomalous, batch_size, seed
+    def __init__(self, normal: np.ndarray, anomalous: np.ndarray, batch_size: int, seed: int, cycle: bool = False):
+        self.kinds, self.batch_size, self.seed, self.cycle = (normal, anomalous), batch_size, seed, cycle
         for kind, rows in (("normal", normal), ("anomalous", anomalous)):
             if len(rows) < batch_size:
                 raise UserError(
@@ -52,42 +53,53 @@ class BalancedPlan:
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
-        normal, anomalous = rng.permutation(self.normal), rng.permutation(self.anomalous)
-        steps = min(len(normal), len(anomalous)) // self.batch_size
-        size = steps * self.batch_size
-        pairs = zip(np.split(normal[:size], steps), np.split(anomalous[:size], steps), strict=True)
-        return [np.concatenate(pair) for pair in pairs]
+        full = [len(rows) // self.batch_size for rows in self.kinds]
+        steps = max(full) if self.cycle else min(full)
+        halves = []
+        for rows, batches in zip(self.kinds, full, strict=True):
+            rounds = [rng.permutation(rows)[: batches * self.batch_size] for _ in range(-(-steps // batches))]
+            halves.append(np.concatenate(rounds)[: steps * self.batch_size].reshape(steps, self.batch_size))
+        return list(np.concatenate(halves, axis=1))
 
 
-def make_plan(targets: np.ndarray, rows: np.ndarray, batch_size: int, balanced: bool, seed: int) -> BatchPlan:
+def make_plan(
+    targets: np.ndarray, rows: np.ndarray, batch_size: int, balanced: bool, seed: int, cycle: bool = False
+) -> BatchPlan:
     """targets (N, C) multi-hot of the whole list, of which only ``rows`` are used."""
     if not balanced:
         return ShuffledPlan(rows, batch_size, seed)
     normal = targets[rows, 0] > 0
-    return BalancedPlan(rows[normal], rows[~normal], batch_size, seed)
+    return BalancedPlan(rows[normal], rows[~normal], batch_size, seed, cycle)
 
 
 class Bags(TorchDataset):
-    """The training list as bags: features sampled to T snippets, valid length, multi-hot label."""
+    """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
-    def __init__(self, entries: Sequence[Entry], dataset: Dataset, length: int, width: int):
-        self.entries, self.length, self.width = entries, length, width
+    An item is asked for as (row, *draw): equal numbers give the same sample, whatever was asked for before.
+    """
+
+    def __init__(self, entries: Sequence[Entry], dataset: Dataset, sampling: Sampling, width: int, seed: int = 0):
+        self.entries, self.sampling, self.width, self.seed = entries, sampling, width, seed
         self.targets = np.stack([dataset.encode(entry.label) for entry in entries])
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int, Tensor]:
-        features = load_features(self.entries[row].path, self.width)
-        visual, count = sample_uniform(features, self.length)
+    def __getitem__(self, item: tuple[int, ...]) -> tuple[Tensor, int, Tensor]:
+        row, *draw = item
+        features = load_video(self.entries[row].paths, self.width)
+        visual, count = self.sampling.sample(features, np.random.default_rng([self.seed, *draw]))
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
 
 
-def load_batches(bags: Bags, batches: Sequence[np.ndarray], workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) in the given order."""
+def load_batches(
+    bags: Bags, batches: Sequence[np.ndarray], workers: int, epoch: int = 0, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on."""
+    items = [[(row, epoch, at, place) for place, row in enumerate(rows.tolist())] for at, rows in enumerate(batches)]
     loader = DataLoader(
         bags,
-        batch_sampler=[batch.tolist() for batch in batches],
+        batch_sampler=items[start:],
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.

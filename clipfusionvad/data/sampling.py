@@ -1,11 +1,83 @@
-"""How a video of any length becomes model inputs of ``T`` snippets. Pure functions on arrays.
+"""How a video of any length becomes model inputs of T snippets, and scores of inputs those of the video again.
 
-L snippets of a video, T the model's ``visual_length``, D feature width.
+L snippets of a video, T those of a model input, D feature width, N inputs that one video makes for a test.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
+
+
+class Sampling(Protocol):
+    """A method's way from videos to inputs of ``length`` snippets and back."""
+
+    @property
+    def length(self) -> int: ...
+
+    def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """One training input (T, D) of a video (L, D), and how many of its snippets are valid."""
+
+    def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All of a video (L, D) as test inputs (N, T, D), and the valid snippets of each (N,)."""
+
+    def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """What was computed per snippet of the test inputs, (N·T, …), as (L, …) in the video's order."""
+
+
+@dataclass(frozen=True)
+class WindowSampling:
+    """Training on the whole video averaged or padded to T snippets; testing in consecutive windows of T."""
+
+    length: int
+
+    def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        return sample_uniform(features, self.length)
+
+    def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        windows, count = split_windows(features, self.length)
+        return windows, window_lengths(count, self.length)
+
+    def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
+        return rows[:count]
+
+
+@dataclass(frozen=True)
+class GridSampling:
+    """A grid of S segments × F consecutive snippets that spans the whole video; T = S·F, all of them valid.
+
+    Training takes F snippets at a random place in each of S stretches of the video; testing reads the video as S
+    stretches of J·F snippets, of which input j takes the j-th F-snippet piece of each. A video that is too short
+    is repeated from its start. Source: released code of AnomalyCLIP.
+    """
+
+    segments: int
+    frames: int
+
+    @property
+    def length(self) -> int:
+        return self.segments * self.frames
+
+    def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        count = _snippets(features)
+        stretch = (max(count, self.length) - self.frames + 1) // self.segments
+        offsets = rng.integers(0, max(stretch - self.frames + 1, 0) + 1, size=self.segments)
+        starts = np.arange(self.segments) * stretch + offsets
+        rows = (starts[:, None] + np.arange(self.frames)).ravel() % count
+        return features[rows].astype(np.float32), self.length
+
+    def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        count = _snippets(features)
+        pieces = -(-count // self.length)
+        looped = features[np.arange(pieces * self.length) % count]
+        grid = looped.reshape(self.segments, pieces, self.frames, -1).transpose(1, 0, 2, 3)
+        return grid.reshape(pieces, self.length, -1), np.full(pieces, self.length, dtype=np.int64)
+
+    def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
+        grid = rows.reshape(-1, self.segments, self.frames, *rows.shape[1:])
+        return grid.swapaxes(0, 1).reshape(rows.shape)[:count]
 
 
 def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:

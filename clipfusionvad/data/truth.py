@@ -42,6 +42,7 @@ def read_truth(
     entries: Sequence[Entry],
     snippets: Sequence[int],
     dataset: Dataset,
+    frames_per_snippet: int = FRAMES_PER_SNIPPET,
 ) -> Truth:
     """Read the truth of a test list whose features have the given numbers of snippets.
 
@@ -51,14 +52,14 @@ def read_truth(
     made for. ``UserError`` where the files do not fit, saying which video is off as far as can be known.
     """
     if str(frames_path).lower().endswith(KEYED_SUFFIXES):
-        return _read_keyed(frames_path, entries, snippets, dataset)
+        return _read_keyed(frames_path, entries, snippets, dataset, frames_per_snippet)
     frames = read_array(frames_path, "frame truth")
     segments = _read_per_video(segments_path, "segment truth")
     labels = _read_per_video(labels_path, "label truth")
     _check_frames(frames_path, frames)
-    lengths = [FRAMES_PER_SNIPPET * count for count in snippets]
+    lengths = [frames_per_snippet * count for count in snippets]
     if len(frames) != sum(lengths):
-        raise UserError(_explain(frames_path, frames, segments, labels, entries, lengths))
+        raise UserError(_explain(frames_path, frames, segments, labels, entries, lengths, frames_per_snippet))
     for path, array in ((segments_path, segments), (labels_path, labels)):
         if len(array) != len(entries):
             raise UserError(f"{path} holds {len(array)} videos, but the test list has {len(entries)}")
@@ -93,7 +94,9 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
     return frames
 
 
-def _read_keyed(path: str | Path, entries: Sequence[Entry], snippets: Sequence[int], dataset: Dataset) -> Truth:
+def _read_keyed(
+    path: str | Path, entries: Sequence[Entry], snippets: Sequence[int], dataset: Dataset, frames_per_snippet: int
+) -> Truth:
     annotations = read_annotations(path, dataset)
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
@@ -105,9 +108,9 @@ def _read_keyed(path: str | Path, entries: Sequence[Entry], snippets: Sequence[i
     off: list[tuple[int, int, str]] = []
     for entry, count in zip(entries, snippets, strict=True):
         item = annotations.get(entry.video)
-        covered = FRAMES_PER_SNIPPET * count
+        covered = frames_per_snippet * count
         length = item.frames if item and item.frames else covered
-        if abs(length - covered) >= FRAMES_PER_SNIPPET:
+        if abs(length - covered) >= max(frames_per_snippet, 2):
             off.append((length, covered, entry.video))
         segments = item.segments if item else []
         if dataset.is_normal(entry.label):
@@ -189,14 +192,15 @@ def _explain(
     labels: np.ndarray,
     entries: Sequence[Entry],
     lengths: Sequence[int],
+    frames_per_snippet: int,
 ) -> str:
     """Why frame truth and features differ in length, as far as arrays without names can tell."""
     total, difference = sum(lengths), len(frames) - sum(lengths)
     parts = [
         f"{path} holds {len(frames)} frames, but the features of the test list cover {total} "
-        f"({FRAMES_PER_SNIPPET} x {total // FRAMES_PER_SNIPPET} snippets): {difference:+d} frames"
+        f"({frames_per_snippet} x {total // frames_per_snippet} snippets): {difference:+d} frames"
     ]
-    if abs(difference) < FRAMES_PER_SNIPPET * len(entries):
+    if abs(difference) < frames_per_snippet * len(entries):
         kind = "longer" if difference < 0 else "shorter"
         parts.append(
             f"less than a snippet per video, as where each video's last, incomplete snippet makes "

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_torch
+from clipfusionvad.files import ForeignObjects, read_torch
+from clipfusionvad.lightning import read_lightning
 from clipfusionvad.models import Method, find_method, method_names
 
 FORMAT = "clipfusionvad-1"
@@ -31,13 +32,13 @@ class ModelFile:
 def read_model_file(path: str | Path) -> ModelFile:
     """Read a model file without running code in it.
 
-    Ours name their method; of the others a bare state dict or one under ``model_state_dict`` is taken and the
-    method recognised by its keys.
+    Ours name their method; of the others a bare state dict or one under ``model_state_dict`` or ``state_dict``
+    (Lightning) is taken, the method recognised by its keys, and those brought into the form of our model's.
     """
-    content = read_torch(path, "model file")
+    content = _read(path)
     if not isinstance(content, dict):
         raise UserError(f"model file {path} holds no state dict")
-    state = content.get("model_state_dict", content)
+    state = content.get("model_state_dict", content.get("state_dict", content))
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model file {path} holds no state dict of tensors")
     if content.get("format") == FORMAT:
@@ -45,22 +46,30 @@ def read_model_file(path: str | Path) -> ModelFile:
         if not isinstance(made, dict) or not {"method", "dataset", "options", "clip"} <= made.keys():
             raise UserError(f"model file {path} does not say how it was made: it is damaged")
         return ModelFile(str(path), state, made["method"], made)
-    return ModelFile(str(path), state, _recognise(state))
+    method = next((name for name in method_names() if find_method(name).recognises(state)), None)
+    return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
 
 
-def _recognise(state: dict[str, Tensor]) -> str | None:
-    return next((name for name in method_names() if find_method(name).recognises(state)), None)
+def _read(path: str | Path) -> Any:
+    try:
+        return read_torch(path, "model file")
+    except ForeignObjects:
+        content = read_lightning(path)
+        if content is None:
+            raise
+        return content
 
 
-def describe(model: Method, clip: ClipWeights, dataset: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def describe(model: Method, clip: ClipWeights | None, dataset: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file of ours says about its origin; plain values only."""
     return {
         "method": model.name,
         "dataset": dataset,
         "options": {key: options[key] for key in model.option_names() if key in options},
         "protocol": options.get("protocol", "paper"),
-        "clip": clip.source,
-        "clip_fingerprint": clip.fingerprint,
+        "frames_per_snippet": options.get("frames_per_snippet"),
+        "clip": clip.source if clip else None,
+        "clip_fingerprint": clip.fingerprint if clip else None,
     }
 
 
@@ -98,15 +107,34 @@ def load_model_file(model: Method, file: ModelFile) -> None:
     check_method(file, model.name)
     own = model.state_dict()
     given = {key: value for key, value in file.state.items() if key in own or not key.startswith(CLIP_PREFIX)}
-    missing = [key for key in own if key not in given and not key.startswith(CLIP_PREFIX)]
+    needed = [key for key in own if not key.startswith(CLIP_PREFIX) and key not in model.calibration]
+    missing = [key for key in needed if key not in given]
     unknown = [key for key in given if key not in own]
     reshaped = [key for key in given if key in own and given[key].shape != own[key].shape]
     if missing or unknown or reshaped:
         raise UserError(f"{file.path} does not fit {model.name}: {_misfit(missing, unknown, reshaped, given, own)}")
-    bad = [key for key, value in given.items() if value.is_floating_point() and not value.isfinite().all()]
+    weights = {key: value for key, value in given.items() if key not in model.calibration}
+    bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{file.path} holds values that are not finite, first in {bad[0]}")
     model.load_state_dict(given, strict=False)
+
+
+def calibration_content(model: Method) -> dict[str, Tensor]:
+    """What a model has taken from normal training videos, to be written with ``files.write_torch``."""
+    return {name: model.get_buffer(name).detach().cpu().clone() for name in model.calibration}
+
+
+def load_calibration(model: Method, path: str | Path) -> None:
+    """Read ``calibration_content`` from its file, or from one that holds the one tensor alone, as released."""
+    content = read_torch(path, "calibration file")
+    if isinstance(content, Tensor) and len(model.calibration) == 1:
+        content = {model.calibration[0]: content}
+    for name in model.calibration:
+        wanted, found = model.get_buffer(name), content.get(name) if isinstance(content, dict) else None
+        if not isinstance(found, Tensor) or found.shape != wanted.shape or not found.isfinite().all():
+            raise UserError(f"calibration file {path} holds no finite {name} of shape {tuple(wanted.shape)}")
+        wanted.copy_(found)
 
 
 def check_method(file: ModelFile, method: str) -> None:
@@ -115,9 +143,9 @@ def check_method(file: ModelFile, method: str) -> None:
         raise UserError(f"{file.path} is a checkpoint of {file.method}, not of {method}: use --method {file.method}")
 
 
-def check_clip(file: ModelFile, clip: ClipWeights) -> None:
+def check_clip(file: ModelFile, clip: ClipWeights | None) -> None:
     """Refuse a CLIP other than the one that a model file of ours was trained with."""
-    if file.made.get("clip_fingerprint", clip.fingerprint) != clip.fingerprint:
+    if clip and file.made.get("clip_fingerprint", clip.fingerprint) != clip.fingerprint:
         raise UserError(
             f"{file.path} was trained with CLIP {file.made['clip']}, whose text tower differs from that of "
             f"{clip.source}: pass the same --clip"
@@ -139,9 +167,10 @@ def _some(keys: list[str], limit: int = 3) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
-def released_state(model: Method, clip: ClipWeights) -> dict[str, Tensor]:
+def released_state(model: Method, clip: ClipWeights | None) -> dict[str, Tensor]:
     """The bare state dict that the original code loads: the model's own weights and the whole of CLIP."""
-    whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()}
+    whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()} if clip else {}
     # The text tower that the model runs with wins, should it differ from the file's.
     tower = {key: value.to(whole[key].dtype) for key, value in model.state_dict().items() if key in whole}
-    return own_state(model) | {key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()}
+    state = own_state(model) | {key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()}
+    return model.to_released(state)

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.features import load_features
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_video
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.sampling import split_windows, window_lengths
-from clipfusionvad.data.truth import Truth
+from clipfusionvad.data.sampling import Sampling
+from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import (
+    class_metrics,
     corrected_detection_map,
     count_frames,
     detection_map,
@@ -41,12 +42,20 @@ class VideoScores:
 class VideoSet:
     """Whole videos of a list, their features read once and kept; ``truth`` where it is known."""
 
-    def __init__(self, entries: Sequence[Entry], dataset: Dataset, width: int, truth: Truth | None = None):
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        dataset: Dataset,
+        width: int,
+        truth: Truth | None = None,
+        frames_per_snippet: int = FRAMES_PER_SNIPPET,
+    ):
         self.entries, self.dataset, self.width, self.truth = entries, dataset, width, truth
+        self.frames_per_snippet = frames_per_snippet
 
     @cached_property
     def features(self) -> list[np.ndarray]:
-        return [load_features(entry.path, self.width) for entry in self.entries]
+        return [load_video(entry.paths, self.width) for entry in self.entries]
 
     @cached_property
     def anomalous(self) -> np.ndarray:
@@ -62,30 +71,34 @@ def score_videos(
     scores: list[VideoScores] = []
     with torch.inference_mode(), autocast(device, precision):
         text = model.encode_text()
-        for group in _groups(features, model.visual_length):
-            windows = [split_windows(video, model.visual_length)[0] for video in group]
-            lengths = [window_lengths(len(video), model.visual_length) for video in group]
+        for counts, windows, lengths in _groups(features, model.sampling):
             anomaly, classes = model.score_windows(np.concatenate(windows), np.concatenate(lengths), text)
             start = 0
-            for video, parts in zip(group, windows, strict=True):
-                chosen = slice(start, start + len(video))
-                scores.append(VideoScores(anomaly[:, chosen], None if classes is None else classes[chosen]))
-                start += parts.shape[0] * parts.shape[1]
+            for count, parts in zip(counts, windows, strict=True):
+                rows = slice(start, start := start + parts.shape[0] * parts.shape[1])
+                branches = model.sampling.restore(anomaly[:, rows].T, count).T
+                known = None if classes is None else model.sampling.restore(classes[rows], count)
+                scores.append(VideoScores(branches, known))
     return scores
 
 
-def _groups(features: Sequence[np.ndarray], length: int) -> Iterator[list[np.ndarray]]:
-    """Consecutive videos that fill one forward pass."""
-    group: list[np.ndarray] = []
-    windows = 0
+def _groups(
+    features: Sequence[np.ndarray], sampling: Sampling
+) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
+    """Consecutive videos that fill one forward pass: their snippets, their windows, the lengths of those."""
+    counts: list[int] = []
+    windows: list[np.ndarray] = []
+    lengths: list[np.ndarray] = []
     for video in features:
-        group.append(video)
-        windows += len(video) // length + 1
-        if windows >= WINDOWS_AT_ONCE:
-            yield group
-            group, windows = [], 0
-    if group:
-        yield group
+        parts, valid = sampling.windows(video)
+        counts.append(len(video))
+        windows.append(parts)
+        lengths.append(valid)
+        if sum(map(len, windows)) >= WINDOWS_AT_ONCE:
+            yield counts, windows, lengths
+            counts, windows, lengths = [], [], []
+    if counts:
+        yield counts, windows, lengths
 
 
 def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "paper") -> dict[str, Any]:
@@ -95,8 +108,7 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "p
     the variants ``map_released``, ``map_normal_matched`` and ``map_anomalous_only`` (per IoU and "average"; see
     ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``.
     """
-    truth = videos.truth
-    counts = [count_frames(frames, video.anomaly.shape[1]) for frames, video in zip(truth.frames, scores, strict=True)]
+    counts = _count_frames(videos, videos.truth.frames, scores)
     positives = np.concatenate([positive for positive, _ in counts])
     frames = np.concatenate([total for _, total in counts])
     anomalous = np.repeat(videos.anomalous, [len(total) for _, total in counts])
@@ -107,6 +119,57 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "p
     if scores[0].classes is not None:
         metrics |= _detection_metrics(scores, videos, [total for _, total in counts], HEADLINE_MAP[protocol])
     return metrics
+
+
+def evaluate_classes(scores: Sequence[VideoScores], videos: VideoSet) -> dict[str, Any]:
+    """What a finished model is judged by besides ``evaluate``, class by class.
+
+    ``per_class`` holds for each anomalous label the AUC and AP of the main anomaly score over the frames of that
+    label's videos (``video_auc``, ``video_ap``; IEF-VAD) and, where the method tells classes apart, of the class
+    probability over all frames (``auc``, ``ap``), of which ``mauc`` and ``mean_ap`` are the means (AnomalyCLIP).
+    """
+    counts = _count_frames(videos, videos.truth.frames, scores)
+    metrics: dict[str, Any] = {}
+    per_class: dict[str, dict[str, float]] = {}
+    for label in videos.dataset.labels[1:]:
+        chosen = [index for index, entry in enumerate(videos.entries) if label in videos.dataset.codes(entry.label)]
+        if chosen:
+            curve = np.concatenate([scores[index].anomaly[0] for index in chosen])
+            positives, frames = (np.concatenate(part) for part in zip(*(counts[i] for i in chosen), strict=True))
+            found = snippet_metrics(curve, positives, frames)
+            per_class[label] = {f"video_{name}": value for name, value in found.items()}
+    if scores[0].classes is not None:
+        found = class_metrics(
+            np.concatenate([video.classes for video in scores]),
+            np.concatenate([_class_frames(videos, index, len(counts[index][0])) for index in range(len(scores))]),
+            np.concatenate([frames for _, frames in counts]),
+            videos.dataset.labels,
+        )
+        metrics |= {"mauc": found["mauc"], "mean_ap": found["mean_ap"]}
+        for label, values in found["per_class"].items():
+            per_class.setdefault(label, {}).update(values)
+    return metrics | {"per_class": per_class}
+
+
+def _class_frames(videos: VideoSet, index: int, snippets: int) -> np.ndarray:
+    """Frames of each class in each snippet of a video, (n, C)."""
+    truth, labels = videos.truth, videos.dataset.labels
+    table = np.zeros((snippets, len(labels)), dtype=np.int64)
+    for label in set(truth.labels[index]) & set(labels[1:]):
+        spans = [span for span, name in zip(truth.segments[index], truth.labels[index], strict=True) if name == label]
+        frames = frames_from_segments(spans, len(truth.frames[index]))
+        table[:, labels.index(label)], _ = count_frames(frames, snippets, videos.frames_per_snippet)
+    return table
+
+
+def _count_frames(
+    videos: VideoSet, frames: Sequence[np.ndarray], scores: Sequence[VideoScores]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Abnormal and all frames behind each snippet, video by video."""
+    return [
+        count_frames(truth, video.anomaly.shape[1], videos.frames_per_snippet)
+        for truth, video in zip(frames, scores, strict=True)
+    ]
 
 
 def _detection_metrics(

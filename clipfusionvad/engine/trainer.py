@@ -21,6 +21,7 @@ from tqdm import tqdm
 from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
 from clipfusionvad.engine.checkpoint import FORMAT, ModelFile, load_model_file, model_content, own_state
 from clipfusionvad.engine.device import autocast
+from clipfusionvad.engine.schedule import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import link_or_copy, read_torch, write_torch
 from clipfusionvad.models import Method
@@ -29,27 +30,6 @@ from clipfusionvad.runs import BEST, LAST, RunLog
 
 class Stopped(Exception):
     """Training was asked to stop and has saved its state."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, how fast, how often.
-
-    ``eval_every`` counts samples anew in each epoch, from the index of the batch (released code): an evaluation
-    follows batch i where i · samples is a multiple of it and i > 0. An epoch without any such batch, or with
-    ``eval_every`` 0, is followed by an evaluation.
-    ``paper`` keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
-    eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best
-    weights so far, while the optimizer goes on.
-    """
-
-    max_epoch: int
-    lr: float
-    milestones: tuple[int, ...]
-    rate: float
-    eval_every: int
-    select: str
-    paper: bool
 
 
 @dataclass
@@ -69,7 +49,7 @@ class Trainer:
     """Trains ``model`` on the batches of ``plan``.
 
     ``evaluate`` scores the model and returns metrics, of which ``schedule.select`` picks the best weights
-    (strictly greater than before, starting at 0). ``made`` describes the model in its files.
+    (strictly greater than before, starting at 0; "last": the newest). ``made`` describes the model in its files.
     """
 
     def __init__(
@@ -87,8 +67,8 @@ class Trainer:
         self.model, self.bags, self.plan, self.schedule = model.to(device), bags, plan, schedule
         self.evaluate, self.made = evaluate, made
         self.device, self.precision, self.workers = device, precision, workers
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=schedule.lr)
-        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, schedule.milestones, schedule.rate)
+        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], schedule)
+        self.scheduler = make_scheduler(self.optimizer, schedule)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self.last_state: dict[str, Tensor] | None = None
@@ -116,7 +96,7 @@ class Trainer:
     def _train_epoch(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> None:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
-        batches = load_batches(self.bags, plan[progress.batch :], self.workers)
+        batches = load_batches(self.bags, plan, self.workers, progress.epoch, progress.batch)
         title = f"epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
         with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
@@ -177,10 +157,11 @@ class Trainer:
 
     def _keep_if_best(self, log: RunLog, folder: Path) -> None:
         metrics = self.evaluate(self.model)
-        if self.schedule.select not in metrics:
-            raise UserError(f"--select {self.schedule.select}: {self.model.name} has no such metric")
-        score = metrics[self.schedule.select]
-        improved = score > self.progress.best_score
+        select = next(iter(metrics)) if self.schedule.select == LAST_WEIGHTS else self.schedule.select
+        if select not in metrics:
+            raise UserError(f"--select {select}: {self.model.name} has no such metric; it has: {', '.join(metrics)}")
+        score = metrics[select]
+        improved = self.schedule.select == LAST_WEIGHTS or score > self.progress.best_score
         if improved:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
             self.best_state = own_state(self.model)
@@ -195,7 +176,7 @@ class Trainer:
         )
         self.progress.evaluations += 1
         mark = "  *" if improved else ""
-        tqdm.write(f"step {self.progress.step}: {self.schedule.select} {score:.4f}{mark}")
+        tqdm.write(f"step {self.progress.step}: {select} {score:.4f}{mark}")
 
     def save(self, folder: Path, checkpoint_path: Path | None) -> None:
         """Write the whole state to ``last.pt``: it alone decides where a resumed run goes on."""
@@ -208,6 +189,7 @@ class Trainer:
             best_state_dict=self.best_state,
             last_state_dict=self.last_state,
             rng_state=torch.get_rng_state(),
+            device_rng_state=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             same_run=self._same_run,
             run=str(folder.resolve()),
         )
@@ -235,6 +217,8 @@ class Trainer:
         self.progress = Progress(**content["progress"])
         self.best_state, self.last_state = content["best_state_dict"], content["last_state_dict"]
         torch.set_rng_state(content["rng_state"])
+        if self.device.type == "cuda" and content["device_rng_state"] is not None:
+            torch.cuda.set_rng_state(content["device_rng_state"], self.device)
 
     def _resume_released(self, content: Mapping[str, Any], path: Path) -> None:
         """{epoch, model_state_dict, optimizer_state_dict, ap}: go on after that epoch with its weights as best."""
@@ -268,8 +252,10 @@ class Trainer:
         videos = [(entry.path.name, entry.label) for entry in self.bags.entries]
         batches = hashlib.sha256(repr((videos, [batch.tolist() for batch in self.plan.epoch(0)])).encode())
         made = {key: value for key, value in self.made.items() if key != "clip"}
-        schedule = {key: value for key, value in asdict(self.schedule).items() if key != "max_epoch"}
-        schedule["milestones"] = list(schedule["milestones"])
+        # A cosine falls to its end, so a longer one has other rates from the start.
+        may_differ = () if self.schedule.lr_schedule == "cosine" else ("max_epoch",)
+        schedule = {key: value for key, value in asdict(self.schedule).items() if key not in may_differ}
+        schedule |= {"milestones": list(schedule["milestones"]), "betas": list(schedule["betas"])}
         return {"model": made, "schedule": schedule, "training list or batch order": batches.hexdigest()}
 
     def _load_model(self, state: dict[str, Tensor], path: Path) -> None:

@@ -1,11 +1,14 @@
 """What the papers report: frame-level ranking metrics and fine-grained detection mAP."""
 
+from clipfusionvad.metrics.classes import ClassMetrics, class_metrics
 from clipfusionvad.metrics.detection import IOUS, DetectionResult, corrected_detection_map, detection_map
 from clipfusionvad.metrics.frame import count_frames, frame_metrics, snippet_metrics
 
 __all__ = [
     "IOUS",
+    "ClassMetrics",
     "DetectionResult",
+    "class_metrics",
     "corrected_detection_map",
     "count_frames",
     "detection_map",

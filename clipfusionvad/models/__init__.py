@@ -20,6 +20,13 @@ def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16"
     """Build a method by name.
 
     ``class_prompts`` are the C class texts, the normal one first; ``clip`` is a CLIP model name, a local file
-    or "toy"; ``options`` are the method's flags with underscores. Raises ``UserError`` on anything unusable.
+    or "toy" (not read for a method that encodes no text); ``options`` are the method's flags with underscores.
+    Raises ``UserError`` on anything unusable.
     """
-    return build_method(name, class_prompts, load_clip(clip, width=options.get("embed_dim", 512)), **options)
+    weights = None
+    if find_method(name).needs_clip:
+        weights = load_clip(clip, width=options.get("embed_dim", 512))
+    else:
+        # It describes CLIP, so it says as little here as ``clip`` does.
+        options.pop("embed_dim", None)
+    return build_method(name, class_prompts, weights, **options)

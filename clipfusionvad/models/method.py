@@ -1,6 +1,6 @@
 """What a method is: one class, registered under a name, in one file of this package.
 
-B videos or windows, T snippets (``visual_length``), D feature width, C classes (0 is *normal*), E text width.
+B videos or windows, T snippets of an input, D feature width of one stream, C classes (0 is *normal*), E text width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,18 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.clip import ClipWeights
-from clipfusionvad.data.sampling import split_windows, window_lengths
+from clipfusionvad.data.sampling import Sampling, WindowSampling
 from clipfusionvad.errors import UserError, nearest
 
 # Windows, of one long or of many short videos, that are scored in one forward pass.
 WINDOWS_AT_ONCE = 64
+
+# A video's features: one array (L, D), or one per stream of the method.
+Features = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class VADOutput:
     """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
 
-    The last two are None for a method that does not tell classes apart.
+    The last two are None for a method that does not tell classes apart. A method whose losses need more
+    extends this class.
     """
 
     coarse_logits: Tensor
@@ -54,6 +58,17 @@ class Method(nn.Module, ABC):
     """A detector. Its options are the keyword-only arguments of ``__init__``."""
 
     name: ClassVar[str]
+    #: Feature streams of a snippet, side by side in the last dim of an input; lists name the files of the first.
+    streams: ClassVar[tuple[str, ...]] = ("rgb",)
+    #: Whether the method encodes class prompts with CLIP; a method that does not gets None for ``clip``.
+    needs_clip: ClassVar[bool] = True
+    #: What the method sets differently from an option file, whatever the dataset.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: What it sets for the small data of ``--demo``.
+    demo: ClassVar[Mapping[str, Any]] = {}
+    #: Buffers that ``calibrate`` fills; NaN until then.
+    calibration: ClassVar[tuple[str, ...]] = ()
+
     visual_length: int
     visual_width: int
 
@@ -63,9 +78,30 @@ class Method(nn.Module, ABC):
         """Add a flag for every option of the method."""
 
     @classmethod
-    def recognises(cls, state: dict[str, Tensor]) -> bool:
-        """Whether a state dict without a name looks like one of this method."""
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict without a name looks like one that the method's authors released."""
         return False
+
+    @classmethod
+    def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A released state dict under the names of this class, CLIP in it under ``clipmodel.``."""
+        return dict(state)
+
+    def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The way back: this model's own state and the whole of CLIP under ``clipmodel.``, as its authors name them."""
+        return dict(state)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How videos become inputs of this model."""
+        return WindowSampling(self.visual_length)
+
+    def calibrate(self, normal_videos: Iterable[np.ndarray]) -> None:
+        """Before training, fill the buffers in ``calibration`` from the normal training videos, (L, D) each."""
+
+    @property
+    def calibrated(self) -> bool:
+        return all(bool(self.get_buffer(name).isfinite().all()) for name in self.calibration)
 
     @abstractmethod
     def encode_text(self) -> Any:
@@ -84,25 +120,44 @@ class Method(nn.Module, ABC):
         """Turn logits into probabilities."""
 
     @classmethod
-    def option_names(cls) -> list[str]:
+    def option_defaults(cls) -> dict[str, Any]:
         """Keyword-only arguments of the method's own ``__init__`` and of those it passes them on to."""
         initialisers = [base.__init__ for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Method)]
-        parameters = [p for init in initialisers for p in inspect.signature(init).parameters.values()]
-        return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        parameters = [p for init in reversed(initialisers) for p in inspect.signature(init).parameters.values()]
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
-    def score_video(self, features: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    @classmethod
+    def option_names(cls) -> list[str]:
+        return list(cls.option_defaults())
+
+    def score_video(self, features: Features) -> tuple[np.ndarray, np.ndarray | None]:
         """Score one whole video: features (L, D) → anomaly probability (L,) and class probabilities (L, C) or None.
 
-        The anomaly probability is that of the main branch.
+        A method of several streams takes a sequence with one array (L, D) for each, or all side by side. The
+        anomaly probability is that of the main branch.
         """
-        windows, count = split_windows(np.asarray(features), self.visual_length)
+        joined = self._join(features)
+        windows, lengths = self.sampling.windows(joined)
         was_training = self.training
         self.eval()
         with torch.inference_mode():
             text = self.encode_text()
-        anomaly, classes = self.score_windows(windows, window_lengths(count, self.visual_length), text)
+        anomaly, classes = self.score_windows(windows, lengths, text)
         self.train(was_training)
-        return anomaly[0, :count], None if classes is None else classes[:count]
+        count = len(joined)
+        scores = self.sampling.restore(anomaly[0], count)
+        return scores, None if classes is None else self.sampling.restore(classes, count)
+
+    def _join(self, features: Features) -> np.ndarray:
+        """A video's streams side by side, (L, streams · D)."""
+        streams = [features] if isinstance(features, np.ndarray | Tensor) else list(features)
+        arrays = [np.asarray(stream.detach().cpu() if isinstance(stream, Tensor) else stream) for stream in streams]
+        joined = np.concatenate(arrays, axis=-1) if len({len(array) for array in arrays}) == 1 else None
+        width = len(self.streams) * self.visual_width
+        if joined is None or joined.ndim != 2 or joined.shape[1] != width:
+            wanted = " and ".join(f"{name} (snippets, {self.visual_width})" for name in self.streams)
+            raise UserError(f"{self.name} scores {wanted}, not {', '.join(str(array.shape) for array in arrays)}")
+        return joined
 
     @torch.inference_mode()
     def score_windows(
@@ -151,7 +206,7 @@ def find_method(name: str) -> type[Method]:
     return _METHODS[name]
 
 
-def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights, **options: Any) -> Method:
+def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
     """Instantiate a method; an option that it does not have is an error that names the nearest one."""
     cls = find_method(name)
     known = cls.option_names()

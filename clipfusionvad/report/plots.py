@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
 from clipfusionvad.files import atomic_write
 
@@ -34,12 +33,12 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSe
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     figure.supxlabel("seconds")
     figure.supylabel("anomaly probability")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_video(axis: matplotlib.axes.Axes, scores: VideoScores, videos: VideoSet, index: int) -> None:
     entry, truth, fps = videos.entries[index], videos.truth.frames[index], videos.dataset.fps
-    seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * FRAMES_PER_SNIPPET / fps
+    seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
     edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
     for number, (start, end) in enumerate(edges.reshape(-1, 2) / fps):
         axis.axvspan(start, end, color=TRUTH_COLOUR, lw=0, label="annotated anomaly" if number == 0 else None)
@@ -77,10 +76,10 @@ def draw_training(path: Path, folder: Path) -> None:
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     with atomic_write(path) as file:

@@ -9,6 +9,7 @@ from typing import Any
 
 BRANCHES = {"1": "coarse branch", "2": "fine branch"}
 RANKING = {"auc": "AUC", "ap": "AP", "ano_auc": "Ano-AUC"}
+MEANS = {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames, class against rest"}
 IOUS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 VARIANTS = {
     "map_released": "as released",
@@ -53,6 +54,7 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
         for key, name in RANKING.items()
         if f"{key}{number}" in metrics
     ]
+    rows += [(title, (key,)) for key, title in MEANS.items() if key in metrics]
     if "map" in metrics:
         rows += [(f"detection mAP@{iou}", ("map", iou)) for iou in IOUS]
         rows += [("detection mAP, average", ("map_average",))]

@@ -19,7 +19,8 @@ from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_videos
-from clipfusionvad.engine.trainer import Schedule, Trainer
+from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
 METRICS = {"AUC1": "auc1", "AP1": "ap1", "AUC2": "auc2", "AP2": "ap2"}
@@ -70,7 +71,7 @@ def test_whole_run(case, tmp_path):
     paths = [case / config[key] for key in ("gt", "gt_segment", "gt_label")]
     videos = VideoSet(test, dataset, model.visual_width, read_truth(*paths, test, snippets, dataset))
     plan = RecordedPlan(case, trace)
-    bags = Bags(train, dataset, model.visual_length, model.visual_width)
+    bags = Bags(train, dataset, model.sampling, model.visual_width)
 
     modes, lengths = [], []
     compute_losses = model.losses

@@ -1,4 +1,4 @@
-"""What ClipFusionVAD and VadCLIP share: the visual encoder, the text branch, the losses and the options.
+"""VadCLIP's two branches, which others build on: visual encoder, text branch, fusion, losses and options.
 
 Parameter names are those of the released checkpoints.
 """
@@ -25,9 +25,11 @@ EMBEDDING_STD = 0.01
 
 
 class DualBranch(Method):
-    """Base of the methods with a coarse (binary) and a fine (class alignment) branch.
+    """A coarse (binary) and a fine (class alignment) branch.
 
-    Padded snippets are not masked in attention, distance graph and convolutions, as in the released code.
+    Coarse logits come from the visual features. They weigh these into a visual prompt, which is added to the class
+    text that the visual features are aligned with. Padded snippets are not masked in attention, distance graph and
+    convolutions, as in the released code.
     """
 
     def __init__(
@@ -89,6 +91,13 @@ class DualBranch(Method):
         else:
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             self.text_prompt_embeddings = None
+
+    def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
+        text = self.encode_text() if text is None else text
+        x = self.encode_video(visual, lengths)
+        coarse = self.classifier(x + self.mlp2(x))
+        classes = self.fuse(text, F.normalize(coarse.transpose(1, 2) @ x, dim=-1)) if self.product else text
+        return VADOutput(coarse, self.align(x, classes), text)
 
     def encode_temporal(self, visual: Tensor) -> Tensor:
         """Position embedding and windowed transformer: (B, T, D) → (B, T, D)."""

@@ -32,16 +32,16 @@ class ClipTextTower(nn.Module):
         self.load_state_dict({key: state[key] for key in own})
         self.requires_grad_(False)
 
-    def forward(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, ends: Tensor, projection: Tensor | None = None) -> Tensor:
         """Token embeddings (C, n, W) and the position of each EOT (C,) → text features (C, E).
 
         n may be shorter than CLIP's 77 as long as it reaches every EOT: attention is causal, so what comes
-        after it changes nothing.
+        after it changes nothing. A ``projection`` (W, E) takes the place of CLIP's own.
         """
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
         x = self.transformer(x, causal=True)
         x = x[torch.arange(len(x), device=x.device), ends]
-        return self.ln_final(x) @ self.text_projection
+        return self.ln_final(x) @ (self.text_projection if projection is None else projection)
 
 
 class FixedPrompts(nn.Module):

@@ -1,0 +1,369 @@
+"""AnomalyCLIP (CVIU 2024, arXiv 2310.02835): CLIP's space re-centred on normality, where a class is a direction.
+
+B videos, S segments of F frames (T = S·F), D feature width, C classes of which 0 is *normal*, K segments chosen.
+Formulas and parameter names are those of the released code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipfusionvad.argtypes import non_negative_float, positive_int, rate
+from clipfusionvad.clip import ClipWeights
+from clipfusionvad.data.sampling import GridSampling
+from clipfusionvad.errors import UserError
+from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
+from clipfusionvad.models.parts.axial import AxialTransformer, TemporalModel
+from clipfusionvad.models.parts.context import ContextPrompts
+from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
+
+# Scores that a dropped segment takes part with: chosen only where fewer than K others are left.
+DROPPED = 1e6
+PROMPTS, TEMPORAL_MODELS = ("learned", "fixed"), ("axial", "mlp")
+CLIP_PREFIX = "clipmodel."
+LIGHTNING_PREFIX = "net."
+# Prefixes of the released names of what is CLIP's own, and OpenAI's; the first that fits counts.
+CLIP_PARTS = (
+    ("image_encoder.", "visual."),
+    ("token_embedding.", "token_embedding."),
+    ("selector_model.logit_scale", "logit_scale"),
+    ("text_encoder.", ""),
+)
+PROJECTION = "text_encoder.text_projection"
+TOKEN_PREFIX, TOKEN_SUFFIX = "prompt_learner.token_prefix", "prompt_learner.token_suffix"
+TERMS = {
+    "dir_abn": "top segments lie along their class's direction",
+    "dir_nor": "normal frames lie along no direction",
+    "topk_abn": "class likelihood of the top segments",
+    "bottomk_abn": "normality of the bottom segments of abnormal videos",
+    "topk_nor": "normality of the top segments of normal videos",
+    "smooth": "jumps of the score in abnormal videos",
+    "sparse": "mean score of abnormal videos",
+}
+
+
+@dataclass(frozen=True)
+class SegmentOutput(VADOutput):
+    """Besides the logits, the selector's ``similarity`` (B, T, C−1) with the anomalous classes.
+
+    ``coarse_logits`` are the temporal model's, before the sigmoid; ``fine_logits`` are the joint
+    log-probabilities log p(normal) and log p(abnormal, class), so that their exponentials sum to one.
+    """
+
+    similarity: Tensor
+
+
+@register_method
+class AnomalyCLIP(Method):
+    """A selector of class directions around the normal mean, and an axial transformer that scores each frame.
+
+    Parameters that have a row or column per class keep the alphabetical order of the released files; what goes
+    in and out has the order of ``class_prompts``.
+    """
+
+    name = "anomalyclip"
+    calibration = ("ncentroid",)
+    defaults = {
+        "frames_per_snippet": 1,
+        "seed": 1024,
+        "batch_size": 32,
+        "balanced": True,
+        "cycle": True,
+        "max_epoch": 50,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.2,
+        "lr_schedule": "cosine",
+        "warmup_epochs": 5,
+        "eval_every": 0,
+        "select": "last",
+    }
+    demo = {
+        "frames_per_snippet": 16,
+        "num_segments": 16,
+        "seg_length": 4,
+        "emb_size": 32,
+        "heads": 4,
+        "lr": 1e-3,
+        "warmup_epochs": 1,
+    }
+
+    def __init__(
+        self,
+        class_prompts: Sequence[str],
+        clip: ClipWeights,
+        *,
+        embed_dim: int = 512,
+        visual_width: int = 512,
+        num_segments: int = 32,
+        seg_length: int = 16,
+        prompts: str = "learned",
+        prompt_template: str = "{}",
+        n_ctx: int = 8,
+        ctx_init: str = "",
+        shared_context: bool = False,
+        learn_projection: bool = True,
+        recentre: bool = True,
+        temporal: str = "axial",
+        emb_size: int = 256,
+        depth: int = 1,
+        heads: int = 8,
+        dim_heads: int | None = None,
+        concat_features: bool = False,
+        num_topk: int = 3,
+        num_bottomk: int = 3,
+        select_idx_dropout_topk: float = 0.7,
+        select_idx_dropout_bottomk: float = 0.7,
+        dir_abn_weight: float = 1.0,
+        dir_nor_weight: float = 1.0,
+        topk_abn_weight: float = 1.0,
+        bottomk_abn_weight: float = 1.0,
+        topk_nor_weight: float = 1.0,
+        smooth_weight: float = 8e-4,
+        sparse_weight: float = 8e-3,
+    ):
+        super().__init__()
+        _check_widths(clip, embed_dim, visual_width, emb_size, heads, dim_heads)
+        _check_choice("--prompts", prompts, PROMPTS)
+        _check_choice("--temporal", temporal, TEMPORAL_MODELS)
+        _check_selection(num_segments, num_topk, num_bottomk, select_idx_dropout_topk, select_idx_dropout_bottomk)
+        self.visual_width, self.visual_length = visual_width, num_segments * seg_length
+        self.grid, self.chosen = (num_segments, seg_length), (num_topk, num_bottomk)
+        self.dropout = (select_idx_dropout_topk, select_idx_dropout_bottomk)
+        self.recentre, self.concat_features = recentre, concat_features
+        self.weights = {
+            "dir_abn": dir_abn_weight,
+            "dir_nor": dir_nor_weight,
+            "topk_abn": topk_abn_weight,
+            "bottomk_abn": bottomk_abn_weight,
+            "topk_nor": topk_nor_weight,
+            "smooth": smooth_weight,
+            "sparse": sparse_weight,
+        }
+        if not any(self.weights.values()):
+            raise UserError("every loss weight is 0: there is nothing to train on")
+
+        names = [prompt.replace("_", " ") for prompt in class_prompts]
+        alphabetical = torch.tensor(sorted(range(len(names)), key=lambda index: names[index].lower()))
+        anomalies = alphabetical[alphabetical > 0]
+        # Where each class stands among the parameters, and each anomalous one among those of the selector.
+        self.register_buffer("rank", alphabetical.argsort(), persistent=False)
+        self.register_buffer("anomalies", anomalies, persistent=False)
+        self.register_buffer("columns", anomalies.argsort(), persistent=False)
+        centroid = torch.full((visual_width,), torch.nan if recentre else 0.0)
+        self.register_buffer("ncentroid", centroid, persistent=recentre)
+
+        self.clipmodel = ClipTextTower(clip)
+        ordered = [names[index] for index in alphabetical.tolist()]
+        with own_stream("context"):
+            self.prompt_learner = (
+                ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
+                if prompts == "learned"
+                else FixedPrompts(ordered, prompt_template)
+            )
+        projection = nn.Parameter(self.clipmodel.text_projection.detach().clone(), requires_grad=learn_projection)
+        self.text_encoder = nn.ParameterDict({"text_projection": projection})
+        self.selector_model = nn.ModuleDict({"bn_layer": nn.BatchNorm1d(len(anomalies), affine=False)})
+        with own_stream("axial"):
+            axial = AxialTransformer(emb_size, depth, heads, dim_heads, self.grid) if temporal == "axial" else None
+        self.temporal_model = TemporalModel(visual_width + concat_features * len(anomalies), emb_size, axial)
+
+    @property
+    def sampling(self) -> GridSampling:
+        return GridSampling(*self.grid)
+
+    def calibrate(self, normal_videos: Iterable[np.ndarray]) -> None:
+        """Take the mean over all rows of all normal training videos as the centre of normality."""
+        total, rows = np.zeros(self.visual_width), 0
+        for video in normal_videos:
+            total += video.sum(axis=0, dtype=np.float64)
+            rows += len(video)
+        if not rows:
+            raise UserError(f"{self.name} centres features on those of normal training videos, but there is none")
+        if self.recentre:
+            self.ncentroid.copy_(torch.from_numpy(total / rows))
+
+    def encode_text(self) -> Tensor:
+        """Text features of the class prompts, neither normalised nor centred: (C, E)."""
+        prompts = self.prompt_learner
+        if isinstance(prompts, ContextPrompts):
+            words = prompts.embed(self.clipmodel)
+        else:
+            words = self.clipmodel.token_embedding(prompts.tokens)
+        return self.clipmodel(words, prompts.ends, self.text_encoder["text_projection"])[self.rank]
+
+    def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
+        """visual (B, S·F, D), all of it valid → output. ``UserError`` where the centre of normality is unknown."""
+        if not self.calibrated:
+            raise UserError(
+                f"{self.name} needs the mean feature of the normal training videos (ncentroid), which released files "
+                f"lack: pass the training list, or the videos' features to calibrate()"
+            )
+        text = self.encode_text() if text is None else text
+        x = visual - self.ncentroid
+        similarity = self.select(x, text)
+        coarse = self.temporal_model(torch.cat([similarity, x], dim=-1) if self.concat_features else x, self.grid)
+        similarity = similarity[..., self.columns]
+        abnormal = F.logsigmoid(coarse.float()) + similarity.float().log_softmax(dim=-1)
+        fine = torch.cat([F.logsigmoid(-coarse.float()), abnormal], dim=-1)
+        return SegmentOutput(coarse, fine, text, similarity)
+
+    def select(self, x: Tensor, text: Tensor) -> Tensor:
+        """Centred frames (B, T, D) along the class directions, normalised over all frames: (B, T, C−1), alphabetical.
+
+        Without re-centring these are cosines.
+        """
+        directions = F.normalize(text[self.anomalies] - self.ncentroid, dim=-1)
+        projected = (x if self.recentre else F.normalize(x, dim=-1)) @ directions.T
+        return self.selector_model["bn_layer"](projected.flatten(0, 1)).view(projected.shape)
+
+    def losses(self, output: SegmentOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Weighted terms, those of weight 0 left out; one about a kind of video that is absent is 0.
+
+        A video of several classes counts with the mean over them; released code knows but one.
+        """
+        normal = targets[:, 0] > 0
+        shares = targets[:, 1:].float() / targets[:, 1:].sum(dim=1, keepdim=True).clamp(min=1)
+        similarity, log_classes = output.similarity.float(), output.fine_logits[..., 1:]
+        log_normal, scores = output.fine_logits[..., 0], torch.sigmoid(output.coarse_logits.float()).squeeze(-1)
+        top, bottom = self.choose_segments(similarity, torch.where(normal[:, None], 1, shares))
+        direction, log_true = ((values * shares[:, None]).sum(dim=-1) for values in (similarity, log_classes))
+        terms = {
+            "dir_abn": -_mean(self._frames_of(direction, top)[~normal]),
+            "dir_nor": _mean(similarity.amax(dim=-1)[normal]),
+            "topk_abn": -_mean(self._frames_of(log_true, top)[~normal]),
+            "bottomk_abn": -_mean(self._frames_of(log_normal, bottom)[~normal]),
+            "topk_nor": -_mean(self._frames_of(log_normal, top)[normal]),
+            # One run over all abnormal videos, so that it also smooths from one to the next (released code).
+            "smooth": scores[~normal].flatten().diff().square().sum(),
+            "sparse": _mean(scores[~normal]),
+        }
+        return {name: weight * terms[name] for name, weight in self.weights.items() if weight}
+
+    @torch.no_grad()
+    def choose_segments(self, similarity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """The segments of each video that are most and least like its classes: (B, K) each.
+
+        similarity (B, T, C−1), shares (B, C−1) of each class in the sum. While training, segments are dropped
+        at random.
+        """
+        scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)
+        high = low = scores
+        if self.training:
+            kept_high, kept_low = (mask.to(scores.device) for mask in segment_masks(scores.shape, *self.dropout))
+            high, low = scores.where(kept_high, -DROPPED), scores.where(kept_low, DROPPED)
+        top, bottom = self.chosen
+        return high.topk(top, dim=1).indices, low.topk(bottom, dim=1, largest=False).indices
+
+    def _frames_of(self, values: Tensor, segments: Tensor) -> Tensor:
+        """Values of the frames (B, T) in the chosen segments (B, K): (B, K, F)."""
+        grid = values.unflatten(1, self.grid)
+        return grid.gather(1, segments[..., None].expand(-1, -1, grid.shape[2]))
+
+    def scores(self, output: VADOutput) -> Scores:
+        return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),), output.fine_logits.exp())
+
+    @classmethod
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        key = "selector_model.bn_layer.running_mean"
+        return key in state or LIGHTNING_PREFIX + key in state
+
+    @classmethod
+    def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A released state dict under our names. Its tokens follow from the class names and are left out."""
+        bare = {key.removeprefix(LIGHTNING_PREFIX): value for key, value in state.items()}
+        clip = {CLIP_PREFIX + name: value for key, value in bare.items() if (name := _rename(key, CLIP_PARTS))}
+        own = {key: value for key, value in bare.items() if key == PROJECTION or not _rename(key, CLIP_PARTS)}
+        return clip | {key: value for key, value in own.items() if key not in (TOKEN_PREFIX, TOKEN_SUFFIX)}
+
+    def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The way back, in float32 as the released code runs; the centre of normality has no place in its files."""
+        if not (self.recentre and self.temporal_model.axial_attn and isinstance(self.prompt_learner, ContextPrompts)):
+            raise UserError(f"the released code of {self.name} has none of its ablations, so it cannot load this model")
+        inside = {key.removeprefix(CLIP_PREFIX): value for key, value in state.items() if key.startswith(CLIP_PREFIX)}
+        if "visual.proj" not in inside:
+            raise UserError(
+                f"released files of {self.name} hold a CLIP with a vision transformer: pass one with --clip"
+            )
+        back = [(ours, theirs) for theirs, ours in CLIP_PARTS]
+        clip = {_rename(key, back): value.float() for key, value in inside.items()}
+        own = {key: value for key, value in state.items() if key != "ncentroid" and not key.startswith(CLIP_PREFIX)}
+        before, after = self.prompt_learner.around(clip["token_embedding.weight"])
+        return clip | own | {TOKEN_PREFIX: before.contiguous(), TOKEN_SUFFIX: after.contiguous()}
+
+    @classmethod
+    def add_options(cls, group: argparse._ArgumentGroup) -> None:
+        add, switch = group.add_argument, argparse.BooleanOptionalAction
+        add("--num-segments", type=positive_int, help="segments that a model input takes from a video")
+        add("--seg-length", type=positive_int, help="consecutive frames of a segment")
+        add("--prompts", choices=PROMPTS, help="learned context before the class name, or a template")
+        add("--prompt-template", help="with --prompts fixed, e.g. 'a video of {}'")
+        add("--n-ctx", type=positive_int, help="learned tokens before the class name")
+        add("--ctx-init", help="words, joined by _, that the learned tokens start as; they set --n-ctx")
+        add("--shared-context", action=switch, help="one learned context for all classes")
+        add("--learn-projection", action=switch, help="fine-tune CLIP's text projection")
+        add("--recentre", action=switch, help="centre on the mean normal feature; else plain cosine similarity")
+        add("--temporal", choices=TEMPORAL_MODELS, help="axial transformer, or each frame by itself")
+        add("--emb-size", type=positive_int, help="width of the temporal model")
+        add("--depth", type=positive_int, help="units of the axial transformer")
+        add("--heads", type=positive_int, help="attention heads of the axial transformer")
+        add("--dim-heads", type=positive_int, help="width of an attention head (default: --emb-size / --heads)")
+        add("--concat-features", action=switch, help="the temporal model sees the similarities too")
+        add("--num-topk", type=positive_int, help="segments of a video that are most like its class")
+        add("--num-bottomk", type=positive_int, help="segments of a video that are least like its class")
+        for kind in ("topk", "bottomk"):
+            add(f"--select-idx-dropout-{kind}", type=rate, help="share of segments not up for selection")
+        for term, meaning in TERMS.items():
+            add(f"--{term.replace('_', '-')}-weight", type=non_negative_float, help=f"weight of: {meaning}; 0: none")
+
+
+def segment_masks(shape: Sequence[int], rate_top: float, rate_bottom: float) -> tuple[Tensor, Tensor]:
+    """Which segments of each video, (B, S) bool, are up for the top and the bottom selection.
+
+    At equal rates both take the second draw (released code). Drawn on the CPU, whose state a resumed run restores.
+    """
+    top, bottom = (torch.bernoulli(torch.full(tuple(shape), 1 - rate)).bool() for rate in (rate_top, rate_bottom))
+    return (bottom if rate_top == rate_bottom else top), bottom
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, and 0 of nothing."""
+    return values.sum() / max(values.numel(), 1)
+
+
+def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
+    """The key with the first prefix that it has replaced; None where it has none of them."""
+    return next((new + key.removeprefix(old) for old, new in prefixes if key.startswith(old)), None)
+
+
+def _check_widths(
+    clip: ClipWeights, embed_dim: int, visual_width: int, emb_size: int, heads: int, dim_heads: int | None
+) -> None:
+    if clip.text_width != embed_dim:
+        raise UserError(f"--embed-dim {embed_dim}, but CLIP {clip.source} has text width {clip.text_width}")
+    if clip.embed_dim != visual_width:
+        raise UserError(
+            f"--visual-width {visual_width}, but CLIP {clip.source} embeds into {clip.embed_dim} dimensions"
+        )
+    if dim_heads is None and emb_size % heads:
+        raise UserError(f"--emb-size {emb_size} is not a multiple of --heads {heads}: change one, or pass --dim-heads")
+
+
+def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{flag} {value!r}: choose from {', '.join(choices)}")
+
+
+def _check_selection(segments: int, top: int, bottom: int, rate_top: float, rate_bottom: float) -> None:
+    for name, count in (("topk", top), ("bottomk", bottom)):
+        if count > segments:
+            raise UserError(f"--num-{name} {count} is more than the --num-segments {segments}")
+    for name, rate in (("topk", rate_top), ("bottomk", rate_bottom)):
+        if not 0 <= rate < 1:
+            raise UserError(f"--select-idx-dropout-{name} {rate} must be at least 0 and less than 1")

@@ -1,0 +1,14 @@
+"""Build the lists and the ground truth of MSAD: python list/msad.py --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Works from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clipfusionvad.commands.lists import main
+
+if __name__ == "__main__":
+    sys.exit(main(["--dataset", "msad", *sys.argv[1:]]))

@@ -1,0 +1,122 @@
+"""IEF-VAD's forward pass, losses and gradients against the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import each_case
+from originals import difference, read_config, relative
+
+from clipfusionvad import create_model, load_weights
+from clipfusionvad.datasets import multi_hot
+from clipfusionvad.engine.checkpoint import read_model_file
+from clipfusionvad.models.iefvad import gaussian_kl
+
+NOISE = {"StudentT": "student_t", "Gaussian": "gaussian"}
+# Weights of the regularisers, and the KL whatever the noise model, of the original's trainers.
+TRAINERS = {"ucf": (1.0, None), "xd": (0.01, "student_t")}
+FIELDS = {
+    "fused": "fused",
+    "logits": "coarse_logits",
+    "image_mu": "image_mu",
+    "event_mu": "event_mu",
+    "image_logvar": "image_logvar",
+    "event_logvar": "event_logvar",
+    "w_i": "image_weight",
+    "w_e": "event_weight",
+}
+
+
+class Case:
+    def __init__(self, folder):
+        self.folder, self.config = folder, read_config(folder)
+        inputs = np.load(folder / "inputs.npz")
+        self.pair = tuple(torch.from_numpy(inputs[name]).float() for name in ("img", "event"))
+        self.lengths = torch.from_numpy(inputs["lengths"])
+        self.outputs = np.load(folder / "outputs.npz")
+
+    def model(self, **options):
+        args = dict(self.config["args"])
+        # The original takes these and does not use them.
+        for unused in ("num_class", "embed_dim", "attn_window", "prompt_prefix", "prompt_postfix"):
+            args.pop(unused, None)
+        args["noise_model"] = NOISE[args["noise_model"]]
+        model = create_model("iefvad", [prompt for _, prompt in self.config["label_map"]], **args, **options)
+        load_weights(model, self.folder / "checkpoint.pth")
+        return model.eval()
+
+    def trained(self, trainer):
+        """The model as a trainer of the original sets it up, and the targets of its labels."""
+        weight, noise = TRAINERS[trainer]
+        prefix = "" if trainer == "ucf" else f"{trainer}_"
+        # Stable: only brings the normal class to the front, where ShanghaiTech's map does not have it.
+        label_map = sorted(self.config[f"{prefix}label_map"], key=lambda item: item[1] != "normal")
+        classes = [label for label, _ in label_map]
+        targets = multi_hot(self.config[f"{prefix}labels"], classes, multi_label=trainer == "xd")
+        return self.model(reg_weight=weight, kl_weight=weight, kl_noise_model=noise), torch.from_numpy(targets), weight
+
+
+@each_case("iefvad_")
+def test_a_released_file_is_recognised_and_fits_exactly(case):
+    original = Case(case)
+    file = read_model_file(case / "checkpoint.pth")
+    assert file.method == "iefvad"
+    assert {key: value.shape for key, value in file.state.items()} == {
+        key: value.shape for key, value in original.model().state_dict().items()
+    }
+
+
+@each_case("iefvad_")
+def test_eval_forward(case):
+    original = Case(case)
+    model = original.model()
+    with torch.no_grad():
+        out = model(original.pair)
+        joined = model(torch.cat(original.pair, dim=-1), original.lengths)
+    compared = {name for name in original.outputs.files if name.startswith("eval_")}
+    assert compared == {f"eval_{name}" for name in FIELDS}
+    for name, field in FIELDS.items():
+        theirs = original.outputs[f"eval_{name}"]
+        scale = max(1.0, float(np.abs(theirs).max()))
+        assert difference(getattr(out, field), theirs) < 1e-5 * scale, name
+        assert difference(getattr(joined, field), theirs) < 1e-5 * scale, name
+
+
+@each_case("iefvad_")
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_losses(case, trainer):
+    original = Case(case)
+    model, targets, weight = original.trained(trainer)
+    with torch.no_grad():
+        out = model(original.pair, original.lengths)
+        losses = model.losses(out, targets, original.lengths)
+    cosine = F.cosine_similarity(out.image_mu, out.event_mu, dim=-1)
+    ours = {
+        "loss_classification": losses["coarse"],
+        "loss_reg": losses["reg"] / weight,
+        "loss_cos_mean": (1 - cosine).mean(),
+        "loss_norm_mean": (out.image_mu.norm(dim=-1) - out.event_mu.norm(dim=-1)).abs().mean(),
+        "kl_image": gaussian_kl(out.image_mu, out.image_logvar + model.kl_shift),
+        "kl_event": gaussian_kl(out.event_mu, out.event_logvar + model.kl_shift),
+        "loss_kl": losses["kl"] / weight,
+        "loss": sum(losses.values()),
+    }
+    recorded = {name for name in original.outputs.files if name.startswith(f"{trainer}_")}
+    assert recorded == {f"{trainer}_{name}" for name in ours}
+    for name, value in ours.items():
+        assert relative(value, original.outputs[f"{trainer}_{name}"]) < 1e-4, name
+
+
+@each_case("iefvad_")
+def test_gradients(case):
+    original = Case(case)
+    model, targets, _ = original.trained("ucf")
+    losses = model.losses(model(original.pair, original.lengths), targets, original.lengths)
+    sum(losses.values()).backward()
+    parameters = dict(model.named_parameters())
+    recorded = [name for name in original.outputs.files if name.startswith("grad_ucf/")]
+    assert recorded
+    for key in recorded:
+        assert relative(parameters[key.removeprefix("grad_ucf/")].grad, original.outputs[key]) < 1e-4, key

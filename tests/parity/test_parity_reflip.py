@@ -1,0 +1,152 @@
+"""ReFLIP-VAD's released variant against the original model: label encoding, text features, logits, file layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import each_case
+from originals import difference, model_options, read_config, relative, separation
+
+from clipfusionvad import create_model, load_weights
+from clipfusionvad.clip import load_clip
+from clipfusionvad.datasets import multi_hot
+from clipfusionvad.engine.checkpoint import released_state
+from clipfusionvad.files import read_torch
+from clipfusionvad.models import Method
+
+pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
+
+each_reflip = each_case("reflip_", "checkpoint.pth")
+
+
+@dataclass
+class Original:
+    folder: Path
+    config: dict[str, Any]
+    model: Method
+    outputs: Any
+    visual: torch.Tensor
+    lengths: torch.Tensor
+
+    @property
+    def targets(self) -> torch.Tensor:
+        classes = [label for label, _ in self.config["label_map"]]
+        return torch.from_numpy(multi_hot(self.config["labels"], classes, multi_label=len(classes) == 7))
+
+
+def load(case: Path, **options: Any) -> Original:
+    config = read_config(case)
+    weight = {"separation_weight": separation(config)[0]} if "loss" in config else {}
+    model = create_model(
+        "reflipvad",
+        config.get("prompt_text") or [prompt for _, prompt in config["label_map"]],
+        clip=str(case / (config["clip"] or "checkpoint.pth")),
+        variant="repo",
+        prompt_encoder=str(case / "distilbert"),
+        **{**model_options(config), **weight, "residual": config.get("residual", True), **options},
+    )
+    load_weights(model, case / "checkpoint.pth")
+    inputs = np.load(case / "inputs.npz")
+    visual, lengths = torch.from_numpy(inputs["visual"]).float(), torch.from_numpy(inputs["lengths"])
+    return Original(case, config, model.eval(), np.load(case / "outputs.npz"), visual, lengths)
+
+
+@pytest.fixture(scope="module")
+def original(request):
+    """A case as loaded; one at a time is kept."""
+    kept: dict[Path, Original] = {}
+
+    def get(case: Path) -> Original:
+        if case not in kept:
+            kept.clear()
+            kept[case] = load(case)
+        return kept[case]
+
+    return get
+
+
+@each_reflip
+def test_distilbert_is_the_one_described(case, original):
+    found = original(case)
+    for name, value in found.config["distilbert"].items():
+        # Later versions of transformers no longer keep the epsilon, which is a constant of theirs.
+        assert getattr(found.model.distilbert_model.config, name, value) == value, name
+
+
+@each_reflip
+def test_labels_are_encoded_without_a_mask(case, original):
+    model, outputs = original(case).model, original(case).outputs
+    ids = model.label_ids
+    np.testing.assert_array_equal(ids, outputs["distilbert_input_ids"])
+    with torch.no_grad():
+        unmasked = model.distilbert_model(ids).last_hidden_state
+        masked = model.distilbert_model(ids, attention_mask=(ids != 0).long()).last_hidden_state
+        mean = model.encode_labels()
+    contrast = outputs["distilbert_with_attention_mask_FOR_CONTRAST"]
+    assert difference(unmasked, outputs["distilbert_last_hidden_state"]) < 1e-5
+    assert difference(mean, outputs["distilbert_mean_over_all_positions"]) < 1e-5
+    assert difference(masked, contrast) < 1e-5
+    # Where no label is padded, the mask changes nothing.
+    if (ids == 0).any():
+        wrong = (contrast * (ids != 0).numpy()[..., None]).sum(1) / (ids != 0).sum(1, keepdim=True).numpy()
+        assert difference(mean, wrong) > 1e-2
+
+
+@each_reflip
+@pytest.mark.parametrize("prefix", ["eval", "eval_noresidual", "eval_residual", "eval_nolengths"])
+def test_eval_forward(case, prefix, original):
+    found = original(case)
+    if f"{prefix}_logits1" not in found.outputs:
+        pytest.skip(f"the case records no {prefix}_*")
+    if prefix in ("eval_residual", "eval_noresidual"):
+        found = load(case, residual=prefix == "eval_residual")
+    with torch.no_grad():
+        out = found.model(found.visual, None if prefix == "eval_nolengths" else found.lengths)
+    outputs = found.outputs
+    assert difference(out.coarse_logits, outputs[f"{prefix}_logits1"]) < 1e-5
+    assert difference(out.fine_logits, outputs[f"{prefix}_logits2"]) < 1e-5
+    if f"{prefix}_text_features" in outputs:
+        assert relative(out.text_features, outputs[f"{prefix}_text_features"]) < 1e-4
+
+
+@each_reflip
+def test_losses_and_gradients(case, original):
+    """In eval mode: DistilBERT's dropout is the only thing that training mode would add."""
+    found, outputs = original(case), original(case).outputs
+    recorded = [name for name in outputs.files if "_loss" in name or name.startswith("grad/")]
+    if not recorded:
+        pytest.skip("the case records neither losses nor gradients")
+    losses = found.model.losses(found.model(found.visual, found.lengths), found.targets, found.lengths)
+    total = sum(losses.values())
+    found.model.zero_grad()
+    total.backward()
+    weight, included = separation(found.config)
+    third = losses["separation"] / (1 if included else weight)
+    ours = {"loss1": losses["coarse"], "loss2": losses["fine"], "loss3": third, "loss": total}
+    for name in (name for name in recorded if "_loss" in name):
+        assert relative(ours[name.rsplit("_", 1)[1]], outputs[name].squeeze()) < 1e-4, name
+    parameters = dict(found.model.named_parameters())
+    for name in (name for name in recorded if name.startswith("grad/")):
+        scale = max(float(np.abs(outputs[name]).max()), 1e-3)
+        assert difference(parameters[name.removeprefix("grad/")].grad, outputs[name]) < 1e-4 * scale, name
+
+
+@each_reflip
+def test_the_released_file_and_ours_are_two_names_of_the_same(case, original):
+    found = original(case)
+    prefixes, omitted = found.config["checkpoint_prefixes"], found.config.get("checkpoint_omits", {})
+    released = read_torch(case / "checkpoint.pth", "checkpoint")
+    assert type(found.model).recognises(released)
+    written = released_state(found.model, load_clip(str(case / found.config["clip"])))
+    assert released.keys() <= written.keys()
+    assert set(omitted) <= written.keys() - released.keys()
+    assert all(key.startswith(prefixes["clip"]) for key in written.keys() - released.keys())
+    for key, value in released.items():
+        assert torch.equal(written[key].to(value.dtype), value), key
+    inner = {key for key in found.model.state_dict() if key.startswith(prefixes["distilbert"])}
+    assert inner == {key for key in released if key.startswith(prefixes["distilbert"])}
