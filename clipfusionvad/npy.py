@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,12 +49,17 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     if read_header is None:
         raise ValueError(f"unsupported .npy format version {version}")
     try:
-        return read_header(file)
+        with _PARSING:
+            return read_header(file)
     except OSError:
         raise
     # numpy evaluates the header as Python text, so a damaged one can fail in every way that a parser has.
     except Exception as error:
         raise ValueError(f"damaged header: {error}") from error
+
+
+# numpy reads headers with Python's own parser, which in CPython 3.11 now and then breaks if two threads use it.
+_PARSING = threading.Lock()
 
 
 def _read_objects(file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:

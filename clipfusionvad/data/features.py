@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,33 @@ class NotOneCrop(UserError):
     """The array is not two-dimensional, so the file is something else than one crop of one video."""
 
 
-def read_shape(path: str | Path) -> tuple[int, int, np.dtype]:
-    """Snippets, dim and dtype of a feature file, from its header: no data is read or allocated.
+@dataclass(frozen=True)
+class _Header:
+    """What a feature file says of itself; ``start`` is the position of its first data byte."""
+
+    rows: int
+    dim: int
+    dtype: np.dtype
+    fortran: bool
+    start: int
+
+
+def read_shape(path: str | Path) -> tuple[int, int]:
+    """Snippets and dim of a feature file, from its header: no data is read or allocated.
 
     Raises ``UserError`` unless it is a float16/32/64 array with at least one row and the file is as long as
     its header says (``NotOneCrop`` for an array that is not 2-D).
     """
+    header = _read_header(path)
+    return header.rows, header.dim
+
+
+def _read_header(path: str | Path) -> _Header:
     try:
         with open(path, "rb") as file:
-            shape, _, dtype = read_npy_header(file)
-            present = os.fstat(file.fileno()).st_size - file.tell()
+            shape, fortran, dtype = read_npy_header(file)
+            start = file.tell()
+            present = os.fstat(file.fileno()).st_size - start
     except FileNotFoundError as error:
         raise UserError(f"feature file not found: {path}") from error
     except OSError as error:
@@ -49,14 +67,14 @@ def read_shape(path: str | Path) -> tuple[int, int, np.dtype]:
         raise UserError(
             f"{path} is {state}: it has {present} bytes of data, shape {shape} {dtype} takes {announced}; copy it again"
         )
-    return rows, dim, dtype
+    return _Header(rows, dim, dtype, fortran, start)
 
 
 def read_video_shape(paths: Sequence[Path], dim: int | None = None) -> int:
     """Snippets of a video by the headers of its streams' files; ``UserError`` where they differ or do not fit."""
     counts = []
     for path in paths:
-        rows, found, _ = read_shape(path)
+        rows, found = read_shape(path)
         check_dim(path, found, dim)
         counts.append(rows)
     _check_counts(paths, counts)
@@ -89,13 +107,14 @@ def load_features(path: str | Path, dim: int | None = None, may_miss: bool = Fal
     Raises ``UserError`` where ``read_shape`` does, where the file's dim is not ``dim``, and for NaN or
     infinite values (naming the first snippet that has one). With ``may_miss`` a row that is all NaN is zeros.
     """
-    _, found, dtype = read_shape(path)
-    check_dim(path, found, dim)
+    header = _read_header(path)
+    check_dim(path, header.dim, dim)
     try:
-        stored = np.load(path, allow_pickle=False)
+        values = np.fromfile(path, header.dtype, header.rows * header.dim, offset=header.start)
+        stored = values.reshape((header.rows, header.dim), order="F" if header.fortran else "C")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    features = np.ascontiguousarray(stored, dtype=dtype.newbyteorder("="))
+    features = np.ascontiguousarray(stored, dtype=header.dtype.newbyteorder("="))
     if may_miss:
         features[np.isnan(features).all(axis=1)] = 0
     finite = np.isfinite(features).all(axis=1)

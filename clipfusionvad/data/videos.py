@@ -50,7 +50,7 @@ def find_videos(
             excluded += 1
             continue
         try:
-            snippets, _, _ = read_shape(path)
+            snippets, _ = read_shape(path)
         except NotOneCrop:
             skipped.append(path)
             continue

@@ -364,6 +364,6 @@ def _check_selection(segments: int, top: int, bottom: int, rate_top: float, rate
     for name, count in (("topk", top), ("bottomk", bottom)):
         if count > segments:
             raise UserError(f"--num-{name} {count} is more than the --num-segments {segments}")
-    for name, rate in (("topk", rate_top), ("bottomk", rate_bottom)):
-        if not 0 <= rate < 1:
-            raise UserError(f"--select-idx-dropout-{name} {rate} must be at least 0 and less than 1")
+    for name, dropped in (("topk", rate_top), ("bottomk", rate_bottom)):
+        if not 0 <= dropped < 1:
+            raise UserError(f"--select-idx-dropout-{name} {dropped} must be at least 0 and less than 1")

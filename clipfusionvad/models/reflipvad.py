@@ -88,7 +88,8 @@ class ReFLIPVAD(Method):
 
     @classmethod
     def recognises(cls, state: Mapping[str, Tensor]) -> bool:
-        return "gc1.weight" in state and any(key.startswith(DISTILBERT) for key in state)
+        released = "gc1.weight" in state and any(key.startswith(DISTILBERT) for key in state)
+        return released or any(key.startswith("coarse_ffn.") for key in state)
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
