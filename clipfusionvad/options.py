@@ -22,7 +22,6 @@ from clipfusionvad.demo import demo_defaults
 from clipfusionvad.errors import EXIT_BAD_INPUT, UserError, nearest
 from clipfusionvad.models import Method, find_method, method_names
 
-SELECTION_METRICS = ("auc1", "ap1", "auc2", "ap2", "last")
 # One file for each method and dataset that were published together.
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Flags of one invocation, which a run's record must not carry on.
@@ -82,7 +81,7 @@ def parse_options(
         _set_defaults(parser, demo_defaults(dataset, name))
         _set_defaults(parser, method.demo)
     _set_defaults(parser, stored or {})
-    parser.set_defaults(method=name)
+    parser.set_defaults(method=name, select=_known_metric(parser.get_default("select"), method))
     tokens = config_tokens(parser, config, known.config) if config else []
     args = parser.parse_args(tokens + argv)
     _cross_check(args, dataset)
@@ -93,6 +92,16 @@ def _set_defaults(parser: Parser, layer: Mapping[str, Any]) -> None:
     """Put a layer over those before it; lines for other methods are left out."""
     own = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in layer.items() if key in own})
+
+
+def _metrics(method: type[Method]) -> list[str]:
+    return [f"{metric}{branch}" for branch in range(1, method.branches + 1) for metric in ("auc", "ap")]
+
+
+def _known_metric(select: str, method: type[Method]) -> str:
+    """A dataset selects by the branch that its first method is best with; others may have no such branch."""
+    first = select[:-1] + "1"
+    return first if select not in _metrics(method) and first in _metrics(method) else select
 
 
 def general_defaults(dataset: Dataset) -> dict[str, Any]:
@@ -202,7 +211,7 @@ def build_parser(dataset: Dataset, method: type[Method]) -> Parser:
     _add_model(parser.add_argument_group("model"), method)
     method.add_options(parser.add_argument_group(f"method: {method.name}"))
     _add_data(parser.add_argument_group("data"), dataset, method)
-    _add_training(parser.add_argument_group("training"))
+    _add_training(parser.add_argument_group("training"), method)
     _add_learning_rate(parser.add_argument_group("learning rate"))
     _add_run(parser.add_argument_group("run"))
     return parser
@@ -245,7 +254,7 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
     group.add_argument("--workers", type=non_negative_int, default=0, help="processes that load training features")
 
 
-def _add_training(group: argparse._ArgumentGroup) -> None:
+def _add_training(group: argparse._ArgumentGroup, method: type[Method]) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--seed", type=non_negative_int, help="seed of weights and batch order")
     group.add_argument("--max-epoch", type=positive_int, help="epochs")
@@ -267,8 +276,8 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--select",
-        choices=SELECTION_METRICS,
-        help="metric that picks the best checkpoint; last: none, the last is taken",
+        choices=[*_metrics(method), "last"],
+        help="metric that picks the best checkpoint; last: none does, the last weights are taken",
     )
     group.add_argument(
         "--protocol",

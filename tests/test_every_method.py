@@ -13,6 +13,7 @@ from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, strings
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.commands import train as train_command
+from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import add_streams, read_list
 from clipfusionvad.datasets import find_dataset
@@ -83,6 +84,7 @@ def test_scoring_a_video_gives_what_the_test_scored(trained, monkeypatch):
         for given in (features, streams if len(streams) > 1 else streams[0]):
             anomaly, classes = model.score_video(given)
             np.testing.assert_allclose(anomaly, expected.anomaly[0], atol=1e-5)
+            assert len(expected.anomaly) == model.branches
             assert anomaly.shape == (len(features),) and ((anomaly >= 0) & (anomaly <= 1)).all()
             if classes is None:
                 assert expected.classes is None
@@ -163,6 +165,29 @@ def test_two_streams_that_do_not_fit_are_refused(tmp_path):
     np.save(path, np.load(path)[:-1])
     outcome = tiny.train()
     assert outcome.code == 2 and str(path) in outcome.err and "extract both" in outcome.err
+
+
+@pytest.mark.parametrize("dataset", ["ucf", "xd", "msad"])
+def test_selection_is_by_a_branch_that_the_method_has(dataset, monkeypatch):
+    """XD-Violence selects by the second branch; a method of one branch, published nowhere, by its first."""
+    parse = option_file_of(find_dataset(dataset)).parse_args
+    select = parse(["--method", "vadclip"]).select
+    monkeypatch.setattr(find_method("vadclip"), "branches", 1)
+    assert parse(["--method", "vadclip"]).select == select[:-1] + "1"
+    outcome = quietly(parse, ["--method", "vadclip", "--select", "auc2"])
+    assert outcome.code == 2 and "auc2" in outcome.err and "auc1" in outcome.err
+
+
+def test_last_weights_are_those_after_the_last_epoch(tmp_path, no_plots):
+    """Also where the last evaluation came before its end."""
+    tiny = make_tiny("ucf", tmp_path / "data")
+    assert tiny.train("--select", "last", "--eval-every", 12, "--max-epoch", 2).code == 0
+    results = json.loads((tiny.work / "run/metrics.json").read_text())
+    assert results["best"] == results["last"]
+    plain = tiny.at(tmp_path / "plain")
+    assert plain.train("--select", "last", "--max-epoch", 2, "--protocol", "paper").code == 0
+    steps = [torch.load(t.work / "model.pth", weights_only=True)["step"] for t in (tiny, plain)]
+    assert steps == [8, 8]
 
 
 def test_help_says_what_a_pair_was_published_with():

@@ -21,7 +21,7 @@ class Schedule:
     ``eval_every`` counts samples anew in each epoch, from the index of the batch (released code): an evaluation
     follows batch i where i · samples is a multiple of it and i > 0. An epoch without any such batch, or with
     ``eval_every`` 0, is followed by an evaluation.
-    ``select`` names the metric that picks the best weights; with "last" those of the last evaluation are taken.
+    ``select`` names the metric that picks the best weights; with "last" those after the last epoch are taken.
     ``paper`` keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
     eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best
     weights so far, while the optimizer goes on.

@@ -92,6 +92,8 @@ class Trainer:
             log.close()
         if self.last_state is None:
             self.last_state = own_state(self.model)
+        if self.schedule.select == LAST_WEIGHTS:
+            self.best_state, self.progress.best_step = self.last_state, self.progress.step
 
     def _train_epoch(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> None:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
@@ -149,7 +151,7 @@ class Trainer:
             self._keep_if_best(log, folder)
         if self.progress.epoch + 1 == self.schedule.max_epoch:
             self.last_state = own_state(self.model)
-        if self.schedule.paper and self.best_state is not None:
+        if self.schedule.paper and self.best_state is not None and self.schedule.select != LAST_WEIGHTS:
             self.model.load_state_dict(self.best_state, strict=False)
         self.progress.epoch += 1
         self.progress.batch, self.progress.eval_mode = 0, False
@@ -158,8 +160,6 @@ class Trainer:
     def _keep_if_best(self, log: RunLog, folder: Path) -> None:
         metrics = self.evaluate(self.model)
         select = next(iter(metrics)) if self.schedule.select == LAST_WEIGHTS else self.schedule.select
-        if select not in metrics:
-            raise UserError(f"--select {select}: {self.model.name} has no such metric; it has: {', '.join(metrics)}")
         score = metrics[select]
         improved = self.schedule.select == LAST_WEIGHTS or score > self.progress.best_score
         if improved:

@@ -60,6 +60,8 @@ class Method(nn.Module, ABC):
     name: ClassVar[str]
     #: Feature streams of a snippet, side by side in the last dim of an input; lists name the files of the first.
     streams: ClassVar[tuple[str, ...]] = ("rgb",)
+    #: How many branches ``scores`` gives an anomaly probability of.
+    branches: ClassVar[int] = 1
     #: Whether the method encodes class prompts with CLIP; a method that does not gets None for ``clip``.
     needs_clip: ClassVar[bool] = True
     #: What the method sets differently from an option file, whatever the dataset.

@@ -47,6 +47,7 @@ class ReFLIPVAD(Method):
     """Calling this class makes one of its two subclasses, by ``variant``; the options are those of both."""
 
     name = "reflipvad"
+    branches = 2
     variant: ClassVar[str]
     # Of the paper variant; for the other one a config says what its authors' options are.
     defaults = {
@@ -55,6 +56,7 @@ class ReFLIPVAD(Method):
         "batch_size": 64,
         "balanced": True,
         "optimizer": "adam",
+        "lr": 3e-4,
         "weight_decay": 0.0,
         "scheduler_milestones": [],
         "eval_every": 0,

@@ -32,6 +32,8 @@ class DualBranch(Method):
     convolutions, as in the released code.
     """
 
+    branches = 2
+
     def __init__(
         self,
         class_prompts: list[str],
