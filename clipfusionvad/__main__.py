@@ -22,13 +22,21 @@ def _dispatch(argv: list[str]) -> int:
     names = sorted(module.name for module in pkgutil.iter_modules(commands.__path__) if module.name not in _INNER)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m clipfusionvad COMMAND [options]\n\ncommands:")
+        width = max(map(len, names))
         for name in names:
-            print(f"  {name:10} {_summary(name)}")
+            print(f"  {_typed(name):{width}} {_summary(name)}")
         print("\n--help after a command lists its options")
         return 0
-    if argv[0] not in names:
-        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], names)}; there are: {', '.join(names)}")
-    return importlib.import_module(f"clipfusionvad.commands.{argv[0]}").main(argv[1:]) or 0
+    name = argv[0].replace("-", "_")
+    if name not in names:
+        typed = [_typed(name) for name in names]
+        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], typed)}; there are: {', '.join(typed)}")
+    return importlib.import_module(f"clipfusionvad.commands.{name}").main(argv[1:]) or 0
+
+
+def _typed(name: str) -> str:
+    """A command as it is typed: its module cannot have the dash in its name."""
+    return name.replace("_", "-")
 
 
 def _summary(name: str) -> str:

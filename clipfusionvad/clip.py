@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import urllib.error
 import warnings
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipfusionvad.errors import UserError, nearest
 from clipfusionvad.files import read_torch
@@ -23,8 +25,11 @@ from clipfusionvad.files import read_torch
 TOY = "toy"
 CONTEXT_LENGTH = 77
 # Wrappers under which other files keep CLIP: training checkpoints and models that contain it.
-_ENVELOPES = ("model_state_dict", "state_dict")
+_ENVELOPES = ("model_state_dict", "state_dict", "checkpoint")
 _PREFIX = "clipmodel."
+# Marks CLIP's weights in the files of event-CLIP, among those of its other encoder.
+_EVENT_ENCODER = "encoder_k."
+_IMAGE_PREFIX = "visual."
 # Numbers that OpenAI's files hold beside the weights, and that its own model does not take.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 _TEXT_KEYS = (
@@ -54,8 +59,16 @@ class ClipWeights:
     @property
     def fingerprint(self) -> str:
         """A short hash of the text tower, equal for equal weights whatever their file or precision."""
+        return self._hash(_TEXT_KEYS[1:])
+
+    @property
+    def image_fingerprint(self) -> str:
+        """The same for the image tower."""
+        return self._hash(sorted(key for key in self.state if key.startswith(_IMAGE_PREFIX)))
+
+    def _hash(self, keys: Iterable[str]) -> str:
         digest = hashlib.sha256()
-        for key in _TEXT_KEYS[1:]:
+        for key in keys:
             digest.update(self.state[key].float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -63,8 +76,9 @@ class ClipWeights:
 def load_clip(source: str, width: int = 512) -> ClipWeights:
     """Load CLIP by model name (downloaded by openai-clip), from a local file, or ``toy`` of the given width.
 
-    A file may be OpenAI's TorchScript archive, a plain state dict, or a checkpoint that holds CLIP under
-    ``clipmodel.``. Raises ``UserError`` where nothing usable is found.
+    A file may be OpenAI's TorchScript archive, a plain state dict, a checkpoint that holds CLIP under
+    ``clipmodel.``, or one of event-CLIP (``checkpoint`` with entries named ``encoder_k.``; spec of IEF-VAD's code).
+    Raises ``UserError`` where nothing usable is found.
     """
     if source == TOY:
         return ClipWeights(toy_state(width), TOY)
@@ -167,6 +181,8 @@ def _read_file(path: str) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, dict):
         raise UserError(f"CLIP file {path} holds no state dict")
+    event = {key.partition(_EVENT_ENCODER)[2]: value for key, value in state.items() if _EVENT_ENCODER in key}
+    state = event or state
     inside = clip_in_checkpoint(state, path)
     state = inside.state if inside else dict(state)
     missing = [key for key in _TEXT_KEYS if not isinstance(state.get(key), Tensor)]
@@ -210,3 +226,40 @@ def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tens
     for layer in range(layers):
         state[f"transformer.resblocks.{layer}.attn.out_proj.weight"] *= 4
     return state
+
+
+def image_tower(weights: ClipWeights) -> nn.Module:
+    """OpenAI's image tower with these weights, frozen, float32: (n, 3, R, R) -> (n, D).
+
+    R is its ``input_resolution``, D its ``output_dim``. Raises ``UserError`` where the weights are of no known kind.
+    """
+    openai_clip()
+    from clip.model import ModifiedResNet, VisionTransformer
+
+    state = {
+        key.removeprefix(_IMAGE_PREFIX): value.float() if value.is_floating_point() else value
+        for key, value in weights.state.items()
+        if key.startswith(_IMAGE_PREFIX)
+    }
+    try:
+        # Built without memory or random numbers of its own: it takes the given tensors.
+        with torch.device("meta"):
+            tower = _build_vit(VisionTransformer, state) if "proj" in state else _build_resnet(ModifiedResNet, state)
+        tower.load_state_dict(state, assign=True)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"CLIP {weights.source} has no image tower of a known kind ({error})") from error
+    return tower.eval().requires_grad_(False)
+
+
+def _build_vit(kind: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    width, _, _, patch = state["conv1.weight"].shape
+    layers = sum(key.endswith(".attn.in_proj_weight") for key in state)
+    grid = math.isqrt(len(state["positional_embedding"]) - 1)
+    return kind(grid * patch, patch, width, layers, width // 64, state["proj"].shape[1])
+
+
+def _build_resnet(kind: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    width = len(state["layer1.0.conv1.weight"])
+    layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{part}.")}) for part in (1, 2, 3, 4)]
+    grid = math.isqrt(len(state["attnpool.positional_embedding"]) - 1)
+    return kind(layers, len(state["attnpool.c_proj.weight"]), width * 32 // 64, grid * 32, width)

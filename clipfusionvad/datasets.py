@@ -1,4 +1,6 @@
-"""The benchmarks: one entry each, with everything that is particular to it. Nothing else names a dataset.
+"""The benchmarks: one entry each, with everything that is particular to it, and datasets of a user's own (YAML).
+
+Nothing else names a benchmark.
 
 Facts are those of the official annotation files and of the lists that the VadCLIP family released, for
 ShanghaiTech and MSAD of those that IEF-VAD released. Frame rates are the commonly stated ones.
@@ -7,12 +9,16 @@ ShanghaiTech and MSAD of those that IEF-VAD released. Frame rates are the common
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.files import read_text
 
 # How the released truth arrays mark a normal video, whatever the dataset calls its normal class.
 NORMAL_IN_TRUTH = "A"
@@ -267,6 +273,101 @@ DATASETS = {dataset.name: dataset for dataset in (UCF, XD, SHANGHAITECH, MSAD)}
 
 
 def find_dataset(name: str) -> Dataset:
+    """The benchmark of that name, or the dataset that a YAML file describes."""
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return read_dataset(name)
     if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}")
+        raise UserError(
+            f"unknown dataset {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}, or your own YAML file"
+        )
     return DATASETS[name]
+
+
+#: What the YAML file of a dataset may hold, and of which kind; ``classes`` is needed.
+OWN_KEYS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "title": (str,),
+    "classes": (dict,),
+    "fps": (int, float),
+    "multi_label": (bool,),
+    "label_pattern": (str,),
+    "aliases": (dict,),
+    "test_crop": (int,),
+}
+
+
+def read_dataset(path: str | Path) -> Dataset:
+    """A dataset of the user's own: a YAML file with ``OWN_KEYS``; the name is the file's unless it says another.
+
+    ``classes`` maps each label (the name of its folder) to its prompt, the normal one first. ``UserError`` for
+    anything that does not fit.
+    """
+    try:
+        content = yaml.safe_load(read_text(path, "dataset file"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"dataset file {path} is not readable YAML: {error}") from error
+    try:
+        return _own(content, Path(path).stem)
+    except UserError as error:
+        raise UserError(f"dataset file {path}: {error}") from error
+
+
+def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
+    """A dataset that is no benchmark, with file names after its own name."""
+    parts = {"frames": "gt", "segments": "gt_segment", "labels": "gt_label"}
+    return Dataset(
+        name=name,
+        classes=dict(classes),
+        truth_files={part: f"{stem}_{name}.npy" for part, stem in parts.items()},
+        list_files={part: f"{name}_{part}.csv" for part in ("train", "test", "truth")},
+        **{"title": name, "fps": 30, "order": "by class"} | more,
+    )
+
+
+def _own(content: Any, stem: str) -> Dataset:
+    if not isinstance(content, dict):
+        raise UserError("it must hold lines of the form 'key: value', among them 'classes:'")
+    for key, value in content.items():
+        if key not in OWN_KEYS:
+            raise UserError(f"unknown key {key!r}{nearest(str(key), OWN_KEYS)}; known: {', '.join(OWN_KEYS)}")
+        kinds = OWN_KEYS[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{key} cannot be {value!r}")
+    given = dict(content)
+    name, classes = given.pop("name", stem), _texts(given.pop("classes", None) or {}, "classes")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"the name {name!r} must be of letters, digits, '-' and '_' (files are named after it)")
+    if name.lower() in DATASETS:
+        raise UserError(f"the name {name!r} is that of a benchmark; give another one as 'name:'")
+    if len(classes) < 2:
+        raise UserError("'classes:' needs two labels or more with their prompts, the normal one first")
+    if len({label.lower() for label in classes}) < len(classes):
+        raise UserError("two labels differ only in case")
+    if NORMAL_IN_TRUTH in list(classes)[1:]:
+        raise UserError(f"no label but the first may be {NORMAL_IN_TRUTH!r}, which marks normal videos in truth files")
+    if given.get("fps", 30) <= 0 or given.get("test_crop", 0) < 0:
+        raise UserError("fps must be more than 0, and test_crop 0 or more")
+    aliases = {word.lower(): label for word, label in _texts(given.pop("aliases", {}), "aliases").items()}
+    for label in aliases.values():
+        if label not in classes:
+            raise UserError(f"aliases: unknown label {label!r}{nearest(label, classes)}")
+    _check_pattern(given.get("label_pattern", "()"))
+    return own_dataset(name, classes, aliases=aliases, **given)
+
+
+def _texts(mapping: Mapping[Any, Any], where: str) -> dict[str, str]:
+    """A mapping of text to text; YAML takes words such as no and numbers for something else."""
+    for key, value in mapping.items():
+        for word in (key, value):
+            if not isinstance(word, str) or not word.strip():
+                raise UserError(f"{where}: {word!r} in '{key}: {value}' is no text; put it in quotes")
+    return {key.strip(): value.strip() for key, value in mapping.items()}
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UserError(f"label_pattern {pattern!r} is no regular expression: {error}") from error
+    if not groups:
+        raise UserError(f"label_pattern {pattern!r} needs parentheses around the label")

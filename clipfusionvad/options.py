@@ -24,6 +24,8 @@ from clipfusionvad.models import Method, find_method, method_names
 
 # One file for each method and dataset that were published together.
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Value of --gt-path where nobody has annotated the test videos.
+NO_TRUTH = "none"
 # Flags of one invocation, which a run's record must not carry on.
 NOT_RECORDED = {"config", "use_checkpoint", "overwrite", "metrics_json"}
 
@@ -233,7 +235,10 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
     group.add_argument("--dataset", choices=[dataset.name], default=dataset.name, help=argparse.SUPPRESS)
     group.add_argument("--train-list", help="CSV (path,label) of training features")
     group.add_argument("--test-list", help="CSV (path,label) of test features")
-    group.add_argument("--gt-path", help="frame-level truth (.npy), or one keyed annotation file (.csv, .json)")
+    group.add_argument(
+        "--gt-path",
+        help="frame-level truth (.npy), or one keyed annotation file (.csv, .json), or 'none': whole videos are judged",
+    )
     group.add_argument("--gt-segment-path", help="segments of each test video (.npy)")
     group.add_argument("--gt-label-path", help="labels of those segments (.npy)")
     group.add_argument("--feature-root", help="where to look for listed features that are not where the list says")

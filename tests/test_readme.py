@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import shlex
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from clipfusionvad import __main__ as program
 from clipfusionvad import create_model
 from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.data.annotations import read_annotations
-from clipfusionvad.datasets import UCF, find_dataset
+from clipfusionvad.datasets import UCF, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import own_state
 from clipfusionvad.files import write_torch
 from clipfusionvad.models import method as methods
@@ -63,7 +64,7 @@ def check_python(words: list[str]) -> None:
         command, argv = (words[2], words[3:]) if not words[2].startswith("-") else (None, words[2:])
         if command in ("train", "test", "uncertainty"):
             at = argv.index("--dataset")
-            parse_options(argv[at + 1], argv[:at] + argv[at + 2 :])
+            parse_options(dataset_named(argv[at + 1]), argv[:at] + argv[at + 2 :])
         else:
             assert flags_in(argv) <= flags_of_command(command)
     elif words[0] == "-m":
@@ -73,22 +74,34 @@ def check_python(words: list[str]) -> None:
         assert script.is_file(), words
         if script.parent.name == "list":
             assert flags_in(words[1:]) <= flags_of_command("lists")
+        elif script.parent.name == "benchmarks":
+            assert flags_in(words[1:]) <= set(re.findall(r"--[a-z][\w-]*", script.read_text(encoding="utf-8")))
         else:
             dataset, action = script.stem.split("_")
             assert action in ("train", "test")
-            parse_options(dataset, [word for word in words[1:] if word != "--help"])
+            parse_options(find_dataset(dataset), [word for word in words[1:] if word != "--help"])
 
 
-def parse_options(dataset: str, argv: list[str]) -> None:
+def dataset_named(name: str) -> Dataset:
+    """A benchmark, or the dataset that docs/own-data.md describes in YAML."""
+    if not name.endswith(".yaml"):
+        return find_dataset(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_text(blocks(ROOT / "docs" / "own-data.md", "yaml")[0], encoding="utf-8")
+        return find_dataset(str(path))
+
+
+def parse_options(dataset: Dataset, argv: list[str]) -> None:
     """Through the script's own parser; options of a run that a page only speaks of cannot be read."""
     if "--config" in argv and not Path(argv[argv.index("--config") + 1]).is_file():
         at = argv.index("--config")
         assert argv[at + 1].startswith("runs/"), argv
         argv = argv[:at] + argv[at + 2 :]
     try:
-        option_file_of(find_dataset(dataset)).parse_args(argv)
+        option_file_of(dataset).parse_args(argv)
     except SystemExit:
-        pytest.fail(f"the options of {dataset} do not take {argv}")
+        pytest.fail(f"the options of {dataset.name} do not take {argv}")
 
 
 def flags_in(words: list[str]) -> set[str]:
@@ -116,7 +129,7 @@ def test_linked_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_flags_exist(page):
     known = {"--logdir"}
-    for command in ("lists", "demo", "export", "matrix"):
+    for command in ("lists", "demo", "export", "matrix", "extract", "detect", "report", "compare-features"):
         known |= flags_of_command(command)
     for method in method_names():
         shown = io.StringIO()
@@ -172,7 +185,8 @@ def test_picture_of_the_house_is_complete():
 
 def test_picture_of_the_house_lists_the_commands():
     line = re.search(r"^  commands/\s+(.*?):", README.read_text(encoding="utf-8"), re.MULTILINE).group(1)
-    assert set(line.split()) == {path.stem for path in (PACKAGE / "commands").glob("*.py")} - INNER
+    files = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - INNER
+    assert set(line.split()) == {name.replace("_", "-") for name in files}
 
 
 def test_imports_run_down_the_picture():

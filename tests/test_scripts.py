@@ -24,7 +24,7 @@ from clipfusionvad.metrics import frame_metrics
 
 ROOT = Path(__file__).parent.parent
 FILES = {"options.yaml", "environment.json", "metrics.json", "metrics.jsonl", "metrics.csv", "losses.csv"}
-FILES |= {"last.pt", "best.pt", "scores.png", "training.png", "tensorboard"}
+FILES |= {"last.pt", "best.pt", "scores.png", "training.png", "tensorboard", "scores.npz", "report.html"}
 
 
 def run_script(name, argv, cwd):
@@ -310,7 +310,7 @@ def test_demo(tmp_path, monkeypatch):
     outcome = quietly(TRAIN["ucf"], strings(["--demo", "--max-epoch", 1, "--output-dir", run]))
     assert outcome.code == 0, outcome.err
     assert "untrained" in outcome.out
-    made = {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.np?")}
+    made = {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.npy")}
     assert len(read_list("demo/ucf/list/ucf_CLIP_rgb.csv")) == len(
         list(Path("demo/ucf/features/rgb/train").rglob("*.npy"))
     )
@@ -318,4 +318,4 @@ def test_demo(tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert "testing the model" in outcome.out and "detection mAP" in outcome.out
     assert read_json(run / "test_metrics.json") == read_json(run / "metrics.json")["best"]
-    assert made == {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.np?")}
+    assert made == {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.npy")}

@@ -19,6 +19,7 @@ FLOORS = [
     ("__main__",),
     ("commands",),
     ("report",),
+    ("video",),
     ("engine", "options"),
     ("demo",),
     ("models",),

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     if code == 0:
         print(f"data          {folder}: features/, annotations.csv, list/")
         print(
-            f"next          see {run}/scores.png; then: python -m clipfusionvad train --dataset {args.dataset} --help"
+            f"next          see {run}/report.html; then: python -m clipfusionvad train --dataset {args.dataset} --help"
         )
     return code
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from clipfusionvad.clip import clip_in_checkpoint, load_clip
-from clipfusionvad.datasets import find_dataset
-from clipfusionvad.engine.checkpoint import check_clip, load_model_file, read_model_file, released_state
+from clipfusionvad.engine.checkpoint import check_clip, dataset_of, load_model_file, read_model_file, released_state
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import write_torch
 from clipfusionvad.models import build_method, find_method
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> int:
     file = read_model_file(args.checkpoint)
     if not file.made:
         raise UserError(f"{args.checkpoint} is no file of ours: it is in the released form already")
-    dataset = find_dataset(file.made["dataset"])
+    dataset = dataset_of(file)
     options = file.made["options"]
     clip = None
     if find_method(file.method).needs_clip:

@@ -12,7 +12,9 @@ from clipfusionvad.options import Parser
 
 def main(argv: list[str]) -> int:
     parser = Parser(prog="clipfusionvad lists", description="Build a dataset's lists and ground truth.")
-    parser.add_argument("--dataset", required=True, choices=sorted(DATASETS))
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}, or a YAML file of your own"
+    )
     parser.add_argument("--features", required=True, metavar="DIR", help="folder with the .npy feature files")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for what is built")
     parser.add_argument(
@@ -37,6 +39,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--single-label", action="store_true", help="leave out videos of several classes")
     parser.add_argument(
+        "--no-truth",
+        action="store_true",
+        help="write the lists only, for test videos that nobody annotated: a test with --gt-path none then judges "
+        "whole videos",
+    )
+    parser.add_argument(
         "--frames-per-snippet",
         type=positive_int,
         default=FRAMES_PER_SNIPPET,
@@ -58,6 +66,7 @@ def main(argv: list[str]) -> int:
             protocol=args.protocol,
             single_label=args.single_label,
             frames_per_snippet=args.frames_per_snippet,
+            truth=not args.no_truth,
         )
         for note in built.notes:
             warn(note)

@@ -24,8 +24,14 @@ def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tup
     file = read_model_file(args.model_path)
     check_method(file, args.method)
     if file.made:
-        if file.made["dataset"] != option_file.DATASET.name:
+        dataset = option_file.DATASET
+        if file.made["dataset"] != dataset.name:
             warn(f"{args.model_path} was trained on {file.made['dataset']}, with that dataset's classes and options")
+        elif list(file.made.get("classes", dataset.classes)) != dataset.labels:
+            raise UserError(
+                f"{args.model_path} was trained on {dataset.title} with the classes {', '.join(file.made['classes'])}, "
+                f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
+            )
         args = option_file.parse_args(argv, _stored(file, args.method))
     return args, file
 

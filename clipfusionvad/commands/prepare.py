@@ -20,7 +20,7 @@ from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.models import Method, build_method, find_method
-from clipfusionvad.options import Parser, general_defaults, parse_options
+from clipfusionvad.options import NO_TRUTH, Parser, general_defaults, parse_options
 
 
 class OptionFile(Protocol):
@@ -47,7 +47,10 @@ def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, lis
     parser.add_argument("--dataset")
     known, rest = parser.parse_known_args(argv)
     if known.dataset is None:
-        parser.error(f"--dataset is needed, one of: {', '.join(DATASETS)}; with it, --help lists all options")
+        known_names = ", ".join(DATASETS)
+        parser.error(
+            f"--dataset is needed, one of: {known_names}, or a YAML file of your own; with it, --help lists all options"
+        )
     return option_file_of(find_dataset(known.dataset)), rest
 
 
@@ -73,11 +76,13 @@ def read_entries(args: Namespace, path: str, dataset: Dataset) -> list[Entry]:
 
 
 def prepare_test_set(args: Namespace, dataset: Dataset) -> VideoSet:
-    """Read and check the test list, its features and its truth."""
+    """Read and check the test list, its features and its truth, if there is one."""
     entries = read_entries(args, args.test_list, dataset)
     snippets = check_features(entries, args.visual_width, args.test_list, read=args.check)
-    truth_paths = (args.gt_path, args.gt_segment_path, args.gt_label_path)
-    truth = read_truth(*truth_paths, entries, snippets, dataset, args.frames_per_snippet)
+    truth = None
+    if args.gt_path != NO_TRUTH:
+        truth_paths = (args.gt_path, args.gt_segment_path, args.gt_label_path)
+        truth = read_truth(*truth_paths, entries, snippets, dataset, args.frames_per_snippet)
     return VideoSet(entries, dataset, args.visual_width, truth, args.frames_per_snippet)
 
 

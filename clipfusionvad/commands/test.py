@@ -14,7 +14,11 @@ from clipfusionvad.engine.checkpoint import ModelFile, calibration_content
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_videos
 from clipfusionvad.files import check_writable, write_json
+from clipfusionvad.options import record
 from clipfusionvad.report.plots import draw_score_curves
+from clipfusionvad.report.run_folder import TEST_SCORES
+from clipfusionvad.report.run_page import write_report
+from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
 
 
@@ -56,5 +60,7 @@ def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int
     if args.output_dir:
         write_json(Path(args.output_dir) / "test_metrics.json", results[name])
         draw_score_curves(Path(args.output_dir) / "test_scores.png", scores, test_set)
-        print(f"\nresults in {args.output_dir}: test_metrics.json, test_scores.png")
+        save_scores(Path(args.output_dir) / TEST_SCORES, scores, test_set, record(args))
+        page = write_report(Path(args.output_dir))
+        print(f"\nresults in {args.output_dir}: {page.name}, test_metrics.json, test_scores.png, {TEST_SCORES}")
     return 0

@@ -25,6 +25,9 @@ from clipfusionvad.files import check_writable, without_nan, write_json, write_t
 from clipfusionvad.models import Method
 from clipfusionvad.options import record
 from clipfusionvad.report.plots import draw_score_curves, draw_training
+from clipfusionvad.report.run_folder import RUN_SCORES
+from clipfusionvad.report.run_page import write_report
+from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
 from clipfusionvad.runs import BEST, CALIBRATION, LAST, choose_folder, record_run
 
@@ -56,7 +59,7 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     def score(model: Method) -> dict[str, Any]:
         return judge(score_videos(model, selection_set.features, device, args.precision), selection_set)
 
-    made = describe(model, clip, dataset.name, vars(args))
+    made = describe(model, clip, dataset, vars(args))
     trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
@@ -135,6 +138,8 @@ def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_s
         write_json(args.metrics_json, results["best"])
     draw_score_curves(folder / "scores.png", scores, test_set)
     draw_training(folder / "training.png", folder)
+    save_scores(folder / RUN_SCORES, scores, test_set, record(args))
+    page = write_report(folder)
     print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))
     print(f"\nfinal model   {args.model_path}")
-    print(f"run folder    {folder}: scores.png, training.png, metrics.json, tensorboard/")
+    print(f"run folder    {folder}: {page.name}, scores.png, training.png, metrics.json, tensorboard/")

@@ -43,13 +43,15 @@ def build_lists(
     protocol: str = "clean",
     single_label: bool = False,
     frames_per_snippet: int = FRAMES_PER_SNIPPET,
+    truth: bool = True,
 ) -> Built:
     """Write training list, test list and ground truth of a dataset into the folder ``output``.
 
     Files, order and arrays are those that the dataset's original projects released, made to fit these
     features. ``protocol`` "clean" puts videos right that the released lists have on the wrong side, and joins
     those that the annotation has in pieces; "paper" leaves both as released. ``single_label`` leaves videos of
-    several classes out. Nothing is written unless everything has been checked (``UserError``).
+    several classes out; without ``truth`` only the lists are written. Nothing is written unless everything has
+    been checked (``UserError``).
     """
     notes: list[str] = []
     clean = protocol == "clean"
@@ -63,8 +65,9 @@ def build_lists(
     train, test = split_videos(videos, for_classes, dataset, split_files, clean, single_label, notes)
     crop = dataset.test_crop if test_crop is None else test_crop
     chosen = [_choose_crop(video, crop) for video in test]
-    for video in test:
-        _check_annotation(video, (for_frames, for_classes), dataset)
+    if truth:
+        for video in test:
+            _check_annotation(video, (for_frames, for_classes), dataset)
 
     base = Path(os.path.realpath(output))
     train_rows = [
@@ -87,14 +90,15 @@ def build_lists(
         notes.append(f"no training videos: {dataset.list_files['train']} not written")
     if test:
         write_list(base / dataset.list_files["test"], _entries(test_rows))
+    else:
+        notes.append("no test videos: test list and ground truth not written")
+    if test and truth:
         write_annotations_csv(base / dataset.list_files["truth"], keyed)
         segments, labels = _released_arrays(test, for_classes, lengths)
         write_array(base / dataset.truth_files["frames"], np.concatenate(frames).astype(np.float32))
         write_array(base / dataset.truth_files["segments"], segments)
         write_array(base / dataset.truth_files["labels"], labels)
-    else:
-        notes.append("no test videos: test list and ground truth not written")
-    return Built(_summary(dataset, train, test, len(train_rows), frames, output), notes)
+    return Built(_summary(dataset, train, test, len(train_rows), frames if truth else [], output), notes)
 
 
 def _read_annotation_files(paths: Sequence[str | Path], dataset: Dataset) -> tuple[Annotations, Annotations]:
@@ -141,7 +145,10 @@ def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset:
             raise UserError(f"test video {video.name} is {video.label}, but its annotation has intervals")
         if not normal and item is None:
             path = next(iter(video.crops.values()))[0]
-            raise UserError(f"test video {video.name} is {video.label}, but no annotation says when ({path})")
+            raise UserError(
+                f"test video {video.name} is {video.label}, but no annotation says when ({path}); give one with "
+                f"--annotations, or --no-truth to judge whole videos only"
+            )
 
 
 def _segments_of(video: Video, annotations: Annotations) -> list[tuple[int, int]]:
@@ -209,7 +216,7 @@ def _summary(
     ]
     lines.append(f"{'videos':{width}}  {len(train):5d}  {len(test):5d}")
     lines.append(f"{'rows':{width}}  {train_rows:5d}  {len(test):5d}")
-    if test:
+    if frames:
         total = sum(map(len, frames))
         abnormal = sum(int(truth.sum()) for truth in frames)
         lines.append(f"test frames: {total}, {100 * abnormal / total:.3f} % abnormal")

@@ -63,7 +63,7 @@ def find_videos(
                 f"{path}: neither its name, its folder nor an annotation tells the class of {name}; "
                 f"classes of {dataset.title}: {', '.join(dataset.labels)} (--exclude leaves files out)"
             )
-        video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1])))
+        video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1], dataset)))
         if crop in video.crops:
             raise UserError(_same_crop(video.crops[crop][0], path, name))
         video.crops[crop] = (path, snippets)
@@ -131,11 +131,12 @@ def _same_crop(first: Path, second: Path, name: str) -> str:
     )
 
 
-def _split_of(folders: Iterable[str]) -> str | None:
-    """What the folders on a file's path say; the innermost one counts."""
-    for folder in reversed(list(folders)):
+def _split_of(folders: Iterable[str], dataset: Dataset) -> str | None:
+    """What the folders on a file's path say; the innermost one counts, and a class such as "Protest" does not."""
+    labels = {label.lower() for label in dataset.labels}
+    for word in map(str.lower, reversed(list(folders))):
         for split in ("train", "test"):
-            if split in folder.lower():
+            if word not in labels and (word.startswith(split) or (split in word and word not in dataset.aliases)):
                 return split
     return None
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from clipfusionvad.clip import ClipWeights
+from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import ForeignObjects, read_torch
 from clipfusionvad.lightning import read_lightning
@@ -60,17 +61,28 @@ def _read(path: str | Path) -> Any:
         return content
 
 
-def describe(model: Method, clip: ClipWeights | None, dataset: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def describe(model: Method, clip: ClipWeights | None, dataset: Dataset, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file of ours says about its origin; plain values only."""
     return {
         "method": model.name,
-        "dataset": dataset,
+        "dataset": dataset.name,
+        "classes": dict(dataset.classes),
         "options": {key: options[key] for key in model.option_names() if key in options},
         "protocol": options.get("protocol", "paper"),
         "frames_per_snippet": options.get("frames_per_snippet"),
         "clip": clip.source if clip else None,
         "clip_fingerprint": clip.fingerprint if clip else None,
     }
+
+
+def dataset_of(file: ModelFile) -> Dataset:
+    """The dataset that a model of ours was trained on: a benchmark, or one of the user's own as the file knows it."""
+    name, classes = file.made["dataset"], file.made.get("classes")
+    if name in DATASETS:
+        return DATASETS[name]
+    if not isinstance(classes, dict) or len(classes) < 2:
+        raise UserError(f"{file.path} was trained on {name!r}, which is unknown here, and does not hold its classes")
+    return own_dataset(name, classes)
 
 
 def own_state(model: Method) -> dict[str, Tensor]:

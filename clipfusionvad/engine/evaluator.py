@@ -106,8 +106,11 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "p
 
     Keys: ``auc1``, ``ap1``, ``ano_auc1`` of the first branch, ``auc2`` … of the second. Detection mAP comes in
     the variants ``map_released``, ``map_normal_matched`` and ``map_anomalous_only`` (per IoU and "average"; see
-    ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``.
+    ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``. Where the
+    truth is not known, the metrics are those of ``evaluate_videos``.
     """
+    if videos.truth is None:
+        return evaluate_videos(scores, videos)
     counts = _count_frames(videos, videos.truth.frames, scores)
     positives = np.concatenate([positive for positive, _ in counts])
     frames = np.concatenate([total for _, total in counts])
@@ -127,7 +130,10 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoSet) -> dict[st
     ``per_class`` holds for each anomalous label the AUC and AP of the main anomaly score over the frames of that
     label's videos (``video_auc``, ``video_ap``; IEF-VAD) and, where the method tells classes apart, of the class
     probability over all frames (``auc``, ``ap``), of which ``mauc`` and ``mean_ap`` are the means (AnomalyCLIP).
+    Nothing where the truth is not known.
     """
+    if videos.truth is None:
+        return {}
     counts = _count_frames(videos, videos.truth.frames, scores)
     metrics: dict[str, Any] = {}
     per_class: dict[str, dict[str, float]] = {}
@@ -177,7 +183,9 @@ def _detection_metrics(
 ) -> dict[str, Any]:
     classes = [video.classes for video in scores]
     truth, labels = videos.truth, videos.dataset.labels
-    variants = {"released": detection_map(classes, truth.segments, truth.labels, labels, frames=frames)}
+    unknown = videos.dataset.unknown_truth_label
+    released = detection_map(classes, truth.segments, truth.labels, labels, frames=frames, unknown_labels=unknown)
+    variants = {"released": released}
     variants |= corrected_detection_map(classes, truth.segments, truth.labels, labels, frames=frames)
     by_iou = {name: {str(iou): value for iou, value in found["map"].items()} for name, found in variants.items()}
     metrics = {"map": by_iou[headline], "map_average": variants[headline]["average"]}

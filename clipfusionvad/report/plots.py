@@ -37,7 +37,8 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSe
 
 
 def _draw_video(axis: matplotlib.axes.Axes, scores: VideoScores, videos: VideoSet, index: int) -> None:
-    entry, truth, fps = videos.entries[index], videos.truth.frames[index], videos.dataset.fps
+    entry, fps = videos.entries[index], videos.dataset.fps
+    truth = videos.truth.frames[index] if videos.truth else np.zeros(0, np.uint8)
     seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
     edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
     for number, (start, end) in enumerate(edges.reshape(-1, 2) / fps):
@@ -79,8 +80,8 @@ def draw_training(path: Path, folder: Path) -> None:
     save_figure(figure, path)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=dpi)
     with atomic_write(path) as file:
         file.write(buffer.getvalue())

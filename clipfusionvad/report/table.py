@@ -38,12 +38,22 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, 
     """Lay metrics out as text, everything in percent: a column per result and one for the published figures."""
     columns = [*results, *(["paper"] if paper else [])]
     lines = [f"{'percent':34}" + "".join(f"{column:>10}" for column in columns)]
+    for title, _, values in metrics_rows(results, paper):
+        lines.append(f"{title:34}" + "".join(f"{value:>10}" for value in values))
+    return "\n".join(lines)
+
+
+def metrics_rows(
+    results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]
+) -> list[tuple[str, str, list[str]]]:
+    """The lines of that table: title, key as in ``published``, a percentage or "-" per result and for the paper."""
+    rows = []
     for title, keys in _rows(next(iter(results.values()))):
         values = [_percent(keys, _value(result, keys)) for result in results.values()]
         if paper:
             values.append(_percent(keys, paper.get("@".join(keys))))
-        lines.append(f"{title:34}" + "".join(f"{value:>10}" for value in values))
-    return "\n".join(lines)
+        rows.append((title, "@".join(keys), values))
+    return rows
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:

@@ -1,0 +1,114 @@
+"""A test's pictures for a paper: ROC, precision over recall, confusion, score curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.metrics import snippet_metrics
+from clipfusionvad.report.curves import (
+    Curve,
+    Pooled,
+    class_confusion,
+    pool,
+    precision_recall,
+    roc,
+    thin,
+)
+from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR, draw_score_curves, save_figure
+from clipfusionvad.report.run_folder import Run
+from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.table import BRANCHES
+
+FORMATS = ("png", "pdf")
+_COLOURS = (COARSE_COLOUR, FINE_COLOUR)
+_COLUMN = 3.4  # inches: one column of a two-column paper
+
+
+def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence[str] | None = None) -> list[Path]:
+    """Draw what the folder's scores allow into ``folder``, in each format; returns the files.
+
+    ``names`` are the videos whose curves are drawn. ``UserError`` without scores or truth, and for unknown names.
+    """
+    tested = run.tested
+    if tested is None or tested.videos.truth is None:
+        raise UserError(f"{run.folder} holds no scores with their truth, of which figures are drawn")
+    chosen = _chosen(tested, names) if names else tested
+    paths = []
+    # Text stays text, in a font that publishers take.
+    with matplotlib.rc_context({"pdf.fonttype": 42, "font.size": 8}):
+        figures = _draw_all(tested)
+        for suffix in formats:
+            for name, figure in figures.items():
+                paths.append(folder / f"{name}.{suffix}")
+                save_figure(figure, paths[-1], dpi=300)
+            paths.append(folder / f"curves.{suffix}")
+            draw_score_curves(paths[-1], chosen.scores, chosen.videos)
+    return paths
+
+
+def _draw_all(tested: Tested) -> dict[str, Figure]:
+    """By name, what can be told of the frames: nothing where they are all of one kind."""
+    pooled = pool(tested.scores, tested.videos)
+    figures = {"confusion": _draw_confusion(tested.videos.dataset.labels, pooled)}
+    for name, curve_of, key, axes in (
+        ("roc", roc, "auc", ("false positive rate", "true positive rate")),
+        ("precision_recall", precision_recall, "ap", ("recall", "precision")),
+    ):
+        curves = [curve_of(curve, pooled.positives, pooled.frames) for curve in pooled.anomaly]
+        figures[name] = _draw_ranking(curves, _areas(pooled, key), axes)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _chosen(tested: Tested, names: Sequence[str]) -> Tested:
+    known = {entry.video: index for index, entry in enumerate(tested.videos.entries)}
+    for name in names:
+        if name not in known:
+            raise UserError(f"no test video is called {name!r}{nearest(name, known)}")
+    return tested.only([known[name] for name in names])
+
+
+def _areas(pooled: Pooled, key: str) -> list[float]:
+    return [snippet_metrics(curve, pooled.positives, pooled.frames)[key] for curve in pooled.anomaly]
+
+
+def _draw_ranking(curves: Sequence[Curve | None], areas: Sequence[float], names: tuple[str, str]) -> Figure | None:
+    if None in curves:
+        return None
+    figure = Figure(figsize=(_COLUMN, _COLUMN), layout="constrained")
+    axis = figure.subplots()
+    for number, (curve, area) in enumerate(zip(curves, areas, strict=True)):
+        points, branch = thin(curve), BRANCHES.get(str(number + 1), f"branch {number + 1}")
+        colour = _COLOURS[number % len(_COLOURS)]
+        axis.plot(points.x, points.y, color=colour, lw=1.4, label=f"{branch} ({100 * area:.2f})")
+    axis.set(xlabel=names[0], ylabel=names[1], xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_confusion(labels: Sequence[str], pooled: Pooled) -> Figure | None:
+    """Percent of each true class's frames by the class they are taken for."""
+    found = class_confusion(labels, pooled)
+    if found is None:
+        return None
+    shares = 100 * found.table / np.maximum(found.table.sum(axis=1, keepdims=True), 1)
+    size = max(_COLUMN, 0.34 * len(found.labels) + 1.4)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    places = range(len(found.labels))
+    axis.set_xticks(places, found.labels, rotation=90)
+    axis.set_yticks(places, found.labels)
+    axis.set(xlabel=f"taken for, at threshold {found.threshold:.3g}", ylabel="true class, percent of its frames")
+    for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
+        dark = shares[row, column] > 55
+        axis.text(
+            column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color="white" if dark else "black"
+        )
+    return figure

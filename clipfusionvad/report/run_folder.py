@@ -1,0 +1,101 @@
+"""What the folder of a run or of a test holds for its page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import read_text
+from clipfusionvad.report.scores import Tested, read_scores
+
+# Scores and the metrics they gave: at the end of training, and of a later test into the same folder.
+RUN_SCORES, TEST_SCORES = "scores.npz", "test_scores.npz"
+_METRICS = {RUN_SCORES: "metrics.json", TEST_SCORES: "test_metrics.json"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder's content. ``results``: metrics by the model's name, that of ``tested`` last.
+
+    ``losses`` and ``evaluations`` are tables by step. None or empty is what the folder does not have.
+    """
+
+    folder: Path
+    tested: Tested | None
+    results: dict[str, dict[str, Any]]
+    options: dict[str, Any]
+    environment: dict[str, Any]
+    losses: pd.DataFrame | None
+    evaluations: pd.DataFrame | None
+
+    @property
+    def dataset_title(self) -> str:
+        name = self.options.get("dataset", "unknown data")
+        known = self.tested.videos.dataset if self.tested else DATASETS.get(name)
+        return known.title if known else str(name)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a folder. Where it holds a training and a later test, scores and results are those of the later one.
+
+    ``UserError`` for a folder with neither, and for damaged files.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}; give the folder of a run, or the --output-dir of a test")
+    there = [folder / name for name in _METRICS if (folder / name).is_file()]
+    newest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if not newest and not (folder / "options.yaml").is_file():
+        raise UserError(f"{folder} holds neither a run (options.yaml) nor a test ({TEST_SCORES})")
+    tested = read_scores(newest) if newest else None
+    metrics = folder / _METRICS[newest.name if newest else RUN_SCORES]
+    results = _read_json(metrics, "metrics")
+    if newest and newest.name == TEST_SCORES and results:
+        results = {"test": results}
+    return Run(
+        folder,
+        tested,
+        results,
+        tested.options if tested else _read_options(folder / "options.yaml"),
+        tested.environment if tested else _read_json(folder / "environment.json", "environment"),
+        _read_log(folder / "losses.csv"),
+        _read_log(folder / "metrics.csv"),
+    )
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_text(path, what))
+    except ValueError as error:
+        raise UserError(f"{what} {path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{what} {path} must hold names and values")
+    return content
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(read_text(path, "options"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"options {path} are not readable YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"options {path} must hold lines of the form 'option: value'")
+    return content
+
+
+def _read_log(path: Path) -> pd.DataFrame | None:
+    """A log by step; None where there is none, or nothing in it yet."""
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    try:
+        return pd.read_csv(path, index_col="step").select_dtypes("number")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not readable as the log of a run: {error}") from error

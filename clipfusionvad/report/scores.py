@@ -1,0 +1,134 @@
+"""A test's scores and truth as a file, so that pages and pictures can be made of them without the model.
+
+The file holds plain arrays. Per video: ``videos``, ``labels``, ``snippets`` (their number) and, where the truth is
+known, ``frames``. One vector of all videos' snippets, to be cut by ``snippets``: ``anomaly`` (branches, S) and, where
+the method tells classes apart, ``classes`` (S, C). Truth as intervals [start, end) in frames: ``abnormal`` (n, 3) of
+the frame truth, ``segments`` (m, 3) of the annotated classes ``segment_labels`` (m,), each with its video's number
+first. ``about`` is JSON: the options and the environment of the test, and its dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.truth import Truth, frames_from_segments
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.engine.evaluator import VideoScores, VideoSet
+from clipfusionvad.errors import UserError
+from clipfusionvad.files import atomic_write, must_exist, without_nan
+from clipfusionvad.runs import environment
+
+# What of a dataset is needed to judge scores: a report must not depend on what a dataset's name means later.
+_DATASET = ("name", "title", "classes", "fps", "multi_label")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test found, with which options and where. The videos have no features."""
+
+    options: dict[str, Any]
+    environment: dict[str, Any]
+    scores: list[VideoScores]
+    videos: VideoSet
+
+    def only(self, chosen: Sequence[int]) -> Tested:
+        """The same of some of the videos."""
+        whole, old = self.videos, self.videos.truth
+        truth = old and Truth(*([part[index] for index in chosen] for part in (old.frames, old.segments, old.labels)))
+        entries = [whole.entries[index] for index in chosen]
+        videos = VideoSet(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
+        return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
+
+
+def save_scores(path: Path, scores: Sequence[VideoScores], videos: VideoSet, options: Mapping[str, Any]) -> None:
+    """Write a test's scores, whole or not at all; ``options`` as ``options.record`` gives them."""
+    about = {
+        "options": options,
+        "environment": environment(),
+        "dataset": {name: getattr(videos.dataset, name) for name in _DATASET},
+        "frames_per_snippet": videos.frames_per_snippet,
+    }
+    arrays = {
+        "about": np.array(json.dumps(without_nan(about))),
+        "videos": np.array([entry.video for entry in videos.entries], dtype=np.str_),
+        "labels": np.array([entry.label for entry in videos.entries], dtype=np.str_),
+        "snippets": np.array([video.anomaly.shape[1] for video in scores]),
+        "anomaly": np.concatenate([video.anomaly for video in scores], axis=1),
+    }
+    if scores[0].classes is not None:
+        arrays["classes"] = np.concatenate([video.classes for video in scores])
+    if videos.truth is not None:
+        arrays |= _truth_arrays(videos.truth)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _truth_arrays(truth: Truth) -> dict[str, np.ndarray]:
+    spans = [(index, *span) for index, frames in enumerate(truth.frames) for span in abnormal_spans(frames)]
+    segments = [(index, *span) for index, own in enumerate(truth.segments) for span in own]
+    return {
+        "frames": np.array([len(frames) for frames in truth.frames]),
+        "abnormal": np.array(spans, dtype=np.int64).reshape(-1, 3),
+        "segments": np.array(segments, dtype=np.int64).reshape(-1, 3),
+        "segment_labels": np.array([label for own in truth.labels for label in own], dtype=np.str_),
+    }
+
+
+def abnormal_spans(frames: np.ndarray) -> list[tuple[int, int]]:
+    """Intervals [start, end) in which frame truth (F,) of 0 and 1 is 1."""
+    edges = np.flatnonzero(np.diff(frames.astype(np.int8), prepend=0, append=0))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
+def read_scores(path: Path) -> Tested:
+    """Read what ``save_scores`` wrote; a file that is none of it is a ``UserError``."""
+    must_exist(path, "scores")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return _restore(arrays)
+    # Zip, its compression, numpy's headers and what is made of them each fail in their own ways.
+    except Exception as error:
+        raise UserError(f"scores {path} are not readable: the file is damaged, or something else") from error
+
+
+def _restore(arrays: Mapping[str, np.ndarray]) -> Tested:
+    about = json.loads(arrays["about"].item())
+    names, labels = arrays["videos"].tolist(), arrays["labels"].tolist()
+    # As a list would name them, so that the names come out again whatever they are.
+    listed = zip(names, labels, strict=True)
+    entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in enumerate(listed, start=2)]
+    ends = np.cumsum(arrays["snippets"])[:-1]
+    anomaly = np.split(arrays["anomaly"], ends, axis=1)
+    classes = np.split(arrays["classes"], ends) if "classes" in arrays else [None] * len(anomaly)
+    scores = [VideoScores(*pair) for pair in zip(anomaly, classes, strict=True)]
+    truth = _restore_truth(arrays) if "frames" in arrays else None
+    videos = VideoSet(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
+    if not len(entries) == len(scores) == len(truth.frames if truth else scores):
+        raise ValueError("the arrays are not of the same videos")
+    return Tested(about["options"], about["environment"], scores, videos)
+
+
+def _restore_truth(arrays: Mapping[str, np.ndarray]) -> Truth:
+    count = len(arrays["frames"])
+    abnormal = _by_video(arrays["abnormal"], count)
+    segments = _by_video(arrays["segments"], count)
+    frames = [frames_from_segments(*pair) for pair in zip(abnormal, arrays["frames"].tolist(), strict=True)]
+    labels: list[list[str]] = [[] for _ in range(count)]
+    for video, label in zip(arrays["segments"][:, 0].tolist(), arrays["segment_labels"].tolist(), strict=True):
+        labels[video].append(label)
+    return Truth(frames, segments, labels)
+
+
+def _by_video(rows: np.ndarray, count: int) -> list[list[tuple[int, int]]]:
+    spans: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    for video, start, end in rows.tolist():
+        spans[video].append((start, end))
+    return spans

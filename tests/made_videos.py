@@ -1,0 +1,106 @@
+"""Videos that tests make, and the plain way to features: one frame and one crop at a time, as the protocol reads."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import torch
+
+CANVAS_WIDTH, CANVAS_HEIGHT = 340, 256
+MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+def picture(index, size=(64, 48), still=False):
+    """Frame of a made-up video, (H, W, 3) uint8: coarse noise that moves by a pixel a frame, and a number's shade."""
+    width, height = size
+    noise = np.random.default_rng(3).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
+    frame = cv2.resize(noise, size, interpolation=cv2.INTER_NEAREST)
+    return frame if still else np.roll(frame, (index, 2 * index), (0, 1))
+
+
+def write_video(
+    path,
+    frames=20,
+    codec="libx264",
+    rate=30,
+    size=(64, 48),
+    times=None,
+    rotation=None,
+    pix_fmt="yuv420p",
+    still=False,
+    **options,
+):
+    """Write a video and return its path; ``times`` are those of the frames in milliseconds."""
+    with av.open(str(path), "w", options=options) as file:
+        stream = file.add_stream(codec, rate=rate, options={"x265-params": "log-level=none"} if "265" in codec else {})
+        (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(index, size, still), format="rgb24")
+            frame.pts = index if times is None else times[index]
+            if times is not None:
+                frame.time_base = Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = 44100, 0
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def opencv_frames(path):
+    """Frames as the released code got them, turned to RGB."""
+    capture = cv2.VideoCapture(str(path))
+    while (read := capture.read())[0]:
+        yield read[1][:, :, ::-1].copy()
+
+
+def plain_crop(frame, crop):
+    """One crop of a frame, with the numbers of the protocol."""
+    canvas = cv2.resize(frame, (CANVAS_WIDTH, CANVAS_HEIGHT))
+    top, left = {0: (16, 58), 1: (0, 0), 2: (0, 116), 3: (32, 0), 4: (32, 116)}[crop % 5]
+    cut = canvas[top : top + 224, left : left + 224]
+    return np.fliplr(cut) if crop >= 5 else cut
+
+
+@torch.no_grad()
+def embed(tower, image):
+    """One image (3, R, R) through the tower."""
+    return tower(torch.from_numpy(image.astype(np.float32))[None])[0].double().numpy()
+
+
+def plain_rgb_row(tower, frames, crop):
+    """The mean embedding of a chunk's frames."""
+    embedded = []
+    for frame in frames:
+        pixels = (plain_crop(frame, crop) / 255 - MEAN) / STD
+        embedded.append(embed(tower, pixels.transpose(2, 0, 1)))
+    return np.mean(embedded, axis=0)
+
+
+def plain_counts(frames, crop, threshold):
+    """Events of a chunk by pixel. Whole numbers: the protocol's weights end in ties that rounding would decide."""
+    cut = [plain_crop(frame, crop).astype(np.int64) for frame in frames]
+    grey = [2989 * image[..., 0] + 5870 * image[..., 1] + 1140 * image[..., 2] for image in cut]
+    changes = [np.abs(after - before) > threshold * 10_000 for before, after in zip(grey, grey[1:], strict=False)]
+    return np.sum(changes, axis=0) if changes else np.zeros((224, 224), np.int64)
+
+
+def plain_event_rows(tower, chunks, crop, threshold):
+    """Rows of a block of chunks, normalised by the block's maximum."""
+    counts = np.array([plain_counts(chunk, crop, threshold) for chunk in chunks])
+    images = counts / max(counts.max(), 1)
+    return np.array([embed(tower, np.stack([image] * 3)) for image in images])

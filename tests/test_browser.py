@@ -1,0 +1,294 @@
+"""The pages in a real browser, headless Chromium: light and dark, wide and narrow, and what happens at a click.
+
+CHROMIUM names the browser if it is not called chromium on PATH; SCREENSHOTS is a folder for pictures to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_report import HOSTILE, made_test, write_test, write_training
+
+from clipfusionvad.datasets import SHANGHAITECH
+from clipfusionvad.report.page import render
+from clipfusionvad.report.run_page import write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
+FOUND = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome")]
+PROGRAM = next(filter(None, FOUND), None)
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: install it, or name it with CHROMIUM")
+
+LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1400, 420)]
+VIDEOS = 26
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        # Without the sandbox it also starts as root, as in a container.
+        browser = driver.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """A function that opens a page; at the end no script may have failed and nothing been fetched."""
+    pages, problems = [], []
+
+    def watch(request):
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            problems.append(request.url)
+
+    def open_page(path, scheme="light", width=1400):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        pages.append(page)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+        page.on("dialog", lambda dialog: problems.append(dialog.message) or dialog.dismiss())
+        page.on("request", watch)
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert [text for text in problems if "ERR_FILE_NOT_FOUND" not in text] == []
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A report, a detection page whose video plays, one whose video does not, and an index, by name."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_training(folder / "run")
+    write_test(folder / "run", *made_test(VIDEOS))
+    write_film(folder / "film #1.webm")
+    (folder / "text.mp4").write_text("no video")
+    for name, video in (("detection", "film #1.webm"), ("unplayable", "text.mp4")):
+        (folder / f"{name}.html").write_text(detection(video), encoding="utf-8")
+    rows = [
+        {"name": f"clip {i}", "page": "detection.html", "verdict": "fire" if i % 3 else "normal"}
+        | {"max_score": i / 30, "segments": i % 3, "seconds": 61.5 * i}
+        for i in range(30)
+    ]
+    rows.append(dict.fromkeys(rows[0]) | {"name": "x" * 150, "verdict": f"not a video {HOSTILE}"})
+    (folder / "index.html").write_text(render("index.html.j2", title="31 videos", rows=rows), encoding="utf-8")
+    return {"report": write_report(folder / "run")} | {path.stem: path for path in folder.glob("*.html")}
+
+
+def write_film(path):
+    """Four seconds of grey, white from second 2 on: tells where a browser has gone to."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for index in range(40):
+            shade = np.full((120, 160, 3), 60 if index < 20 else 255, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def detection(video):
+    seconds = np.arange(0.25, 4, 0.5)
+    anomaly = np.where(seconds > 2, 0.9, 0.1)
+    return render(
+        "detection.html.j2",
+        title=f"{video} {HOSTILE}",
+        video=video,
+        fps=10,
+        seconds=seconds.tolist(),
+        anomaly=anomaly.tolist(),
+        classes={"normal": (1 - anomaly).tolist(), HOSTILE: (anomaly * 0.7).tolist(), "fire": (anomaly * 0.2).tolist()},
+        segments=[{"start": 2.0, "end": 4.0, "label": HOSTILE, "confidence": 0.9}],
+        threshold=0.5,
+        duration=4.0,
+        facts={"length": "0:04", "video": "160×120"},
+    )
+
+
+def overflowing(page):
+    """Elements that stick out of the window, those that may be scrolled by themselves aside."""
+    return page.evaluate(
+        """() => [...document.body.querySelectorAll("*")]
+        .filter((one) => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll"))
+        .map((one) => one.outerHTML.slice(0, 80))"""
+    )
+
+
+def contrast(page, selector):
+    """Contrast of an element's text to what is behind it, 1..21 (WCAG)."""
+    return page.evaluate(
+        """(selector) => {
+        const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const light = (colour) => {
+            paint.fillStyle = colour;
+            paint.fillRect(0, 0, 1, 1);
+            const parts = [...paint.getImageData(0, 0, 1, 1).data].slice(0, 3).map((part) => part / 255)
+                .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+        };
+        const one = document.querySelector(selector);
+        let behind = one;
+        while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+        const both = [light(getComputedStyle(one).color), light(getComputedStyle(behind).backgroundColor)].sort();
+        return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+        }""",
+        selector,
+    )
+
+
+def drawn(page, selector):
+    """How many colours a canvas shows."""
+    return page.evaluate(
+        """(selector) => {
+        const canvas = document.querySelector(selector);
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        return new Set(new Uint32Array(pixels.buffer)).size;
+        }""",
+        selector,
+    )
+
+
+@pytest.mark.parametrize("name", ["report", "detection", "unplayable", "index"])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
+def test_looks(pages, opened, tmp_path, name, scheme, width):
+    page = opened(pages[name], scheme, width)
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width and overflowing(page) == []
+    for selector in ("h1", "main section", "main .quiet, main th, main td.word"):
+        assert contrast(page, selector) >= 4.5, selector
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, ground.strip("rgb()").split(", "))) < 200) == (scheme == "dark")
+    picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}_{scheme}_{width}.png"
+    page.screenshot(path=picture, full_page=True)
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_button_switches_between_light_and_dark(pages, opened, width):
+    page = opened(pages["report"], "dark", width)
+    page.wait_for_selector("#ranking .main-svg")
+    shades = []
+    for _ in range(2):
+        text = page.evaluate("getComputedStyle(document.querySelector('#ranking .xtick text')).fill")
+        shades.append((page.evaluate("getComputedStyle(document.body).backgroundColor"), text))
+        page.click("#theme")
+        page.wait_for_timeout(200)
+    assert shades[0][0] != shades[1][0] and shades[0][1] != shades[1][1]
+
+
+def test_report_shows_every_video_and_finds_one(pages, opened):
+    page = opened(pages["report"])
+    rows = page.locator("#videos tbody")
+    assert rows.count() == VIDEOS and page.inner_text(".toolbar output") == f"{VIDEOS} videos"
+    page.fill(".toolbar input", "V3.A normal")
+    assert page.locator("#videos tbody:visible").count() == 1
+    assert page.inner_text(".toolbar output") == f"1 of {VIDEOS} videos"
+    page.fill(".toolbar input", "")
+    page.select_option(".toolbar select", "Arson")
+    assert {row.split("\t")[1] for row in page.locator("#videos tbody:visible").all_inner_texts()} == {"Arson"}
+    page.select_option(".toolbar select", "")
+    assert page.locator("#videos tbody:visible").count() == VIDEOS
+
+
+def test_report_sorts_by_error(pages, opened):
+    page = opened(pages["report"])
+    heading = page.locator("#videos th", has_text="error")
+
+    def errors():
+        cells = page.locator("#videos td[data-name=error]")
+        return cells.evaluate_all("(cells) => cells.map((cell) => Number(cell.dataset.value))")
+
+    before = errors()
+    heading.locator("button").click()
+    assert errors() == sorted(before, reverse=True) and heading.get_attribute("aria-sort") == "descending"
+    heading.locator("button").click()
+    assert errors() == sorted(before) != before
+
+
+def test_report_draws_curves_when_they_come_into_sight(pages, opened):
+    page = opened(pages["report"], width=420)
+    page.wait_for_selector("#training .main-svg")
+    last = f"#videos tbody[data-index='{VIDEOS - 1}'] canvas"
+    assert drawn(page, last) == 1
+    page.locator(last).scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    assert drawn(page, last) > 5
+
+
+def test_report_opens_a_curve_at_a_click(pages, opened):
+    page = opened(pages["report"])
+    page.click("#videos tbody[data-index='2'] .open")
+    large = "#videos tbody[data-index='2'] .timeline canvas"
+    page.wait_for_timeout(200)
+    assert drawn(page, large) > 10
+    page.hover(large)
+    scores, videos = made_test(VIDEOS)
+    readout = page.inner_text("#videos tbody[data-index='2'] .readout")
+    shown = [float(part.split()[-1]) for part in readout.split(" · ")[1:]]
+    minutes, seconds = readout.split(" · ")[0].split(":")
+    snippet = int((60 * int(minutes) + float(seconds)) / (16 / 30))
+    near = scores[2].anomaly[:, max(snippet - 1, 0) : snippet + 2]
+    assert any(np.allclose(near[:, at], shown, atol=0.006) for at in range(near.shape[1]))
+    page.keyboard.press("Enter")
+    assert page.locator(large).count() == 0
+
+
+def test_report_of_the_most_classes_fits_a_narrow_window(opened, tmp_path):
+    write_test(tmp_path, *made_test(50, dataset=SHANGHAITECH))
+    page = opened(write_report(tmp_path), width=400)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400 and overflowing(page) == []
+    assert page.locator(".confusion tbody tr").count() == 18
+
+
+def test_curve_and_video_move_together(pages, opened):
+    page = opened(pages["detection"])
+    page.wait_for_function("document.getElementById('video').readyState >= 1")
+    canvas = page.locator("#timeline")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": 34 + 0.75 * (box["width"] - 46), "y": 100})
+    page.wait_for_function("Math.abs(document.getElementById('video').currentTime - 3) < 0.1")
+    assert page.locator("#segments tr.now").count() == 1
+    page.evaluate("document.getElementById('video').currentTime = 1")
+    page.wait_for_function("Math.abs(Number(document.getElementById('timeline').ariaValueNow) - 1) < 0.11")
+    assert page.locator("#segments tr.now").count() == 0
+    page.click("#segments button")
+    page.wait_for_function("Math.abs(document.getElementById('video').currentTime - 2) < 0.1")
+    page.evaluate("const film = document.getElementById('video'); film.muted = true; film.play()")
+    page.wait_for_function("Number(document.getElementById('timeline').ariaValueNow) > 2.2")
+    page.focus("#timeline")
+    page.evaluate("document.getElementById('video').pause()")
+    page.keyboard.press("PageDown")
+    page.wait_for_function("document.getElementById('video').currentTime < 0.1")
+
+
+def test_classes_can_be_shown(pages, opened):
+    page = opened(pages["detection"])
+    page.click("summary")
+    assert page.locator("#classes label").all_inner_texts() == [HOSTILE, "normal", "fire"]
+    before = drawn(page, "#timeline")
+    page.locator("#classes input").nth(2).check()
+    assert drawn(page, "#timeline") != before and "fire 0.02" in page.inner_text("#readout")
+
+
+def test_video_that_cannot_be_played_leaves_the_rest_to_use(pages, opened):
+    page = opened(pages["unplayable"])
+    page.wait_for_selector("#unplayable", state="visible")
+    assert not page.is_visible("#video") and "text.mp4" in page.inner_text("#unplayable")
+    page.click("#segments button")
+    assert float(page.get_attribute("#timeline", "aria-valuenow")) == 2
+    assert "anomaly 0.90" in page.inner_text("#readout")
+
+
+def test_index_sorts_and_leads_to_its_pages(pages, opened):
+    page = opened(pages["index"], width=420)
+    page.locator("#index th", has_text="highest score").locator("button").click()
+    names = page.locator("#index tbody tr td:first-child").all_inner_texts()
+    assert names[0] == "clip 29" and names[-1] == "x" * 150
+    page.fill(".toolbar input", "clip 29")
+    page.click("#index a:visible")
+    page.wait_for_selector("#timeline")
