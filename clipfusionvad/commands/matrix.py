@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     for method, dataset in (bar := tqdm(pairs, "matrix", disable=None)):
         bar.set_postfix_str(f"{method} on {dataset.title}")
         cells.append(_run_cell(method, dataset))
-        print(cells[-1].line())
+        print(cells[-1].line(), flush=True)
     text = matrix_text(cells)
     write_text(args.output / "matrix.md", text)
     write_text(args.output / "matrix.csv", matrix_table(cells).to_csv(index=False))
