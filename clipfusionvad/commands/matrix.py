@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     for method, dataset in (bar := tqdm(pairs, "matrix", disable=None)):
         bar.set_postfix_str(f"{method} on {dataset.title}")
         cells.append(_run_cell(method, dataset))
-        print(cells[-1].line())
+        print(cells[-1].line(), flush=True)
     text = matrix_text(cells)
     write_text(args.output / "matrix.md", text)
     write_text(args.output / "matrix.csv", matrix_table(cells).to_csv(index=False))
@@ -44,9 +44,10 @@ def _run_cell(method: str, dataset: Dataset) -> Cell:
     run, start = demo_run(method, dataset), time.perf_counter()
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "matrix.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        if not (run / "metrics.json").exists():
-            run_demo(method, dataset)
-        run_demo(method, dataset)
+        trained = (run / "metrics.json").exists() or run_demo(method, dataset) == 0
+        if not trained or run_demo(method, dataset) != 0:
+            # A training that was asked to stop has saved its state and returned.
+            raise KeyboardInterrupt
     results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()
     return Cell(
