@@ -16,7 +16,7 @@ from made_videos import write_video
 
 from clipfusionvad.errors import UserError
 from clipfusionvad.video import local_engine, ray_engine
-from clipfusionvad.video.jobs import Job, Model
+from clipfusionvad.video.jobs import Job, Model, find_videos
 from clipfusionvad.video.snippets import ExtractOptions
 
 WITHOUT = importlib.util.find_spec("ray") is None
@@ -102,3 +102,15 @@ def test_no_cluster_at_an_address(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="no Ray cluster at auto"):
         next(ray_engine.run(jobs([tmp_path / "v.mp4"], tmp_path), address="auto"))
+
+
+def test_a_manifest_is_a_list_of_videos(tmp_path):
+    """So that a cluster can do once more, with other options, what has been done."""
+    manifest = tmp_path / "manifest.jsonl"
+    lines = ['{"video": "Arson/a", "source": "videos/Arson/a.mp4", "state": "begun"}']
+    lines += ['{"video": "b", "source": "https://host/b.mp4", "state": "failed"}', lines[0].replace("begun", "done")]
+    manifest.write_text("\n".join([*lines, '{"video": "cut of']))
+    assert find_videos([manifest]) == [("videos/Arson/a.mp4", "Arson/a"), ("https://host/b.mp4", "b")]
+    manifest.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="line 1, names no video"):
+        find_videos([manifest])

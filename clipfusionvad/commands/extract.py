@@ -178,7 +178,7 @@ def _parser() -> Parser:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="folders, video files, or .txt lists of them; what lies in a subfolder keeps it",
+        help="folders, video files, .txt lists of them, or a manifest.jsonl; what lies in a subfolder keeps it",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for features and manifest")
     _add_protocol(parser.add_argument_group("protocol"))

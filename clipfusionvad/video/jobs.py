@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from clipfusionvad.video.snippets import ExtractOptions
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
-_LISTING = ".txt"
+_LISTING, _MANIFEST = ".txt", ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
 
     A folder stands for every file below it with the name of a video, and what lies in a subfolder keeps it. A text
     file (``.txt``) lists videos, one path or address a line, paths relative to the list; each keeps the last folder
-    on its way, which is its class in the datasets. Anything else is a video itself.
+    on its way, which is its class in the datasets. A manifest (``.jsonl``) stands for the videos that it is about,
+    under the names that they have there. Anything else is a video itself.
 
     Raises ``UserError`` where nothing is found, and for two videos whose features would be the same files.
     """
@@ -80,7 +82,7 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
         other = found.setdefault(name, source)
         if other != source:
             raise UserError(
-                f"{other} and {source} would both become {name}__k.npy: extract them into different folders"
+                f"{other} and {source} would both become {name}: give each a command and an --output of its own"
             )
     if not found:
         raise UserError(f"no videos below {', '.join(map(str, given))} (files are told by their names: .mp4, .mkv, …)")
@@ -98,10 +100,24 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
     elif path.suffix.lower() == _LISTING:
         for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
             yield line if is_address(line) else str(path.parent / line), _listed_name(line)
+    elif path.suffix.lower() == _MANIFEST:
+        yield from _recorded(path)
     elif path.exists():
         yield item, path.stem
     else:
         raise UserError(f"video not found: {item}")
+
+
+def _recorded(manifest: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(read_text(manifest, "manifest").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            # Cut off where a machine stopped.
+            continue
+        if not isinstance(record, dict) or not {"video", "source"} <= record.keys():
+            raise UserError(f"{manifest}, line {number}, names no video and its source: not a manifest of features")
+        yield str(record["source"]), str(record["video"])
 
 
 def _listed_name(line: str) -> str:
