@@ -139,6 +139,15 @@ def multi_hot(labels: list[str], class_labels: list[str], multi_label: bool = Fa
     return vectors
 
 
+def _truth_files(name: str) -> dict[str, str]:
+    stems = {"frames": "gt", "segments": "gt_segment", "labels": "gt_label"}
+    return {part: f"{stem}_{name}.npy" for part, stem in stems.items()}
+
+
+def _list_files(name: str) -> dict[str, str]:
+    return {"train": f"{name}_CLIP_rgb.csv", "test": f"{name}_CLIP_rgbtest.csv", "truth": f"{name}_truth.csv"}
+
+
 UCF = Dataset(
     name="ucf",
     title="UCF-Crime",
@@ -166,8 +175,8 @@ UCF = Dataset(
         "testing_normal_videos_anomaly": "Normal",
     },
     test_crop=5,
-    truth_files={"frames": "gt_ucf.npy", "segments": "gt_segment_ucf.npy", "labels": "gt_label_ucf.npy"},
-    list_files={"train": "ucf_CLIP_rgb.csv", "test": "ucf_CLIP_rgbtest.csv", "truth": "ucf_truth.csv"},
+    truth_files=_truth_files("ucf"),
+    list_files=_list_files("ucf"),
     demo_name="{label}{number:03d}_x264",
     anomalous_test_videos=140,
     unknown_truth_label="ignore",
@@ -190,7 +199,7 @@ XD = Dataset(
     label_pattern=r"_label_([^_.]+)",
     test_crop=0,
     truth_files={"frames": "gt.npy", "segments": "gt_segment.npy", "labels": "gt_label.npy"},
-    list_files={"train": "xd_CLIP_rgb.csv", "test": "xd_CLIP_rgbtest.csv", "truth": "xd_truth.csv"},
+    list_files=_list_files("xd"),
     demo_name="v={number:03d}__#1_label_{label}",
     anomalous_test_videos=500,
     unknown_truth_label="error",
@@ -223,16 +232,8 @@ SHANGHAITECH = Dataset(
     # Only names of made-up videos tell the class: real ones are scene and number (01_0130), their folder tells.
     label_pattern=r"^([a-z_]+)_\d",
     test_crop=5,
-    truth_files={
-        "frames": "gt_shanghaitech.npy",
-        "segments": "gt_segment_shanghaitech.npy",
-        "labels": "gt_label_shanghaitech.npy",
-    },
-    list_files={
-        "train": "shanghaitech_CLIP_rgb.csv",
-        "test": "shanghaitech_CLIP_rgbtest.csv",
-        "truth": "shanghaitech_truth.csv",
-    },
+    truth_files=_truth_files("shanghaitech"),
+    list_files=_list_files("shanghaitech"),
     order="by class",
     empty_intervals=True,
     piece_pattern=r"(\d\d_\d{4})_\d",
@@ -261,8 +262,8 @@ MSAD = Dataset(
     # Assault_2 and MSAD_normal_testing_119, but normal training videos are scene and number (frontdoor1).
     label_pattern=r"^(?:MSAD_)?(normal|[A-Za-z_]+(?=_\d))",
     test_crop=5,
-    truth_files={"frames": "gt_msad.npy", "segments": "gt_segment_msad.npy", "labels": "gt_label_msad.npy"},
-    list_files={"train": "msad_CLIP_rgb.csv", "test": "msad_CLIP_rgbtest.csv", "truth": "msad_truth.csv"},
+    truth_files=_truth_files("msad"),
+    list_files=_list_files("msad"),
     order="by class",
     scene_in_annotation=True,
     # Annotated and tested in IEF-VAD's lists, a training video in those of the dataset's authors.
@@ -314,11 +315,10 @@ def read_dataset(path: str | Path) -> Dataset:
 
 def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
     """A dataset that is no benchmark, with file names after its own name."""
-    parts = {"frames": "gt", "segments": "gt_segment", "labels": "gt_label"}
     return Dataset(
         name=name,
         classes=dict(classes),
-        truth_files={part: f"{stem}_{name}.npy" for part, stem in parts.items()},
+        truth_files=_truth_files(name),
         list_files={part: f"{name}_{part}.csv" for part in ("train", "test", "truth")},
         **{"title": name, "fps": 30, "order": "by class"} | more,
     )
