@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,6 +27,9 @@ from clipfusionvad.errors import UserError
 from clipfusionvad.files import link_or_copy, read_torch, write_torch
 from clipfusionvad.models import Method
 from clipfusionvad.runs import BEST, LAST, RunLog
+
+#: Steps after which the losses of a GPU are fetched; it works ahead in between.
+GPU_LOG_EVERY = 25
 
 
 class Stopped(Exception):
@@ -72,7 +76,9 @@ class Trainer:
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self.last_state: dict[str, Tensor] | None = None
-        self._stop = threading.Event()
+        self.stop = threading.Event()
+        self._pending: list[tuple[int, np.ndarray, dict[str, Tensor], float]] = []
+        self._log_every = 1 if device.type == "cpu" else GPU_LOG_EVERY
 
     def fit(self, folder: Path, checkpoint_path: Path | None = None) -> None:
         """Train to the end, recording in ``folder``; then ``best_state`` and ``last_state`` hold the weights.
@@ -80,14 +86,19 @@ class Trainer:
         ``best_state`` is None where no evaluation ever scored above 0. SIGINT and SIGTERM raise ``Stopped``
         after the step in progress, with everything saved.
         """
+        with stop_on_signals(self.stop):
+            for _ in self.steps(folder, checkpoint_path):
+                pass
+
+    def steps(self, folder: Path, checkpoint_path: Path | None = None) -> Iterator[None]:
+        """What ``fit`` does, step by step: others may work between two steps, and set ``stop``."""
         log = RunLog(folder, self.progress.step, self.progress.evaluations)
         try:
-            with self._stop_on_signals():
+            self.save(folder, checkpoint_path)
+            while self.progress.epoch < self.schedule.max_epoch:
+                yield from self._epoch_steps(log, folder, checkpoint_path)
+                self._end_epoch(log, folder)
                 self.save(folder, checkpoint_path)
-                while self.progress.epoch < self.schedule.max_epoch:
-                    self._train_epoch(log, folder, checkpoint_path)
-                    self._end_epoch(log, folder)
-                    self.save(folder, checkpoint_path)
         finally:
             log.close()
         if self.last_state is None:
@@ -95,50 +106,60 @@ class Trainer:
         if self.schedule.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
 
-    def _train_epoch(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> None:
+    def _epoch_steps(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> Iterator[None]:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
         batches = load_batches(self.bags, plan, self.workers, progress.epoch, progress.batch)
         title = f"epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
         with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
-            for visual, lengths, targets in batches:
+            for batch in batches:
                 rows = plan[progress.batch]
-                losses = self._step(visual, lengths, targets, rows)
-                totals.append(sum(losses.values()))
+                losses = self._step(*batch)
                 progress.batch += 1
                 progress.step += 1
-                log.log_step(progress.step, progress.epoch, losses, self.optimizer.param_groups[0]["lr"])
-                bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
-                bar.update()
-                if self._evaluation_due(progress.batch - 1, len(rows)):
+                self._pending.append((progress.step, rows, losses, self.optimizer.param_groups[0]["lr"]))
+                due = self._evaluation_due(progress.batch - 1, len(rows))
+                if due or self.stop.is_set() or progress.batch == len(plan) or len(self._pending) >= self._log_every:
+                    totals += self._log_losses(log, bar)
+                if due:
                     self._keep_if_best(log, folder)
                     # Evaluation has put the model into eval mode.
                     progress.eval_mode = self.schedule.paper
                     self.model.train(not progress.eval_mode)
+                if due or self.stop.is_set():
                     log.flush()
                     self.save(folder, checkpoint_path)
-                if self._stop.is_set():
-                    log.flush()
-                    self.save(folder, checkpoint_path)
+                if self.stop.is_set():
                     raise Stopped
+                yield
         if totals:
             tqdm.write(f"{title}: loss {sum(totals) / len(totals):.4f}")
 
-    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, rows: Any) -> dict[str, float]:
+    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """One optimizer step; the loss terms stay on the device, so that a GPU need not wait for their values."""
         visual, lengths, targets = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
         with autocast(self.device, self.precision):
             output = self.model(visual, lengths)
         terms = self.model.losses(output, targets, lengths)
-        total = torch.stack(list(terms.values())).sum()
-        values = {name: term.item() for name, term in terms.items()}
-        if not all(map(math.isfinite, values.values())):
-            videos = ", ".join(self.bags.entries[row].video for row in rows[:8])
-            raise UserError(f"loss is not finite at step {self.progress.step + 1} ({values}); videos: {videos}, …")
         self.optimizer.zero_grad()
-        total.backward()
+        torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()
-        return values
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _log_losses(self, log: RunLog, bar: tqdm) -> list[float]:
+        """Write the losses of the steps since the last call, refuse those that are not finite; their sums."""
+        pending, self._pending = self._pending, []
+        values = torch.stack([torch.stack(list(losses.values())) for _, _, losses, _ in pending]).tolist()
+        for (step, rows, losses, lr), row in zip(pending, values, strict=True):
+            terms = dict(zip(losses, row, strict=True))
+            if not all(map(math.isfinite, row)):
+                videos = ", ".join(self.bags.entries[row].video for row in rows[:8])
+                raise UserError(f"loss is not finite at step {step} ({terms}); videos: {videos}, …")
+            log.log_step(step, self.progress.epoch, terms, lr)
+        bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()}, refresh=False)
+        bar.update(len(pending))
+        return [sum(row) for row in values]
 
     def _evaluation_due(self, index: int, samples: int) -> bool:
         """Whether batch ``index`` of an epoch, of that many samples, is followed by an evaluation."""
@@ -261,23 +282,24 @@ class Trainer:
     def _load_model(self, state: dict[str, Tensor], path: Path) -> None:
         load_model_file(self.model, ModelFile(str(path), state))
 
-    @contextlib.contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a stop after the current step; a second one acts as usual."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        previous = {kind: signal.getsignal(kind) for kind in kinds}
 
-        def stop(kind: int, frame: Any) -> None:
-            self._stop.set()
-            signal.signal(kind, previous[kind])
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    previous = {kind: signal.getsignal(kind) for kind in kinds}
 
-        for kind in kinds:
-            signal.signal(kind, stop)
-        try:
-            yield
-        finally:
-            for kind, handler in previous.items():
-                signal.signal(kind, handler)
+    def handle(kind: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(kind, previous[kind])
+
+    for kind in kinds:
+        signal.signal(kind, handle)
+    try:
+        yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
