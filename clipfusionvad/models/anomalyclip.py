@@ -196,7 +196,7 @@ class AnomalyCLIP(Method):
             words = prompts.embed(self.clipmodel)
         else:
             words = self.clipmodel.token_embedding(prompts.tokens)
-        return self.clipmodel(words, prompts.ends, self.text_encoder["text_projection"])[self.rank]
+        return self.clipmodel(words, prompts.layout, self.text_encoder["text_projection"])[self.rank]
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
         """visual (B, S·F, D), all of it valid → output. ``UserError`` where the centre of normality is unknown."""

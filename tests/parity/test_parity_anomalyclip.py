@@ -93,7 +93,7 @@ def test_text(case, original):
     # Ours end at the last EOT, and stand in the order of the parameters, as the original's do.
     assert difference(prompts, outputs["prompts"][:, : prompts.shape[1]]) < 1e-5
     ends = original.inputs["tokenized_prompts"].argmax(axis=1)
-    np.testing.assert_array_equal(model.prompt_learner.ends, ends)
+    np.testing.assert_array_equal(model.prompt_learner.layout.ends, ends)
     np.testing.assert_array_equal(
         model.prompt_learner.tokens, original.inputs["tokenized_prompts"][:, : prompts.shape[1]]
     )
