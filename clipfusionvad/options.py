@@ -186,7 +186,7 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
         return negative[:1]
     if isinstance(value, bool) or isinstance(value, dict) or value is None:
         raise UserError(f"{where} cannot be {value!r}")
-    if action.nargs is not None:
+    if action.nargs not in (None, "?"):
         items = value if isinstance(value, list) else [value]
         return [flag, *map(str, items)]
     if isinstance(value, list):
@@ -318,6 +318,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--metrics-json", help="write the metrics to this file")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=["default", "reduce-overhead", "max-autotune"],
+        help="torch.compile the model, in one of its modes; reduce-overhead uses CUDA graphs",
+    )
 
 
 def _cross_check(args: argparse.Namespace, dataset: Dataset) -> None:

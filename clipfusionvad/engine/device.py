@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import torch
+from torch import nn
 
 from clipfusionvad.errors import UserError
 
@@ -31,3 +32,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def compile_model(model: nn.Module, mode: str | None) -> None:
+    """Have ``torch.compile`` make a model's forward pass when it is first run; nothing for None.
+
+    ``mode`` is torch's own: "default" fuses operations, "reduce-overhead" also replays them as CUDA graphs,
+    "max-autotune" tries out kernels as well.
+    """
+    if mode:
+        model.compile(mode=mode)
