@@ -17,10 +17,11 @@ from clipfusionvad.data.store import Store
 GPU_SHARE = 0.5
 # Batches that wait, in memory that the GPU can copy from, while a step is computed.
 _BATCHES_AHEAD = 3
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 class Shelf:
-    """A store's features as a tensor, and what has to be known to choose from them.
+    """A store's features, and what has to be known to choose from them.
 
     Batches end up on ``device``. Where that is a GPU and the features take at most half of what is free of its
     memory, they are copied there once; else batches are gathered from the file by a thread of its own and copied
@@ -29,31 +30,34 @@ class Shelf:
 
     def __init__(self, store: Store, device: torch.device):
         self.whole, self.lengths, self.starts, self.device = store.whole, store.lengths, store.starts, device
-        with warnings.catch_warnings():
-            # The map cannot be written to, and nobody does.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self.features = torch.from_numpy(store.features)
-        if _fits(self.features, device):
-            self.features = self.features.to(device)
+        self.mapped = store.features
+        self.reads_ahead = device.type != "cpu"
+        self.on_gpu = _tensor(self.mapped).to(device) if _fits(self.mapped, device) else None
 
     def gather(self, indices: Iterator[np.ndarray]) -> Iterator[Tensor]:
         """The features at each of the indices into their first dim, float32 on the device."""
-        taken = (self._take(index) for index in indices)
-        for rows in taken if self.features.device.type == self.device.type else ahead(taken, _BATCHES_AHEAD):
-            yield rows.to(self.device, non_blocking=True).float()
+        if self.on_gpu is not None:
+            for index in indices:
+                chosen = torch.from_numpy(index).to(self.device, non_blocking=True)
+                yield self.on_gpu.index_select(0, chosen.flatten()).unflatten(0, chosen.shape).float()
+        elif self.reads_ahead:
+            for rows in ahead((self._pin(index) for index in indices), _BATCHES_AHEAD):
+                yield rows.to(self.device, non_blocking=True).float()
+        else:
+            yield from map(self._widen, indices)
 
-    def _take(self, index: np.ndarray) -> Tensor:
-        """In the dtype of the store; in pinned memory if they are yet to be copied to a GPU."""
-        flat = torch.from_numpy(index.ravel()).to(self.features.device)
-        pinned = self.device.type == "cuda" and self.features.device.type == "cpu"
-        rows = torch.empty(
-            (len(flat), *self.features.shape[1:]),
-            dtype=self.features.dtype,
-            device=self.features.device,
-            pin_memory=pinned,
-        )
-        torch.index_select(self.features, 0, flat, out=rows)
-        return rows.unflatten(0, index.shape)
+    def _widen(self, index: np.ndarray) -> Tensor:
+        # numpy asks for huge pages: in memory from torch, page faults would take longer than the copying.
+        rows = torch.from_numpy(np.empty((*index.shape, *self.mapped.shape[1:]), np.float32))
+        return rows.copy_(torch.from_numpy(self.mapped.take(index, axis=0)))
+
+    def _pin(self, index: np.ndarray) -> Tensor:
+        """In the dtype of the store, in memory that a GPU can copy from while it works."""
+        shape = (*index.shape, *self.mapped.shape[1:])
+        rows = torch.empty(shape, dtype=_DTYPES[self.mapped.dtype.name], pin_memory=self.device.type == "cuda")
+        # Any mode but "raise" writes straight into ``out``.
+        self.mapped.take(index, axis=0, out=rows.numpy(), mode="clip")
+        return rows
 
 
 def make_shelf(store: Store | None, sampling: Sampling, device: torch.device) -> Shelf | None:
@@ -68,8 +72,15 @@ def make_shelf(store: Store | None, sampling: Sampling, device: torch.device) ->
     return Shelf(store, device)
 
 
-def _fits(features: Tensor, device: torch.device) -> bool:
+def _fits(features: np.ndarray, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return features.numel() * features.element_size() <= GPU_SHARE * free
+    return features.nbytes <= GPU_SHARE * free
+
+
+def _tensor(mapped: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # The map cannot be written to, and nobody does.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(mapped)
