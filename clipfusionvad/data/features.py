@@ -96,7 +96,7 @@ def load_video(paths: Sequence[Path], dim: int | None = None) -> np.ndarray:
 
 def load_entry(entry: Entry, dim: int | None = None) -> np.ndarray:
     """The features of a list's video, from its store where they are packed, else from its files (``load_video``)."""
-    return load_video(entry.paths, dim) if entry.packed is None else entry.packed
+    return load_video(entry.paths, dim) if entry.packed is None else entry.packed()
 
 
 def _check_counts(paths: Sequence[Path], counts: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Entry:
     """One row of a list: one crop of one video.
 
     ``path`` is the feature file that the list names, ``further`` those of the method's other streams (see
-    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1. ``packed`` holds the
+    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1. ``packed`` gives the
     features themselves, (snippets, streams · dim), where the list is packed with whole videos.
     """
 
@@ -28,7 +28,7 @@ class Entry:
     label: str
     row: int
     further: tuple[Path, ...] = ()
-    packed: np.ndarray | None = field(default=None, compare=False, repr=False)
+    packed: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ from clipfusionvad.data.checks import check_features, compare_norms, median_norm
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
-from clipfusionvad.data.store import FEATURES, LENGTHS, MANIFEST, SOURCES, Manifest, hash_list, source_of
+from clipfusionvad.data.store import FEATURES, MANIFEST, SOURCES, VIDEOS, Manifest, hash_list, source_of
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import atomic_folder, write_array, write_json
 
@@ -29,10 +29,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Packed:
-    """One video as it goes into a store: ``features`` (T, S·D) or (L, S·D), how many of them are valid."""
+    """One video as it goes into a store: ``features`` (T, S·D) or (L, S·D), of which ``length`` are valid.
+
+    ``size`` is the bytes of a value in its files, ``norm`` that of its middling snippet.
+    """
 
     features: np.ndarray
     length: int
+    size: int
     rounding: float
     norm: float
 
@@ -64,17 +68,16 @@ def write_store(
     with atomic_folder(folder) as temporary:
         _check_room(temporary, folder, shape, dtype)
         written = _Writer(temporary / FEATURES, shape, np.dtype(dtype))
-        lengths, norms = [], []
-        rounding = 0.0
+        videos, norms, rounding = [], [], 0.0
         with written:
             work = _in_order(lambda entry: _pack_entry(entry, width, fixed, dtype, str(list_path)), entries, workers)
             # disable=None: no bar where stderr is not a terminal.
             for packed in tqdm(work, f"packing {Path(list_path).name}", len(entries), disable=None, unit="video"):
                 written.add(packed.features)
-                lengths.append(packed.length)
+                videos.append((packed.length, packed.size))
                 norms.append(packed.norm)
                 rounding = max(rounding, packed.rounding)
-        write_array(temporary / LENGTHS, np.array(lengths, dtype=np.int64))
+        write_array(temporary / VIDEOS, np.array(videos, dtype=np.int64))
         write_array(temporary / SOURCES, sources)
         text = repr(fixed) if fixed else None
         manifest = Manifest(
@@ -92,29 +95,25 @@ def _pack_entry(entry: Entry, width: int, sampling: Sampling | None, dtype: str,
         stored, rounding = _convert(values, dtype, entry.path)
     except UserError as error:
         raise UserError(f"{list_name}, row {entry.row}: {error}") from error
-    return Packed(stored, length, rounding, median_norm(features))
+    return Packed(stored, length, features.itemsize, rounding, median_norm(features))
 
 
 def _sample(features: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, int]:
-    # The generator is for samplings that draw.
-    return sampling.sample(features, np.random.default_rng(0))
+    # The generator is for samplings that draw. Models are given float32.
+    visual, length = sampling.sample(features, np.random.default_rng(0))
+    return visual.astype(np.float32), length
 
 
 def _convert(values: np.ndarray, dtype: str, path: Path) -> tuple[np.ndarray, float]:
-    """Values in a store's dtype, and by how much of a snippet's largest value the worst one was rounded.
-
-    What counts as exact is float32, in which models compute.
-    """
-    if values.dtype == dtype:
-        return values, 0.0
-    exact = values.astype(np.float32)
+    """Values in a store's dtype, and by how much of a snippet's largest value the worst one was rounded."""
     with np.errstate(over="ignore"):
-        stored = exact.astype(dtype)
+        stored = values.astype(dtype, copy=False)
+    if stored.dtype.itemsize >= values.dtype.itemsize:
+        return stored, 0.0
     if not np.isfinite(stored).all():
         advice = "; pack with --dtype float32" if dtype == "float16" else ""
         raise UserError(f"{path} holds {np.abs(values).max():.6g}, which is beyond the range of {dtype}{advice}")
-    error = np.abs(stored.astype(np.float32) - exact).max(axis=1)
-    largest = np.abs(exact).max(axis=1)
+    error, largest = np.abs(stored - values).max(axis=1), np.abs(values).max(axis=1)
     return stored, float((error / np.where(largest > 0, largest, 1)).max())
 
 

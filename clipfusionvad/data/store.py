@@ -5,7 +5,7 @@ A store is a folder:
 - ``features.npy``, one of two layouts. *Samples*: the training inputs themselves, (N, T, S·D), for a sampling that
   always makes the same input of a video. *Whole*: the rows of all N videos one after the other, (ΣL, S·D), for tests
   and for a sampling that draws.
-- ``lengths.npy`` (N,) int64: valid snippets of each input, or snippets L of each video.
+- ``videos.npy`` (N, 2) int64: valid snippets of each input, or snippets L of each video; bytes of a value in its files.
 - ``sources.npy`` (N, S, 2) int64: bytes and time of change (ns) of every feature file, S streams.
 - ``manifest.json``: the rest, see ``Manifest``.
 """
@@ -19,7 +19,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from clipfusionvad.files import must_exist, read_text
 from clipfusionvad.npy import read_array, read_npy_header
 
 FORMAT = "clipfusionvad-pack-1"
-MANIFEST, FEATURES, LENGTHS, SOURCES = "manifest.json", "features.npy", "lengths.npy", "sources.npy"
+MANIFEST, FEATURES, VIDEOS, SOURCES = "manifest.json", "features.npy", "videos.npy", "sources.npy"
 DTYPES = ("float16", "float32")
 # Read at a time when a whole store is checked.
 _PIECE = 2**24
@@ -66,7 +66,7 @@ class Store:
     folder: Path
     manifest: Manifest
     features: np.ndarray
-    lengths: np.ndarray
+    videos: np.ndarray
     sources: np.ndarray
 
     @property
@@ -74,21 +74,26 @@ class Store:
         """Whether it holds whole videos, not samples of them."""
         return self.manifest.sampling is None
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Valid snippets of each input, or snippets of each video, (N,)."""
+        return self.videos[:, 0]
+
     @cached_property
     def starts(self) -> np.ndarray:
         """Where each video's rows begin, (N,)."""
         return np.cumsum(self.lengths) - self.lengths
 
     def video(self, row: int) -> np.ndarray:
-        """All of a video, (L, S·D); only where the store is ``whole``."""
-        start = self.starts[row]
-        return self.features[start : start + self.lengths[row]]
+        """All of a video, (L, S·D), in the dtype of its files; only where the store is ``whole``."""
+        start, (length, size) = self.starts[row], self.videos[row]
+        return self.features[start : start + length].astype(f"f{size}", copy=False)
 
     def attach(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries that carry the features of their videos, where the store has whole ones."""
+        """Entries that take the features of their videos from here, where the store has whole ones."""
         if not self.whole:
             return list(entries)
-        return [replace(entry, packed=self.video(row)) for row, entry in enumerate(entries)]
+        return [replace(entry, packed=partial(self.video, row)) for row, entry in enumerate(entries)]
 
     def check_fit(self, list_path: str | Path, streams: Sequence[str], width: int, sampling: Sampling | None) -> None:
         """Raise ``UserError`` unless the store was made of this list as it is, for this reading.
@@ -141,10 +146,12 @@ def store_folder(list_path: str | Path, folder: str | Path | None = None) -> Pat
 def open_store(folder: Path) -> Store:
     """Open a store; ``UserError`` for one that is incomplete, truncated or does not agree with itself."""
     manifest = _read_manifest(folder)
-    lengths, sources = (_read_counts(folder, name) for name in (LENGTHS, SOURCES))
-    if lengths.shape != (manifest.videos,) or sources.shape != (manifest.videos, len(manifest.streams), 2):
-        raise damaged(folder, f"{LENGTHS} or {SOURCES} is not of {manifest.videos} videos")
-    features = _map_features(folder, manifest)
+    videos, sources = (_read_counts(folder, name) for name in (VIDEOS, SOURCES))
+    if videos.shape != (manifest.videos, 2) or sources.shape != (manifest.videos, len(manifest.streams), 2):
+        raise damaged(folder, f"{VIDEOS} or {SOURCES} is not of {manifest.videos} videos")
+    if not np.isin(videos[:, 1], (2, 4, 8)).all():
+        raise damaged(folder, f"{VIDEOS} names sizes that no value has")
+    features, lengths = _map_features(folder, manifest), videos[:, 0]
     shortest, longest = int(lengths.min(initial=1)), int(lengths.max(initial=1))
     whole = manifest.sampling is None
     if whole:
@@ -153,7 +160,7 @@ def open_store(folder: Path) -> Store:
         agree = features.ndim == 3 and len(features) == manifest.videos and longest <= features.shape[1]
     if not agree or shortest < 1 or features.shape[-1] != manifest.width * len(manifest.streams):
         raise damaged(folder, f"{FEATURES} has shape {features.shape}, which does not fit the rest")
-    return Store(folder, manifest, features, lengths, sources)
+    return Store(folder, manifest, features, videos, sources)
 
 
 def hash_list(path: str | Path) -> str:
