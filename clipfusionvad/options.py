@@ -256,7 +256,13 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
         help="frames that one feature row stands for",
     )
     group.add_argument("--check", action=switch, default=True, help="read and check every feature before the start")
-    group.add_argument("--workers", type=non_negative_int, default=0, help="processes that load training features")
+    group.add_argument("--packed", action=switch, default=True, help="read what 'pack' has packed, where it has")
+    group.add_argument("--packed-dir", help="where pack's --output has put it (default: beside the lists)")
+    group.add_argument(
+        "--workers",
+        type=non_negative_int,
+        help="processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)",
+    )
 
 
 def _add_training(group: argparse._ArgumentGroup, method: type[Method]) -> None:

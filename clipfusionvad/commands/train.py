@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.commands.prepare import calibrate, find_option_file, prepare_model, prepare_test_set, read_entries
+from clipfusionvad.commands.prepare import calibrate, find_option_file, open_list, prepare_model, prepare_test_set
 from clipfusionvad.data.checks import check_features, check_overlap
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.loaders import Bags, make_plan
+from clipfusionvad.data.shelf import make_shelf
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import calibration_content, describe, model_content, own_state, run_of
-from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.device import pick_device, pick_workers
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_videos
 from clipfusionvad.engine.schedule import Schedule
 from clipfusionvad.engine.trainer import Stopped, Trainer
@@ -42,25 +43,30 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     device = pick_device(args.device)
     if args.demo:
         make_demo(dataset)
-    entries = read_entries(args, args.train_list, dataset)
-    check_features(entries, args.visual_width, args.train_list, read=args.check)
+    entries, store = open_list(args, args.train_list, dataset, training=True)
+    if store is None:
+        check_features(entries, args.visual_width, args.train_list, read=args.check)
     test_set = prepare_test_set(args, dataset)
     check_overlap(entries, test_set.entries)
     model, clip = prepare_model(args, dataset)
-    bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed)
+    shelf = make_shelf(store, model.sampling, device)
+    bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed, shelf)
     rows = np.arange(len(entries))
     selection_set, judge = test_set, partial(evaluate, protocol=args.protocol)
     if args.protocol == "clean":
         rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
         selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
+        if store is not None and not store.whole:
+            check_features(selection_set.entries, args.visual_width, args.train_list, read=args.check)
         judge = evaluate_videos
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
     def score(model: Method) -> dict[str, Any]:
         return judge(score_videos(model, selection_set.features, device, args.precision), selection_set)
 
+    workers = pick_workers(args.workers, device)
     made = describe(model, clip, dataset, vars(args))
-    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers)
+    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
     folder = choose_folder(args.output_dir, f"{dataset.name}_{args.method}", args.use_checkpoint, args.overwrite)

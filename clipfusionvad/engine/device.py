@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 from torch import nn
@@ -25,6 +26,18 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def pick_workers(asked: int | None, device: torch.device) -> int:
+    """How many processes load features: as asked, else none beside a model on the CPU and up to 8 beside a GPU."""
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" else min(8, count_cores() - 1)
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

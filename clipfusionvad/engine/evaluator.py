@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_video
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_entry
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, frames_from_segments
@@ -55,7 +55,7 @@ class VideoSet:
 
     @cached_property
     def features(self) -> list[np.ndarray]:
-        return [load_video(entry.paths, self.width) for entry in self.entries]
+        return [load_entry(entry, self.width) for entry in self.entries]
 
     @cached_property
     def anomalous(self) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,6 +174,10 @@ class AnomalyCLIP(Method):
         with own_stream("axial"):
             axial = AxialTransformer(emb_size, depth, heads, dim_heads, self.grid) if temporal == "axial" else None
         self.temporal_model = TemporalModel(visual_width + concat_features * len(anomalies), emb_size, axial)
+
+    @classmethod
+    def sampling_of(cls, options: Mapping[str, Any]) -> GridSampling:
+        return GridSampling(options["num_segments"], options["seg_length"])
 
     @property
     def sampling(self) -> GridSampling:

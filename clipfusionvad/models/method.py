@@ -95,10 +95,15 @@ class Method(nn.Module, ABC):
         """The way back: this model's own state and the whole of CLIP under ``clipmodel.``, as its authors name them."""
         return dict(state)
 
+    @classmethod
+    def sampling_of(cls, options: Mapping[str, Any]) -> Sampling:
+        """How videos become inputs of a model with these options; there need not be one."""
+        return WindowSampling(options["visual_length"])
+
     @property
     def sampling(self) -> Sampling:
-        """How videos become inputs of this model."""
-        return WindowSampling(self.visual_length)
+        """How videos become inputs of this model: as its options say."""
+        return self.sampling_of(vars(self))
 
     @property
     def windows_at_once(self) -> int:
