@@ -179,6 +179,17 @@ def read_text(path: str | Path, what: str) -> str:
     return text
 
 
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """A JSON file of names and values; anything else is a ``UserError``."""
+    try:
+        content = json.loads(read_text(path, what))
+    except ValueError as error:
+        raise UserError(f"{what} {path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{what} {path} must hold names and values")
+    return content
+
+
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV file as (line number in the file, cells by column name); the header is line 1.
 

@@ -268,6 +268,12 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
 def _add_training(group: argparse._ArgumentGroup, method: type[Method]) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--seed", type=non_negative_int, help="seed of weights and batch order")
+    group.add_argument(
+        "--seeds",
+        type=non_negative_int,
+        nargs="+",
+        help="in place of --seed: train with each of these side by side, and report mean and deviation",
+    )
     group.add_argument("--max-epoch", type=positive_int, help="epochs")
     group.add_argument("--batch-size", type=positive_int, help="videos in a batch; with --balanced, of each kind")
     group.add_argument("--balanced", action=switch, help="as many normal as anomalous videos in a batch")
@@ -336,3 +342,6 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 def _cross_check(args: argparse.Namespace, dataset: Dataset) -> None:
     if args.classes_num != len(dataset.classes):
         raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
+    twice = [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]
+    if twice:
+        raise UserError(f"--seeds names {twice[0]} more than once")

@@ -27,7 +27,7 @@ from clipfusionvad.models import method_names
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "clipfusionvad"
-INNER = {"__init__", "load", "prepare"}
+INNER = {"__init__", "load", "prepare", "task"}
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -108,11 +108,11 @@ def prepare_test_set(args: Namespace, dataset: Dataset) -> VideoSet:
 
 
 def prepare_model(
-    args: Namespace, dataset: Dataset, file: ModelFile | None = None
+    args: Namespace, dataset: Dataset, file: ModelFile | None = None, clip: ClipWeights | None = None
 ) -> tuple[Method, ClipWeights | None]:
-    """Build the model that the options describe, with the CLIP of ``--clip`` or the one inside a model file."""
-    method, clip = find_method(args.method), None
-    if method.needs_clip:
+    """Build the model that the options describe, with ``clip``, else the CLIP inside a model file or of ``--clip``."""
+    method = find_method(args.method)
+    if method.needs_clip and clip is None:
         clip = clip_in_checkpoint(file.state, file.path) if file else None
         clip = clip or load_clip(args.clip, width=args.embed_dim)
     torch.manual_seed(args.seed)
