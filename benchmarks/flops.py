@@ -11,15 +11,19 @@ memory.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import Shape
 from benchmarks.made import Size, made_batch, made_model, pick_size
 from benchmarks.report import Report, main_options
 
@@ -96,6 +100,21 @@ def count(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products that are computed within it by (batch, m, k, n)."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: Counter[Shape] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            left, right = args[-2:]
+            batch = len(left) if left.dim() == 3 else 1
+            self.shapes[(batch, *left.shape[-2:], right.shape[-1])] += 1
+        return function(*args, **(kwargs or {}))
 
 
 if __name__ == "__main__":

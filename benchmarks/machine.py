@@ -8,6 +8,7 @@ A busy machine hurts whatever is being measured, so what is compared is measured
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -96,6 +97,12 @@ def shape_rate(shape: Shape, device: torch.device, precision: str = "fp32", trie
             torch.matmul(left, right, out=out)
 
     return max(times * work / seconds(repeated, device) for _ in range(tries))
+
+
+def rate_at(shapes: Mapping[Shape, int], device: torch.device, precision: str = "fp32") -> float:
+    """FLOP/s of all these products one after another, each as often as it is given and at its own best rate."""
+    work = {shape: 2 * math.prod(shape) * times for shape, times in shapes.items()}
+    return sum(work.values()) / sum(work[shape] / shape_rate(shape, device, precision) for shape in work)
 
 
 def copy_bandwidth(device: torch.device, size: int = COPIED, tries: int = 5) -> float:

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from benchmarks.flops import count
-from benchmarks.machine import gemm_rate, in_turns, peaks_apart, print_peak, ratio
+from benchmarks.flops import Products, count
+from benchmarks.machine import gemm_rate, in_turns, peaks_apart, print_peak, rate_at, ratio
 from benchmarks.made import made_batch, made_model, pick_size
 from benchmarks.report import Report, main_options, model_flags
 from clipfusionvad.engine.device import autocast, compile_model, pick_device
@@ -71,6 +71,10 @@ def compare(args: argparse.Namespace, device: torch.device, report: Report) -> N
     share = median(flop["ours"] / time / rate for time, rate in zip(times["ours"], rates, strict=True))
     goal = None if args.quick else SHARE_OF_GEMM if device.type == "cpu" else 35
     report.claim("training step, share of the GEMM rate", 100 * share, "%", goal=goal)
+    with Products() as products:
+        steps["ours"]()
+    at_sizes = rate_at(products.shapes, device, args.precision)
+    report.limit("matrix products at the sizes of the step", at_sizes / 1e9, rates[-1] / 1e9, "GFLOP/s")
     rate = median(rates)
     for name in steps:
         report.limit(f"training step, {name}", flop[name] / took[name] / 1e9, rate / 1e9, "GFLOP/s")

@@ -148,7 +148,9 @@ def test_a_missed_goal_is_said(value, at_most, met):
     assert ("NO" in str(claim)) == ("(missed)" in run.row(claim)) == (not met)
 
 
-@pytest.mark.parametrize("script", [machine, flops, detection, ranking, linear, protocol, reading], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "script", [machine, flops, detection, ranking, linear, protocol, reading], ids=lambda s: s.__name__
+)
 def test_script_runs(script, tmp_path, capsys):
     script.main(["--quick", "--json", str(tmp_path / "report.json")])
     _, claims, _, _ = read_report(tmp_path / "report.json")
@@ -175,3 +177,12 @@ def test_all_results_end_up_on_one_page(tmp_path):
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| AUC and AP, UCF-Crime, times faster |" in page and "$ python benchmarks/ranking.py --quick" in page
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_products_are_told_by_their_sizes():
+    layer, x = torch.nn.Linear(3, 5), torch.randn(2, 7, 3)
+    with flops.Products() as products:
+        layer(x).sum().backward()
+        torch.bmm(torch.ones(4, 2, 3), torch.ones(4, 3, 6))
+    # Forward, and the gradient of the weights; the input needs none.
+    assert products.shapes == {(1, 14, 3, 5): 1, (1, 5, 14, 3): 1, (4, 2, 3, 6): 1}
