@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
+import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
-from sizes import UCF_TRAIN_SNIPPETS
 from tqdm import tqdm
 
+from benchmarks.machine import copy_bandwidth, peak_memory
+from benchmarks.report import Report, main_options
+from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from clipfusionvad.data.lists import Entry, write_list
 from clipfusionvad.data.loaders import Bags, ShuffledPlan, load_batches
 from clipfusionvad.data.pack import write_store
@@ -37,6 +41,7 @@ from clipfusionvad.engine.device import count_cores
 # Snippets of an input, feature dim, crops of a video, batch (64 normal and 64 anomalous videos), rows of UCF-Crime.
 T, D, CROPS, BATCH, FULL = 256, 512, 10, 128, 16100
 SAMPLING = WindowSampling(T)
+TIMES_FASTER = 10
 
 
 @dataclass(frozen=True)
@@ -49,39 +54,40 @@ class Reading:
     mapped: int
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = main_options(__doc__)
     parser.add_argument("--rows", type=int, default=1600, help="rows of the training list, ten for each video")
     parser.add_argument("--full", action="store_true", help=f"all {FULL} rows, which takes 13 GB of disk")
     parser.add_argument("--folder", help="where the features are made (default: the system's temporary folder)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    rows = FULL if args.full else 20 if args.quick else args.rows
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        measure(Path(folder), FULL if args.full else args.rows)
+        measure(args, Path(folder), rows)
 
 
-def measure(folder: Path, rows: int) -> None:
+def measure(args: argparse.Namespace, folder: Path, rows: int) -> None:
+    report = Report("reading an epoch", args)
     entries = make_features(folder, rows)
     size = sum(entry.path.stat().st_size for entry in entries)
-    print(f"{len(entries)} rows, {size / 1e6:.0f} MB in single files, {count_cores()} cores")
+    report.say(f"{len(entries)} rows, {size / 1e6:.0f} MB in single files, {count_cores()} cores")
     start = time.perf_counter()
     write_store(store_of(folder), entries, folder / "list.csv", ["rgb"], D, SAMPLING, "float16", count_cores())
     packed_size = (store_of(folder) / FEATURES).stat().st_size
-    print(f"packed into {packed_size / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s")
+    report.say(f"packed into {packed_size / 1e6:.0f} MB in {time.perf_counter() - start:.1f} s")
     plain, packed = (apart(read, folder, entries) for read in (read_plain, read_packed))
     assert plain.check == packed.check, "the two ways of reading do not give the same batches"
-    delivered = len(entries) * T * D * 4
-    print(f"\n{'':8}{'epoch':>10}{'a row':>11}{'batches':>12}{'peak RSS':>11}{'less mapped files':>20}")
     for name, found in (("plain", plain), ("packed", packed)):
-        print(
-            f"{name:8}{found.seconds:8.2f} s{found.seconds / len(entries) * 1e3:8.3f} ms"
-            f"{delivered / found.seconds / 1e9:7.2f} GB/s{found.peak / 1e6:8.0f} MB"
-            f"{(found.peak - found.mapped) / 1e6:17.0f} MB"
+        report.say(
+            f"{name:8}{found.seconds:8.2f} s, {found.seconds / len(entries) * 1e3:.3f} ms a row, peak memory "
+            f"{found.peak / 1e6:.0f} MB, {(found.peak - found.mapped) / 1e6:.0f} MB without mapped files"
         )
-    print(f"\nthe same batches {plain.seconds / packed.seconds:.1f} times as fast (goal: 10)")
+    goal = None if args.quick else TIMES_FASTER
+    report.claim("reading an epoch, times faster", plain.seconds / packed.seconds, "x", goal=goal)
     # Two bytes of a value are read and written, then read again, and four are written.
-    moved = delivered * (2 + 2 + 2 + 4) / 4
-    rate, copy = moved / packed.seconds / 1e9, apart(copy_rate)
-    print(f"memory traffic {rate:.1f} GB/s of {copy:.1f} GB/s that copying reaches: {rate / copy:.0%}")
+    moved = len(entries) * T * D * (2 + 2 + 2 + 4)
+    copied = copy_bandwidth(torch.device("cpu"))
+    report.limit("reading an epoch, memory traffic", moved / packed.seconds / 1e9, copied / 1e9, "GB/s of copying")
+    report.write()
 
 
 def make_features(folder: Path, rows: int) -> list[Entry]:
@@ -145,8 +151,7 @@ def time_epoch(batches: Callable[[list[np.ndarray]], Iterator[torch.Tensor]], en
     for _ in tqdm(batches(plan.epoch(1)), "reading", disable=None, leave=False):
         pass
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Reading(seconds, check, peak, mapped_bytes())
+    return Reading(seconds, check, peak_memory(torch.device("cpu")), mapped_bytes())
 
 
 def mapped_bytes() -> int:
@@ -154,18 +159,6 @@ def mapped_bytes() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
-
-
-def copy_rate() -> float:
-    """GB/s read and written when memory is copied, the best of some times."""
-    source = torch.ones(2**26)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
-    return 2 * source.numel() * 4 / min(seconds) / 1e9
 
 
 if __name__ == "__main__":
