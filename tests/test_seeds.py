@@ -18,7 +18,8 @@ from test_resume import assert_equal
 from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 
 from clipfusionvad import create_model
-from clipfusionvad.commands import train as train_command
+from clipfusionvad.commands import task as task_module
+from clipfusionvad.commands import train as train_module
 from clipfusionvad.engine import seeds as seeds_module
 from clipfusionvad.engine.seeds import Lane, share_frozen
 from clipfusionvad.engine.trainer import Trainer
@@ -52,8 +53,8 @@ class Case:
 @pytest.fixture(autouse=True, scope="module")
 def no_plots():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_command, "draw_score_curves", lambda *args: None)
-        patch.setattr(train_command, "draw_training", lambda *args: None)
+        patch.setattr(task_module, "draw_score_curves", lambda *args: None)
+        patch.setattr(task_module, "draw_training", lambda *args: None)
         yield
 
 
@@ -179,8 +180,8 @@ def test_finished_seeds_are_not_repeated_and_others_join_them(one, tmp_path, mon
     (tmp_path / f"run/seed{SEEDS[1]}/scores.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / f"run/seed{SEEDS[0]}").rglob("*")}
     labels, tested = interrupt(monkeypatch, 0, None), []
-    finish = train_command._finish
-    monkeypatch.setattr(train_command, "_finish", lambda args, *rest: tested.append(args.seed) or finish(args, *rest))
+    finish = train_module.finish
+    monkeypatch.setattr(train_module, "finish", lambda args, *rest: tested.append(args.seed) or finish(args, *rest))
     outcome = one.train(tmp_path, "--use-checkpoint", seeds=(*SEEDS, 7))
     assert outcome.code == 0, outcome.err
     assert set(labels) == {"seed 7, "}

@@ -11,7 +11,7 @@ from clipfusionvad.commands.prepare import OptionFile, find_option_file, prepare
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import ModelFile, calibration_content
-from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_videos
 from clipfusionvad.files import check_writable, write_json
 from clipfusionvad.options import record
@@ -41,7 +41,8 @@ def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int
             check_writable(path)
     if args.demo:
         make_demo(dataset)
-    model, _ = load_model(args, dataset, file)
+    model = load_model(args, dataset, file)[0]
+    compile_model(model, args.compile)
     test_set = prepare_test_set(args, dataset)
     models = {"here": model}
     if args.demo:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from clipfusionvad.data.features import load_video
+from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
+from clipfusionvad.data.shelf import Shelf
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.errors import UserError
 
@@ -76,10 +77,19 @@ class Bags(TorchDataset):
     """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
     An item is asked for as (row, *draw): equal numbers give the same sample, whatever was asked for before.
+    ``shelf`` is where their batches are gathered from, where the list is packed.
     """
 
-    def __init__(self, entries: Sequence[Entry], dataset: Dataset, sampling: Sampling, width: int, seed: int = 0):
-        self.entries, self.sampling, self.width, self.seed = entries, sampling, width, seed
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        dataset: Dataset,
+        sampling: Sampling,
+        width: int,
+        seed: int = 0,
+        shelf: Shelf | None = None,
+    ):
+        self.entries, self.sampling, self.width, self.seed, self.shelf = entries, sampling, width, seed, shelf
         self.targets = np.stack([dataset.encode(entry.label) for entry in entries])
 
     def __len__(self) -> int:
@@ -87,20 +97,47 @@ class Bags(TorchDataset):
 
     def __getitem__(self, item: tuple[int, ...]) -> tuple[Tensor, int, Tensor]:
         row, *draw = item
-        features = load_video(self.entries[row].paths, self.width)
-        visual, count = self.sampling.sample(features, np.random.default_rng([self.seed, *draw]))
+        features = load_entry(self.entries[row], self.width)
+        visual, count = self.sampling.sample(features, self.generator(*draw))
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
+
+    def generator(self, *draw: int) -> np.random.Generator:
+        """What an item is drawn with."""
+        return np.random.default_rng([self.seed, *draw])
+
+    def index(self, rows: np.ndarray, *draw: int) -> np.ndarray:
+        """Where on the shelf the inputs of ``rows`` (B,) stand: (B,) samples, or (B, T) snippets as they are drawn."""
+        if not self.sampling.draws:
+            return rows
+        drawn = [
+            self.sampling.draw(count, self.generator(*draw, place))
+            for place, count in enumerate(self.shelf.lengths[rows].tolist())
+        ]
+        return self.shelf.starts[rows, None] + np.stack(drawn)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Valid snippets of every row's input, (N,) int64, where they are packed."""
+        drawn = np.full_like(self.shelf.lengths, self.sampling.length)
+        return drawn if self.sampling.draws else self.shelf.lengths
 
 
 def load_batches(
     bags: Bags, batches: Sequence[np.ndarray], workers: int, epoch: int = 0, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on."""
+    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on.
+
+    ``workers`` processes read and sample single files; packed features need none.
+    """
+    if bags.shelf is not None:
+        yield from _gather_batches(bags, bags.shelf, batches, epoch, start)
+        return
     items = [[(row, epoch, at, place) for place, row in enumerate(rows.tolist())] for at, rows in enumerate(batches)]
     loader = DataLoader(
         bags,
         batch_sampler=items[start:],
-        num_workers=workers,
+        # Mapped features would be copied to processes that are not forked.
+        num_workers=workers if bags.entries[0].packed is None else 0,
         pin_memory=torch.cuda.is_available(),
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
         generator=torch.Generator(),
@@ -110,3 +147,14 @@ def load_batches(
     except UserError as error:
         # From a worker process it comes wrapped in that process's traceback; what we said is at its end.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+
+
+def _gather_batches(
+    bags: Bags, shelf: Shelf, batches: Sequence[np.ndarray], epoch: int, start: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The same batches from packed features, each gathered in one step, on the device where they are wanted."""
+    targets, lengths = (torch.from_numpy(known).to(shelf.device) for known in (bags.targets, bags.lengths))
+    indices = (bags.index(rows, epoch, at) for at, rows in enumerate(batches[start:], start))
+    for rows, visual in zip(batches[start:], shelf.gather(indices), strict=False):
+        chosen = torch.from_numpy(rows).to(shelf.device)
+        yield visual, lengths[chosen], targets[chosen]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_video
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_entry
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, frames_from_segments
@@ -25,7 +25,7 @@ from clipfusionvad.metrics import (
     frame_metrics,
     snippet_metrics,
 )
-from clipfusionvad.models.method import WINDOWS_AT_ONCE, Method
+from clipfusionvad.models.method import Method
 
 # The detection mAP that a protocol reports first: the released procedure, or what the papers say of it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}
@@ -55,7 +55,7 @@ class VideoSet:
 
     @cached_property
     def features(self) -> list[np.ndarray]:
-        return [load_video(entry.paths, self.width) for entry in self.entries]
+        return [load_entry(entry, self.width) for entry in self.entries]
 
     @cached_property
     def anomalous(self) -> np.ndarray:
@@ -71,7 +71,7 @@ def score_videos(
     scores: list[VideoScores] = []
     with torch.inference_mode(), autocast(device, precision):
         text = model.encode_text()
-        for counts, windows, lengths in _groups(features, model.sampling):
+        for counts, windows, lengths in _groups(features, model.sampling, model.windows_at_once):
             anomaly, classes = model.score_windows(np.concatenate(windows), np.concatenate(lengths), text)
             start = 0
             for count, parts in zip(counts, windows, strict=True):
@@ -83,7 +83,7 @@ def score_videos(
 
 
 def _groups(
-    features: Sequence[np.ndarray], sampling: Sampling
+    features: Sequence[np.ndarray], sampling: Sampling, at_once: int
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
     """Consecutive videos that fill one forward pass: their snippets, their windows, the lengths of those."""
     counts: list[int] = []
@@ -94,7 +94,7 @@ def _groups(
         counts.append(len(video))
         windows.append(parts)
         lengths.append(valid)
-        if sum(map(len, windows)) >= WINDOWS_AT_ONCE:
+        if sum(map(len, windows)) >= at_once:
             yield counts, windows, lengths
             counts, windows, lengths = [], [], []
     if counts:
