@@ -14,7 +14,7 @@ from clipfusionvad.commands.task import Task, begin, finish, make_trainer, read_
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import run_of
-from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.device import GRAPH_MODES, pick_device
 from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.errors import EXIT_INTERRUPTED, warn
@@ -111,7 +111,7 @@ def _make_member(
     args: argparse.Namespace, task: Task, stop: threading.Event, frozen: dict[str, Tensor]
 ) -> Member | None:
     """The training of one seed; None where it is finished already."""
-    folder, lane = Path(args.output_dir), Lane(task.device)
+    folder, lane = Path(args.output_dir), Lane(task.device, own_stream=args.compile not in GRAPH_MODES)
     with lane.taken():
         trainer, entries = make_trainer(args, task)
         trainer.stop, trainer.label = stop, f"seed {args.seed}, "

@@ -47,6 +47,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+#: The modes of torch.compile that replay CUDA graphs. Those of all models of a process share one memory.
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
+
 def compile_model(model: nn.Module, mode: str | None) -> None:
     """Have ``torch.compile`` make a model's forward pass when it is first run; nothing for None.
 

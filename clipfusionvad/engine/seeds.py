@@ -26,12 +26,13 @@ MEMORY_SHARE = 0.8
 class Lane:
     """What a training has to itself in a process: torch's random numbers and, on a GPU, a stream.
 
-    On streams of their own, small kernels of several trainings run at the same time.
+    On streams of their own, small kernels of several trainings run at the same time. What shares memory that it
+    writes to, as CUDA graphs do, must not: then ``own_stream`` is False.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, own_stream: bool = True):
         self._gpus = [device] if device.type == "cuda" else []
-        self._stream = torch.cuda.Stream(device) if self._gpus else None
+        self._stream = torch.cuda.Stream(device) if self._gpus and own_stream else None
         self._states: list[Tensor] = []
 
     @contextlib.contextmanager

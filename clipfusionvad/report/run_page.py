@@ -74,7 +74,7 @@ def _facts(run: Run) -> list[str]:
             facts.append("no truth of frames: whole videos are judged")
         facts.append(f"model {run.options.get('model_path')}")
     elif seeds := run.options.get("seeds"):
-        facts.append(f"{len(seeds)} seeds, each with a page of its own in its folder")
+        facts.append(f"{len(seeds)} seeds, each with a page of its own in its folder; shown large: their mean")
     else:
         facts.append("not tested yet, or by an older version: no scores.npz in the folder")
     return facts
