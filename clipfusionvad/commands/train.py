@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from clipfusionvad.commands.prepare import calibrate, find_option_file, prepare_model, prepare_test_set, read_entries
 from clipfusionvad.data.checks import check_features, check_overlap
@@ -16,12 +17,12 @@ from clipfusionvad.data.loaders import Bags, make_plan
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import calibration_content, describe, model_content, own_state, run_of
-from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_videos
+from clipfusionvad.engine.distributed import Team, join
+from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_together
 from clipfusionvad.engine.schedule import Schedule
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.errors import EXIT_INTERRUPTED, warn
-from clipfusionvad.files import check_writable, without_nan, write_json, write_torch
+from clipfusionvad.files import check_writable, read_torch, without_nan, write_json, write_torch
 from clipfusionvad.models import Method
 from clipfusionvad.options import record
 from clipfusionvad.report.plots import draw_score_curves, draw_training
@@ -39,14 +40,22 @@ def main(argv: list[str]) -> int:
 
 def train(args: argparse.Namespace, dataset: Dataset) -> int:
     """Run one training from checked options; returns the exit code."""
-    device = pick_device(args.device)
+    with join(args.device) as (team, device):
+        return _train(args, dataset, team, device)
+
+
+def _train(args: argparse.Namespace, dataset: Dataset, team: Team, device: torch.device) -> int:
+    # One process reads all files.
+    args.check = args.check and team.is_main
     if args.demo:
-        make_demo(dataset)
+        with team.in_turn():
+            make_demo(dataset)
     entries = read_entries(args, args.train_list, dataset)
     check_features(entries, args.visual_width, args.train_list, read=args.check)
     test_set = prepare_test_set(args, dataset)
     check_overlap(entries, test_set.entries)
-    model, clip = prepare_model(args, dataset)
+    with team.in_turn():
+        model, clip = prepare_model(args, dataset)
     bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed)
     rows = np.arange(len(entries))
     selection_set, judge = test_set, partial(evaluate, protocol=args.protocol)
@@ -57,30 +66,44 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
     def score(model: Method) -> dict[str, Any]:
-        return judge(score_videos(model, selection_set.features, device, args.precision), selection_set)
+        scores = score_together(team, model, selection_set, device, args.precision)
+        return team.tell(lambda: judge(scores, selection_set))
 
     made = describe(model, clip, dataset, vars(args))
-    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers)
+    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers, team)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
-    folder = choose_folder(args.output_dir, f"{dataset.name}_{args.method}", args.use_checkpoint, args.overwrite)
+    stem = f"{dataset.name}_{args.method}"
+    folder = team.tell(lambda: choose_folder(args.output_dir, stem, args.use_checkpoint, args.overwrite))
     checkpoint_path = Path(args.checkpoint_path)
     check_writable(folder / LAST)
     if args.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
-    calibrate(model, args, [entries[row] for row in rows], dataset)
-    if model.calibration:
-        write_torch(folder / CALIBRATION, calibration_content(model))
+    team.wait()
+    if team.is_main:
+        calibrate(model, args, [entries[row] for row in rows], dataset)
+        if model.calibration:
+            write_torch(folder / CALIBRATION, calibration_content(model))
+        record_run(folder, record(args))
+    team.spread(model)
     print(f"{args.method} on {dataset.title}: {len(rows)} training rows, {len(test_set.entries)} test videos, {device}")
     print(f"run folder: {folder}")
-    record_run(folder, record(args))
     try:
-        trainer.fit(folder, checkpoint_path)
+        with team.resumable(lambda: _saved(folder)):
+            trainer.fit(folder, checkpoint_path)
+            _finish(args, dataset, trainer, test_set, folder)
     except Stopped:
         print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
         return EXIT_INTERRUPTED
-    _finish(args, dataset, trainer, test_set, folder)
     return 0
+
+
+def _saved(folder: Path) -> str:
+    """What there is of a run, and how it is taken up."""
+    if not (folder / LAST).is_file():
+        return "nothing is saved yet; start again"
+    step = read_torch(folder / LAST, "checkpoint")["progress"]["step"]
+    return f"the state of step {step} is in {folder / LAST}; start again with --use-checkpoint --output-dir {folder}"
 
 
 def _schedule(args: argparse.Namespace) -> Schedule:
@@ -126,8 +149,11 @@ def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_s
         states = {"untrained": untrained, **states}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)
-        scores = score_videos(trainer.model, test_set.features, trainer.device, args.precision)
-        results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
+        scores = score_together(trainer.team, trainer.model, test_set, trainer.device, args.precision)
+        if scores is not None:
+            results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
+    if not trainer.team.is_main:
+        return
     final = model_content(
         trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -93,14 +94,23 @@ class Bags(TorchDataset):
 
 
 def load_batches(
-    bags: Bags, batches: Sequence[np.ndarray], workers: int, epoch: int = 0, start: int = 0
+    bags: Bags,
+    batches: Sequence[np.ndarray],
+    workers: int,
+    epoch: int = 0,
+    start: int = 0,
+    part: Callable[[int], slice] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on."""
+    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on.
+
+    ``part`` says which rows of a batch of so many are wanted (not given: all); they are those that it has as a whole.
+    """
     items = [[(row, epoch, at, place) for place, row in enumerate(rows.tolist())] for at, rows in enumerate(batches)]
     loader = DataLoader(
         bags,
-        batch_sampler=items[start:],
+        batch_sampler=[batch[part(len(batch))] if part else batch for batch in items[start:]],
         num_workers=workers,
+        worker_init_fn=_heed_no_signals,
         pin_memory=torch.cuda.is_available(),
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
         generator=torch.Generator(),
@@ -110,3 +120,9 @@ def load_batches(
     except UserError as error:
         # From a worker process it comes wrapped in that process's traceback; what we said is at its end.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+
+
+def _heed_no_signals(worker: int) -> None:
+    """Ctrl-C and torchrun signal a process with all its children, whose work the step in progress still needs."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
