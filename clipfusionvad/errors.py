@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+
+from clipfusionvad.launch import launched
 
 EXIT_BAD_INPUT = 2
+#: Another process of a training was lost (EX_TEMPFAIL of sysexits.h: try again).
+EXIT_LOST = 75
 EXIT_INTERRUPTED = 130
 
 
@@ -27,16 +32,32 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def error_line(error: UserError) -> str:
+    """How bad input is reported."""
+    return "error: " + " ".join(str(error).split())
+
+
 def run_main(body: Callable[[], int | None]) -> int:
     """Run a program's body and turn its outcome into an exit code.
 
     ``UserError`` becomes one line and code 2, Ctrl-C one line and code 130; anything else is a bug of ours
-    and keeps its traceback.
+    and keeps its traceback. Of several processes that torchrun started, only the first speaks.
     """
+    with _silence() if launched().rank else contextlib.nullcontext():
+        return _run(body)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
+
+
+def _run(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:
         # The reader of the output, such as head, has seen enough.

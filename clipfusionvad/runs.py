@@ -19,6 +19,7 @@ import yaml
 
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import without_nan, write_json, write_text
+from clipfusionvad.launch import launched
 
 LAST, BEST, CALIBRATION, METRICS = "last.pt", "best.pt", "calibration.pt", "metrics.json"
 _SEED = "seed"
@@ -104,6 +105,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": launched().size,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
@@ -195,6 +197,22 @@ class RunLog:
         lines = self._losses.read_text(encoding="utf-8").splitlines(keepends=True) if self._losses.exists() else []
         kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
         write_text(self._losses, "".join(lines[:1] + kept) if kept else "")
+
+
+class NoLog:
+    """Stands for the log in a process that leaves writing to another."""
+
+    def log_step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float) -> None:
+        pass
+
+    def log_evaluation(self, record: dict[str, Any]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _line(record: Mapping[str, Any]) -> str:

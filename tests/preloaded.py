@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from clipfusionvad.clip import openai_clip
 
 openai_clip()
+with contextlib.suppress(ImportError):
+    import transformers  # noqa: F401
 # By default a lock that processes share, and that stays taken when its holder is killed.
 tqdm.set_lock(threading.RLock())
 

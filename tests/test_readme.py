@@ -54,6 +54,9 @@ def test_command_exists_with_all_its_flags(page, words):
         assert set(rest) <= make_targets(), words
     elif tool == "python":
         check_python(rest)
+    elif tool == "torchrun":
+        assert rest[0] == "--nproc-per-node"
+        check_python(rest[2:])
     else:
         assert tool in {"git", "cd", "pip", ".", "tensorboard"}, f"{page.name}: unchecked command {words}"
 

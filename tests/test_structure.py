@@ -26,7 +26,7 @@ FLOORS = [
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
     ("files", "datasets"),
-    ("losses", "errors", "argtypes"),
+    ("losses", "errors", "argtypes", "launch"),
 ]
 
 

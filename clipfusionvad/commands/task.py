@@ -21,7 +21,8 @@ from clipfusionvad.data.shelf import Shelf, make_shelf
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import calibration_content, describe, model_content, own_state
 from clipfusionvad.engine.device import compile_model, pick_workers
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_videos
+from clipfusionvad.engine.distributed import Team
+from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_together
 from clipfusionvad.engine.schedule import Schedule
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.files import without_nan, write_json, write_torch
@@ -43,6 +44,7 @@ class Task:
     """
 
     dataset: Dataset
+    team: Team
     device: torch.device
     entries: list[Entry]
     test_set: VideoSet
@@ -51,7 +53,7 @@ class Task:
     clip: ClipWeights | None = None
 
 
-def read_task(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> Task:
+def read_task(args: argparse.Namespace, dataset: Dataset, team: Team, device: torch.device) -> Task:
     """Read and check the lists, features and truth that the options name."""
     entries, store = open_list(args, args.train_list, dataset, training=True)
     if store is None:
@@ -59,13 +61,14 @@ def read_task(args: argparse.Namespace, dataset: Dataset, device: torch.device) 
     test_set = prepare_test_set(args, dataset)
     check_overlap(entries, test_set.entries)
     shelf = make_shelf(store, find_method(args.method).sampling_of(vars(args)), device)
-    return Task(dataset, device, entries, test_set, store is not None, shelf)
+    return Task(dataset, team, device, entries, test_set, store is not None, shelf)
 
 
 def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[Entry]]:
     """The training that the options describe, and the entries that it trains on."""
-    dataset, entries, device = task.dataset, task.entries, task.device
-    model, clip = prepare_model(args, dataset, clip=task.clip)
+    dataset, entries, team, device = task.dataset, task.entries, task.team, task.device
+    with team.in_turn():
+        model, clip = prepare_model(args, dataset, clip=task.clip)
     task.clip = clip and clip.text_tower
     compile_model(model, args.compile)
     bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed, task.shelf)
@@ -80,11 +83,12 @@ def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[En
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
     def score(model: Method) -> dict[str, Any]:
-        return judge(score_videos(model, selection_set.features, device, args.precision), selection_set)
+        scores = score_together(team, model, selection_set, device, args.precision)
+        return team.tell(lambda: judge(scores, selection_set))
 
     workers = pick_workers(args.workers, device)
     made = describe(model, clip, dataset, vars(args))
-    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers)
+    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers, team)
     return trainer, [entries[row] for row in rows]
 
 
@@ -107,14 +111,21 @@ def _schedule(args: argparse.Namespace) -> Schedule:
 
 def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[Entry], folder: Path) -> None:
     """What comes between making a training, or resuming it, and its first step."""
-    calibrate(trainer.model, args, entries, task.dataset)
-    if trainer.model.calibration:
-        write_torch(folder / CALIBRATION, calibration_content(trainer.model))
-    record_run(folder, record(args))
+    # Nothing is written before every process has looked for a state to resume.
+    task.team.wait()
+    if task.team.is_main:
+        calibrate(trainer.model, args, entries, task.dataset)
+        if trainer.model.calibration:
+            write_torch(folder / CALIBRATION, calibration_content(trainer.model))
+        record_run(folder, record(args))
+    task.team.spread(trainer.model)
 
 
 def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path) -> dict[str, dict[str, Any]]:
-    """Test the last and the best weights, write the final model and all that the folder keeps; the metrics."""
+    """Test the last and the best weights, write the final model and all that the folder keeps; the metrics.
+
+    Of several processes only the first has metrics, and writes.
+    """
     best_state = trainer.best_state or trainer.last_state
     results = {}
     states = {"last": trainer.last_state, "best": best_state}
@@ -124,8 +135,11 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
         states = {"untrained": untrained, **states}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)
-        scores = score_videos(trainer.model, task.test_set.features, trainer.device, args.precision)
-        results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
+        scores = score_together(task.team, trainer.model, task.test_set, trainer.device, args.precision)
+        if scores is not None:
+            results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
+    if not task.team.is_main:
+        return results
     final = model_content(
         trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
     )

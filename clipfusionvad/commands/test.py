@@ -6,13 +6,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from clipfusionvad.commands.load import load_model, parse_over_model
 from clipfusionvad.commands.prepare import OptionFile, find_option_file, prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import ModelFile, calibration_content
-from clipfusionvad.engine.device import compile_model, pick_device
-from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_videos
+from clipfusionvad.engine.device import compile_model
+from clipfusionvad.engine.distributed import Team, join
+from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_together
 from clipfusionvad.files import check_writable, write_json
 from clipfusionvad.options import record
 from clipfusionvad.report.plots import draw_score_curves
@@ -35,13 +38,20 @@ def test(argv: Sequence[str] | None, option_file: OptionFile) -> int:
 
 def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int:
     """Score the test set with a model file; print the table and write what was asked for."""
-    device = pick_device(args.device)
+    with join(args.device) as (team, device):
+        return _test(args, dataset, file, team, device)
+
+
+def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Team, device: torch.device) -> int:
+    # One process reads all files.
+    args.check = args.check and team.is_main
     for path in (args.metrics_json, args.output_dir and Path(args.output_dir) / "test_metrics.json"):
         if path:
             check_writable(path)
-    if args.demo:
-        make_demo(dataset)
-    model = load_model(args, dataset, file)[0]
+    with team.in_turn():
+        if args.demo:
+            make_demo(dataset)
+        model = load_model(args, dataset, file)[0]
     compile_model(model, args.compile)
     test_set = prepare_test_set(args, dataset)
     models = {"here": model}
@@ -52,8 +62,11 @@ def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int
         models = {"untrained": untrained, "trained": model}
     results = {}
     for name, candidate in models.items():
-        scores = score_videos(candidate.to(device), test_set.features, device, args.precision)
-        results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
+        scores = score_together(team, candidate.to(device), test_set, device, args.precision)
+        if scores is not None:
+            results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
+    if not team.is_main:
+        return 0
     print(f"{args.method} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
     print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))
     if args.metrics_json:

@@ -14,11 +14,12 @@ from clipfusionvad.commands.task import Task, begin, finish, make_trainer, read_
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import run_of
-from clipfusionvad.engine.device import GRAPH_MODES, pick_device
+from clipfusionvad.engine.device import GRAPH_MODES
+from clipfusionvad.engine.distributed import join
 from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
-from clipfusionvad.errors import EXIT_INTERRUPTED, warn
-from clipfusionvad.files import check_writable, link_or_copy, write_json
+from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
+from clipfusionvad.files import check_writable, link_or_copy, read_torch, write_json
 from clipfusionvad.options import record
 from clipfusionvad.report.run_folder import RUN_SCORES
 from clipfusionvad.report.run_page import PAGE, write_report
@@ -43,18 +44,25 @@ def main(argv: list[str]) -> int:
 
 def train(args: argparse.Namespace, dataset: Dataset) -> int:
     """Run one training, or one for each of ``--seeds``, from checked options; returns the exit code."""
-    device = pick_device(args.device)
-    if args.demo:
-        make_demo(dataset)
-    task = read_task(args, dataset, device)
-    return _train_seeds(args, task) if args.seeds else _train_one(args, task)
+    with join(args.device) as (team, device):
+        if args.seeds and team.size > 1:
+            raise UserError("--seeds trains all seeds in one process: start it without torchrun")
+        # One process reads all files.
+        args.check = args.check and team.is_main
+        if args.demo:
+            with team.in_turn():
+                make_demo(dataset)
+        task = read_task(args, dataset, team, device)
+        return _train_seeds(args, task) if args.seeds else _train_one(args, task)
 
 
 def _train_one(args: argparse.Namespace, task: Task) -> int:
+    team = task.team
     trainer, entries = make_trainer(args, task)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
-    folder = choose_folder(args.output_dir, f"{task.dataset.name}_{args.method}", args.use_checkpoint, args.overwrite)
+    stem = f"{task.dataset.name}_{args.method}"
+    folder = team.tell(lambda: choose_folder(args.output_dir, stem, args.use_checkpoint, args.overwrite))
     checkpoint_path = Path(args.checkpoint_path)
     check_writable(folder / LAST)
     if args.use_checkpoint:
@@ -62,14 +70,24 @@ def _train_one(args: argparse.Namespace, task: Task) -> int:
     begin(args, task, trainer, entries, folder)
     _announce(args, task, len(entries), folder)
     try:
-        trainer.fit(folder, checkpoint_path)
+        with team.resumable(lambda: _saved(folder)):
+            trainer.fit(folder, checkpoint_path)
+            results = finish(args, task, trainer, folder)
     except Stopped:
         return _say_stopped(folder)
-    results = finish(args, task, trainer, folder)
-    print(metrics_table(results, _published(args, task)))
-    print(f"\nfinal model   {args.model_path}")
-    print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
+    if team.is_main:
+        print(metrics_table(results, _published(args, task)))
+        print(f"\nfinal model   {args.model_path}")
+        print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
     return 0
+
+
+def _saved(folder: Path) -> str:
+    """What there is of a run, and how it is taken up."""
+    if not (folder / LAST).is_file():
+        return "nothing is saved yet; start again"
+    step = read_torch(folder / LAST, "checkpoint")["progress"]["step"]
+    return f"the state of step {step} is in {folder / LAST}; start again with --use-checkpoint --output-dir {folder}"
 
 
 def _train_seeds(args: argparse.Namespace, task: Task) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -123,21 +124,28 @@ class Bags(TorchDataset):
 
 
 def load_batches(
-    bags: Bags, batches: Sequence[np.ndarray], workers: int, epoch: int = 0, start: int = 0
+    bags: Bags,
+    batches: Sequence[np.ndarray],
+    workers: int,
+    epoch: int = 0,
+    start: int = 0,
+    part: Callable[[int], slice] = slice,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on.
 
-    ``workers`` processes read and sample single files; packed features need none.
+    ``workers`` processes read and sample single files; packed features need none. ``part`` says which rows of a batch
+    of so many are wanted (not given: all); they are those that it has as a whole.
     """
     if bags.shelf is not None:
-        yield from _gather_batches(bags, bags.shelf, batches, epoch, start)
+        yield from _gather_batches(bags, bags.shelf, batches, epoch, start, part)
         return
     items = [[(row, epoch, at, place) for place, row in enumerate(rows.tolist())] for at, rows in enumerate(batches)]
     loader = DataLoader(
         bags,
-        batch_sampler=items[start:],
+        batch_sampler=[batch[part(len(batch))] for batch in items[start:]],
         # Mapped features would be copied to processes that are not forked.
         num_workers=workers if bags.entries[0].packed is None else 0,
+        worker_init_fn=_heed_no_signals,
         pin_memory=torch.cuda.is_available(),
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
         generator=torch.Generator(),
@@ -150,11 +158,18 @@ def load_batches(
 
 
 def _gather_batches(
-    bags: Bags, shelf: Shelf, batches: Sequence[np.ndarray], epoch: int, start: int
+    bags: Bags, shelf: Shelf, batches: Sequence[np.ndarray], epoch: int, start: int, part: Callable[[int], slice]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The same batches from packed features, each gathered in one step, on the device where they are wanted."""
     targets, lengths = (torch.from_numpy(known).to(shelf.device) for known in (bags.targets, bags.lengths))
-    indices = (bags.index(rows, epoch, at) for at, rows in enumerate(batches[start:], start))
+    # Drawn for the whole batch: a place in it has its own random numbers.
+    indices = (bags.index(rows, epoch, at)[part(len(rows))] for at, rows in enumerate(batches[start:], start))
     for rows, visual in zip(batches[start:], shelf.gather(indices), strict=False):
-        chosen = torch.from_numpy(rows).to(shelf.device)
+        chosen = torch.from_numpy(rows[part(len(rows))]).to(shelf.device)
         yield visual, lengths[chosen], targets[chosen]
+
+
+def _heed_no_signals(worker: int) -> None:
+    """Ctrl-C and torchrun signal a process with all its children, whose work the step in progress still needs."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)

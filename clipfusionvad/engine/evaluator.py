@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_entry
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_entry, read_video_shape
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
+from clipfusionvad.engine.distributed import Team
 from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import (
     class_metrics,
@@ -52,10 +53,26 @@ class VideoSet:
     ):
         self.entries, self.dataset, self.width, self.truth = entries, dataset, width, truth
         self.frames_per_snippet = frames_per_snippet
+        self._loaded: dict[int, np.ndarray] = {}
 
     @cached_property
     def features(self) -> list[np.ndarray]:
-        return [load_entry(entry, self.width) for entry in self.entries]
+        return self.load(range(len(self.entries)))
+
+    def load(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """The features of some of the videos."""
+        for row in set(rows) - self._loaded.keys():
+            self._loaded[row] = load_entry(self.entries[row], self.width)
+        return [self._loaded[row] for row in rows]
+
+    def split(self, parts: int) -> list[list[int]]:
+        """The rows of the set in so many parts, all of about as many snippets."""
+        longest_first = np.argsort([-self._snippets(row) for row in range(len(self.entries))], kind="stable")
+        return [longest_first[part::parts].tolist() for part in range(parts)]
+
+    def _snippets(self, row: int) -> int:
+        entry = self.entries[row]
+        return read_video_shape(entry.paths, self.width) if entry.packed is None else len(entry.packed())
 
     @cached_property
     def anomalous(self) -> np.ndarray:
@@ -80,6 +97,21 @@ def score_videos(
                 known = None if classes is None else model.sampling.restore(classes[rows], count)
                 scores.append(VideoScores(branches, known))
     return scores
+
+
+def score_together(
+    team: Team, model: Method, videos: VideoSet, device: torch.device, precision: str = "fp32"
+) -> list[VideoScores] | None:
+    """``score_videos`` on a whole set, each process a part of it; the first one gets all scores, the others None."""
+    if team.size == 1:
+        return score_videos(model, videos.features, device, precision)
+    parts = videos.split(team.size)
+    found = team.collect(score_videos(model, videos.load(parts[team.place.rank]), device, precision))
+    if found is None:
+        return None
+    rows = [row for part in parts for row in part]
+    scores = dict(zip(rows, (video for part in found for video in part), strict=True))
+    return [scores[row] for row in sorted(rows)]
 
 
 def _groups(

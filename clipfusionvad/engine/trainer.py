@@ -22,11 +22,12 @@ from tqdm import tqdm
 from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
 from clipfusionvad.engine.checkpoint import FORMAT, ModelFile, load_model_file, model_content, own_state
 from clipfusionvad.engine.device import autocast
+from clipfusionvad.engine.distributed import Team
 from clipfusionvad.engine.schedule import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import link_or_copy, read_torch, write_torch
 from clipfusionvad.models import Method
-from clipfusionvad.runs import BEST, LAST, RunLog
+from clipfusionvad.runs import BEST, LAST, NoLog, RunLog
 
 #: Steps after which the losses of a GPU are fetched; it works ahead in between.
 GPU_LOG_EVERY = 25
@@ -54,6 +55,7 @@ class Trainer:
 
     ``evaluate`` scores the model and returns metrics, of which ``schedule.select`` picks the best weights
     (strictly greater than before, starting at 0; "last": the newest). ``made`` describes the model in its files.
+    ``team`` shares the work; every process of it has a trainer, and all of them take the same decisions.
     """
 
     def __init__(
@@ -67,7 +69,10 @@ class Trainer:
         device: torch.device,
         precision: str = "fp32",
         workers: int = 0,
+        team: Team | None = None,
     ):
+        self.team = team or Team()
+        self.team.prepare(model)
         self.model, self.bags, self.plan, self.schedule = model.to(device), bags, plan, schedule
         self.evaluate, self.made = evaluate, made
         self.device, self.precision, self.workers = device, precision, workers
@@ -88,13 +93,13 @@ class Trainer:
         ``best_state`` is None where no evaluation ever scored above 0. SIGINT and SIGTERM raise ``Stopped``
         after the step in progress, with everything saved.
         """
-        with stop_on_signals(self.stop):
+        with stop_on_signals(self.stop, insist=self.team.size == 1):
             for _ in self.steps(folder, checkpoint_path):
                 pass
 
     def steps(self, folder: Path, checkpoint_path: Path | None = None) -> Iterator[None]:
         """What ``fit`` does, step by step: others may work between two steps, and set ``stop``."""
-        log = RunLog(folder, self.progress.step, self.progress.evaluations)
+        log = RunLog(folder, self.progress.step, self.progress.evaluations) if self.team.is_main else NoLog()
         try:
             self.save(folder, checkpoint_path)
             while self.progress.epoch < self.schedule.max_epoch:
@@ -108,48 +113,55 @@ class Trainer:
         if self.schedule.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
 
-    def _epoch_steps(self, log: RunLog, folder: Path, checkpoint_path: Path | None) -> Iterator[None]:
+    def _epoch_steps(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> Iterator[None]:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
-        batches = load_batches(self.bags, plan, self.workers, progress.epoch, progress.batch)
+        batches = load_batches(self.bags, plan, self.workers, progress.epoch, progress.batch, self.team.part)
         title = f"{self.label}epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
         with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
             for batch in batches:
                 rows = plan[progress.batch]
-                losses = self._step(*batch)
+                losses = self._step(*batch, len(rows))
                 progress.batch += 1
                 progress.step += 1
                 self._pending.append((progress.step, rows, losses, self.optimizer.param_groups[0]["lr"]))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
-                if due or self.stop.is_set() or progress.batch == len(plan) or len(self._pending) >= self._log_every:
+                full = due or progress.batch == len(plan) or len(self._pending) >= self._log_every
+                stop = self.team.agree(self.stop.is_set(), full)
+                if full or stop:
                     totals += self._log_losses(log, bar)
                 if due:
                     self._keep_if_best(log, folder)
                     # Evaluation has put the model into eval mode.
                     progress.eval_mode = self.schedule.paper
                     self.model.train(not progress.eval_mode)
-                if due or self.stop.is_set():
+                if due or stop:
                     log.flush()
                     self.save(folder, checkpoint_path)
-                if self.stop.is_set():
+                if stop:
                     raise Stopped
                 yield
         if totals:
             tqdm.write(f"{title}: loss {sum(totals) / len(totals):.4f}")
 
-    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """One optimizer step; the loss terms stay on the device, so that a GPU need not wait for their values."""
+    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int) -> dict[str, Tensor]:
+        """One optimizer step on a batch of ``count`` rows, of which these are this process's part.
+
+        The loss terms stay on the device, so that a GPU need not wait for their values.
+        """
         visual, lengths, targets = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.precision), self.team.forward(self.model, count, self.progress.step):
             output = self.model(visual, lengths)
+        output, targets, lengths = self.team.gather((output, targets, lengths), count)
         terms = self.model.losses(output, targets, lengths)
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
+        self.team.average_gradients(self.model)
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
-    def _log_losses(self, log: RunLog, bar: tqdm) -> list[float]:
+    def _log_losses(self, log: RunLog | NoLog, bar: tqdm) -> list[float]:
         """Write the losses of the steps since the last call, refuse those that are not finite; their sums."""
         pending, self._pending = self._pending, []
         values = torch.stack([torch.stack(list(losses.values())) for _, _, losses, _ in pending]).tolist()
@@ -167,7 +179,7 @@ class Trainer:
         """Whether batch ``index`` of an epoch, of that many samples, is followed by an evaluation."""
         return bool(self.schedule.eval_every) and index > 0 and index * samples % self.schedule.eval_every == 0
 
-    def _end_epoch(self, log: RunLog, folder: Path) -> None:
+    def _end_epoch(self, log: RunLog | NoLog, folder: Path) -> None:
         self._step_scheduler()
         plan = self.plan.epoch(self.progress.epoch)
         if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(plan)):
@@ -180,7 +192,7 @@ class Trainer:
         self.progress.batch, self.progress.eval_mode = 0, False
         log.flush()
 
-    def _keep_if_best(self, log: RunLog, folder: Path) -> None:
+    def _keep_if_best(self, log: RunLog | NoLog, folder: Path) -> None:
         metrics = self.evaluate(self.model)
         select = next(iter(metrics)) if self.schedule.select == LAST_WEIGHTS else self.schedule.select
         score = metrics[select]
@@ -188,7 +200,8 @@ class Trainer:
         if improved:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
             self.best_state = own_state(self.model)
-            write_torch(folder / BEST, model_content(self.made, self.best_state, step=self.progress.step))
+            if self.team.is_main:
+                write_torch(folder / BEST, model_content(self.made, self.best_state, step=self.progress.step))
         log.log_evaluation(
             {
                 "step": self.progress.step,
@@ -203,6 +216,8 @@ class Trainer:
 
     def save(self, folder: Path, checkpoint_path: Path | None) -> None:
         """Write the whole state to ``last.pt``: it alone decides where a resumed run goes on."""
+        if not self.team.is_main:
+            return
         content = model_content(
             self.made,
             own_state(self.model),
@@ -286,8 +301,11 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual."""
+def stop_on_signals(stop: threading.Event, insist: bool = True) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual.
+
+    Not so without ``insist``: a launcher may send what its process gets as well, and kills what does not end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -296,7 +314,8 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
     def handle(kind: int, frame: Any) -> None:
         stop.set()
-        signal.signal(kind, previous[kind])
+        if insist:
+            signal.signal(kind, previous[kind])
 
     for kind in kinds:
         signal.signal(kind, handle)

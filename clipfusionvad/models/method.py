@@ -35,8 +35,11 @@ class VADOutput:
     """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
 
     The last two are None for a method that does not tell classes apart. A method whose losses need more
-    extends this class.
+    extends this class. Tensors have a row per video, but for those in ``replicated``.
     """
+
+    #: Fields that do not depend on the videos.
+    replicated: ClassVar[tuple[str, ...]] = ("text_features",)
 
     coarse_logits: Tensor
     fine_logits: Tensor | None
