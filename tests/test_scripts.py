@@ -20,6 +20,7 @@ from clipfusionvad.clip import load_clip
 from clipfusionvad.commands import task as task_module
 from clipfusionvad.data.lists import read_list, split_crop
 from clipfusionvad.datasets import DATASETS
+from clipfusionvad.engine import evaluator
 from clipfusionvad.metrics import frame_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -197,7 +198,7 @@ def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_pat
     tiny, method = trained
     trained_on, scored = set(), []
     load = task_module.Bags.__getitem__
-    score, fit = task_module.score_videos, task_module.Trainer.fit
+    score, fit = evaluator.score_videos, task_module.Trainer.fit
 
     def watched_load(self, item):
         trained_on.add(self.entries[item[0]].path)
@@ -214,7 +215,7 @@ def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_pat
         selection.extend(scored)
 
     monkeypatch.setattr(task_module.Bags, "__getitem__", watched_load)
-    monkeypatch.setattr(task_module, "score_videos", watched_score)
+    monkeypatch.setattr(evaluator, "score_videos", watched_score)
     monkeypatch.setattr(task_module.Trainer, "fit", watched_fit)
     work = tiny.at(tmp_path)
     outcome = work.train("--method", method, "--protocol", "clean", "--holdout", 0.3, "--batch-size", 2)
