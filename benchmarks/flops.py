@@ -96,8 +96,8 @@ def count_parts(size: Size, model: nn.Module, plain: bool) -> dict[str, float]:
 
 
 def count(work: Callable[[], object]) -> int:
-    """FLOP of a call, backward passes in it included."""
-    with FlopCounterMode(display=False) as counter:
+    """FLOP of a call, backward passes in it included; a compiled model is run as it is without."""
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         work()
     return counter.get_total_flops()
 

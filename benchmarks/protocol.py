@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,12 +35,14 @@ from benchmarks.made import benchmark_frames, made_features, made_model, made_tr
 from benchmarks.report import Report, main_options
 from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from benchmarks.testing import video_set
+from benchmarks.training_step import step_of
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.loaders import Bags, BalancedPlan
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models import Method
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="training rows, half of them normal")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--videos", type=int, help="test videos of each kind (default: all 290)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[234], help="one training for each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[234], help="one training for each, side by side")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="trace one epoch and keep it there")
     args = parser.parse_args(argv)
     if args.quick:
@@ -63,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run.trainer(args.seeds[0], epochs=1, rows=2 * run.each).fit(Path(folder, "warm"))
         run.evaluations.clear()
-        times = [run.fit(run.trainer(seed), Path(folder, str(seed))) for seed in args.seeds]
-        tell(args, run, times, report)
+        took = run.fit(args.seeds, Path(folder))
+        tell(args, run, took, report)
         if args.profile:
             measure_busy(run, Path(folder, "traced"), args.profile, report)
     report.write()
@@ -129,40 +132,50 @@ class Run:
         self.evaluations.append(seconds(work, self.device))
         return found
 
-    def fit(self, trainer: Trainer, folder: Path) -> float:
-        """Train to the end; the seconds that it took."""
-        return seconds(lambda: trainer.fit(folder), self.device)
+    def fit(self, seeds: Sequence[int], folder: Path) -> float:
+        """Train all seeds to the end, side by side; the seconds that it took."""
+        stop, frozen = threading.Event(), {}
+
+        def members() -> Iterator[Member]:
+            for seed in seeds:
+                lane = Lane(self.device)
+                with lane.taken():
+                    trainer = self.trainer(seed)
+                    trainer.stop, trainer.label = stop, f"seed {seed}, "
+                    share_frozen(trainer.model, frozen)
+                yield Member(trainer, folder / str(seed), lane, lambda: None)
+
+        return seconds(lambda: fit_together(members(), len(seeds), stop, self.device), self.device)
 
     def step(self) -> tuple[float, int]:
         """Seconds and FLOP of a training step by itself."""
         trainer = self.trainer(self.args.seeds[0])
         rows = trainer.plan.epoch(0)[0]
-        batch = (
-            next(self.shelf.gather(iter([rows]))),
-            *(torch.from_numpy(known[rows]).to(self.device) for known in (self.shelf.lengths, trainer.bags.targets)),
-        )
-
-        def steps(number: int) -> None:
-            for _ in range(number):
-                trainer._step(*batch)
-
-        flop = count(lambda: steps(1))
+        known = (torch.from_numpy(part[rows]).to(self.device) for part in (self.shelf.lengths, trainer.bags.targets))
+        batch = [next(self.shelf.gather(iter([rows]))), *known]
+        step = step_of(trainer.model.train(), trainer.optimizer, batch, self.args.precision)
+        flop = count(step)
         number = 20 if self.device.type == "cuda" else 3
-        steps(number)
-        return seconds(lambda: steps(number), self.device) / number, flop
+
+        def steps() -> None:
+            for _ in range(number):
+                step()
+
+        steps()
+        return seconds(steps, self.device) / number, flop
 
 
-def tell(args: argparse.Namespace, run: Run, times: Sequence[float], report: Report) -> None:
+def tell(args: argparse.Namespace, run: Run, took: float, report: Report) -> None:
     whole = (args.rows, args.epochs, args.videos, args.device) == (ROWS, EPOCHS, None, "cuda")
     steps = args.epochs * (args.rows // 2 // run.each)
     report.say(
         f"{args.rows} rows, {args.epochs} epochs of {steps // args.epochs} steps, {len(run.features)} test videos, "
         f"{len(run.evaluations)} evaluations, {run.device}, {args.precision}"
     )
-    for seed, took in zip(args.seeds, times, strict=True):
-        report.say(f"seed {seed}: {took:.1f} s")
-    goal = {1: MOST_SECONDS, 5: MOST_SECONDS_OF_FIVE}.get(len(times)) if whole else None
-    report.claim(f"protocol, {len(times)} seed{'s' * (len(times) > 1)}", sum(times), " s", goal=goal, at_most=True)
+    seeds = len(args.seeds)
+    goal = {1: MOST_SECONDS, 5: MOST_SECONDS_OF_FIVE}.get(seeds) if whole else None
+    name = f"protocol, {seeds} seed{'s' * (seeds > 1)}"
+    report.claim(name, took, " s", goal=goal, at_most=True)
     step, flop = run.step()
     report.fact("a training step", 1000 * step, "ms")
     report.claim("an evaluation, of a step", float(np.median(run.evaluations)) / step, "x",

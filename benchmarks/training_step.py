@@ -25,8 +25,10 @@ from benchmarks.machine import gemm_rate, in_turns, peaks_apart, print_peak, rat
 from benchmarks.made import made_batch, made_model, pick_size
 from benchmarks.report import Report, main_options, model_flags
 from clipfusionvad.engine.device import autocast, compile_model, pick_device
+from clipfusionvad.engine.schedule import Schedule, make_optimizer
 
 TIMES_FASTER, SHARE_OF_GEMM = 2.8, 75
+SCHEDULE = Schedule(max_epoch=1, lr=2e-5, eval_every=0, select="auc1", paper=True)
 Losses = dict[str, torch.Tensor]
 
 
@@ -71,7 +73,7 @@ def compare(args: argparse.Namespace, device: torch.device, report: Report) -> N
     share = median(flop["ours"] / time / rate for time, rate in zip(times["ours"], rates, strict=True))
     goal = None if args.quick else SHARE_OF_GEMM if device.type == "cpu" else 35
     report.claim("training step, share of the GEMM rate", 100 * share, "%", goal=goal)
-    with Products() as products:
+    with Products() as products, torch.compiler.set_stance("force_eager"):
         steps["ours"]()
     at_sizes = rate_at(products.shapes, device, args.precision)
     report.limit("matrix products at the sizes of the step", at_sizes / 1e9, rates[-1] / 1e9, "GFLOP/s")
@@ -85,16 +87,25 @@ def tolerance(args: argparse.Namespace) -> float:
 
 
 def make_step(args: argparse.Namespace, device: torch.device, plain: bool) -> Callable[[], Losses]:
-    """A function that makes one training step and returns its losses."""
+    """A function that makes one training step of made-up videos and returns its losses."""
     size = pick_size(args.quick)
     model: nn.Module = made_model(size, plain).to(device).train()
-    visual, lengths, targets = (part.to(device) for part in made_batch(size, args.videos))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-5)
-    compile_model(model, None if plain else args.compile)
-    precision = "fp32" if plain else args.precision
+    batch = [part.to(device) for part in made_batch(size, args.videos)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if plain:
+        return step_of(model, torch.optim.AdamW(trained, lr=SCHEDULE.lr), batch, "fp32")
+    compile_model(model, args.compile)
+    return step_of(model, make_optimizer(trained, SCHEDULE), batch, args.precision)
+
+
+def step_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[torch.Tensor], precision: str
+) -> Callable[[], Losses]:
+    """A function that makes one step on the batch: visual (B, T, D), lengths (B,), targets (B, C)."""
+    visual, lengths, targets = batch
 
     def step() -> Losses:
-        with autocast(device, precision):
+        with autocast(visual.device, precision):
             output = model(visual, lengths)
         losses = model.losses(output, targets, lengths)
         optimizer.zero_grad()
