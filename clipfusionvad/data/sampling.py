@@ -46,7 +46,9 @@ class WindowSampling:
 
     def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows, count = split_windows(features, self.length)
-        return windows, window_lengths(count, self.length)
+        # The window of zeros that follows an exact multiple is cut off again: no score comes from it.
+        needed = -(-count // self.length)
+        return windows[:needed], window_lengths(count, self.length)[:needed]
 
     def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
         return rows[:count]

@@ -44,7 +44,7 @@ class Schedule:
 def make_optimizer(parameters: Iterable[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
     """AdamW, or Adam with the weight decay added to the gradient."""
     kind = torch.optim.AdamW if schedule.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay)
+    return kind(parameters, lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule) -> LRScheduler:

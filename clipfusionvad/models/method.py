@@ -24,7 +24,7 @@ from clipfusionvad.errors import UserError, nearest
 
 # Snippets, of one long or of many short videos, that are scored in one forward pass: enough to fill a GPU, few
 # enough for a processor's cache.
-SNIPPETS_AT_ONCE = {"cpu": 4096, "cuda": 65_536}
+SNIPPETS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
 
 # A video's features: one array (L, D), or one per stream of the method.
 Features = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]

@@ -103,7 +103,7 @@ class DualBranch(Method):
 
     def encode_temporal(self, visual: Tensor) -> Tensor:
         """Position embedding and windowed transformer: (B, T, D) → (B, T, D)."""
-        return self.temporal(visual + self.frame_position_embeddings.weight)
+        return self.temporal.encode(visual, self.frame_position_embeddings.weight)
 
     def encode_video(self, visual: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The visual branch up to the fusion: (B, T, D) → (B, T, D)."""

@@ -17,7 +17,7 @@ class QuickGELU(nn.Module):
     """x · σ(1.702 x), CLIP's activation; as a SiLU, which is one pass over memory each way."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(1.702 * x) / 1.702
+        return F.silu(1.702 * x).mul_(1 / 1.702)
 
 
 class MLP(nn.Sequential):
@@ -103,3 +103,22 @@ class WindowTransformer(Transformer):
     def forward(self, x: Tensor, attend: Attend = attend_all) -> Tensor:
         """(B, T, D) → (B, T, D); T must be a multiple of the window."""
         return super().forward(x.reshape(-1, self.window, x.shape[-1]), attend).view(x.shape)
+
+    def encode(self, visual: Tensor, positions: Tensor) -> Tensor:
+        """Snippets (B, T, D), each with the embedding of its position (T, D) added, → (B, T, D).
+
+        Windows that hold nothing but zeros, as padding does, come out the same in every video: they are
+        computed once for each place. Not on a GPU, which would have to wait to learn which they are.
+        """
+        if visual.is_cuda or torch.compiler.is_compiling():
+            return self(visual + positions)
+        windows = visual.unflatten(1, (-1, self.window))
+        filled = windows.flatten(2).any(dim=2)
+        places = (~filled).any(dim=0).nonzero().squeeze(1)
+        positions = positions.view(windows.shape[1:])
+        x = torch.cat([(windows + positions)[filled], positions[places]])
+        # Which of the computed windows stands at each place of each video.
+        source = torch.empty(filled.shape, dtype=torch.long)
+        source[:, places] = len(x) - len(places) + torch.arange(len(places))
+        source[filled] = torch.arange(len(x) - len(places))
+        return self(x).index_select(0, source.flatten()).view(visual.shape)
