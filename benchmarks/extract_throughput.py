@@ -10,12 +10,15 @@ weights: its speed does not depend on them. docs/scaling.md says what the figure
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import av
 import cv2

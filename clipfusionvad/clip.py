@@ -57,6 +57,12 @@ class ClipWeights:
         return self.state["text_projection"].shape[1]
 
     @property
+    def text_tower(self) -> ClipWeights:
+        """The text tower alone: the image tower is the larger part, and models have no use for it."""
+        state = {key: value for key, value in self.state.items() if not key.startswith(_IMAGE_PREFIX)}
+        return ClipWeights(state, self.source)
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of the text tower, equal for equal weights whatever their file or precision."""
         return self._hash(_TEXT_KEYS[1:])

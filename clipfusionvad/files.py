@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,39 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Make a temporary folder beside ``path`` that replaces ``path`` once the body has ended without error."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    before = temporary.with_suffix(".old.tmp")
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if path.exists():
+            os.rename(path, before)
+        os.rename(temporary, path)
+        shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Drop temporary folders of runs that were killed: nothing has been written into them for an hour."""
+    for folder in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
+            if time.time() - newest > 3600:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -143,6 +177,17 @@ def read_text(path: str | Path, what: str) -> str:
     if "\0" in text:
         raise UserError(f"{what} {path} is not a text file")
     return text
+
+
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """A JSON file of names and values; anything else is a ``UserError``."""
+    try:
+        content = json.loads(read_text(path, what))
+    except ValueError as error:
+        raise UserError(f"{what} {path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{what} {path} must hold names and values")
+    return content
 
 
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

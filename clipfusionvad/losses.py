@@ -15,13 +15,15 @@ def topk_mean(values: Tensor, lengths: Tensor) -> Tensor:
 
     Source: released code of VadCLIP (top-k MIL pooling); k is at most L_b for every L_b ≥ 1.
     """
-    if lengths.numel() and int(lengths.min()) < 1:
+    # Nothing here waits for a GPU: it is not asked what the lengths are.
+    if not lengths.is_cuda and (lengths < 1).any():
         raise ValueError("every video needs at least one valid snippet")
     k = torch.div(lengths, 16, rounding_mode="floor") + 1
+    most = min(values.shape[1], values.shape[1] // 16 + 1)
     steps = torch.arange(values.shape[1], device=values.device)
     shape = (-1, values.shape[1]) + (1,) * (values.dim() - 2)
     valid = (steps < lengths[:, None]).view(shape)
-    top = values.masked_fill(~valid, -torch.inf).topk(int(k.max()), dim=1).values
+    top = values.masked_fill(~valid, -torch.inf).topk(most, dim=1).values
     chosen = (steps[: top.shape[1]] < k[:, None]).view((-1, top.shape[1]) + shape[2:])
     total = torch.where(chosen, top, torch.zeros((), dtype=top.dtype, device=top.device)).sum(1)
     return total / k.view((-1,) + (1,) * (values.dim() - 2)).to(values.dtype)

@@ -186,7 +186,7 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
         return negative[:1]
     if isinstance(value, bool) or isinstance(value, dict) or value is None:
         raise UserError(f"{where} cannot be {value!r}")
-    if action.nargs is not None:
+    if action.nargs not in (None, "?"):
         items = value if isinstance(value, list) else [value]
         return [flag, *map(str, items)]
     if isinstance(value, list):
@@ -256,12 +256,24 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
         help="frames that one feature row stands for",
     )
     group.add_argument("--check", action=switch, default=True, help="read and check every feature before the start")
-    group.add_argument("--workers", type=non_negative_int, default=0, help="processes that load training features")
+    group.add_argument("--packed", action=switch, default=True, help="read what 'pack' has packed, where it has")
+    group.add_argument("--packed-dir", help="where pack's --output has put it (default: beside the lists)")
+    group.add_argument(
+        "--workers",
+        type=non_negative_int,
+        help="processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)",
+    )
 
 
 def _add_training(group: argparse._ArgumentGroup, method: type[Method]) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--seed", type=non_negative_int, help="seed of weights and batch order")
+    group.add_argument(
+        "--seeds",
+        type=non_negative_int,
+        nargs="+",
+        help="in place of --seed: train with each of these side by side, and report mean and deviation",
+    )
     group.add_argument("--max-epoch", type=positive_int, help="epochs")
     group.add_argument("--batch-size", type=positive_int, help="videos in a batch; with --balanced, of each kind")
     group.add_argument("--balanced", action=switch, help="as many normal as anomalous videos in a batch")
@@ -318,8 +330,18 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--metrics-json", help="write the metrics to this file")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=["default", "reduce-overhead", "max-autotune"],
+        help="torch.compile the model, in one of its modes; reduce-overhead uses CUDA graphs",
+    )
 
 
 def _cross_check(args: argparse.Namespace, dataset: Dataset) -> None:
     if args.classes_num != len(dataset.classes):
         raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
+    twice = [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]
+    if twice:
+        raise UserError(f"--seeds names {twice[0]} more than once")

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from clipfusionvad.errors import UserError
 from clipfusionvad.files import without_nan, write_json, write_text
 from clipfusionvad.launch import launched
 
-LAST, BEST, CALIBRATION = "last.pt", "best.pt", "calibration.pt"
+LAST, BEST, CALIBRATION, METRICS = "last.pt", "best.pt", "calibration.pt", "metrics.json"
+_SEED = "seed"
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip")
 
 
@@ -33,16 +34,49 @@ def choose_folder(given: str | None, stem: str, resume: bool, overwrite: bool) -
     if given is None:
         return _numbered(stem, resume)
     folder = Path(given)
+    if seeds_in(folder):
+        raise UserError(f"{folder} holds the runs of several seeds: name another --output-dir")
     if (folder / LAST).exists() and not resume:
         if not overwrite:
-            raise UserError(
-                f"{folder} already holds a run: continue it with --use-checkpoint, name another --output-dir, "
-                f"or start anew with --overwrite"
-            )
-        for name in (LAST, BEST, CALIBRATION, "metrics.jsonl", "metrics.csv", "losses.csv"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            raise _taken(folder, "a run")
+        clear_run(folder)
     return folder
+
+
+def choose_seeds_folder(given: str | None, stem: str, resume: bool, overwrite: bool, seeds: Sequence[int]) -> Path:
+    """The same for the folder in which each of several seeds has one of its own; nothing is cleared."""
+    if given is None:
+        return _numbered(stem, resume)
+    folder = Path(given)
+    if (folder / LAST).exists():
+        raise UserError(f"{folder} holds the run of one seed: name another --output-dir for several")
+    there = [str(seed) for seed in seeds if (seed_folder(folder, seed) / LAST).exists()]
+    if there and not (resume or overwrite):
+        raise _taken(folder, f"a run of seed {', '.join(there)}")
+    return folder
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    return folder / f"{_SEED}{seed}"
+
+
+def seeds_in(folder: Path) -> list[str]:
+    """The names of the folders in it that hold the run of a seed."""
+    return sorted(path.parent.name for path in folder.glob(f"{_SEED}*/{LAST}"))
+
+
+def clear_run(folder: Path) -> None:
+    """Remove the state and the records of a run, if there are any."""
+    for name in (LAST, BEST, CALIBRATION, "metrics.jsonl", "metrics.csv", "losses.csv"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
+def _taken(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"{folder} already holds {what}: continue it with --use-checkpoint, name another --output-dir, "
+        f"or start anew with --overwrite"
+    )
 
 
 def _numbered(stem: str, resume: bool) -> Path:

@@ -10,7 +10,6 @@ from clipfusionvad import create_model
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import XD
-from clipfusionvad.engine import evaluator
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate, evaluate_videos, score_videos
 from clipfusionvad.metrics import corrected_detection_map, detection_map, frame_metrics
 from clipfusionvad.models import method
@@ -33,14 +32,21 @@ def features():
 
 @pytest.mark.parametrize("at_once", [1, 3, 64])
 def test_videos_scored_together_equal_videos_scored_alone(model, features, monkeypatch, at_once):
-    for module in (evaluator, method):
-        monkeypatch.setattr(module, "WINDOWS_AT_ONCE", at_once)
+    monkeypatch.setattr(method, "SNIPPETS_AT_ONCE", dict.fromkeys(("cpu", "cuda"), at_once * model.visual_length))
     together = score_videos(model, features, CPU)
     assert [video.anomaly.shape for video in together] == [(2, n) for n in COUNTS]
     for video, scores in zip(features, together, strict=True):
         anomaly, classes = model.score_video(video)
         np.testing.assert_allclose(scores.anomaly[0], anomaly, atol=1e-6)
         np.testing.assert_allclose(scores.classes, classes, atol=1e-5)
+
+
+def test_bf16_scores_are_those_of_fp32_up_to_its_rounding(model, features):
+    full, half = (score_videos(model, features, CPU, precision) for precision in ("fp32", "bf16"))
+    for exact, rounded in zip(full, half, strict=True):
+        assert rounded.anomaly.dtype == np.float32 and not np.array_equal(exact.anomaly, rounded.anomaly)
+        np.testing.assert_allclose(rounded.anomaly, exact.anomaly, atol=0.03)
+        np.testing.assert_allclose(rounded.classes, exact.classes, atol=0.03)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, strings
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.commands import train as train_command
+from clipfusionvad.commands import task as task_module
 from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import add_streams, read_list
@@ -39,8 +39,8 @@ def trained(request, tmp_path_factory):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    monkeypatch.setattr(train_command, "draw_score_curves", lambda *args: None)
-    monkeypatch.setattr(train_command, "draw_training", lambda *args: None)
+    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
 
 
 def model_of(tiny):

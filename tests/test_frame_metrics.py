@@ -1,4 +1,4 @@
-"""Frame metrics: against hand-computed values, and snippets weighted by frames against repeated scores."""
+"""Frame metrics: against hand-computed values and scikit-learn, on frames and on snippets weighted by frames."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from clipfusionvad.metrics import count_frames, frame_metrics, snippet_metrics
 
@@ -51,6 +52,17 @@ def test_one_class_only_is_nan(gt):
     metrics = frame_metrics(np.linspace(0, 1, len(gt)), gt, np.ones(len(gt), bool))
     assert set(metrics) == {"auc", "ap", "ano_auc"}
     assert all(math.isnan(value) for value in metrics.values())
+
+
+@given(snippets_of_frames())
+def test_snippets_give_what_scikit_learn_gives_on_frames(case):
+    scores, gt, anomalous = repeated(*case)
+    metrics = snippet_metrics(*case)
+    for names, chosen in ((("auc", "ap"), np.ones(len(gt), bool)), (("ano_auc",), anomalous)):
+        for name, judge in zip(names, (roc_auc_score, average_precision_score), strict=False):
+            two_classes = 0 < gt[chosen].sum() < chosen.sum()
+            expected = judge(gt[chosen], scores[chosen]) if two_classes else math.nan
+            assert metrics[name] == pytest.approx(expected, rel=1e-12, abs=1e-14, nan_ok=True)
 
 
 @given(snippets_of_frames())

@@ -27,7 +27,7 @@ from clipfusionvad.models import method_names
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "clipfusionvad"
-INNER = {"__init__", "load", "prepare"}
+INNER = {"__init__", "load", "prepare", "task"}
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -65,7 +65,7 @@ def check_python(words: list[str]) -> None:
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
     if words[0] == "-m" and words[1] == "clipfusionvad":
         command, argv = (words[2], words[3:]) if not words[2].startswith("-") else (None, words[2:])
-        if command in ("train", "test", "uncertainty"):
+        if command in ("train", "test", "uncertainty", "pack"):
             at = argv.index("--dataset")
             parse_options(dataset_named(argv[at + 1]), argv[:at] + argv[at + 2 :])
         else:

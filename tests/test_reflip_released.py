@@ -10,6 +10,7 @@ from clipfusionvad import create_model
 from clipfusionvad.clip import load_clip
 from clipfusionvad.engine.checkpoint import own_state, released_state
 from clipfusionvad.models import find_method
+from clipfusionvad.models.parts.text import PromptLayout
 
 pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
 
@@ -29,7 +30,7 @@ def test_labels_shift_all_their_prompt_embeddings():
         for row, ids in enumerate(model.label_ids):
             states = model.distilbert_model(ids[None]).last_hidden_state[0]
             mean = sum(states) / len(ids)
-            expected = tower((words[row] + mean)[None], prompts.ends[row : row + 1])[0]
+            expected = tower((words[row] + mean)[None], PromptLayout(prompts.layout.ends[row : row + 1]))[0]
             torch.testing.assert_close(ours[row], expected, atol=1e-3, rtol=1e-3)
         assert (model.label_ids == 0).any()  # padding, which counts in the mean
 

@@ -28,6 +28,7 @@ from clipfusionvad.clip import tokenize
 from clipfusionvad.errors import UserError
 from clipfusionvad.models import find_method
 from clipfusionvad.models.parts.glimpse import GlimpseEmphasize, SegmentAttention, TemporalOptions
+from clipfusionvad.models.parts.text import PromptLayout
 
 pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
 
@@ -197,7 +198,7 @@ def test_class_name_stands_in_the_middle_of_the_reparameterised_prompt(length, c
             words = tower.token_embedding(tokens[: int(tokens.argmax()) + 1])
             half = length // 2
             prompt = torch.cat([words[:1], phi[:half], words[1:-1], phi[half:], words[-1:]])
-            expected = tower(prompt[None], torch.tensor([len(prompt) - 1]))[0]
+            expected = tower(prompt[None], PromptLayout(torch.tensor([len(prompt) - 1])))[0]
             torch.testing.assert_close(ours[row], expected, atol=1e-3, rtol=1e-3)
 
 

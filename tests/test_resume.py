@@ -20,7 +20,7 @@ from tiny import TRAIN, Tiny, make_tiny, quietly
 import ucf_option
 from clipfusionvad import load_weights
 from clipfusionvad.clip import load_clip
-from clipfusionvad.commands import train as train_command
+from clipfusionvad.commands import task as task_module
 from clipfusionvad.commands.prepare import prepare_model
 from clipfusionvad.engine import trainer as trainer_module
 from clipfusionvad.engine.checkpoint import own_state, released_state
@@ -45,8 +45,8 @@ def case(request, tmp_path_factory):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    monkeypatch.setattr(train_command, "draw_score_curves", lambda *args: None)
-    monkeypatch.setattr(train_command, "draw_training", lambda *args: None)
+    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
 
 
 def assert_same(one: Tiny, other: Tiny):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.clip import ClipWeights
-from clipfusionvad.commands.prepare import OptionFile, calibrate, prepare_model, read_entries
+from clipfusionvad.commands.prepare import OptionFile, calibrate, open_list, prepare_model
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method, load_model_file, read_model_file
 from clipfusionvad.errors import UserError, warn
@@ -59,5 +59,5 @@ def _calibrate(model: Method, args: Namespace, dataset: Dataset, file: ModelFile
             f"{file.path} does not hold {', '.join(model.calibration)}, which is taken from normal training videos: "
             f"give the training list with --train-list, or the file of a run with --calibration"
         )
-    entries = [] if args.calibration else read_entries(args, args.train_list, dataset)
+    entries = [] if args.calibration else open_list(args, args.train_list, dataset)[0]
     calibrate(model, args, entries, dataset)

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from clipfusionvad.clip import ClipWeights, clip_in_checkpoint, load_clip
 from clipfusionvad.data.checks import check_features
-from clipfusionvad.data.features import load_video
+from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry, add_streams, read_list
+from clipfusionvad.data.store import Store, open_store, store_folder
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
@@ -64,21 +65,41 @@ def option_file_of(dataset: Dataset) -> OptionFile:
     return GeneralOptions(dataset)
 
 
-def read_entries(args: Namespace, path: str, dataset: Dataset) -> list[Entry]:
+def open_list(args: Namespace, path: str, dataset: Dataset, training: bool = False) -> tuple[list[Entry], Store | None]:
+    """A list's entries, and its packed features where there are some and they may be used.
+
+    ``training`` takes samples of videos, where the method always makes the same; else whole videos are wanted.
+    """
+    folder = store_folder(path, args.packed_dir)
+    if not (args.packed and folder.is_dir()):
+        return read_entries(args, path, dataset), None
+    method = find_method(args.method)
+    store = open_store(folder)
+    store.check_fit(path, method.streams, args.visual_width, method.sampling_of(vars(args)) if training else None)
+    entries = read_entries(args, path, dataset, may_lack_files=True)
+    store.check_sources(entries)
+    print(f"features of {path} from {folder}")
+    return store.attach(entries), store
+
+
+def read_entries(args: Namespace, path: str, dataset: Dataset, may_lack_files: bool = False) -> list[Entry]:
     """A list's entries, with the files of all streams that the method reads."""
-    entries = read_list(path, args.feature_root, dataset)
+    entries = read_list(path, args.feature_root, dataset, may_lack_files)
     streams = find_method(args.method).streams
     if len(streams) == 1:
         return entries
     if len(args.stream_folders) != len(streams):
         raise UserError(f"--stream-folders takes {len(streams)} words, for {', '.join(streams)}")
-    return add_streams(entries, args.stream_folders, path)
+    return add_streams(entries, args.stream_folders, path, may_lack_files)
 
 
 def prepare_test_set(args: Namespace, dataset: Dataset) -> VideoSet:
     """Read and check the test list, its features and its truth, if there is one."""
-    entries = read_entries(args, args.test_list, dataset)
-    snippets = check_features(entries, args.visual_width, args.test_list, read=args.check)
+    entries, store = open_list(args, args.test_list, dataset)
+    if store is None:
+        snippets = check_features(entries, args.visual_width, args.test_list, read=args.check)
+    else:
+        snippets = store.lengths.tolist()
     truth = None
     if args.gt_path != NO_TRUTH:
         truth_paths = (args.gt_path, args.gt_segment_path, args.gt_label_path)
@@ -87,11 +108,11 @@ def prepare_test_set(args: Namespace, dataset: Dataset) -> VideoSet:
 
 
 def prepare_model(
-    args: Namespace, dataset: Dataset, file: ModelFile | None = None
+    args: Namespace, dataset: Dataset, file: ModelFile | None = None, clip: ClipWeights | None = None
 ) -> tuple[Method, ClipWeights | None]:
-    """Build the model that the options describe, with the CLIP of ``--clip`` or the one inside a model file."""
-    method, clip = find_method(args.method), None
-    if method.needs_clip:
+    """Build the model that the options describe, with ``clip``, else the CLIP inside a model file or of ``--clip``."""
+    method = find_method(args.method)
+    if method.needs_clip and clip is None:
         clip = clip_in_checkpoint(file.state, file.path) if file else None
         clip = clip or load_clip(args.clip, width=args.embed_dim)
     torch.manual_seed(args.seed)
@@ -110,4 +131,4 @@ def calibrate(model: Method, args: Namespace, entries: Sequence[Entry], dataset:
     if not normal:
         raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
     progress = tqdm(normal, "normal videos", disable=None, leave=False)
-    model.calibrate(load_video(entry.paths, args.visual_width) for entry in progress)
+    model.calibrate(load_entry(entry, args.visual_width) for entry in progress)

@@ -13,6 +13,7 @@ from clipfusionvad.commands.prepare import OptionFile, find_option_file, prepare
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import ModelFile, calibration_content
+from clipfusionvad.engine.device import compile_model
 from clipfusionvad.engine.distributed import Team, join
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_together
 from clipfusionvad.files import check_writable, write_json
@@ -50,7 +51,8 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Tea
     with team.in_turn():
         if args.demo:
             make_demo(dataset)
-        model, _ = load_model(args, dataset, file)
+        model = load_model(args, dataset, file)[0]
+    compile_model(model, args.compile)
     test_set = prepare_test_set(args, dataset)
     models = {"here": model}
     if args.demo:

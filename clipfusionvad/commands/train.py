@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+from torch import Tensor
 
-from clipfusionvad.commands.prepare import calibrate, find_option_file, prepare_model, prepare_test_set, read_entries
-from clipfusionvad.data.checks import check_features, check_overlap
-from clipfusionvad.data.holdout import split_holdout
-from clipfusionvad.data.loaders import Bags, make_plan
+from clipfusionvad.commands.prepare import find_option_file
+from clipfusionvad.commands.task import Task, begin, finish, make_trainer, read_task
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
-from clipfusionvad.engine.checkpoint import calibration_content, describe, model_content, own_state, run_of
-from clipfusionvad.engine.distributed import Team, join
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_together
-from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.checkpoint import run_of
+from clipfusionvad.engine.device import GRAPH_MODES
+from clipfusionvad.engine.distributed import join
+from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
-from clipfusionvad.errors import EXIT_INTERRUPTED, warn
-from clipfusionvad.files import check_writable, read_torch, without_nan, write_json, write_torch
-from clipfusionvad.models import Method
+from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
+from clipfusionvad.files import check_writable, link_or_copy, read_torch, write_json
 from clipfusionvad.options import record
-from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.run_folder import RUN_SCORES
-from clipfusionvad.report.run_page import write_report
-from clipfusionvad.report.scores import save_scores
+from clipfusionvad.report.run_page import PAGE, write_report
+from clipfusionvad.report.seeds import seeds_table, summarise_seeds
 from clipfusionvad.report.table import metrics_table, published
-from clipfusionvad.runs import BEST, CALIBRATION, LAST, choose_folder, record_run
+from clipfusionvad.runs import (
+    BEST,
+    LAST,
+    METRICS,
+    choose_folder,
+    choose_seeds_folder,
+    clear_run,
+    record_run,
+    seed_folder,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -39,62 +43,42 @@ def main(argv: list[str]) -> int:
 
 
 def train(args: argparse.Namespace, dataset: Dataset) -> int:
-    """Run one training from checked options; returns the exit code."""
+    """Run one training, or one for each of ``--seeds``, from checked options; returns the exit code."""
     with join(args.device) as (team, device):
-        return _train(args, dataset, team, device)
+        if args.seeds and team.size > 1:
+            raise UserError("--seeds trains all seeds in one process: start it without torchrun")
+        # One process reads all files.
+        args.check = args.check and team.is_main
+        if args.demo:
+            with team.in_turn():
+                make_demo(dataset)
+        task = read_task(args, dataset, team, device)
+        return _train_seeds(args, task) if args.seeds else _train_one(args, task)
 
 
-def _train(args: argparse.Namespace, dataset: Dataset, team: Team, device: torch.device) -> int:
-    # One process reads all files.
-    args.check = args.check and team.is_main
-    if args.demo:
-        with team.in_turn():
-            make_demo(dataset)
-    entries = read_entries(args, args.train_list, dataset)
-    check_features(entries, args.visual_width, args.train_list, read=args.check)
-    test_set = prepare_test_set(args, dataset)
-    check_overlap(entries, test_set.entries)
-    with team.in_turn():
-        model, clip = prepare_model(args, dataset)
-    bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed)
-    rows = np.arange(len(entries))
-    selection_set, judge = test_set, partial(evaluate, protocol=args.protocol)
-    if args.protocol == "clean":
-        rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
-        selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
-        judge = evaluate_videos
-    plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
-
-    def score(model: Method) -> dict[str, Any]:
-        scores = score_together(team, model, selection_set, device, args.precision)
-        return team.tell(lambda: judge(scores, selection_set))
-
-    made = describe(model, clip, dataset, vars(args))
-    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, args.workers, team)
+def _train_one(args: argparse.Namespace, task: Task) -> int:
+    team = task.team
+    trainer, entries = make_trainer(args, task)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
-    stem = f"{dataset.name}_{args.method}"
+    stem = f"{task.dataset.name}_{args.method}"
     folder = team.tell(lambda: choose_folder(args.output_dir, stem, args.use_checkpoint, args.overwrite))
     checkpoint_path = Path(args.checkpoint_path)
     check_writable(folder / LAST)
     if args.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
-    team.wait()
-    if team.is_main:
-        calibrate(model, args, [entries[row] for row in rows], dataset)
-        if model.calibration:
-            write_torch(folder / CALIBRATION, calibration_content(model))
-        record_run(folder, record(args))
-    team.spread(model)
-    print(f"{args.method} on {dataset.title}: {len(rows)} training rows, {len(test_set.entries)} test videos, {device}")
-    print(f"run folder: {folder}")
+    begin(args, task, trainer, entries, folder)
+    _announce(args, task, len(entries), folder)
     try:
         with team.resumable(lambda: _saved(folder)):
             trainer.fit(folder, checkpoint_path)
-            _finish(args, dataset, trainer, test_set, folder)
+            results = finish(args, task, trainer, folder)
     except Stopped:
-        print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
-        return EXIT_INTERRUPTED
+        return _say_stopped(folder)
+    if team.is_main:
+        print(metrics_table(results, _published(args, task)))
+        print(f"\nfinal model   {args.model_path}")
+        print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
     return 0
 
 
@@ -106,21 +90,78 @@ def _saved(folder: Path) -> str:
     return f"the state of step {step} is in {folder / LAST}; start again with --use-checkpoint --output-dir {folder}"
 
 
-def _schedule(args: argparse.Namespace) -> Schedule:
-    return Schedule(
-        max_epoch=args.max_epoch,
-        lr=args.lr,
-        eval_every=args.eval_every,
-        select=args.select,
-        paper=args.protocol == "paper",
-        optimizer=args.optimizer,
-        betas=tuple(args.betas),
-        weight_decay=args.weight_decay,
-        lr_schedule=args.lr_schedule,
-        milestones=tuple(args.scheduler_milestones),
-        rate=args.scheduler_rate,
-        warmup_epochs=args.warmup_epochs,
+def _train_seeds(args: argparse.Namespace, task: Task) -> int:
+    """Train every seed into a folder of its own, side by side, and report what they have in common."""
+    stem = f"{task.dataset.name}_{args.method}_seeds"
+    folder = choose_seeds_folder(args.output_dir, stem, args.use_checkpoint, args.overwrite, args.seeds)
+    for path in filter(None, (args.model_path, args.metrics_json, folder / METRICS)):
+        check_writable(path)
+    _announce(args, task, len(task.entries), folder)
+    stop, frozen = threading.Event(), {}
+    made = (_make_member(_options_of(args, seed, folder), task, stop, frozen) for seed in args.seeds)
+    try:
+        fit_together(filter(None, made), len(args.seeds), stop, task.device)
+    except Stopped:
+        return _say_stopped(folder)
+    summary = summarise_seeds(folder, args.seeds, args.select)
+    record_run(folder, record(args))
+    for path in filter(None, (folder / METRICS, args.metrics_json)):
+        write_json(path, summary)
+    link_or_copy(seed_folder(folder, summary["model_seed"]) / BEST, Path(args.model_path))
+    page = write_report(folder)
+    print(seeds_table(summary, _published(args, task)))
+    print(
+        f"\nfinal model   {args.model_path}: that of seed {summary['model_seed']}, the median by {summary['model_by']}"
     )
+    print(f"run folder    {folder}: {page.name}, {METRICS}, and the run of each seed in a folder of its own")
+    return 0
+
+
+def _options_of(args: argparse.Namespace, seed: int, folder: Path) -> argparse.Namespace:
+    """One seed's options, as if it were trained alone in its part of the folder."""
+    own = seed_folder(folder, seed)
+    changed = {"seed": seed, "seeds": None, "metrics_json": None}
+    changed |= {"output_dir": str(own), "model_path": str(own / BEST)}
+    return argparse.Namespace(**{**vars(args), **changed})
+
+
+def _make_member(
+    args: argparse.Namespace, task: Task, stop: threading.Event, frozen: dict[str, Tensor]
+) -> Member | None:
+    """The training of one seed; None where it is finished already."""
+    folder, lane = Path(args.output_dir), Lane(task.device, own_stream=args.compile not in GRAPH_MODES)
+    with lane.taken():
+        trainer, entries = make_trainer(args, task)
+        trainer.stop, trainer.label = stop, f"seed {args.seed}, "
+        if args.use_checkpoint:
+            _resume(trainer, folder, folder / LAST)
+            if _is_finished(trainer, folder):
+                print(f"seed {args.seed} is finished already")
+                return None
+        else:
+            clear_run(folder)
+        share_frozen(trainer.model, frozen)
+        begin(args, task, trainer, entries, folder)
+    return Member(trainer, folder, lane, partial(finish, args, task, trainer, folder))
+
+
+def _is_finished(trainer: Trainer, folder: Path) -> bool:
+    """Whether nothing is left to train, and all that follows training has been written since."""
+    paths = [folder / name for name in (LAST, METRICS, RUN_SCORES, PAGE)]
+    if trainer.progress.epoch < trainer.schedule.max_epoch or not all(map(Path.is_file, paths)):
+        return False
+    return all(path.stat().st_mtime_ns >= paths[0].stat().st_mtime_ns for path in paths)
+
+
+def _announce(args: argparse.Namespace, task: Task, rows: int, folder: Path) -> None:
+    videos = len(task.test_set.entries)
+    print(f"{args.method} on {task.dataset.title}: {rows} training rows, {videos} test videos, {task.device}")
+    print(f"run folder: {folder}")
+
+
+def _say_stopped(folder: Path) -> int:
+    print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
+    return EXIT_INTERRUPTED
 
 
 def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path) -> None:
@@ -132,40 +173,13 @@ def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path) -> None:
             warn(f"{path} is the state of the run {run}, to be continued with --output-dir; not used here")
             return
     if not path.is_file():
-        warn(f"nothing to resume: neither {folder / LAST} nor {checkpoint_path} exists; starting anew")
+        places = dict.fromkeys(map(str, (folder / LAST, checkpoint_path)))
+        warn(f"nothing to resume: no {' and no '.join(places)}; starting anew")
         return
     trainer.resume(path)
     print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
 
 
-def _finish(args: argparse.Namespace, dataset: Dataset, trainer: Trainer, test_set: VideoSet, folder: Path) -> None:
-    """Test the last and the best weights, write the final model and say where everything is."""
-    best_state = trainer.best_state or trainer.last_state
-    results = {}
-    states = {"last": trainer.last_state, "best": best_state}
-    if args.demo:
-        # What the numbers would be by chance, for a reader who does not know this data.
-        untrained = own_state(prepare_model(args, dataset)[0]) | calibration_content(trainer.model)
-        states = {"untrained": untrained, **states}
-    for name, state in states.items():
-        trainer.model.load_state_dict(state, strict=False)
-        scores = score_together(trainer.team, trainer.model, test_set, trainer.device, args.precision)
-        if scores is not None:
-            results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
-    if not trainer.team.is_main:
-        return
-    final = model_content(
-        trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
-    )
-    write_torch(folder / BEST, final)
-    write_torch(args.model_path, final)
-    write_json(folder / "metrics.json", results)
-    if args.metrics_json:
-        write_json(args.metrics_json, results["best"])
-    draw_score_curves(folder / "scores.png", scores, test_set)
-    draw_training(folder / "training.png", folder)
-    save_scores(folder / RUN_SCORES, scores, test_set, record(args))
-    page = write_report(folder)
-    print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))
-    print(f"\nfinal model   {args.model_path}")
-    print(f"run folder    {folder}: {page.name}, scores.png, training.png, metrics.json, tensorboard/")
+def _published(args: argparse.Namespace, task: Task) -> dict[str, float]:
+    """The paper's figures; none beside made-up data."""
+    return {} if args.demo else published(args.method, task.dataset.name, args.protocol)

@@ -28,7 +28,7 @@ def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, re
         try:
             if read:
                 features = load_video(entry.paths, dim)
-                return len(features), float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
+                return len(features), median_norm(features)
             return read_video_shape(entry.paths, dim), 1.0
         except UserError as error:
             return error
@@ -41,11 +41,17 @@ def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, re
     if bad:
         others = f" ({len(bad) - 1} other files of the list are bad too)" if len(bad) > 1 else ""
         raise UserError(f"{list_name}, row {entries[bad[0]].row}: {results[bad[0]]}{others}")
-    _compare_norms(entries, np.array([norm for _, norm in results]), list_name)
+    compare_norms(entries, np.array([norm for _, norm in results]), list_name)
     return [rows for rows, _ in results]
 
 
-def _compare_norms(entries: Sequence[Entry], norms: np.ndarray, list_name: str) -> None:
+def median_norm(features: np.ndarray) -> float:
+    """The norm of a video's middling snippet; features (L, D)."""
+    return float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
+
+
+def compare_norms(entries: Sequence[Entry], norms: np.ndarray, list_name: str) -> None:
+    """Warn where the norms (N,) of a list's videos lie far apart."""
     low, high = norms.argmin(), norms.argmax()
     if norms[high] > NORM_RANGE * norms[low]:
         warn(

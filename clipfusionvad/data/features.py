@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipfusionvad.data.lists import Entry
 from clipfusionvad.errors import UserError
 from clipfusionvad.npy import read_npy_header
 
@@ -91,6 +92,11 @@ def load_video(paths: Sequence[Path], dim: int | None = None) -> np.ndarray:
     streams = [load_features(first, dim), *(load_features(path, dim, may_miss=True) for path in others)]
     _check_counts(paths, [len(stream) for stream in streams])
     return streams[0] if not others else np.concatenate(streams, axis=1)
+
+
+def load_entry(entry: Entry, dim: int | None = None) -> np.ndarray:
+    """The features of a list's video, from its store where they are packed, else from its files (``load_video``)."""
+    return load_video(entry.paths, dim) if entry.packed is None else entry.packed()
 
 
 def _check_counts(paths: Sequence[Path], counts: Sequence[int]) -> None:

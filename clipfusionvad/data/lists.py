@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.errors import UserError
@@ -18,13 +20,15 @@ class Entry:
     """One row of a list: one crop of one video.
 
     ``path`` is the feature file that the list names, ``further`` those of the method's other streams (see
-    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1.
+    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1. ``packed`` gives the
+    features themselves, (snippets, streams · dim), where the list is packed with whole videos.
     """
 
     path: Path
     label: str
     row: int
     further: tuple[Path, ...] = ()
+    packed: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -48,12 +52,18 @@ def split_crop(stem: str) -> tuple[str, int | None]:
     return (found.group(1), int(found.group(2))) if found else (stem, None)
 
 
-def read_list(path: str | Path, feature_root: str | Path | None = None, dataset: Dataset | None = None) -> list[Entry]:
+def read_list(
+    path: str | Path,
+    feature_root: str | Path | None = None,
+    dataset: Dataset | None = None,
+    may_lack_files: bool = False,
+) -> list[Entry]:
     """Read a list with the header ``path,label``.
 
     A path is taken as it is if that file exists; else relative to the list's own folder, then to the folder
     above it; else it is looked for below ``feature_root`` by its longest matching tail, so that lists written
-    on another machine work unedited. With ``dataset`` every label must be one of its labels.
+    on another machine work unedited. With ``dataset`` every label must be one of its labels. With
+    ``may_lack_files`` a file that is nowhere to be found keeps the path that the list gives.
 
     Raises ``UserError`` for a list that is unreadable or empty, lacks a column or a cell, has an unknown
     label or names files that are nowhere to be found (all of them in one message).
@@ -63,6 +73,8 @@ def read_list(path: str | Path, feature_root: str | Path | None = None, dataset:
     rows = read_csv(path, "list", ("path", "label"))
     if not rows:
         raise UserError(f"list {path} holds no videos")
+    if may_lack_files and feature_root is not None and not os.path.isdir(feature_root):
+        feature_root = None
     finder = _Finder(Path(path).parent, feature_root)
     known: set[str] = set()
     entries, missing = [], []
@@ -79,7 +91,9 @@ def read_list(path: str | Path, feature_root: str | Path | None = None, dataset:
                 raise UserError(f"{place}: {error}") from error
             known.add(label)
         found = finder.find(listed, place)
-        if found is None:
+        if found is None and may_lack_files:
+            entries.append(Entry(Path(listed.replace("\\", "/")), label, row))
+        elif found is None:
             missing.append(f"row {row}: {listed}")
         else:
             entries.append(Entry(Path(found), label, row))
@@ -92,17 +106,25 @@ def read_list(path: str | Path, feature_root: str | Path | None = None, dataset:
     return entries
 
 
-def add_streams(entries: Sequence[Entry], folders: Sequence[str], list_name: str) -> list[Entry]:
+def add_streams(
+    entries: Sequence[Entry], folders: Sequence[str], list_name: str, may_lack_files: bool = False
+) -> list[Entry]:
     """Find the files of further feature streams beside those that a list names.
 
     ``folders`` holds a word for each stream: a file's further streams lie where the first word, in the name of a
     folder on its path, is replaced by another one. The innermost such folder is tried first, then all at once (as
-    the released code of IEF-VAD does). Raises ``UserError`` for the first file that is missing.
+    the released code of IEF-VAD does). Raises ``UserError`` for the first file that is missing; with
+    ``may_lack_files`` its entry is left as it is.
     """
     first, *others = folders
     found = []
     for entry in entries:
-        further = tuple(_beside(entry, first, other, list_name) for other in others)
+        try:
+            further = tuple(_beside(entry, first, other, list_name) for other in others)
+        except UserError:
+            if not may_lack_files:
+                raise
+            further = ()
         found.append(replace(entry, further=further))
     return found
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from clipfusionvad.data.features import load_video
+from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
+from clipfusionvad.data.shelf import Shelf
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.errors import UserError
 
@@ -77,10 +78,19 @@ class Bags(TorchDataset):
     """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
     An item is asked for as (row, *draw): equal numbers give the same sample, whatever was asked for before.
+    ``shelf`` is where their batches are gathered from, where the list is packed.
     """
 
-    def __init__(self, entries: Sequence[Entry], dataset: Dataset, sampling: Sampling, width: int, seed: int = 0):
-        self.entries, self.sampling, self.width, self.seed = entries, sampling, width, seed
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        dataset: Dataset,
+        sampling: Sampling,
+        width: int,
+        seed: int = 0,
+        shelf: Shelf | None = None,
+    ):
+        self.entries, self.sampling, self.width, self.seed, self.shelf = entries, sampling, width, seed, shelf
         self.targets = np.stack([dataset.encode(entry.label) for entry in entries])
 
     def __len__(self) -> int:
@@ -88,9 +98,29 @@ class Bags(TorchDataset):
 
     def __getitem__(self, item: tuple[int, ...]) -> tuple[Tensor, int, Tensor]:
         row, *draw = item
-        features = load_video(self.entries[row].paths, self.width)
-        visual, count = self.sampling.sample(features, np.random.default_rng([self.seed, *draw]))
+        features = load_entry(self.entries[row], self.width)
+        visual, count = self.sampling.sample(features, self.generator(*draw))
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
+
+    def generator(self, *draw: int) -> np.random.Generator:
+        """What an item is drawn with."""
+        return np.random.default_rng([self.seed, *draw])
+
+    def index(self, rows: np.ndarray, *draw: int) -> np.ndarray:
+        """Where on the shelf the inputs of ``rows`` (B,) stand: (B,) samples, or (B, T) snippets as they are drawn."""
+        if not self.sampling.draws:
+            return rows
+        drawn = [
+            self.sampling.draw(count, self.generator(*draw, place))
+            for place, count in enumerate(self.shelf.lengths[rows].tolist())
+        ]
+        return self.shelf.starts[rows, None] + np.stack(drawn)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Valid snippets of every row's input, (N,) int64, where they are packed."""
+        drawn = np.full_like(self.shelf.lengths, self.sampling.length)
+        return drawn if self.sampling.draws else self.shelf.lengths
 
 
 def load_batches(
@@ -99,17 +129,22 @@ def load_batches(
     workers: int,
     epoch: int = 0,
     start: int = 0,
-    part: Callable[[int], slice] | None = None,
+    part: Callable[[int], slice] = slice,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on.
 
-    ``part`` says which rows of a batch of so many are wanted (not given: all); they are those that it has as a whole.
+    ``workers`` processes read and sample single files; packed features need none. ``part`` says which rows of a batch
+    of so many are wanted (not given: all); they are those that it has as a whole.
     """
+    if bags.shelf is not None:
+        yield from _gather_batches(bags, bags.shelf, batches, epoch, start, part)
+        return
     items = [[(row, epoch, at, place) for place, row in enumerate(rows.tolist())] for at, rows in enumerate(batches)]
     loader = DataLoader(
         bags,
-        batch_sampler=[batch[part(len(batch))] if part else batch for batch in items[start:]],
-        num_workers=workers,
+        batch_sampler=[batch[part(len(batch))] for batch in items[start:]],
+        # Mapped features would be copied to processes that are not forked.
+        num_workers=workers if bags.entries[0].packed is None else 0,
         worker_init_fn=_heed_no_signals,
         pin_memory=torch.cuda.is_available(),
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
@@ -120,6 +155,18 @@ def load_batches(
     except UserError as error:
         # From a worker process it comes wrapped in that process's traceback; what we said is at its end.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
+
+
+def _gather_batches(
+    bags: Bags, shelf: Shelf, batches: Sequence[np.ndarray], epoch: int, start: int, part: Callable[[int], slice]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The same batches from packed features, each gathered in one step, on the device where they are wanted."""
+    targets, lengths = (torch.from_numpy(known).to(shelf.device) for known in (bags.targets, bags.lengths))
+    # Drawn for the whole batch: a place in it has its own random numbers.
+    indices = (bags.index(rows, epoch, at)[part(len(rows))] for at, rows in enumerate(batches[start:], start))
+    for rows, visual in zip(batches[start:], shelf.gather(indices), strict=False):
+        chosen = torch.from_numpy(rows[part(len(rows))]).to(shelf.device)
+        yield visual, lengths[chosen], targets[chosen]
 
 
 def _heed_no_signals(worker: int) -> None:

@@ -6,16 +6,23 @@ L snippets of a video, T those of a model input, D feature width, N inputs that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 
 class Sampling(Protocol):
-    """A method's way from videos to inputs of ``length`` snippets and back."""
+    """A method's way from videos to inputs of ``length`` snippets and back; its ``repr`` tells it from others."""
 
     @property
     def length(self) -> int: ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether training inputs are rows drawn anew each time; else a video always makes the same input."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Where ``draws``: which rows of a video of ``count`` snippets make one training input, (T,)."""
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         """One training input (T, D) of a video (L, D), and how many of its snippets are valid."""
@@ -32,6 +39,7 @@ class WindowSampling:
     """Training on the whole video averaged or padded to T snippets; testing in consecutive windows of T."""
 
     length: int
+    draws: ClassVar[bool] = False
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return sample_uniform(features, self.length)
@@ -55,18 +63,20 @@ class GridSampling:
 
     segments: int
     frames: int
+    draws: ClassVar[bool] = True
 
     @property
     def length(self) -> int:
         return self.segments * self.frames
 
-    def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        count = _snippets(features)
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         stretch = (max(count, self.length) - self.frames + 1) // self.segments
         offsets = rng.integers(0, max(stretch - self.frames + 1, 0) + 1, size=self.segments)
         starts = np.arange(self.segments) * stretch + offsets
-        rows = (starts[:, None] + np.arange(self.frames)).ravel() % count
-        return features[rows].astype(np.float32), self.length
+        return (starts[:, None] + np.arange(self.frames)).ravel() % count
+
+    def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        return features[self.draw(_snippets(features), rng)].astype(np.float32), self.length
 
     def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = _snippets(features)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
+from torch import nn
 
 from clipfusionvad.errors import UserError
 
@@ -26,8 +28,34 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_workers(asked: int | None, device: torch.device) -> int:
+    """How many processes load features: as asked, else none beside a model on the CPU and up to 8 beside a GPU."""
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" else min(8, count_cores() - 1)
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """bf16 autocast for ``precision`` "bf16", nothing for "fp32"."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+#: The modes of torch.compile that replay CUDA graphs. Those of all models of a process share one memory.
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
+
+def compile_model(model: nn.Module, mode: str | None) -> None:
+    """Have ``torch.compile`` make a model's forward pass when it is first run; nothing for None.
+
+    ``mode`` is torch's own: "default" fuses operations, "reduce-overhead" also replays them as CUDA graphs,
+    "max-autotune" tries out kernels as well.
+    """
+    if mode:
+        model.compile(mode=mode)

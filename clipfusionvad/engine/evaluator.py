@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_video, read_video_shape
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_entry, read_video_shape
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, frames_from_segments
@@ -26,7 +26,7 @@ from clipfusionvad.metrics import (
     frame_metrics,
     snippet_metrics,
 )
-from clipfusionvad.models.method import WINDOWS_AT_ONCE, Method
+from clipfusionvad.models.method import Method
 
 # The detection mAP that a protocol reports first: the released procedure, or what the papers say of it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}
@@ -62,14 +62,17 @@ class VideoSet:
     def load(self, rows: Sequence[int]) -> list[np.ndarray]:
         """The features of some of the videos."""
         for row in set(rows) - self._loaded.keys():
-            self._loaded[row] = load_video(self.entries[row].paths, self.width)
+            self._loaded[row] = load_entry(self.entries[row], self.width)
         return [self._loaded[row] for row in rows]
 
     def split(self, parts: int) -> list[list[int]]:
         """The rows of the set in so many parts, all of about as many snippets."""
-        snippets = np.array([read_video_shape(entry.paths, self.width) for entry in self.entries])
-        longest_first = np.argsort(-snippets, kind="stable")
+        longest_first = np.argsort([-self._snippets(row) for row in range(len(self.entries))], kind="stable")
         return [longest_first[part::parts].tolist() for part in range(parts)]
+
+    def _snippets(self, row: int) -> int:
+        entry = self.entries[row]
+        return read_video_shape(entry.paths, self.width) if entry.packed is None else len(entry.packed())
 
     @cached_property
     def anomalous(self) -> np.ndarray:
@@ -85,7 +88,7 @@ def score_videos(
     scores: list[VideoScores] = []
     with torch.inference_mode(), autocast(device, precision):
         text = model.encode_text()
-        for counts, windows, lengths in _groups(features, model.sampling):
+        for counts, windows, lengths in _groups(features, model.sampling, model.windows_at_once):
             anomaly, classes = model.score_windows(np.concatenate(windows), np.concatenate(lengths), text)
             start = 0
             for count, parts in zip(counts, windows, strict=True):
@@ -112,7 +115,7 @@ def score_together(
 
 
 def _groups(
-    features: Sequence[np.ndarray], sampling: Sampling
+    features: Sequence[np.ndarray], sampling: Sampling, at_once: int
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
     """Consecutive videos that fill one forward pass: their snippets, their windows, the lengths of those."""
     counts: list[int] = []
@@ -123,7 +126,7 @@ def _groups(
         counts.append(len(video))
         windows.append(parts)
         lengths.append(valid)
-        if sum(map(len, windows)) >= WINDOWS_AT_ONCE:
+        if sum(map(len, windows)) >= at_once:
             yield counts, windows, lengths
             counts, windows, lengths = [], [], []
     if counts:

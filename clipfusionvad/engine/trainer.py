@@ -82,6 +82,8 @@ class Trainer:
         self.best_state: dict[str, Tensor] | None = None
         self.last_state: dict[str, Tensor] | None = None
         self.stop = threading.Event()
+        #: What its messages start with, where it is one of several.
+        self.label = ""
         self._pending: list[tuple[int, np.ndarray, dict[str, Tensor], float]] = []
         self._log_every = 1 if device.type == "cpu" else GPU_LOG_EVERY
 
@@ -115,7 +117,7 @@ class Trainer:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
         batches = load_batches(self.bags, plan, self.workers, progress.epoch, progress.batch, self.team.part)
-        title = f"epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
+        title = f"{self.label}epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
         with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
             for batch in batches:
@@ -167,7 +169,7 @@ class Trainer:
             terms = dict(zip(losses, row, strict=True))
             if not all(map(math.isfinite, row)):
                 videos = ", ".join(self.bags.entries[row].video for row in rows[:8])
-                raise UserError(f"loss is not finite at step {step} ({terms}); videos: {videos}, …")
+                raise UserError(f"{self.label}loss is not finite at step {step} ({terms}); videos: {videos}, …")
             log.log_step(step, self.progress.epoch, terms, lr)
         bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()}, refresh=False)
         bar.update(len(pending))
@@ -210,7 +212,7 @@ class Trainer:
         )
         self.progress.evaluations += 1
         mark = "  *" if improved else ""
-        tqdm.write(f"step {self.progress.step}: {select} {score:.4f}{mark}")
+        tqdm.write(f"{self.label}step {self.progress.step}: {select} {score:.4f}{mark}")
 
     def save(self, folder: Path, checkpoint_path: Path | None) -> None:
         """Write the whole state to ``last.pt``: it alone decides where a resumed run goes on."""

@@ -19,7 +19,7 @@ from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.metrics import count_frames, snippet_metrics
-from clipfusionvad.models.method import WINDOWS_AT_ONCE, Method, VADOutput
+from clipfusionvad.models.method import Method, VADOutput
 
 MODALITIES = ("image", "event")
 NEEDED = ("fused", *(f"{kind}_{what}" for what in ("mu", "weight") for kind in MODALITIES))
@@ -140,10 +140,10 @@ def _observe_windows(
     model: Method, windows: np.ndarray, lengths: np.ndarray, text: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Curves (N·T, 7) in the order of ``Observation`` and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
-    device = next(model.parameters()).device
+    device, at_once = next(model.parameters()).device, model.windows_at_once
     curves, weights = [], []
-    for start in range(0, len(windows), WINDOWS_AT_ONCE):
-        chosen = slice(start, start + WINDOWS_AT_ONCE)
+    for start in range(0, len(windows), at_once):
+        chosen = slice(start, start + at_once)
         visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
         output = model(visual, torch.from_numpy(lengths[chosen]).to(device), text)
         anomaly = model.scores(output).anomaly[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 
 def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None = None) -> dict[str, float]:
@@ -70,15 +69,19 @@ def _truth(gt: ArrayLike) -> np.ndarray:
 
 
 def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
-    """AUC and AP of snippets, each of which counts as abnormal and as normal by the frames it has of both."""
-    weight = np.concatenate([positives, frames - positives])
-    truth = np.repeat([1, 0], len(scores))
-    # scikit-learn would rank rows without weight too and so place thresholds where no frame is.
-    counted = weight > 0
-    truth, weight, scores = truth[counted], weight[counted], np.tile(scores, 2)[counted]
-    if truth.all() or not truth.any():
+    """AUC and AP of snippets, each of which counts as abnormal and as normal by the frames it has of both.
+
+    AUC is the area under the straight lines between the points of the ROC curve, AP the precision at each threshold
+    weighted by the recall that it adds, as in scikit-learn; equal scores make one threshold.
+    """
+    order = np.argsort(-scores)
+    order = order[frames[order] > 0]
+    ranked = scores[order]
+    threshold = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
+    found, seen = (np.cumsum(counts[order])[threshold] for counts in (positives, frames))
+    wrong = seen - found
+    if not len(order) or not found[-1] or not wrong[-1]:
         return float("nan"), float("nan")
-    return (
-        float(roc_auc_score(truth, scores, sample_weight=weight)),
-        float(average_precision_score(truth, scores, sample_weight=weight)),
-    )
+    gained = np.diff(found, prepend=0)
+    area = np.sum(np.diff(wrong, prepend=0) * (found - gained / 2))
+    return float(area / (found[-1] * wrong[-1])), float(np.sum(gained * (found / seen)) / found[-1])

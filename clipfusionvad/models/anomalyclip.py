@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,6 +175,10 @@ class AnomalyCLIP(Method):
             axial = AxialTransformer(emb_size, depth, heads, dim_heads, self.grid) if temporal == "axial" else None
         self.temporal_model = TemporalModel(visual_width + concat_features * len(anomalies), emb_size, axial)
 
+    @classmethod
+    def sampling_of(cls, options: Mapping[str, Any]) -> GridSampling:
+        return GridSampling(options["num_segments"], options["seg_length"])
+
     @property
     def sampling(self) -> GridSampling:
         return GridSampling(*self.grid)
@@ -196,7 +201,7 @@ class AnomalyCLIP(Method):
             words = prompts.embed(self.clipmodel)
         else:
             words = self.clipmodel.token_embedding(prompts.tokens)
-        return self.clipmodel(words, prompts.ends, self.text_encoder["text_projection"])[self.rank]
+        return self.clipmodel(words, prompts.layout, self.text_encoder["text_projection"])[self.rank]
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
         """visual (B, S·F, D), all of it valid → output. ``UserError`` where the centre of normality is unknown."""

@@ -22,8 +22,9 @@ from clipfusionvad.clip import ClipWeights
 from clipfusionvad.data.sampling import Sampling, WindowSampling
 from clipfusionvad.errors import UserError, nearest
 
-# Windows, of one long or of many short videos, that are scored in one forward pass.
-WINDOWS_AT_ONCE = 64
+# Snippets, of one long or of many short videos, that are scored in one forward pass: enough to fill a GPU, few
+# enough for a processor's cache.
+SNIPPETS_AT_ONCE = {"cpu": 4096, "cuda": 65_536}
 
 # A video's features: one array (L, D), or one per stream of the method.
 Features = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
@@ -76,6 +77,7 @@ class Method(nn.Module, ABC):
 
     visual_length: int
     visual_width: int
+    _calibrated = False
 
     @classmethod
     @abstractmethod
@@ -96,17 +98,31 @@ class Method(nn.Module, ABC):
         """The way back: this model's own state and the whole of CLIP under ``clipmodel.``, as its authors name them."""
         return dict(state)
 
+    @classmethod
+    def sampling_of(cls, options: Mapping[str, Any]) -> Sampling:
+        """How videos become inputs of a model with these options; there need not be one."""
+        return WindowSampling(options["visual_length"])
+
     @property
     def sampling(self) -> Sampling:
-        """How videos become inputs of this model."""
-        return WindowSampling(self.visual_length)
+        """How videos become inputs of this model: as its options say."""
+        return self.sampling_of(vars(self))
+
+    @property
+    def windows_at_once(self) -> int:
+        """How many test inputs are scored in one forward pass."""
+        device = next(self.parameters()).device.type
+        return max(1, SNIPPETS_AT_ONCE.get(device, SNIPPETS_AT_ONCE["cuda"]) // self.sampling.length)
 
     def calibrate(self, normal_videos: Iterable[np.ndarray]) -> None:
         """Before training, fill the buffers in ``calibration`` from the normal training videos, (L, D) each."""
 
     @property
     def calibrated(self) -> bool:
-        return all(bool(self.get_buffer(name).isfinite().all()) for name in self.calibration)
+        # Asked in every forward pass: once it is so, a GPU is not waited for again.
+        if not self._calibrated:
+            self._calibrated = all(bool(self.get_buffer(name).isfinite().all()) for name in self.calibration)
+        return self._calibrated
 
     @abstractmethod
     def encode_text(self) -> Any:
@@ -172,10 +188,10 @@ class Method(nn.Module, ABC):
 
         ``lengths`` (N,) valid snippets, ``text`` from ``encode_text``.
         """
-        device = next(self.parameters()).device
+        device, at_once = next(self.parameters()).device, self.windows_at_once
         anomaly, classes = [], []
-        for start in range(0, len(windows), WINDOWS_AT_ONCE):
-            chosen = slice(start, start + WINDOWS_AT_ONCE)
+        for start in range(0, len(windows), at_once):
+            chosen = slice(start, start + at_once)
             visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
             scores = self.scores(self(visual, torch.from_numpy(lengths[chosen]).to(device), text))
             anomaly.append(torch.stack([branch.flatten() for branch in scores.anomaly]).float().cpu().numpy())

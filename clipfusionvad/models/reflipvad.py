@@ -24,7 +24,7 @@ from clipfusionvad.models.parts.distilbert import DEFAULT, DistilBert
 from clipfusionvad.models.parts.dual_branch import EMBEDDING_STD, TEMPERATURE, DualBranch
 from clipfusionvad.models.parts.glimpse import EMPHASIZE_INPUTS, FeedForward, GlimpseEmphasize, TemporalOptions
 from clipfusionvad.models.parts.prompt_encoder import MiddlePrompts, PromptEncoder, ShiftedTower
-from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
+from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts, PromptLayout
 
 RELEASED_CLIP, OWN_CLIP = "ReFLIPmodel.", "clipmodel."
 DISTILBERT = "distilbert_model."
@@ -143,6 +143,9 @@ class ReleasedReFLIP(ReFLIPVAD, DualBranch):
         self.refuse({name: value for name, value in options.items() if name not in shared})
         super().__init__(class_prompts, clip, **{name: options[name] for name in shared if name in options})
         self.residual = residual
+        if residual:
+            # The shift of a class reaches its very first token.
+            self.prompts.layout = PromptLayout(self.prompts.layout.ends)
         distilbert = self.find_distilbert(prompt_encoder, clip)
         with own_stream("distilbert"):
             self.distilbert_model = distilbert.build()
@@ -221,7 +224,7 @@ class PaperReFLIP(ReFLIPVAD):
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             return
-        self.prompts = MiddlePrompts(class_prompts, prompt_length)
+        self.prompts = MiddlePrompts(class_prompts, prompt_length, shared=not class_contexts)
         shape = (len(class_prompts),) * class_contexts + (prompt_length, embed_dim)
         with own_stream("prompts"):
             self.prompt_embeddings = nn.Parameter(nn.init.normal_(torch.empty(shape), std=EMBEDDING_STD))

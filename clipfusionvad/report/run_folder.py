@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,21 @@ import yaml
 
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_text
+from clipfusionvad.files import read_json, read_text
 from clipfusionvad.report.scores import Tested, read_scores
+from clipfusionvad.report.seeds import seeds_columns
+from clipfusionvad.runs import METRICS, seeds_in
 
 # Scores and the metrics they gave: at the end of training, and of a later test into the same folder.
 RUN_SCORES, TEST_SCORES = "scores.npz", "test_scores.npz"
-_METRICS = {RUN_SCORES: "metrics.json", TEST_SCORES: "test_metrics.json"}
+_METRICS = {RUN_SCORES: METRICS, TEST_SCORES: "test_metrics.json"}
 
 
 @dataclass(frozen=True)
 class Run:
     """A folder's content. ``results``: metrics by the model's name, that of ``tested`` last.
 
+    Of several seeds, these are the seeds and what is said of all, the mean last.
     ``losses`` and ``evaluations`` are tables by step. None or empty is what the folder does not have.
     """
 
@@ -52,12 +54,16 @@ def read_run(folder: Path) -> Run:
     there = [folder / name for name in _METRICS if (folder / name).is_file()]
     newest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
     if not newest and not (folder / "options.yaml").is_file():
-        raise UserError(f"{folder} holds neither a run (options.yaml) nor a test ({TEST_SCORES})")
+        seeds = ", ".join(seeds_in(folder))
+        hint = f"; its seeds are not all trained yet: give the folder of one ({seeds})" if seeds else ""
+        raise UserError(f"{folder} holds neither a run (options.yaml) nor a test ({TEST_SCORES}){hint}")
     tested = read_scores(newest) if newest else None
     metrics = folder / _METRICS[newest.name if newest else RUN_SCORES]
     results = _read_json(metrics, "metrics")
     if newest and newest.name == TEST_SCORES and results:
         results = {"test": results}
+    elif "seeds" in results:
+        results = seeds_columns(results)
     return Run(
         folder,
         tested,
@@ -70,15 +76,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(read_text(path, what))
-    except ValueError as error:
-        raise UserError(f"{what} {path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{what} {path} must hold names and values")
-    return content
+    return read_json(path, what) if path.is_file() else {}
 
 
 def _read_options(path: Path) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def _facts(run: Run) -> list[str]:
         if run.tested.videos.truth is None:
             facts.append("no truth of frames: whole videos are judged")
         facts.append(f"model {run.options.get('model_path')}")
+    elif seeds := run.options.get("seeds"):
+        facts.append(f"{len(seeds)} seeds, each with a page of its own in its folder; shown large: their mean")
     else:
         facts.append("not tested yet, or by an older version: no scores.npz in the folder")
     return facts

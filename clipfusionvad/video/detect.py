@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipfusionvad.data.ahead import ahead
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.errors import UserError
 from clipfusionvad.models import Method
-from clipfusionvad.video.ahead import ahead
 from clipfusionvad.video.crops import to_canvas
 from clipfusionvad.video.decode import BrokenVideo, VideoInfo, read_frames
 from clipfusionvad.video.encoder import ImageEncoder

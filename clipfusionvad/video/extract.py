@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipfusionvad.clip import image_tower, load_clip
+from clipfusionvad.data.ahead import ahead
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import atomic_write
-from clipfusionvad.video.ahead import ahead
 from clipfusionvad.video.crops import to_canvas
 from clipfusionvad.video.decode import VideoInfo, read_frames
 from clipfusionvad.video.encoder import ImageEncoder, check_precision

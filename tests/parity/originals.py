@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from clipfusionvad import create_model
 from clipfusionvad.engine.checkpoint import ModelFile, load_model_file
+from clipfusionvad.engine.device import compile_model
 from clipfusionvad.files import read_torch
 from clipfusionvad.models import Method
 
@@ -48,6 +50,12 @@ def load_original(case: Path, config: dict[str, Any], checkpoint: Path) -> Metho
         **model_options(config),
     )
     load_model_file(model, ModelFile(str(checkpoint), read_torch(checkpoint, "checkpoint")))
+    return compiled(model)
+
+
+def compiled(model: Method) -> Method:
+    """The model; made by torch.compile, which takes minutes, where the environment has COMPILE=default."""
+    compile_model(model, os.environ.get("COMPILE"))
     return model
 
 

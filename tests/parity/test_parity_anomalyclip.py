@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each_case
-from originals import difference, read_config, relative
+from originals import compiled, difference, read_config, relative
 
 from clipfusionvad.clip import clip_in_checkpoint, load_clip, openai_clip
 from clipfusionvad.engine.checkpoint import load_model_file, load_weights, read_model_file
@@ -45,7 +45,7 @@ class Case:
         widths = {"embed_dim": self.clip.text_width, "visual_width": self.clip.embed_dim}
         model = build_method(AnomalyCLIP.name, names, self.clip, **options, **weights, **widths)
         model.ncentroid.copy_(read_torch(self.folder / "ncentroid.pt", "ncentroid"))
-        return model
+        return compiled(model)
 
     def originals_order(self, values):
         """Our columns of the anomalous classes (…, C−1) in the order of their ids."""
@@ -93,7 +93,7 @@ def test_text(case, original):
     # Ours end at the last EOT, and stand in the order of the parameters, as the original's do.
     assert difference(prompts, outputs["prompts"][:, : prompts.shape[1]]) < 1e-5
     ends = original.inputs["tokenized_prompts"].argmax(axis=1)
-    np.testing.assert_array_equal(model.prompt_learner.ends, ends)
+    np.testing.assert_array_equal(model.prompt_learner.layout.ends, ends)
     np.testing.assert_array_equal(
         model.prompt_learner.tokens, original.inputs["tokenized_prompts"][:, : prompts.shape[1]]
     )

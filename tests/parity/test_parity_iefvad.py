@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each_case
-from originals import difference, read_config, relative
+from originals import compiled, difference, read_config, relative
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
@@ -45,7 +45,7 @@ class Case:
         args["noise_model"] = NOISE[args["noise_model"]]
         model = create_model("iefvad", [prompt for _, prompt in self.config["label_map"]], **args, **options)
         load_weights(model, self.folder / "checkpoint.pth")
-        return model.eval()
+        return compiled(model.eval())
 
     def trained(self, trainer):
         """The model as a trainer of the original sets it up, and the targets of its labels."""

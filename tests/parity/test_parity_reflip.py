@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each_case
-from originals import difference, model_options, read_config, relative, separation
+from originals import compiled, difference, model_options, read_config, relative, separation
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.clip import load_clip
@@ -50,7 +50,7 @@ def load(case: Path, **options: Any) -> Original:
         prompt_encoder=str(case / "distilbert"),
         **{**model_options(config), **weight, "residual": config.get("residual", True), **options},
     )
-    load_weights(model, case / "checkpoint.pth")
+    load_weights(compiled(model), case / "checkpoint.pth")
     inputs = np.load(case / "inputs.npz")
     visual, lengths = torch.from_numpy(inputs["visual"]).float(), torch.from_numpy(inputs["lengths"])
     return Original(case, config, model.eval(), np.load(case / "outputs.npz"), visual, lengths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.loaders import Bags
+from clipfusionvad.data.pack import write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
+from clipfusionvad.data.shelf import make_shelf
+from clipfusionvad.data.store import open_store
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_videos
@@ -67,6 +71,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def pack(folder, entries, path, model):
+    write_store(folder, entries, path, model.streams, model.visual_width, model.sampling, "float32", workers=1)
+    return make_shelf(open_store(folder), model.sampling, CPU)
+
+
 @pytest.mark.usefixtures("one_thread")
 @each_case("train_", holding="trace.npz")
 def test_whole_run(case, tmp_path):
@@ -82,7 +91,8 @@ def test_whole_run(case, tmp_path):
     paths = [case / config[key] for key in ("gt", "gt_segment", "gt_label")]
     videos = VideoSet(test, dataset, model.visual_width, read_truth(*paths, test, snippets, dataset))
     plan = RecordedPlan(case, trace)
-    bags = Bags(train, dataset, model.sampling, model.visual_width)
+    shelf = pack(tmp_path / "train.pack", train, case / config["train_list"], model) if "PACKED" in os.environ else None
+    bags = Bags(train, dataset, model.sampling, model.visual_width, shelf=shelf)
 
     modes, lengths = [], []
     compute_losses = model.losses

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.clip import CONTEXT_LENGTH, tokenize
-from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
+from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts, PromptLayout
 
 CONTEXT_STD = 0.02
 
@@ -26,7 +26,9 @@ class ContextPrompts(FixedPrompts):
         ctx = torch.empty(n_ctx, tower.token_embedding.embedding_dim)
         if words:
             ctx.copy_(tower.token_embedding.weight[tokens[1 : n_ctx + 1]])
-        ctx = ctx if shared else ctx.repeat(len(class_names), 1, 1)
+        if not shared:
+            ctx = ctx.repeat(len(class_names), 1, 1)
+            self.layout = PromptLayout(self.layout.ends, shared=1)
         self.ctx = nn.Parameter(ctx if words else nn.init.normal_(ctx, std=CONTEXT_STD))
 
     def embed(self, tower: ClipTextTower) -> Tensor:

@@ -12,20 +12,23 @@ from torch import Tensor, nn
 
 from clipfusionvad.clip import CONTEXT_LENGTH, tokenize
 from clipfusionvad.errors import UserError
-from clipfusionvad.models.parts.text import ClipTextTower, LearnedPrompts
+from clipfusionvad.models.parts.text import ClipTextTower, LearnedPrompts, PromptLayout
 
 
 class MiddlePrompts(LearnedPrompts):
     """N prompt tokens with the class name in their middle: SOT, the first half, the name, the second half, EOT.
 
-    An odd token goes to the second half. Source: section "RL-prompt" of the paper.
+    An odd token goes to the second half. ``shared``: all classes have the same prompt tokens.
+    Source: section "RL-prompt" of the paper.
     """
 
-    def __init__(self, class_prompts: list[str], count: int):
+    def __init__(self, class_prompts: list[str], count: int, shared: bool):
         room = CONTEXT_LENGTH - 1 - int(tokenize(class_prompts).argmax(dim=1).max())
         if count > room:
             raise UserError(f"--prompt-length {count}, but beside the class names CLIP has room for {room} tokens")
         super().__init__(class_prompts, count // 2, count - count // 2)
+        if not shared:
+            self.layout = PromptLayout(self.layout.ends, shared=1)
         # Places after EOT count on, but what stands there is never seen.
         order = self.learned.squeeze(-1).cumsum(dim=1) - 1
         self.register_buffer("order", order.clamp(0, max(count - 1, 0)), persistent=False)
@@ -35,7 +38,7 @@ class MiddlePrompts(LearnedPrompts):
         words = tower.token_embedding(self.tokens)
         rows = torch.arange(len(words), device=words.device)[:, None]
         learned = context.expand(len(words), -1, -1)[rows, self.order]
-        return tower(torch.where(self.learned, learned, words), self.ends)
+        return tower(torch.where(self.learned, learned, words), self.layout)
 
 
 class PromptEncoder(nn.Module):
@@ -80,6 +83,6 @@ class ShiftedTower:
     def token_embedding(self) -> nn.Embedding:
         return self.tower.token_embedding
 
-    def __call__(self, embeddings: Tensor, ends: Tensor) -> Tensor:
-        """Token embeddings (C, n, W) and the position of each EOT (C,) → text features (C, E)."""
-        return self.tower(embeddings + self.shift[:, None], ends)
+    def __call__(self, embeddings: Tensor, layout: PromptLayout) -> Tensor:
+        """Token embeddings of prompts (C, n, W) → text features (C, E)."""
+        return self.tower(embeddings + self.shift[:, None], layout)

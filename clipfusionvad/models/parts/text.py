@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.errors import UserError
-from clipfusionvad.models.parts.transformer import Transformer
+from clipfusionvad.models.parts.transformer import Transformer, split_heads
 
 
 class ClipTextTower(nn.Module):
@@ -32,16 +33,64 @@ class ClipTextTower(nn.Module):
         self.load_state_dict({key: state[key] for key in own})
         self.requires_grad_(False)
 
-    def forward(self, embeddings: Tensor, ends: Tensor, projection: Tensor | None = None) -> Tensor:
-        """Token embeddings (C, n, W) and the position of each EOT (C,) → text features (C, E).
+    def forward(self, embeddings: Tensor, layout: PromptLayout, projection: Tensor | None = None) -> Tensor:
+        """Token embeddings of prompts (C, n, W) → text features (C, E).
 
-        n may be shorter than CLIP's 77 as long as it reaches every EOT: attention is causal, so what comes
-        after it changes nothing. A ``projection`` (W, E) takes the place of CLIP's own.
+        A ``projection`` (W, E) takes the place of CLIP's own.
         """
-        x = embeddings + self.positional_embedding[: embeddings.shape[1]]
-        x = self.transformer(x, causal=True)
-        x = x[torch.arange(len(x), device=x.device), ends]
+        x = layout.pack(embeddings + self.positional_embedding[: embeddings.shape[1]])
+        x = self.transformer(x, layout.attend)[layout.last]
         return self.ln_final(x) @ (self.text_projection if projection is None else projection)
+
+
+class PromptLayout(nn.Module):
+    """Which tokens of C prompts are computed at all, side by side in one row of P tokens.
+
+    CLIP's text attention is causal, so what comes after a prompt's EOT changes nothing, and the first ``shared``
+    tokens, where they are the same in all prompts, have the same keys and values in all: they are computed once.
+    The row holds them first, then the other tokens of each prompt up to its EOT.
+    """
+
+    def __init__(self, ends: Tensor, shared: int = 0):
+        """ends (C,): position of each EOT. At most the tokens before the first EOT can be shared."""
+        super().__init__()
+        self.shared = min(shared, int(ends.min()))
+        columns = torch.arange(int(ends.max()) + 1)
+        own = columns[self.shared :] <= ends[:, None]
+        taken = (columns <= ends[:, None]) & (columns >= self.shared)
+        taken[0, : self.shared] = True
+        counts = own.sum(dim=1)
+        # Padding stands for any token: it comes after EOT, where nothing looks.
+        places = torch.zeros(own.shape, dtype=torch.long)
+        places[own] = torch.arange(int(counts.sum()))
+        visible = columns <= columns[self.shared :, None]
+        for name, value in {
+            "ends": ends,
+            "taken": taken.flatten().nonzero().squeeze(1),
+            "last": self.shared + counts.cumsum(0) - 1,
+            "places": places,
+            "kept": own.flatten().nonzero().squeeze(1),
+            "visible": visible,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Tokens (C, n, W) → (P, W)."""
+        return x.flatten(0, 1).index_select(0, self.taken)
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        """Causal attention of each prompt to itself: (P, 3W) → (P, W)."""
+        first = qkv[: self.shared]
+        own = qkv[self.shared :].index_select(0, self.places.flatten()).view(*self.places.shape, -1)
+        q, k, v = split_heads(first, heads)
+        own_q, own_k, own_v = split_heads(own, heads)
+        seen_k, seen_v = (torch.cat([a.expand(len(b), -1, -1, -1), b], dim=2) for a, b in ((k, own_k), (v, own_v)))
+        own = F.scaled_dot_product_attention(own_q, seen_k, seen_v, attn_mask=self.visible)
+        own = own.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, self.kept)
+        if not self.shared:
+            return own
+        first = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.cat([first.transpose(0, 1).flatten(1), own])
 
 
 class FixedPrompts(nn.Module):
@@ -53,12 +102,13 @@ class FixedPrompts(nn.Module):
             raise UserError(f"--prompt-template {template!r} has no {{}} where the class text goes")
         tokens = tokenize([template.replace("{}", text) for text in class_prompts])
         ends = tokens.argmax(dim=1)
+        alike = (tokens == tokens[0]).all(dim=0).long()
+        self.layout = PromptLayout(ends, shared=int(alike.cumprod(0).sum()))
         self.register_buffer("tokens", tokens[:, : int(ends.max()) + 1], persistent=False)
-        self.register_buffer("ends", ends, persistent=False)
 
     def forward(self, tower: ClipTextTower) -> Tensor:
         """Text features (C, E)."""
-        return tower(tower.token_embedding(self.tokens), self.ends)
+        return tower(tower.token_embedding(self.tokens), self.layout)
 
 
 class LearnedPrompts(nn.Module):
@@ -86,9 +136,9 @@ class LearnedPrompts(nn.Module):
             placed[row, prefix + end + postfix] = tokens[row, end]
         self.register_buffer("learned", (placed < 0).unsqueeze(-1), persistent=False)
         self.register_buffer("tokens", placed.clamp(min=0), persistent=False)
-        self.register_buffer("ends", prefix + ends + postfix, persistent=False)
+        self.layout = PromptLayout(prefix + ends + postfix, shared=1 + prefix)
 
     def forward(self, tower: ClipTextTower, context: Tensor) -> Tensor:
         """context (77, W), the learned table → text features (C, E)."""
         words = tower.token_embedding(self.tokens)
-        return tower(torch.where(self.learned, context[: words.shape[1]], words), self.ends)
+        return tower(torch.where(self.learned, context[: words.shape[1]], words), self.layout)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Attention proper: queries, keys and values side by side (…, 3D), and the number of heads → (…, D).
+Attend = Callable[[Tensor, int], Tensor]
+
 
 class QuickGELU(nn.Module):
-    """x · σ(1.702 x), CLIP's activation."""
+    """x · σ(1.702 x), CLIP's activation; as a SiLU, which is one pass over memory each way."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702
 
 
 class MLP(nn.Sequential):
@@ -29,8 +33,19 @@ class MLP(nn.Sequential):
         )
 
 
+def attend_all(qkv: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of every position to all others: queries, keys and values (N, S, 3D) → (N, S, D)."""
+    q, k, v = split_heads(qkv, heads)
+    return F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2)
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, S, 3D) → queries, keys and values, (N, heads, S, D / heads) each."""
+    return qkv.unflatten(-1, (3, heads, -1)).movedim(-3, 0).transpose(-3, -2).unbind(0)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over dim −2 with the parameter names of ``nn.MultiheadAttention``."""
+    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -41,13 +56,9 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """(N, S, D) → (N, S, D)."""
-        n, s, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(n, s, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(attended.transpose(1, 2).reshape(n, s, width))
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """(…, D) → (…, D); ``attend`` decides who sees whom."""
+        return self.out_proj(attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.heads))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -60,21 +71,21 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width)
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attn(self.ln_1(x), attend)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks over (N, S, D), each position seeing all others or, if ``causal``, those before it."""
+    """A stack of blocks over (N, S, D), each position seeing all others, or those that ``attend`` lets it see."""
 
     def __init__(self, width: int, layers: int, heads: int):
         super().__init__()
         self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend = attend_all) -> Tensor:
         for block in self.resblocks:
-            x = block(x, causal)
+            x = block(x, attend)
         return x
 
 
@@ -89,6 +100,6 @@ class WindowTransformer(Transformer):
         super().__init__(width, layers, heads)
         self.window = window
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend = attend_all) -> Tensor:
         """(B, T, D) → (B, T, D); T must be a multiple of the window."""
-        return super().forward(x.reshape(-1, self.window, x.shape[-1]), causal).view(x.shape)
+        return super().forward(x.reshape(-1, self.window, x.shape[-1]), attend).view(x.shape)

@@ -34,7 +34,7 @@ def ahead(items: Iterator[Item], room: int = 4) -> Iterator[Item]:
             error = raised
         hand_over(None, error, True)
 
-    thread = threading.Thread(target=make, name="decoding", daemon=True)
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
     thread.start()
     try:
         while True:

@@ -1,0 +1,217 @@
+"""The whole UCF-Crime protocol at its true size: 16,100 training rows x 256 snippets, 10 epochs, every evaluation.
+
+    python benchmarks/protocol.py --device cuda --precision bf16 [--seeds 214 224 234 244 254] [--profile trace.json.gz]
+    python benchmarks/protocol.py --rows 256 --epochs 1 --videos 20     (on a CPU: a share of it)
+    python benchmarks/protocol.py --quick
+
+Features are random numbers made on the device, in half precision, with the true lengths of the training and of the test
+videos; model, trainer, evaluations and metrics are those of a real training. A first, short training warms up. Without
+--profile the times are those of an undisturbed training; with it one epoch is traced as well, for how busy the GPU is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from benchmarks.flops import count
+from benchmarks.machine import gemm_rate, peak_memory, seconds, synchronize
+from benchmarks.made import benchmark_frames, made_features, made_model, made_truth, pick_size
+from benchmarks.report import Report, main_options
+from benchmarks.sizes import UCF_TRAIN_SNIPPETS
+from benchmarks.testing import video_set
+from benchmarks.training_step import step_of
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.loaders import Bags, BalancedPlan
+from clipfusionvad.datasets import UCF
+from clipfusionvad.engine.device import compile_model, pick_device
+from clipfusionvad.engine.evaluator import evaluate, score_videos
+from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
+from clipfusionvad.engine.trainer import Trainer
+from clipfusionvad.models import Method
+
+#: The published schedule, and the goals on one H200: seconds of a training and of five, shares of rate and time.
+ROWS, EPOCHS, EACH, EVAL_EVERY = 16100, 10, 64, 1280
+MOST_SECONDS, MOST_SECONDS_OF_FIVE, SHARE_OF_GEMM, BUSY = 60, 150, 35, 90
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = main_options(__doc__, model=True)
+    parser.add_argument("--rows", type=int, default=ROWS, help="training rows, half of them normal")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--videos", type=int, help="test videos of each kind (default: all 290)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[234], help="one training for each, side by side")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="trace one epoch and keep it there")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.rows, args.epochs, args.videos = 64, 1, 3
+    report = Report("protocol", args)
+    run = Run(args)
+    with tempfile.TemporaryDirectory() as folder:
+        run.trainer(args.seeds[0], epochs=1, rows=2 * run.each).fit(Path(folder, "warm"))
+        run.evaluations.clear()
+        took = run.fit(args.seeds, Path(folder))
+        tell(args, run, took, report)
+        if args.profile:
+            measure_busy(run, Path(folder, "traced"), args.profile, report)
+    report.write()
+
+
+class MadeShelf:
+    """Random features (N, T, D) in half precision where the model is, from which batches are gathered."""
+
+    whole = False
+
+    def __init__(self, lengths: np.ndarray, length: int, width: int, device: torch.device):
+        generator = torch.Generator(device).manual_seed(0)
+        self.device, self.lengths = device, lengths
+        self.features = torch.empty(len(lengths), length, width, dtype=torch.float16, device=device)
+        for part in tqdm(self.features.split(256), "making features", disable=None, leave=False):
+            part.normal_(generator=generator)
+        valid = torch.arange(length, device=device) < torch.from_numpy(lengths).to(device)[:, None]
+        self.features *= valid[..., None]
+
+    def gather(self, indices: Iterator[np.ndarray]) -> Iterator[Tensor]:
+        for index in indices:
+            yield self.features[torch.from_numpy(index).to(self.device)].float()
+
+
+class Run:
+    """What the trainings share: training features on the device, and a test set with its truth."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.size, self.device = args, pick_size(args.quick), pick_device(args.device)
+        self.each = min(EACH, args.rows // 4)
+        crops = -(-args.rows // len(UCF_TRAIN_SNIPPETS))
+        lengths = np.minimum(np.repeat(UCF_TRAIN_SNIPPETS, crops), self.size.length)
+        lengths = np.random.default_rng(0).permutation(lengths)[: args.rows].astype(np.int64)
+        self.shelf = MadeShelf(lengths, self.size.length, self.size.width, self.device)
+        labels = [UCF.normal] * (args.rows // 2)
+        labels += [UCF.labels[1 + row % (len(UCF.labels) - 1)] for row in range(args.rows - len(labels))]
+        self.entries = [Entry(Path(f"{row}.npy"), label, row) for row, label in enumerate(labels)]
+        truth = made_truth(UCF, benchmark_frames(UCF, args.videos))
+        counts = [len(frames) // 16 for frames in truth.frames]
+        self.features, self.videos = made_features(counts, self.size.width), video_set(truth, self.size.width)
+        self.evaluations: list[float] = []
+
+    def trainer(self, seed: int, epochs: int | None = None, rows: int | None = None) -> Trainer:
+        model = made_model(self.size, seed=seed)
+        compile_model(model, self.args.compile)
+        bags = Bags(self.entries, UCF, model.sampling, self.size.width, seed, shelf=self.shelf)
+        half = self.args.rows // 2
+        normal, anomalous = (np.arange(start, start + (rows or 2 * half) // 2) for start in (0, half))
+        plan = BalancedPlan(normal, anomalous, self.each, seed)
+        schedule = Schedule(
+            max_epoch=epochs or self.args.epochs, lr=2e-5, eval_every=EVAL_EVERY, select="auc1", paper=True,
+            milestones=(4, 8),
+        )  # fmt: skip
+        return Trainer(model, bags, plan, schedule, self.evaluate, {}, self.device, self.args.precision)
+
+    def evaluate(self, model: Method) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def work() -> None:
+            found.update(evaluate(score_videos(model, self.features, self.device, self.args.precision), self.videos))
+
+        self.evaluations.append(seconds(work, self.device))
+        return found
+
+    def fit(self, seeds: Sequence[int], folder: Path) -> float:
+        """Train all seeds to the end, side by side; the seconds that it took."""
+        stop, frozen = threading.Event(), {}
+
+        def members() -> Iterator[Member]:
+            for seed in seeds:
+                lane = Lane(self.device)
+                with lane.taken():
+                    trainer = self.trainer(seed)
+                    trainer.stop, trainer.label = stop, f"seed {seed}, "
+                    share_frozen(trainer.model, frozen)
+                yield Member(trainer, folder / str(seed), lane, lambda: None)
+
+        return seconds(lambda: fit_together(members(), len(seeds), stop, self.device), self.device)
+
+    def step(self) -> tuple[float, int]:
+        """Seconds and FLOP of a training step by itself."""
+        trainer = self.trainer(self.args.seeds[0])
+        rows = trainer.plan.epoch(0)[0]
+        known = (torch.from_numpy(part[rows]).to(self.device) for part in (self.shelf.lengths, trainer.bags.targets))
+        batch = [next(self.shelf.gather(iter([rows]))), *known]
+        step = step_of(trainer.model.train(), trainer.optimizer, batch, self.args.precision)
+        flop = count(step)
+        number = 20 if self.device.type == "cuda" else 3
+
+        def steps() -> None:
+            for _ in range(number):
+                step()
+
+        steps()
+        return seconds(steps, self.device) / number, flop
+
+
+def tell(args: argparse.Namespace, run: Run, took: float, report: Report) -> None:
+    whole = (args.rows, args.epochs, args.videos, args.device) == (ROWS, EPOCHS, None, "cuda")
+    steps = args.epochs * (args.rows // 2 // run.each)
+    report.say(
+        f"{args.rows} rows, {args.epochs} epochs of {steps // args.epochs} steps, {len(run.features)} test videos, "
+        f"{len(run.evaluations)} evaluations, {run.device}, {args.precision}"
+    )
+    seeds = len(args.seeds)
+    goal = {1: MOST_SECONDS, 5: MOST_SECONDS_OF_FIVE}.get(seeds) if whole else None
+    name = f"protocol, {seeds} seed{'s' * (seeds > 1)}"
+    report.claim(name, took, " s", goal=goal, at_most=True)
+    step, flop = run.step()
+    report.fact("a training step", 1000 * step, "ms")
+    report.claim("an evaluation, of a step", float(np.median(run.evaluations)) / step, "x",
+                 goal=1 if whole else None, at_most=True)  # fmt: skip
+    rate = gemm_rate(run.device, args.precision, (256,) if args.quick else None)
+    goal = SHARE_OF_GEMM if whole else None
+    report.claim("training step, share of the GEMM rate", 100 * flop / step / rate, "%", goal=goal)
+    report.limit("training step of the protocol", flop / step / 1e12, rate / 1e12, "TFLOP/s")
+    report.fact("peak memory", peak_memory(run.device) / 2**30, "GiB")
+
+
+def measure_busy(run: Run, folder: Path, path: Path, report: Report) -> None:
+    """The share of an epoch in which the device computes something; the trace is kept."""
+    trainer = run.trainer(run.args.seeds[0], epochs=1)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (run.device.type == "cuda")
+    with profile(activities=kinds) as profiler:
+        synchronize(run.device)
+        start = time.perf_counter()
+        trainer.fit(folder)
+        synchronize(run.device)
+        took = time.perf_counter() - start
+    profiler.export_chrome_trace(str(path))
+    report.say(f"trace of an epoch: {path}")
+    if run.device.type == "cuda":
+        spans = [(e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == DeviceType.CUDA]
+        report.claim("device busy", 100 * covered(spans) / 1e6 / took, "%", goal=BUSY)
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, -np.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What several seeds of one training have in common: mean, deviation and range of their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipfusionvad.engine.schedule import LAST_WEIGHTS
+from clipfusionvad.files import read_json
+from clipfusionvad.report.table import metrics_table
+from clipfusionvad.runs import METRICS, seed_folder
+
+
+def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str, Any]:
+    """What ``metrics.json`` of several seeds says, from the ``metrics.json`` of each.
+
+    ``seeds`` holds the metrics of each seed's best model; ``mean``, ``std`` (of the sample: n - 1; None for one seed),
+    ``min`` and ``max`` hold these of every metric, in the form of one seed's. ``model_seed`` is the seed whose model
+    stands for all: the median by ``model_by``, the metric ``select``, and the lower one of the two of an even number.
+    """
+    found = {seed: read_json(seed_folder(folder, seed) / METRICS, "metrics")["best"] for seed in seeds}
+    results = list(found.values())
+    by = next(iter(results[0])) if select == LAST_WEIGHTS else select
+    ranked = sorted(seeds, key=lambda seed: -np.inf if found[seed][by] is None else found[seed][by])
+    return {
+        "seeds": {str(seed): metrics for seed, metrics in found.items()},
+        **{name: _fold(results, fold) for name, fold in _FOLDS.items()},
+        "model_seed": ranked[(len(ranked) - 1) // 2],
+        "model_by": by,
+    }
+
+
+def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float]) -> str:
+    """The table of a test, with columns over the seeds in place of the one result."""
+    return metrics_table({title: summary[name] for name, title in _TITLES.items()}, paper)
+
+
+def seeds_columns(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For a page: the result of each seed, then those over all, the mean last."""
+    folded = {title: summary[name] for name, title in reversed(_TITLES.items())}
+    return {f"seed {seed}": metrics for seed, metrics in summary["seeds"].items()} | folded
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+_FOLDS: dict[str, Callable[[Sequence[float]], Any]] = {
+    "mean": lambda values: float(np.mean(values)),
+    "std": _std,
+    "min": min,
+    "max": max,
+}
+_TITLES = {"mean": "mean", "std": "± std", "min": "min", "max": "max"}
+
+
+def _fold(values: Sequence[Any], fold: Callable[[Sequence[float]], Any]) -> Any:
+    """Nested metrics of several seeds as one; None where a seed has no number."""
+    if isinstance(values[0], Mapping):
+        shared = [key for key in values[0] if all(key in value for value in values)]
+        return {key: _fold([value[key] for value in values], fold) for key in shared}
+    return None if None in values else fold(values)
