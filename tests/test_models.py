@@ -216,12 +216,15 @@ def test_windows_of_padding_computed_once_change_nothing():
     """Whole and partial padding, a blank window before filled ones, and a batch of nothing but zeros."""
     torch.manual_seed(0)
     transformer = WindowTransformer(16, layers=2, heads=2, window=4).double()
-    positions = torch.randn(20, 16, dtype=torch.float64)
+    positions = torch.randn(20, 16, dtype=torch.float64, requires_grad=True)
     visual = torch.randn(5, 20, 16, dtype=torch.float64)
     for video, length in enumerate((20, 9, 4, 0)):
         visual[video, length:] = 0
     visual[4, :8] = 0
-    expected = transformer(visual + positions)
-    with torch.no_grad():
-        for chosen in (slice(0, 5), slice(0, 1), slice(3, 4), slice(1, 3)):
-            torch.testing.assert_close(transformer.encode(visual[chosen], positions), expected[chosen])
+    trained = [positions, *transformer.parameters()]
+    for chosen in (slice(0, 5), slice(0, 1), slice(3, 4), slice(1, 3)):
+        ours, expected = transformer.encode(visual[chosen], positions), transformer(visual[chosen] + positions)
+        torch.testing.assert_close(ours, expected)
+        direction = torch.randn_like(expected)
+        gradients = (torch.autograd.grad((output * direction).sum(), trained) for output in (ours, expected))
+        torch.testing.assert_close(*gradients)
