@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def _member(place, target, arguments):
 
 def forbid_writing():
     """From now on a file that this process opens to write, moves or removes is an error."""
+    # Finds out by writing.
+    tempfile.gettempdir()
 
     def allowed(path):
         # Devices, shared memory, and where loading processes meet theirs.
