@@ -16,6 +16,8 @@ class SharedBatchNorm(nn.BatchNorm1d):
     #: Whether each process has rows of its own; else all have the same ones.
     parted = True
 
+    # Other processes are waited for between graphs, not in them.
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) or (N, C, L), N of this process → the same shape."""
         if not (self.training and self.parted):
