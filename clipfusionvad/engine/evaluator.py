@@ -89,7 +89,9 @@ def score_videos(
     with torch.inference_mode(), autocast(device, precision):
         text = model.encode_text()
         for counts, windows, lengths in _groups(features, model.sampling, model.windows_at_once):
-            anomaly, classes = model.score_windows(np.concatenate(windows), np.concatenate(lengths), text)
+            # A long video fills a group of its own and is not copied.
+            joined = windows[0] if len(windows) == 1 else np.concatenate(windows)
+            anomaly, classes = model.score_windows(joined, np.concatenate(lengths), text)
             start = 0
             for count, parts in zip(counts, windows, strict=True):
                 rows = slice(start, start := start + parts.shape[0] * parts.shape[1])
