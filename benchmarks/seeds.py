@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.machine import peak_memory
 from clipfusionvad.clip import toy_state
 from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.commands.train import train
@@ -108,10 +108,7 @@ def run(argv: list[str]) -> Cost:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         if train(args, UCF) != 0:
             raise KeyboardInterrupt
-    seconds = clock() - start
-    if device.type == "cuda":
-        return Cost(seconds, torch.cuda.max_memory_reserved())
-    return Cost(seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return Cost(clock() - start, peak_memory(device))
 
 
 def make_data(folder: Path, size: Size, method: str) -> list[str]:

@@ -55,7 +55,7 @@ class VideoSet:
         self.frames_per_snippet = frames_per_snippet
         self._loaded: dict[int, np.ndarray] = {}
 
-    @cached_property
+    @property
     def features(self) -> list[np.ndarray]:
         return self.load(range(len(self.entries)))
 

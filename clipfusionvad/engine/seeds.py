@@ -92,6 +92,7 @@ def fit_together(members: Iterator[Member], total: int, stop: threading.Event, d
                     running.popleft().end()
         except Exception:
             stop.set()
+            # What ended the first is told; where another cannot save now, its last state is still there.
             for member in running:
                 with contextlib.suppress(Exception):
                     member.step()
