@@ -77,20 +77,37 @@ def _processor() -> str:
 def gemm_rate(
     device: torch.device, precision: str = "fp32", sizes: Sequence[int] | None = None, tries: int = 3
 ) -> float:
-    """FLOP/s of the best of several square matrix products."""
+    """FLOP/s of the best of several square matrix products, in a burst."""
+    return max(square_rates(device, precision, sizes, tries).values())
+
+
+def held_gemm_rate(device: torch.device, precision: str, duration: float, sizes: Sequence[int] | None = None) -> float:
+    """FLOP/s that square matrix products keep up for about ``duration`` seconds, at the size that is best in a burst.
+
+    What takes a second is compared with this one: a burst finds the processor alone and at its highest clock, which
+    nothing of that length does.
+    """
+    rates = square_rates(device, precision, sizes, tries=1)
+    size = max(rates, key=rates.get)
+    return shape_rate((1, size, size, size), device, precision, tries=1, burst=duration)
+
+
+def square_rates(device: torch.device, precision: str, sizes: Sequence[int] | None, tries: int) -> dict[int, float]:
+    """FLOP/s of square matrix products, by their size."""
     sizes = sizes or (CPU_SIZES if device.type == "cpu" else GPU_SIZES)
-    return max(shape_rate((1, size, size, size), device, precision, tries) for size in sizes)
+    return {size: shape_rate((1, size, size, size), device, precision, tries) for size in sizes}
 
 
-def shape_rate(shape: Shape, device: torch.device, precision: str = "fp32", tries: int = 3) -> float:
-    """FLOP/s of a product (batch, m, k) · (batch, k, n), the best of some tries."""
+def shape_rate(
+    shape: Shape, device: torch.device, precision: str = "fp32", tries: int = 3, burst: float = 0.02
+) -> float:
+    """FLOP/s of a product (batch, m, k) · (batch, k, n), repeated for ``burst`` seconds, the best of some tries."""
     batch, m, k, n = shape
     left = torch.randn(batch, m, k, device=device, dtype=DTYPES[precision])
     right = torch.randn(batch, k, n, device=device, dtype=DTYPES[precision])
     out = left @ right
     work = 2 * batch * m * k * n
-    # Short products are repeated until they take about a fiftieth of a second.
-    times = max(1, int(0.02 / max(seconds(lambda: torch.matmul(left, right, out=out), device), 1e-9)))
+    times = max(1, int(burst / max(seconds(lambda: torch.matmul(left, right, out=out), device), 1e-9)))
 
     def repeated() -> None:
         for _ in range(times):
