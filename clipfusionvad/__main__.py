@@ -10,7 +10,7 @@ from clipfusionvad import commands
 from clipfusionvad.errors import UserError, nearest, run_main
 
 # Modules of the package that are no commands of their own.
-_INNER = {"load", "prepare"}
+_INNER = {"load", "prepare", "task"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import method_names
 
@@ -90,6 +92,14 @@ for name in method_names():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_command_that_help_lists_is_one(capsys):
+    package_main(["--help"])
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  "):
+            command = line.split()[0].replace("-", "_")
+            assert callable(importlib.import_module(f"clipfusionvad.commands.{command}").main)
 
 
 def test_no_file_has_become_a_drawer():
