@@ -79,7 +79,7 @@ def made_batch(size: Size, each: int, dataset: Dataset = UCF, seed: int = 0) -> 
 def made_features(counts: Sequence[int], width: int, seed: int = 0) -> list[np.ndarray]:
     """Features (n, D) of videos of so many snippets."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(count, width)).astype(np.float32) for count in counts]
+    return [rng.standard_normal((count, width), np.float32) for count in counts]
 
 
 def made_truth(dataset: Dataset, frames: tuple[Sequence[int], Sequence[int]], seed: int = 0) -> Truth:

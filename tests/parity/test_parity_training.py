@@ -7,6 +7,7 @@ import json
 import os
 
 import numpy as np
+import pair
 import pytest
 import torch
 from cases import each_case
@@ -22,11 +23,13 @@ from clipfusionvad.data.shelf import make_shelf
 from clipfusionvad.data.store import open_store
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_videos
+from clipfusionvad.engine.distributed import Team, join
+from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_together
 from clipfusionvad.engine.schedule import Schedule
 from clipfusionvad.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
+LISTS = ("train_list", "test_list")
 METRICS = {"AUC1": "auc1", "AP1": "ap1", "AUC2": "auc2", "AP2": "ap2"}
 
 
@@ -61,6 +64,11 @@ def make_schedule(config):
     )
 
 
+def dataset_of(config):
+    labels = [label for label, _ in config["label_map"]]
+    return next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
+
+
 @pytest.fixture
 def one_thread():
     """Rounding depends on how many threads share a sum, and over many steps the similarity threshold, on one side of
@@ -76,22 +84,17 @@ def pack(folder, entries, path, model):
     return make_shelf(open_store(folder), model.sampling, CPU)
 
 
-@pytest.mark.usefixtures("one_thread")
-@each_case("train_", holding="trace.npz")
-def test_whole_run(case, tmp_path):
+def train_again(case, folder, team):
+    """Train as the original did, recording in ``folder``; the model and what its steps were given."""
     config, trace = read_config(case), np.load(case / "trace.npz")
-    evaluations = json.loads((case / "evaluations.json").read_text())["evaluations"]
-    labels = [label for label, _ in config["label_map"]]
-    dataset = next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
+    dataset = dataset_of(config)
     model = load_original(case, config, case / config["init"])
-    root = case / config["data_root"]
-    train = read_list(case / config["train_list"], root, dataset)
-    test = read_list(case / config["test_list"], root, dataset)
+    train, test = (read_list(case / config[name], case / config["data_root"], dataset) for name in LISTS)
     snippets = check_features(test, model.visual_width, config["test_list"])
     paths = [case / config[key] for key in ("gt", "gt_segment", "gt_label")]
     videos = VideoSet(test, dataset, model.visual_width, read_truth(*paths, test, snippets, dataset))
     plan = RecordedPlan(case, trace)
-    shelf = pack(tmp_path / "train.pack", train, case / config["train_list"], model) if "PACKED" in os.environ else None
+    shelf = pack(folder / "train.pack", train, case / config["train_list"], model) if "PACKED" in os.environ else None
     bags = Bags(train, dataset, model.sampling, model.visual_width, shelf=shelf)
 
     modes, lengths = [], []
@@ -105,16 +108,48 @@ def test_whole_run(case, tmp_path):
     model.losses = watched_losses
 
     def score(model):
-        return evaluate(score_videos(model, videos.features, CPU), videos)
+        scores = score_together(team, model, videos, CPU)
+        return team.tell(lambda: evaluate(scores, videos))
 
-    trainer = Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU)
-    trainer.fit(tmp_path)
+    Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU, team=team).fit(folder)
+    return model, modes, lengths
+
+
+def train_in_part(rank, case, folder):
+    """One of several processes that train together; the first writes what all of them come to."""
+    torch.set_num_threads(1)
+    with join("cpu") as (team, _):
+        model, modes, lengths = train_again(case, folder, team)
+        if team.is_main:
+            torch.save((model.state_dict(), modes, lengths), folder / "end.pt")
+
+
+def train_together(case, folder, size):
+    ends = pair.finish(pair.start(train_in_part, (case, folder), folder, size), folder, timeout=600)
+    assert [end.code for end in ends] == [0] * size, ends
+    config = read_config(case)
+    model = load_original(case, config, case / config["init"])
+    state, modes, lengths = torch.load(folder / "end.pt")
+    model.load_state_dict(state)
+    return model, modes, lengths
+
+
+@pytest.mark.usefixtures("one_thread")
+@each_case("train_", holding="trace.npz")
+def test_whole_run(case, tmp_path):
+    config, trace = read_config(case), np.load(case / "trace.npz")
+    evaluations = json.loads((case / "evaluations.json").read_text())["evaluations"]
+    processes = int(os.environ.get("PROCESSES", 1))
+    if processes > 1:
+        model, modes, lengths = train_together(case, tmp_path, processes)
+    else:
+        model, modes, lengths = train_again(case, tmp_path, Team())
 
     with (tmp_path / "losses.csv").open() as file:
         steps = list(csv.DictReader(file))
     assert len(steps) == config["steps"] == len(trace["loss"])
     assert modes == trace["training_mode"].tolist()
-    assert lengths == [row.tolist() for row in plan.lengths]
+    assert lengths == [row.tolist() for row in RecordedPlan(case, trace).lengths]
     np.testing.assert_array_equal([float(row["lr"]) for row in steps], trace["lr"])
     noise = config["noise_between_two_runs_max"]
     weight, included = separation(config)
@@ -138,11 +173,12 @@ def test_whole_run(case, tmp_path):
         for iou, value in zip(("0.1", "0.2", "0.3", "0.4", "0.5"), expected["mAP"], strict=True):
             assert record["metrics"]["map"][iou] == pytest.approx(value, abs=max(3 * noise["mAP"], 1e-6))
 
-    compare_final(case, config, model, test, noise)
+    compare_final(case, config, model, noise)
 
 
-def compare_final(case, config, model, test, noise):
+def compare_final(case, config, model, noise):
     """The model ends with the best weights loaded back."""
+    test = read_list(case / config["test_list"], case / config["data_root"], dataset_of(config))
     outputs = np.load(case / "final_outputs.npz")
     model.eval()
     with torch.no_grad():
