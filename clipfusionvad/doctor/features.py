@@ -10,7 +10,7 @@ import numpy as np
 from clipfusionvad.data.checks import NORM_RANGE
 from clipfusionvad.data.features import check_dim, load_features
 from clipfusionvad.doctor.findings import ERROR, WARNING, Finding
-from clipfusionvad.doctor.survey import Listed, Row, Survey
+from clipfusionvad.doctor.survey import Features, Listed, Row, Survey
 from clipfusionvad.errors import UserError
 
 # Lists of one extraction have middling norms within a few per cent of each other.
@@ -49,16 +49,15 @@ def feature_norms(survey: Survey) -> Iterator[Finding]:
         if not len(norms):
             continue
         middle = float(np.median(norms))
-        middles.append((middle, listed))
+        middles.append(middle)
         for row, norm in zip(listed.read, norms, strict=True):
             if norm and not middle / NORM_RANGE <= norm <= middle * NORM_RANGE:
                 kind = "is normalised" if abs(norm - 1) < 0.05 else f"has features of norm {norm:.3g}"
                 what = f"{row.entry.path.name} {kind} among others of norm {middle:.3g}"
                 yield Finding(ERROR, what, listed.path, row.number, "extract it as the others were")
-    if len(middles) == 2 and max(middles)[0] > LISTS_NORM_RANGE * min(middles)[0] > 0:
-        (train, _), (test, listed) = middles
-        what = f"the features' norm is {test:.3g} here and {train:.3g} in the training list"
-        yield Finding(ERROR, what, listed.path, advice="extract both lists with one model and the same options")
+    if len(middles) == 2 and max(middles) > LISTS_NORM_RANGE * min(middles) > 0:
+        what = f"the features' norm is {middles[1]:.3g} here and {middles[0]:.3g} in the training list"
+        yield Finding(ERROR, what, survey.test.path, advice="extract both lists with one model and the same options")
 
 
 def feature_direction(survey: Survey) -> Iterator[Finding]:
@@ -103,6 +102,18 @@ def blank_snippets(survey: Survey) -> Iterator[Finding]:
         elif found.still:
             what = f"all {found.snippets} snippets of {name} are the same"
             yield Finding(WARNING, what, listed.path, row.number, "look at the video, or extract it again")
+
+
+def crop_lengths(survey: Survey) -> Iterator[Finding]:
+    """Crops of one video differ in length: one of them is another video's."""
+    for listed in survey.lists:
+        for rows in listed.videos.values():
+            read = [row for row in rows if row.features]
+            usual = Counter(row.features.snippets for row in read).most_common(1)
+            for row in read:
+                if row.features.snippets != usual[0][0]:
+                    what = f"{row.entry.path.name} has {row.features.snippets} snippets, other crops {usual[0][0]}"
+                    yield Finding(WARNING, what, listed.path, row.number, "is it another video? Extract it again")
 
 
 def same_features(survey: Survey) -> Iterator[Finding]:
@@ -161,10 +172,11 @@ def _units(listed: Listed, width: int) -> tuple[list[Row], np.ndarray]:
     return rows, means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
 
-def _read(survey: Survey) -> Iterator:
+def _read(survey: Survey) -> Iterator[tuple[Listed, Row, Features]]:
     for listed in survey.lists:
-        for row in listed.read:
-            yield listed, row, row.features
+        for row in listed.rows:
+            if row.features:
+                yield listed, row, row.features
 
 
 CHECKS = (
@@ -174,6 +186,7 @@ CHECKS = (
     feature_direction,
     feature_dtype,
     blank_snippets,
+    crop_lengths,
     same_features,
     near_duplicates,
 )

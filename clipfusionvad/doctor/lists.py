@@ -17,19 +17,10 @@ def _finding(level: str, listed: Listed, row: Row, what: str, advice: str = "") 
 
 
 def list_unreadable(survey: Survey) -> Iterator[Finding]:
-    """A list is missing, is no CSV file with the columns path and label, or has an empty cell."""
+    """A list is missing, is no CSV file with the columns path and label, has them swapped, or has an empty cell."""
     for listed in survey.lists:
         if listed.problem:
             yield Finding(ERROR, listed.problem)
-
-
-def columns_swapped(survey: Survey) -> Iterator[Finding]:
-    """The paths stand in the column of the labels."""
-    for listed in survey.lists:
-        if listed.rows and all(_is_label(survey, row.listed) and row.label.endswith(".npy") for row in listed.rows):
-            yield Finding(
-                ERROR, "the column path holds labels, the column label paths", listed.path, 1, "rename the two columns"
-            )
 
 
 def file_missing(survey: Survey) -> Iterator[Finding]:
@@ -234,7 +225,6 @@ def _numbers(crops: frozenset[int | None]) -> str:
 
 CHECKS = (
     list_unreadable,
-    columns_swapped,
     file_missing,
     foreign_paths,
     unknown_label,

@@ -122,7 +122,10 @@ def run_clip(run: RunFolder) -> Iterator[Finding]:
     if source == TOY or Path(source).is_file():
         clip = load_clip(source, width=run.options.embed_dim)
         for file in run.models:
-            check_clip(file, clip)
+            try:
+                check_clip(file, clip)
+            except UserError as error:
+                yield Finding(ERROR, str(error))
 
 
 def run_losses(run: RunFolder) -> Iterator[Finding]:

@@ -25,6 +25,8 @@ from clipfusionvad.files import read_csv
 from clipfusionvad.models import find_method
 from clipfusionvad.options import NO_TRUTH
 
+COLUMNS = ("path", "label")
+
 
 @dataclass(frozen=True)
 class Features:
@@ -128,7 +130,12 @@ class Survey:
 
 
 def take_survey(options: Namespace, dataset: Dataset) -> Survey:
-    """Read what the options of a training name; whatever cannot be read is noted for the checks to say."""
+    """Read what the options of a training name; whatever cannot be read is noted for the checks to say.
+
+    ``UserError`` for a feature root that is not there.
+    """
+    if options.feature_root is not None and not Path(options.feature_root).is_dir():
+        raise UserError(f"feature root not found: {options.feature_root}")
     train, test = (
         _read(Listed(role, path), options)
         for role, path in (("training", options.train_list), ("test", options.test_list))
@@ -143,7 +150,9 @@ def _read(listed: Listed, options: Namespace) -> Listed:
     streams = find_method(options.method).streams
     try:
         entries = read_list(listed.path, options.feature_root, may_lack_files=True)
-        cells = [cells["path"] for _, cells in read_csv(listed.path, "list", ("path", "label"))]
+        paths, labels = ([cells[column] for _, cells in read_csv(listed.path, "list", COLUMNS)] for column in COLUMNS)
+        if all(label.endswith(".npy") for label in labels):
+            raise UserError(f"list {listed.path}: the column label holds paths; swap the names of the two columns")
         if len(streams) > 1:
             entries = add_streams(entries, options.stream_folders, listed.path, may_lack_files=True)
     except UserError as error:
@@ -156,7 +165,7 @@ def _read(listed: Listed, options: Namespace) -> Listed:
         read = list(tqdm(found, f"reading {listed.role} features", len(entries), disable=None, leave=False))
     listed.rows = [
         Row(entry, path, None, item) if isinstance(item, str) else Row(entry, path, item)
-        for entry, path, item in zip(entries, cells, read, strict=True)
+        for entry, path, item in zip(entries, paths, read, strict=True)
     ]
     return listed
 

@@ -124,10 +124,11 @@ class Trainer:
         with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
             for batch in batches:
                 rows = plan[progress.batch]
-                losses, steepest = self._step(*batch, len(rows))
+                losses = self._step(*batch, len(rows))
                 progress.batch += 1
                 progress.step += 1
-                self._pending.append((progress.step, rows, losses, steepest, self.optimizer.param_groups[0]["lr"]))
+                lr = self.optimizer.param_groups[0]["lr"]
+                self._pending.append((progress.step, rows, losses, self._gradient_norm(), lr))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
                 full = due or progress.batch == len(plan) or len(self._pending) >= self._log_every
                 stop = self.team.agree(self.stop.is_set(), full)
@@ -147,11 +148,10 @@ class Trainer:
         if totals:
             tqdm.write(f"{title}: loss {sum(totals) / len(totals):.4f}")
 
-    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int) -> dict[str, Tensor]:
         """One optimizer step on a batch of ``count`` rows, of which these are this process's part.
 
-        Returns the loss terms and the gradients' largest absolute value (NaN if one of them is); all stay on the
-        device, so that a GPU need not wait for their values.
+        The loss terms stay on the device, so that a GPU need not wait for their values.
         """
         visual, lengths, targets = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
         with autocast(self.device, self.precision), self.team.forward(self.model, count, self.progress.step):
@@ -161,10 +161,13 @@ class Trainer:
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         self.team.average_gradients(self.model)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        steepest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
         self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}, steepest
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _gradient_norm(self) -> Tensor:
+        """Of the last step, on the device; not finite where a gradient is not, or is too large to be squared."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _log_losses(self, log: RunLog | NoLog, bar: tqdm) -> list[float]:
         """Write the losses of the steps since the last call; their sums.
@@ -172,12 +175,12 @@ class Trainer:
         ``UserError`` for a step whose loss or gradient is not finite. Weights are saved after this only.
         """
         pending, self._pending = self._pending, []
-        values = torch.stack([torch.stack([*losses.values(), top]) for _, _, losses, top, _ in pending]).tolist()
-        for (step, rows, losses, _, lr), (*row, steepest) in zip(pending, values, strict=True):
+        values = torch.stack([torch.stack([*losses.values(), norm]) for _, _, losses, norm, _ in pending]).tolist()
+        for (step, rows, losses, _, lr), (*row, norm) in zip(pending, values, strict=True):
             terms = dict(zip(losses, row, strict=True))
             if not all(map(math.isfinite, row)):
                 raise self._diverged(f"loss is not finite at step {step} ({terms})", rows)
-            if not math.isfinite(steepest):
+            if not math.isfinite(norm):
                 raise self._diverged(f"loss is finite at step {step} ({terms}), but not its gradient", rows)
             log.log_step(step, self.progress.epoch, terms, lr)
         bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()}, refresh=False)
