@@ -137,12 +137,14 @@ def training_crops(survey: Survey) -> Iterator[Finding]:
     for name, there in crops.items():
         if there != usual:
             row = survey.train.videos[name][0]
-            parts = [
-                f"{word} {_numbers(part)}" for word, part in (("lacks", usual - there), ("also has", there - usual))
-            ]
-            what = f"{row.entry.video} {' and '.join(part for part in parts if part[-1] != ' ')}"
+            parts = {"lacks": usual - there, "also has": there - usual}
+            what = " and ".join(f"{word} {_numbers(part)}" for word, part in parts.items() if part)
             yield _finding(
-                WARNING, survey.train, row, what, "it counts more or less than others; list the same of each"
+                WARNING,
+                survey.train,
+                row,
+                f"{row.entry.video} {what}",
+                "list the same of each: it counts more or less than others",
             )
 
 
