@@ -25,6 +25,10 @@ def truth_unreadable(survey: Survey) -> Iterator[Finding]:
     """The truth is missing, damaged, of other videos, or does not fit the features."""
     if survey.truth_problem:
         yield Finding(ERROR, survey.truth_problem)
+    elif survey.has_truth and survey.test.rows and not survey.truth:
+        count = len(survey.test.rows) - len(survey.test.read)
+        what = f"it was not looked at, as {count} feature files of the test list could not be read"
+        yield Finding(NOTE, what, str(survey.options.gt_path))
 
 
 def truth_length(survey: Survey) -> Iterator[Finding]:
