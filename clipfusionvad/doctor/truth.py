@@ -115,7 +115,7 @@ def segments_past_the_end(survey: Survey) -> Iterator[Finding]:
     ]
     if past:
         most, row = max(past, key=lambda item: item[0])
-        what = f"{len(past)} segments run past the end of their videos, the furthest by {most} frames"
+        what = f"segments that run past the end of their videos: {len(past)}, the furthest by {most} frames"
         yield Finding(NOTE, f"{what} ({_name(survey, row)})", survey.segments_file, advice="the rest is cut off")
 
 
