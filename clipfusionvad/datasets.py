@@ -58,6 +58,8 @@ class Dataset:
     piece_pattern: str = ""
     #: Videos that the released lists have on the wrong side, and the right one.
     misplaced: dict[str, Literal["train", "test"]] = field(default_factory=dict)
+    #: Test videos whose official annotation is odd: it names classes that their label does not, or segments overlap.
+    annotation_quirks: frozenset[str] = frozenset()
     #: Name of a made-up video.
     demo_name: str = "{label}_{number:03d}"
     #: Anomalous videos at the head of the released test list (what the released ``excludeNormal`` keeps).
@@ -200,6 +202,13 @@ XD = Dataset(
     test_crop=0,
     truth_files={"frames": "gt.npy", "segments": "gt_segment.npy", "labels": "gt_label.npy"},
     list_files=_list_files("xd"),
+    annotation_quirks=frozenset(
+        {
+            "Ip.Man.2008__#01-40-37_01-42-07_label_B4-0-0",
+            "v=OOjjPGN8jSU__#1_label_B6-0-0",
+            "v=PRH5rYUHoVU__#00-00-25_00-02-50_label_B6-0-0",
+        }
+    ),
     demo_name="v={number:03d}__#1_label_{label}",
     anomalous_test_videos=500,
     unknown_truth_label="error",
@@ -239,6 +248,7 @@ SHANGHAITECH = Dataset(
     piece_pattern=r"(\d\d_\d{4})_\d",
     # Listed as pieces, which match no feature file, so that the released lists have them in training.
     misplaced={"04_0012": "test", "05_0023": "test"},
+    annotation_quirks=frozenset({"04_0012", "05_0023"}),
 )
 
 MSAD = Dataset(

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "clipfusionvad"
 FLOORS = [
     ("__main__",),
     ("commands",),
+    ("doctor",),
     ("report",),
     ("video",),
     ("engine", "options"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,18 @@ def read_truth(
     snippets: Sequence[int],
     dataset: Dataset,
     frames_per_snippet: int = FRAMES_PER_SNIPPET,
+    tell: Callable[[str], None] = warn,
 ) -> Truth:
     """Read the truth of a test list whose features have the given numbers of snippets.
 
     A ``frames_path`` that ends in .csv or .json is an annotation file looked up by video name, and the only
     file read; each video is then judged on its true number of frames where the file tells it. Otherwise the
     three released arrays are read, which hold no names: they only fit the list and the features they were
-    made for. ``UserError`` where the files do not fit, saying which video is off as far as can be known.
+    made for. ``UserError`` where the files do not fit, saying which video is off as far as can be known; ``tell``
+    hears of what only looks wrong.
     """
     if str(frames_path).lower().endswith(KEYED_SUFFIXES):
-        return _read_keyed(frames_path, entries, snippets, dataset, frames_per_snippet)
+        return _read_keyed(frames_path, entries, snippets, dataset, frames_per_snippet, tell)
     frames = read_array(frames_path, "frame truth")
     segments = _read_per_video(segments_path, "segment truth")
     labels = _read_per_video(labels_path, "label truth")
@@ -79,7 +81,7 @@ def read_truth(
             if label not in known:
                 raise UserError(f"{labels_path}: unknown label {label!r} of {entry.video}{nearest(label, known)}")
     if off := _normal_lengths_off(truth.segments, truth.labels, entries, lengths):
-        warn(
+        tell(
             f"{frames_path} is as long as the features, but {len(off)} normal videos are not as long as "
             f"{segments_path} says: {_worst(off)}; frames may be judged by another video's truth"
         )
@@ -95,7 +97,12 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
 
 
 def _read_keyed(
-    path: str | Path, entries: Sequence[Entry], snippets: Sequence[int], dataset: Dataset, frames_per_snippet: int
+    path: str | Path,
+    entries: Sequence[Entry],
+    snippets: Sequence[int],
+    dataset: Dataset,
+    frames_per_snippet: int,
+    tell: Callable[[str], None],
 ) -> Truth:
     annotations = read_annotations(path, dataset)
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
@@ -126,7 +133,7 @@ def _read_keyed(
             truth.labels.append(item.labels)
         truth.frames.append(frames_from_segments(segments, length))
     if off:
-        warn(f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}")
+        tell(f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}")
     return truth
 
 

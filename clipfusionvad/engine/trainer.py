@@ -31,6 +31,8 @@ from clipfusionvad.runs import BEST, LAST, NoLog, RunLog
 
 #: Steps after which the losses of a GPU are fetched; it works ahead in between.
 GPU_LOG_EVERY = 25
+# Videos of a batch that are named when its loss is not finite.
+_VIDEOS_NAMED = 8
 
 
 class Stopped(Exception):
@@ -84,7 +86,7 @@ class Trainer:
         self.stop = threading.Event()
         #: What its messages start with, where it is one of several.
         self.label = ""
-        self._pending: list[tuple[int, np.ndarray, dict[str, Tensor], float]] = []
+        self._pending: list[tuple[int, np.ndarray, dict[str, Tensor], Tensor, float]] = []
         self._log_every = 1 if device.type == "cpu" else GPU_LOG_EVERY
 
     def fit(self, folder: Path, checkpoint_path: Path | None = None) -> None:
@@ -125,7 +127,8 @@ class Trainer:
                 losses = self._step(*batch, len(rows))
                 progress.batch += 1
                 progress.step += 1
-                self._pending.append((progress.step, rows, losses, self.optimizer.param_groups[0]["lr"]))
+                lr = self.optimizer.param_groups[0]["lr"]
+                self._pending.append((progress.step, rows, losses, self._gradient_norm(), lr))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
                 full = due or progress.batch == len(plan) or len(self._pending) >= self._log_every
                 stop = self.team.agree(self.stop.is_set(), full)
@@ -161,19 +164,36 @@ class Trainer:
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
+    def _gradient_norm(self) -> Tensor:
+        """Of the last step, on the device; not finite where a gradient is not, or is too large to be squared."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
     def _log_losses(self, log: RunLog | NoLog, bar: tqdm) -> list[float]:
-        """Write the losses of the steps since the last call, refuse those that are not finite; their sums."""
+        """Write the losses of the steps since the last call; their sums.
+
+        ``UserError`` for a step whose loss or gradient is not finite. Weights are saved after this only.
+        """
         pending, self._pending = self._pending, []
-        values = torch.stack([torch.stack(list(losses.values())) for _, _, losses, _ in pending]).tolist()
-        for (step, rows, losses, lr), row in zip(pending, values, strict=True):
+        values = torch.stack([torch.stack([*losses.values(), norm]) for _, _, losses, norm, _ in pending]).tolist()
+        for (step, rows, losses, _, lr), (*row, norm) in zip(pending, values, strict=True):
             terms = dict(zip(losses, row, strict=True))
             if not all(map(math.isfinite, row)):
-                videos = ", ".join(self.bags.entries[row].video for row in rows[:8])
-                raise UserError(f"{self.label}loss is not finite at step {step} ({terms}); videos: {videos}, …")
+                raise self._diverged(f"loss is not finite at step {step} ({terms})", rows)
+            if not math.isfinite(norm):
+                raise self._diverged(f"loss is finite at step {step} ({terms}), but not its gradient", rows)
             log.log_step(step, self.progress.epoch, terms, lr)
         bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()}, refresh=False)
         bar.update(len(pending))
-        return [sum(row) for row in values]
+        return [sum(row[:-1]) for row in values]
+
+    def _diverged(self, what: str, rows: np.ndarray) -> UserError:
+        videos = list(dict.fromkeys(self.bags.entries[row].video for row in rows))
+        more = f" and {len(videos) - _VIDEOS_NAMED} more" if len(videos) > _VIDEOS_NAMED else ""
+        return UserError(
+            f"{self.label}{what}; nothing of this step is saved: lower --lr, or look at the features of its videos, "
+            f"{', '.join(videos[:_VIDEOS_NAMED])}{more} ('python -m clipfusionvad doctor' does)"
+        )
 
     def _evaluation_due(self, index: int, samples: int) -> bool:
         """Whether batch ``index`` of an epoch, of that many samples, is followed by an evaluation."""

@@ -1,0 +1,66 @@
+"""A loss or a gradient that is not finite ends a training in one line, with nothing of that step saved."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from tiny import make_tiny
+
+from clipfusionvad.models.clipfusionvad import ClipFusionVAD
+
+# The last of an epoch, which an evaluation and a save would follow.
+STEP = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_tiny("ucf", tmp_path_factory.mktemp("data") / "tiny")
+
+
+def spoil(monkeypatch, term):
+    """Add a term to the losses of one step, made of that step's logits."""
+    losses, calls = ClipFusionVAD.losses, []
+
+    def spoilt(self, output, *rest):
+        calls.append(0)
+        found = losses(self, output, *rest)
+        return found | {"spoilt": term(output.coarse_logits)} if len(calls) == STEP else found
+
+    monkeypatch.setattr(ClipFusionVAD, "losses", spoilt)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (lambda logits: logits.sum() * float("nan"), "loss is not finite at step 4"),
+        (lambda logits: (0 * logits.sum()).abs().sqrt(), "loss is finite at step 4"),
+    ],
+    ids=["loss", "gradient"],
+)
+def test_the_step_is_named_with_its_videos_and_not_saved(data, tmp_path, monkeypatch, term, said):
+    tiny = data.at(tmp_path)
+    spoil(monkeypatch, term)
+    outcome = tiny.train()
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("error: ") == 1, outcome.err
+    with open(data.train_list, newline="") as file:
+        known = {row[0].split("/")[-1].rpartition("__")[0] for row in list(csv.reader(file))[1:]}
+    named = outcome.err.split("features of its videos, ")[1].split(" (")[0].split(", ")
+    assert set(named) <= known and len(set(named)) == len(named) > 0
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["progress"]["step"] == 0 and not (tmp_path / "run" / "best.pt").exists()
+    assert all(value.isfinite().all() for value in state["model_state_dict"].values())
+    assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == STEP
+    monkeypatch.undo()
+    assert tiny.train("--use-checkpoint").code == 0
+
+
+def test_more_videos_than_a_line_holds_are_counted(data, tmp_path, monkeypatch):
+    tiny = data.at(tmp_path)
+    monkeypatch.setattr(f"{__name__}.STEP", 1)
+    spoil(monkeypatch, lambda logits: logits.sum() * float("inf"))
+    outcome = tiny.train("--no-balanced", "--batch-size", 24)
+    assert outcome.code == 2
+    named = outcome.err.split("features of its videos, ")[1].split(" and ")
+    assert len(named[0].split(", ")) == 8 and named[1].startswith("4 more (")
