@@ -21,7 +21,7 @@ FLOORS = [
     ("__main__",),
     ("commands",),
     ("report",),
-    ("video",),
+    ("video", "sweep"),
     ("engine", "options"),
     ("demo",),
     ("models",),
