@@ -169,7 +169,7 @@ class RunLog:
         self.evaluations.append(record)
         self._metrics.write(_line(record))
         self._metrics.flush()
-        for name, value in _flat(record["metrics"]).items():
+        for name, value in flat_metrics(record["metrics"]).items():
             if value is not None:
                 self._writer.add_scalar(f"eval/{name}", value, record["step"])
         self._write_table()
@@ -184,7 +184,7 @@ class RunLog:
         self._writer.close()
 
     def _write_table(self) -> None:
-        rows = [{"step": r["step"], "epoch": r["epoch"], **_flat(r["metrics"])} for r in self.evaluations]
+        rows = [{"step": r["step"], "epoch": r["epoch"], **flat_metrics(r["metrics"])} for r in self.evaluations]
         write_text(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def _read_evaluations(self) -> list[dict[str, Any]]:
@@ -219,8 +219,9 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(without_nan(record)) + "\n"
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested metrics as one row: ``map@0.1``."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
-        flat |= _flat(value, f"{prefix}{name}@") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= flat_metrics(value, f"{prefix}{name}@") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat

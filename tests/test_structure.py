@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import clipfusionvad
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import method_names
@@ -22,7 +25,7 @@ FLOORS = [
     ("commands",),
     ("doctor",),
     ("report",),
-    ("video",),
+    ("video", "sweep"),
     ("engine", "options"),
     ("demo",),
     ("models",),
@@ -108,3 +111,9 @@ def test_no_file_has_become_a_drawer():
         lines = path.read_text(encoding="utf-8").count("\n")
         assert lines <= 400, f"{path.name} has {lines} lines: is it two files?"
         assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def test_every_file_that_names_the_version_names_the_same():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE).group(1)
+    assert cited["version"] == newest == clipfusionvad.__version__

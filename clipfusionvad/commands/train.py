@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -103,18 +105,25 @@ def _train_seeds(args: argparse.Namespace, task: Task) -> int:
         fit_together(filter(None, made), len(args.seeds), stop, task.device)
     except Stopped:
         return _say_stopped(folder)
-    summary = summarise_seeds(folder, args.seeds, args.select)
-    record_run(folder, record(args))
-    for path in filter(None, (folder / METRICS, args.metrics_json)):
-        write_json(path, summary)
+    summary = conclude_seeds(args, folder, args.seeds)
+    if args.metrics_json:
+        write_json(args.metrics_json, summary)
     link_or_copy(seed_folder(folder, summary["model_seed"]) / BEST, Path(args.model_path))
-    page = write_report(folder)
     print(seeds_table(summary, _published(args, task)))
     print(
         f"\nfinal model   {args.model_path}: that of seed {summary['model_seed']}, the median by {summary['model_by']}"
     )
-    print(f"run folder    {folder}: {page.name}, {METRICS}, and the run of each seed in a folder of its own")
+    print(f"run folder    {folder}: {PAGE}, {METRICS}, and the run of each seed in a folder of its own")
     return 0
+
+
+def conclude_seeds(args: argparse.Namespace, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Write what the trainings of several seeds in a folder have in common, and its page; returns ``metrics.json``."""
+    summary = summarise_seeds(folder, seeds, args.select)
+    record_run(folder, record(args))
+    write_json(folder / METRICS, summary)
+    write_report(folder)
+    return summary
 
 
 def _options_of(args: argparse.Namespace, seed: int, folder: Path) -> argparse.Namespace:

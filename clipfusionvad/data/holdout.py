@@ -16,9 +16,9 @@ def split_holdout(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, each sorted; ``normal`` (N,) bool tells the entries' kind.
 
-    Whole videos are held out, of every label its share (at least one of a label with two or more), and each
-    with one crop only; their other crops are used for neither. Raises ``UserError`` where normal or anomalous
-    videos have none to spare.
+    Whole videos are held out, of every label its share (of a label with two or more at least one, and never all),
+    and each with one crop only; their other crops are used for neither. Raises ``UserError`` where normal or
+    anomalous videos have none to spare.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     videos_of: dict[str, list[str]] = defaultdict(list)
@@ -30,7 +30,7 @@ def split_holdout(
     held_out: set[str] = set()
     for label in sorted(videos_of):
         videos = videos_of[label]
-        count = max(round(share * len(videos)), 1) if len(videos) > 1 else 0
+        count = min(max(round(share * len(videos)), 1), len(videos) - 1)
         held_out.update(rng.permutation(videos)[:count].tolist())
     rows = np.array(sorted(rows_of[video][0] for video in held_out), dtype=np.int64)
     if len(set(normal[rows].tolist())) < 2:
