@@ -28,7 +28,7 @@ FLOORS = [
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
     ("files", "datasets"),
-    ("losses", "errors", "argtypes", "launch"),
+    ("losses", "locks", "errors", "argtypes", "launch"),
 ]
 
 
