@@ -62,7 +62,7 @@ class Curves(_Appended):
         super().__init__(folder / f"events.out.tfevents.{stamp}")
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
-        self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Points of some curves at a step."""

@@ -89,10 +89,12 @@ def writing(path: str | Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove what writers of ``path`` that were killed have left beside it; who is still writing is left alone."""
-    path = Path(path)
-    for leftover in path.parent.glob(f".{escape(path.name)}.*{_LEFTOVER}"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what writers of files in a folder, or of that one, have left there when they were killed.
+
+    What somebody is writing still is left alone.
+    """
+    for leftover in folder.glob(f".{escape(name)}.*{_LEFTOVER}" if name else f".*{_LEFTOVER}"):
         if leftover.is_file() and not in_use(leftover):
             leftover.unlink(missing_ok=True)
 

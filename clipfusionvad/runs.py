@@ -20,7 +20,6 @@ import torch
 import yaml
 
 from clipfusionvad.errors import UserError
-from clipfusionvad.appended import AppendedText, Curves
 from clipfusionvad.files import read_text, remove_leftovers, without_nan, write_json, write_text, writing
 from clipfusionvad.launch import launched
 
@@ -145,10 +144,13 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, step: int = 0, evaluations: int = 0, sums: Mapping[str, int] | None = None):
+        # TensorBoard takes a second to import, which a test or a --help need not pay.
+        from clipfusionvad.appended import AppendedText, Curves
+
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder / "*")
+        remove_leftovers(folder)
         lines = _whole_lines(folder / EVALUATIONS)[:evaluations]
         self.evaluations = [_parse(line, folder / EVALUATIONS, json.loads) for line in lines]
         header, *rows = _whole_lines(folder / LOSSES) or [""]
@@ -177,7 +179,6 @@ class RunLog:
         """``record`` holds "step", "epoch", "metrics" and whether it "improved"."""
         self.evaluations.append(record)
         self._metrics.write(_line(record))
-        self._metrics.flush()
         found = _flat(record["metrics"])
         self._curves.add({f"eval/{key}": value for key, value in found.items() if value is not None}, record["step"])
         self._write_table()
@@ -234,7 +235,7 @@ def _step_of(row: str) -> int:
 
 def _unfit(path: Path) -> UserError:
     return UserError(
-        f"{path} is damaged: it is not what was written when the state to go on from was saved; put the right file back, "
+        f"{path} is damaged: it is not what it was when the state to go on from was saved; put the right file back, "
         f"or move it away to go on with a record that begins there"
     )
 

@@ -27,6 +27,7 @@ FLOORS = [
     ("models",),
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
+    ("appended",),
     ("files", "datasets"),
     ("losses", "locks", "errors", "argtypes", "launch"),
 ]
