@@ -32,6 +32,10 @@ _PIECE = 2**22
 _MOST_CODE = 2**26
 
 
+class CannotWrite(UserError):
+    """The system refuses to write; what comes next would fare no better."""
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` once the body has ended without error."""
@@ -82,11 +86,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of a write that failed (disk full, no permission) into a ``UserError``."""
+    """Turn what the system says of a write that failed (disk full, no permission) into ``CannotWrite``."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import sys
 import threading
 
 import matplotlib.pyplot  # noqa: F401
-import torch
-import torch.utils.tensorboard  # noqa: F401
-from tiny import TRAIN, quietly
+from tiny import TRAIN, package_main, quietly
 from tqdm import tqdm
 
+import clipfusionvad.appended  # noqa: F401
+import clipfusionvad.commands.extract
+import clipfusionvad.commands.pack
+import clipfusionvad.commands.train
+import clipfusionvad.video.local_engine  # noqa: F401
 from clipfusionvad.clip import openai_clip
 
 openai_clip()
@@ -23,3 +27,9 @@ tqdm.set_lock(threading.RLock())
 
 def train(dataset, argv):
     sys.exit(quietly(TRAIN[dataset], argv).code)
+
+
+def limited(argv, limit, told):
+    """A command in a process whose files may not grow beyond ``limit`` bytes, as on a full disk; tells how it ended."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    told.send(quietly(package_main, argv))

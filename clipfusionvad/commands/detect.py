@@ -24,7 +24,7 @@ from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, dataset_of, read_model_file
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.files import atomic_write, check_writable, link_or_copy, read_text
+from clipfusionvad.files import CannotWrite, atomic_write, check_writable, link_or_copy, read_text
 from clipfusionvad.locks import hold
 from clipfusionvad.models import Method, find_method, method_names
 from clipfusionvad.options import Parser
@@ -272,6 +272,8 @@ def detect_videos(
                 video = _beside(path, folder, name, found, own)
                 write_detection(folder, name, found, settings, video)
                 known = read_description(folder / f"{name}.json")
+        except CannotWrite:
+            raise
         except UserError as error:
             failed += 1
             tqdm.write(f"error: {error}", sys.stderr)
