@@ -20,13 +20,11 @@ import random
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,30 +93,33 @@ def commands(data: Path) -> list[Command]:
     ]
 
 
-def torture(
-    command: Command, folder: Path, kills: int, seed: int, said: Callable[[str], object] = partial(print, flush=True)
-) -> Tally:
+def torture(command: Command, folder: Path, kills: int, seed: int) -> Tally:
     """Kill a command so many times, each time at a random moment, and let it come to its end."""
     tally, rng, start = Tally(command.name), random.Random(f"{seed} {command.name}"), time.perf_counter()
     whole, work = folder / command.name.replace(" ", "_") / "whole", folder / command.name.replace(" ", "_") / "killed"
-    took = _run(command, whole, None)
-    if took.code != 0:
-        tally.failures.append(f"undisturbed: exit code {took.code}: {took.said}")
+    end = _run(command, whole, None)
+    if end.code != 0:
+        tally.failures.append(f"undisturbed: exit code {end.code}: {end.said}")
         return tally
+    longest = end.seconds
     while True:
-        end = _run(command, work, rng.uniform(0, took.seconds) if tally.kills < kills else None)
+        end = _run(command, work, rng.uniform(0, longest) if tally.kills < kills else None)
         tally.failures += [f"after {tally.kills} kills: {line}" for line in _unwhole(work)]
         if end.code is None:
             tally.kills += 1
             continue
-        tally.ends += 1
+        tally.ends, longest = tally.ends + 1, min(longest, end.seconds)
         wrong = [f"exit code {end.code}: {end.said}"] if end.code else _differences(whole, work)
         tally.failures += [f"at the end, after {tally.kills} kills: {line}" for line in wrong]
         if tally.kills >= kills or wrong:
             break
         shutil.rmtree(work)
     tally.seconds = time.perf_counter() - start
-    said(f"{tally.name:20} {tally.kills:4} kills {tally.ends:4} ends {len(tally.failures):3} failures")
+    print(
+        f"{tally.name:22} {tally.kills:4} kills {tally.ends:4} ends {len(tally.failures):3} failures "
+        f"{tally.seconds:5.0f} s, {longest:.1f} s undisturbed",
+        flush=True,
+    )
     return tally
 
 
@@ -135,9 +136,8 @@ def _run(command: Command, work: Path, kill_after: float | None) -> _End:
     """Run a command in a process that has imported everything before."""
     work.mkdir(parents=True, exist_ok=True)
     said = work.with_suffix(".txt")
-    process = _context().Process(target=_child, args=(command.argv(work), str(said)))
     start = time.perf_counter()
-    process.start()
+    process = _start(_child, command.argv(work), str(said))
     process.join(kill_after)
     killed = process.is_alive()
     process.kill()
@@ -147,16 +147,14 @@ def _run(command: Command, work: Path, kill_after: float | None) -> _End:
     return _End(None if killed else process.exitcode, "" if killed else said.read_text(), time.perf_counter() - start)
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    with _starting:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        os.environ["OMP_NUM_THREADS"] = "1"
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["preloaded", "torture"])
-        return context
-
-
-_starting = threading.Lock()
+def _start(target: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded", "__main__"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 def _child(argv: list[str], said: str) -> None:
@@ -259,6 +257,8 @@ def _equal(one: object, other: object, but: set[str] = frozenset()) -> bool:
 def torture_all(chosen: Sequence[Command], folder: Path, kills: int, seed: int) -> list[Tally]:
     """Share so many kills among commands, two at a time."""
     share = -(-kills // len(chosen))
+    # The first process waits for all imports.
+    _start(os.getpid).join()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda command: torture(command, folder, share, seed), chosen))
 
