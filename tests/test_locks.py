@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
+import preloaded
 import pytest
 from made_videos import write_video
 from refusal import assert_refused
@@ -24,30 +23,35 @@ pytest.importorskip("fcntl", reason="this system has no such locks")
 ROOT = Path(__file__).parent.parent
 
 
-@contextmanager
-def holder(body):
-    """Another process that runs ``body`` and then holds what it holds until it is killed."""
-    code = f"import os, sys, time\nfrom clipfusionvad.locks import hold\n{body}"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
+@contextlib.contextmanager
+def holder(folder, name=LOCK, shared=False, forks=False, body=preloaded.hold_until_killed):
+    """Another process that holds a folder until it is killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    told, tell = context.Pipe()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        process = context.Process(target=body, args=(tell, folder, name, shared, forks))
+        process.start()
+    assert told.poll(120)
+    process.told = told.recv()
+    try:
+        yield process
+    finally:
+        kill(process)
 
 
-def held(folder, *more):
-    words = ", ".join([repr(str(folder)), *map(repr, more)])
-    return f"with hold({words}):\n    print('held', flush=True)\n    time.sleep(600)\n"
+def kill(process):
+    process.kill()
+    process.join()
 
 
 def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
     folder = tmp_path / "runs" / "one"
-    with holder(held(folder)) as process:
+    with holder(folder) as process:
         with pytest.raises(UserError, match=f"process {process.pid} on .* is at work in {folder}"), hold(folder):
             pass
-        process.kill()
-        process.wait()
+        kill(process)
         with hold(folder):
             assert (folder / LOCK).exists()
     # Nothing is left of the lock; the folder was made by another.
@@ -65,23 +69,23 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
 
 def test_what_a_killed_process_has_forked_keeps_no_lock(tmp_path):
     """Loading processes live for seconds after the first one was killed."""
-    body = held(tmp_path).replace("print", "child = os.fork() or (time.sleep(60), os._exit(0))\n    print")
-    with holder(body) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        if not children.exists():
-            pytest.skip("finds a child in /proc")
-        child = int(children.read_text())
+    with holder(tmp_path, forks=True) as process:
         process.kill()
-        process.wait()
+        # Its end cannot be waited for while the other lives.
+        deadline = time.monotonic() + 60
         try:
-            with hold(tmp_path):
-                os.kill(child, 0)
+            while time.monotonic() < deadline:
+                with contextlib.suppress(UserError), hold(tmp_path):
+                    os.kill(process.told, 0)
+                    break
+            else:
+                raise AssertionError("the lock outlives its holder")
         finally:
-            os.kill(child, signal.SIGKILL)
+            os.kill(process.told, signal.SIGKILL)
 
 
 def test_some_share_and_keep_others_out(tmp_path):
-    with holder(held(tmp_path, LOCK, True)):
+    with holder(tmp_path, shared=True):
         with hold(tmp_path, shared=True), hold(tmp_path, ".lock-2-of-2"):
             pass
         # The first one still holds it.
@@ -114,17 +118,12 @@ def _count_up(folder):
 
 
 def test_a_file_that_is_being_written_is_no_leftover(tmp_path):
-    body = (
-        f"from clipfusionvad.files import atomic_write\nwith atomic_write({str(tmp_path / 'x.pt')!r}) as file:\n"
-        f"    print('held', flush=True)\n    time.sleep(600)\n"
-    )
     (tmp_path / ".x.pt.1.tmp").touch()
     (tmp_path / ".y.pt.1.tmp").touch()
-    with holder(body) as process:
+    with holder(tmp_path, "x.pt", body=preloaded.write_until_killed) as process:
         remove_leftovers(tmp_path, "x.pt")
         assert len(list(tmp_path.glob(".x.pt.*.tmp"))) == 1
-        process.kill()
-        process.wait()
+        kill(process)
     remove_leftovers(tmp_path, "x.pt")
     assert [path.name for path in tmp_path.iterdir()] == [".y.pt.1.tmp"]
 
@@ -135,12 +134,12 @@ def test_a_file_that_is_being_written_is_no_leftover(tmp_path):
 @pytest.mark.parametrize("more", [[], ["--seeds", 3, 5], ["--use-checkpoint"], ["--overwrite"]])
 def test_two_trainings_in_one_folder(tiny, more):
     (tiny.work / "run").mkdir()
-    with holder(held(tiny.work / "run")):
+    with holder(tiny.work / "run"):
         assert_refused(tiny.train, tiny, *more, says=("another run", str(tiny.work / "run"), "name another"))
 
 
 def test_two_packings_of_one_list(tiny):
-    with holder(held(tiny.folder, ".train.pack.lock")):
+    with holder(tiny.folder, ".train.pack.lock"):
         assert_refused(
             lambda: quietly(package("pack", tiny.dataset), tiny.train_flags()), tiny, says=("another run", "at work")
         )
@@ -154,10 +153,10 @@ def test_two_extractions_into_one_folder(tmp_path):
         argv = strings(["extract", "--videos", tmp_path / "a.mp4", "--output", out], toy, more)
         return quietly(package_main, argv)
 
-    with holder(held(out)):
+    with holder(out):
         for more in ([], ["--shard", "1/2"]):
             refused = extract(*more)
             assert refused.code == 2 and refused.err.count("\n") == 1 and "another run" in refused.err
-    with holder(held(out, LOCK, True) + "\n"), holder(held(out, ".lock-1-of-2")):
+    with holder(out, shared=True), holder(out, ".lock-1-of-2"):
         assert "another run" in extract("--shard", "1/2").err
         assert extract("--shard", "2/2").code == 0

@@ -254,9 +254,14 @@ class Trainer:
         content = read_torch(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
             raise UserError(f"{path} is no training checkpoint (it holds no optimizer state)")
-        if content.get("format") != FORMAT:
-            self._resume_released(content, path)
-            return
+        restore = self._restore if content.get("format") == FORMAT else self._resume_released
+        try:
+            restore(content, path)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{path} is not a state that a training can go on from ({error!r})") from error
+
+    def _restore(self, content: Mapping[str, Any], path: Path) -> None:
+        """Take over a state of ours."""
         differing = [key for key, value in self._same_run.items() if content["same_run"].get(key) != value]
         if differing:
             raise UserError(
