@@ -174,7 +174,7 @@ def _unwhole(work: Path) -> list[str]:
                 open_store(path).check_data()
             elif path.is_file():
                 _READ.get(path.suffix, Path.read_bytes)(path)
-        except (UserError, ValueError, OSError, yaml.YAMLError, SyntaxError) as error:
+        except (UserError, ValueError, OSError, SyntaxError, yaml.YAMLError, zipfile.BadZipFile) as error:
             wrong.append(f"{path.relative_to(work)}: {error}")
     return wrong
 
