@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo matrix test lint clean
+.PHONY: help setup demo matrix test torture lint clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -25,6 +25,9 @@ matrix: $(READY)  ## train and test every method on every dataset's made-up data
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
+
+torture: $(READY)  ## kill the programs 200 times at random moments and compare what they make, in about ten minutes
+	PYTHONPATH=. $(BIN)/python tests/torture.py --kills 200
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .

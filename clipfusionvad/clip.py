@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import struct
 import urllib.error
 import warnings
 import zipfile
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.errors import UserError, nearest
-from clipfusionvad.files import read_torch
+from clipfusionvad.files import check_archive, read_torch
 
 TOY = "toy"
 CONTEXT_LENGTH = 77
@@ -175,10 +176,11 @@ def _download(name: str) -> dict[str, Tensor]:
 def _read_file(path: str) -> dict[str, Tensor]:
     if _is_torchscript(path):
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), open(path, "rb") as file:
                 warnings.simplefilter("ignore")
+                check_archive(file)
                 state = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"CLIP file {path} is a damaged TorchScript archive: download it again") from error
     else:
         state = read_torch(path, "CLIP file")
@@ -198,10 +200,12 @@ def _read_file(path: str) -> dict[str, Tensor]:
 
 
 def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, struct.error):
+        # Reading it will say what is wrong with it.
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:

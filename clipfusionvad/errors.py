@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from clipfusionvad.launch import launched
@@ -14,6 +17,8 @@ EXIT_BAD_INPUT = 2
 #: Another process of a training was lost (EX_TEMPFAIL of sysexits.h: try again).
 EXIT_LOST = 75
 EXIT_INTERRUPTED = 130
+# What a disk says that takes no more, to whoever writes in a library.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class UserError(Exception):
@@ -40,11 +45,26 @@ def error_line(error: UserError) -> str:
 def run_main(body: Callable[[], int | None]) -> int:
     """Run a program's body and turn its outcome into an exit code.
 
-    ``UserError`` becomes one line and code 2, Ctrl-C one line and code 130; anything else is a bug of ours
-    and keeps its traceback. Of several processes that torchrun started, only the first speaks.
+    ``UserError`` and a disk that takes no more become one line and code 2, Ctrl-C and SIGTERM one line and code 130;
+    anything else is a bug of ours and keeps its traceback. Of several processes that torchrun started, only the first
+    speaks, and SIGTERM acts as usual: one that waits for another would not notice.
     """
     with _silence() if launched().rank else contextlib.nullcontext():
-        return _run(body)
+        with contextlib.nullcontext() if launched().size > 1 else _interrupting():
+            return _run(body)
+
+
+@contextlib.contextmanager
+def _interrupting() -> Iterator[None]:
+    """Let SIGTERM, where nobody else takes care of it, raise ``KeyboardInterrupt`` as SIGINT does."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -63,6 +83,11 @@ def _run(body: Callable[[], int | None]) -> int:
         # The reader of the output, such as head, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(error_line(UserError(f"cannot write {error.filename or 'a file'}: {error.strerror}")), file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -9,9 +9,12 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import tempfile
-import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,27 +22,37 @@ import numpy as np
 import torch
 
 from clipfusionvad.errors import UserError
+from clipfusionvad.locks import claim, hold, in_use
+
+# How names end of what is being written, and of a folder whose successor is being put in its place.
+_LEFTOVER, _REPLACED = ".tmp", ".old.tmp"
+# Read at a time when a file is checked.
+_PIECE = 2**22
+# Bytes of code in a TorchScript file; OpenAI's CLIP has less than a hundredth.
+_MOST_CODE = 2**26
+
+
+class CannotWrite(UserError):
+    """The system refuses to write; what comes next would fare no better."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` once the body has ended without error."""
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_LEFTOVER)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; results are for everyone the umask allows.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            with os.fdopen(handle, "wb") as file:
+                claim(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes private files; results are for everyone the umask allows.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -47,35 +60,47 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Make a temporary folder beside ``path`` that replaces ``path`` once the body has ended without error."""
+    """Make a temporary folder beside ``path`` that replaces ``path`` once the body has ended without error.
+
+    Raises ``UserError`` where another process is making the same folder.
+    """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    before = temporary.with_suffix(".old.tmp")
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
-            os.rename(path, before)
-        os.rename(temporary, path)
-        shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with hold(path.parent, f".{path.name}.lock"), writing(path):
+        # Nobody else makes this folder, so what is there was left by a run that was killed.
+        for leftover in path.parent.glob(f".{escape(path.name)}.*{_LEFTOVER}"):
+            if leftover.name.endswith(_REPLACED) and not path.exists():
+                os.rename(leftover, path)
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_LEFTOVER))
+        before = temporary.with_suffix(_REPLACED)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            if path.exists():
+                os.rename(path, before)
+            os.rename(temporary, path)
+            shutil.rmtree(before, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Drop temporary folders of runs that were killed: nothing has been written into them for an hour."""
-    for folder in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
-            if time.time() - newest > 3600:
-                shutil.rmtree(folder, ignore_errors=True)
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of a write that failed (disk full, no permission) into ``CannotWrite``."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what writers of files in a folder, or of that one, have left there when they were killed.
+
+    What somebody is writing still is left alone.
+    """
+    for leftover in folder.glob(f".{escape(name)}.*{_LEFTOVER}" if name else f".*{_LEFTOVER}"):
+        if leftover.is_file() and not in_use(leftover):
+            leftover.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -123,46 +148,94 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 def write_torch(path: str | Path, value: Any) -> None:
     with atomic_write(path) as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            # torch says that it stopped somewhere; what the system said comes before.
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` another name of ``source``, or a copy where the file system has no hard links."""
-    try:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{_LEFTOVER}")
+    with writing(target):
         if target.resolve() == source.resolve():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-        # Renaming one of two names of a file to the other leaves both.
-        temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+            with open(source, "rb") as file:
+                claim(file)
+                try:
+                    os.link(source, temporary)
+                except OSError:
+                    shutil.copyfile(source, temporary)
+                os.replace(temporary, target)
+        finally:
+            # Renaming one of two names of a file to the other leaves both.
+            temporary.unlink(missing_ok=True)
 
 
 class ForeignObjects(UserError):
     """The file pickles objects of classes that only its author's code has."""
 
 
+class Damaged(UserError):
+    """The file is not what was written."""
+
+
 def read_torch(path: str | Path, what: str) -> Any:
-    """Load a torch file on the CPU without running pickled code; ``what`` names it in messages."""
+    """Load a torch file on the CPU without running pickled code; ``what`` names it in messages.
+
+    Raises ``Damaged`` where a byte that counts is not what was written, as far as the file has checksums (those of
+    torch's older format have none), and for a file that would take more memory than it has bytes.
+    """
     must_exist(path, what)
-    damaged = f"{what} {path} is not a readable torch file: it may be damaged or incomplete"
+    damaged = f"{what} {path} is not a readable torch file: it is damaged or incomplete"
     try:
         with open(path, "rb") as file:
-            if file.read(2) not in (b"PK", b"\x80\x02"):
-                raise UserError(damaged)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            start = file.read(2)
+            if start not in (b"PK", b"\x80\x02"):
+                raise Damaged(damaged)
+            if start == b"PK":
+                check_archive(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ForeignObjects(
             f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise UserError(damaged) from error
+        raise Damaged(damaged) from error
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Raise ``ValueError`` unless every entry of a zip that torch wrote is whole, which torch itself does not ask.
+
+    torch compresses nothing but TorchScript's code, so what unpacks to more than that is refused before it is unpacked.
+    """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            _check_sizes(entries, size)
+            for entry in entries:
+                with archive.open(entry) as content:
+                    # torch can be told to write without checksums; then they are zero.
+                    while entry.CRC and content.read(_PIECE):
+                        pass
+    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_sizes(entries: Sequence[zipfile.ZipInfo], size: int) -> None:
+    stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
+    packed = [entry for entry in entries if entry.compress_type == zipfile.ZIP_DEFLATED]
+    if len(stored) + len(packed) < len(entries) or len({entry.filename for entry in entries}) < len(entries):
+        raise ValueError("entries that torch does not write")
+    if any(entry.file_size != entry.compress_size for entry in stored):
+        raise ValueError("two sizes of one entry")
+    if sum(entry.file_size for entry in stored) > size or sum(entry.file_size for entry in packed) > _MOST_CODE:
+        raise ValueError("entries larger than the file")
 
 
 def read_text(path: str | Path, what: str) -> str:

@@ -33,6 +33,9 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 
+# Numbers in a tensor that has more of them than its storage.
+_MOST_REPEATED = 2**20
+
 
 def read_lightning(path: str | Path) -> dict[str, Any] | None:
     """The content of a Lightning checkpoint with inert objects for whatever is not a tensor or a plain value.
@@ -80,7 +83,9 @@ class _Inert:
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *ignored: Any) -> Tensor:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if offset < 0 or any(n < 0 for n in (*size, *stride)) or (prod(size) and last >= len(storage)):
+    # Strides of 0 could make a few numbers fill the memory.
+    too_large = prod(size) > max(len(storage), _MOST_REPEATED)
+    if offset < 0 or any(n < 0 for n in (*size, *stride)) or (prod(size) and last >= len(storage)) or too_large:
         raise ValueError(f"a tensor of shape {tuple(size)} does not fit its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset).clone()
 

@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 import yaml
 
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import without_nan, write_json, write_text
+from clipfusionvad.files import read_text, remove_leftovers, without_nan, write_json, write_text, writing
 from clipfusionvad.launch import launched
 
-LAST, BEST, CALIBRATION, METRICS = "last.pt", "best.pt", "calibration.pt", "metrics.json"
-_SEED = "seed"
+LAST, PREVIOUS, BEST, CALIBRATION, METRICS = "last.pt", "previous.pt", "best.pt", "calibration.pt", "metrics.json"
+LOSSES, EVALUATIONS = "losses.csv", "metrics.jsonl"
+_SEED, _CURVES = "seed", "tensorboard"
+Parsed = TypeVar("Parsed")
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip")
 
 
-def choose_folder(given: str | None, stem: str, resume: bool, overwrite: bool) -> Path:
-    """The folder of a run: the one given, else ``runs/stem`` with a number where that is taken.
+def choose_folder(given: str | None, stem: str, resume: bool) -> Path:
+    """The folder of a run: the one given, else ``runs/stem`` with a number where that is taken."""
+    return _numbered(stem, resume) if given is None else Path(given)
 
-    A given folder that holds a run already is refused unless the run is resumed or to be overwritten.
-    """
-    if given is None:
-        return _numbered(stem, resume)
-    folder = Path(given)
+
+def check_folder(folder: Path, may_be_taken: bool) -> None:
+    """Refuse a folder that holds a run already, unless that is to be resumed or overwritten, or several seeds."""
     if seeds_in(folder):
         raise UserError(f"{folder} holds the runs of several seeds: name another --output-dir")
-    if (folder / LAST).exists() and not resume:
-        if not overwrite:
-            raise _taken(folder, "a run")
-        clear_run(folder)
-    return folder
+    if states_in(folder) and not may_be_taken:
+        raise _taken(folder, "a run")
 
 
-def choose_seeds_folder(given: str | None, stem: str, resume: bool, overwrite: bool, seeds: Sequence[int]) -> Path:
-    """The same for the folder in which each of several seeds has one of its own; nothing is cleared."""
-    if given is None:
-        return _numbered(stem, resume)
-    folder = Path(given)
-    if (folder / LAST).exists():
+def check_seeds_folder(folder: Path, may_be_taken: bool, seeds: Sequence[int]) -> None:
+    """The same for the folder in which each of several seeds has one of its own."""
+    if states_in(folder):
         raise UserError(f"{folder} holds the run of one seed: name another --output-dir for several")
-    there = [str(seed) for seed in seeds if (seed_folder(folder, seed) / LAST).exists()]
-    if there and not (resume or overwrite):
+    there = [str(seed) for seed in seeds if states_in(seed_folder(folder, seed))]
+    if there and not may_be_taken:
         raise _taken(folder, f"a run of seed {', '.join(there)}")
-    return folder
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
@@ -62,14 +58,20 @@ def seed_folder(folder: Path, seed: int) -> Path:
 
 def seeds_in(folder: Path) -> list[str]:
     """The names of the folders in it that hold the run of a seed."""
-    return sorted(path.parent.name for path in folder.glob(f"{_SEED}*/{LAST}"))
+    return sorted(path.name for path in folder.glob(f"{_SEED}*") if states_in(path))
+
+
+def states_in(folder: Path) -> list[Path]:
+    """The states of a run that are there to go on from, the newest first."""
+    return [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
 
 
 def clear_run(folder: Path) -> None:
     """Remove the state and the records of a run, if there are any."""
-    for name in (LAST, BEST, CALIBRATION, "metrics.jsonl", "metrics.csv", "losses.csv"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with writing(folder):
+        for name in (PREVIOUS, LAST, BEST, CALIBRATION, EVALUATIONS, "metrics.csv", LOSSES):
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / _CURVES, ignore_errors=True)
 
 
 def _taken(folder: Path, what: str) -> UserError:
@@ -136,71 +138,70 @@ class RunLog:
     written past them.
 
     ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
-    step, ``tensorboard/`` both as curves.
+    step, ``tensorboard/`` both as curves. ``sums`` are the checksums that the first and the third must have then.
+
+    Raises ``UserError`` for records that are not what was written, and where they cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0, evaluations: int = 0):
-        # TensorBoard takes seconds to import, which a test or a --help need not pay.
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, folder: Path, step: int = 0, evaluations: int = 0, sums: Mapping[str, int] | None = None):
+        # TensorBoard takes a second to import, which a test or a --help need not pay.
+        from clipfusionvad.appended import AppendedText, Curves
 
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):
-            # A run that was killed while it wrote; whole files never have such a name.
-            leftover.unlink(missing_ok=True)
-        self.evaluations = self._read_evaluations()[:evaluations]
-        write_text(folder / "metrics.jsonl", "".join(_line(record) for record in self.evaluations))
-        self._losses = folder / "losses.csv"
-        self._trim_losses(step)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._loss_file = self._losses.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        lines = _whole_lines(folder / EVALUATIONS)[:evaluations]
+        self.evaluations = [_parse(line, folder / EVALUATIONS, json.loads) for line in lines]
+        header, *rows = _whole_lines(folder / LOSSES) or [""]
+        kept = [row for row in rows if _parse(row, folder / LOSSES, _step_of) <= step]
+        texts = {EVALUATIONS: "".join(lines), LOSSES: "".join([header, *kept]) if kept else ""}
+        for name, text in texts.items():
+            # Records that are not there at all, of a state that came alone, begin here.
+            if sums and (folder / name).is_file() and zlib.crc32(text.encode()) != sums[name]:
+                raise _unfit(folder / name)
+        self._metrics, self._losses = (AppendedText(folder / name, text) for name, text in texts.items())
+        self._curves = Curves(folder / _CURVES, step)
+
+    @property
+    def sums(self) -> dict[str, int]:
+        """Checksums of the records so far."""
+        return {EVALUATIONS: self._metrics.crc32, LOSSES: self._losses.crc32}
 
     def log_step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float) -> None:
         values = {"loss": sum(losses.values()), **losses, "lr": lr}
-        if self._loss_file.tell() == 0:
-            self._loss_file.write(",".join(["step", "epoch", *values]) + "\n")
-        self._loss_file.write(",".join([str(step), str(epoch), *map(repr, values.values())]) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+        if not self._losses.size:
+            self._losses.write(",".join(["step", "epoch", *values]) + "\n")
+        self._losses.write(",".join([str(step), str(epoch), *map(repr, values.values())]) + "\n")
+        self._curves.add({f"train/{name}": value for name, value in values.items()}, step)
 
     def log_evaluation(self, record: dict[str, Any]) -> None:
         """``record`` holds "step", "epoch", "metrics" and whether it "improved"."""
         self.evaluations.append(record)
         self._metrics.write(_line(record))
-        self._metrics.flush()
-        for name, value in flat_metrics(record["metrics"]).items():
-            if value is not None:
-                self._writer.add_scalar(f"eval/{name}", value, record["step"])
+        found = flat_metrics(record["metrics"])
+        self._curves.add({f"eval/{key}": value for key, value in found.items() if value is not None}, record["step"])
         self._write_table()
 
     def flush(self) -> None:
-        self._loss_file.flush()
-        self._writer.flush()
+        """Bring everything to the disk."""
+        for file in (self._metrics, self._losses, self._curves):
+            file.flush()
 
     def close(self) -> None:
-        self._metrics.close()
-        self._loss_file.close()
-        self._writer.close()
+        with contextlib.ExitStack() as stack:
+            for file in (self._metrics, self._losses, self._curves):
+                stack.callback(file.close)
 
     def _write_table(self) -> None:
         rows = [{"step": r["step"], "epoch": r["epoch"], **flat_metrics(r["metrics"])} for r in self.evaluations]
         write_text(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
 
-    def _read_evaluations(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A line without its end was being written when the run was killed.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def _trim_losses(self, step: int) -> None:
-        lines = self._losses.read_text(encoding="utf-8").splitlines(keepends=True) if self._losses.exists() else []
-        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
-        write_text(self._losses, "".join(lines[:1] + kept) if kept else "")
-
 
 class NoLog:
     """Stands for the log in a process that leaves writing to another."""
+
+    sums: Mapping[str, int] = {}
 
     def log_step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float) -> None:
         pass
@@ -213,6 +214,30 @@ class NoLog:
 
     def close(self) -> None:
         pass
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a record; one without its end was being written when the run was killed."""
+    lines = read_text(path, "record").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _parse(line: str, path: Path, read: Callable[[str], Parsed]) -> Parsed:
+    try:
+        return read(line)
+    except ValueError as error:
+        raise _unfit(path) from error
+
+
+def _step_of(row: str) -> int:
+    return int(row.split(",", 1)[0])
+
+
+def _unfit(path: Path) -> UserError:
+    return UserError(
+        f"{path} is damaged: it is not what it was when the state to go on from was saved; put the right file back, "
+        f"or move it away to go on with a record that begins there"
+    )
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import sys
 import threading
+import time
 
 import matplotlib.pyplot  # noqa: F401
-import torch
-import torch.utils.tensorboard  # noqa: F401
-from tiny import TRAIN, quietly
+from tiny import TRAIN, package_main, quietly
 from tqdm import tqdm
 
+import clipfusionvad.appended  # noqa: F401
+import clipfusionvad.commands.extract
+import clipfusionvad.commands.pack
+import clipfusionvad.commands.train
+import clipfusionvad.video.local_engine  # noqa: F401
 from clipfusionvad.clip import openai_clip
+from clipfusionvad.files import atomic_write
+from clipfusionvad.locks import hold
 
 openai_clip()
 with contextlib.suppress(ImportError):
@@ -23,3 +31,25 @@ tqdm.set_lock(threading.RLock())
 
 def train(dataset, argv):
     sys.exit(quietly(TRAIN[dataset], argv).code)
+
+
+def limited(argv, limit, told):
+    """A command in a process whose files may not grow beyond ``limit`` bytes, as on a full disk; tells how it ended."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    told.send(quietly(package_main, argv))
+
+
+def hold_until_killed(tell, folder, name, shared, forks):
+    """Hold a folder; tells the process that it has forked, if it should."""
+    with hold(folder, name, shared):
+        child = os.fork() if forks else None
+        if child != 0:
+            tell.send(child)
+        time.sleep(600)
+
+
+def write_until_killed(tell, folder, name, *ignored):
+    """Be in the middle of writing a file."""
+    with atomic_write(folder / name):
+        tell.send(None)
+        time.sleep(600)

@@ -16,7 +16,7 @@ import pair
 import pytest
 import torch
 from pair import ROOT
-from test_resume import wait_for_change
+from test_resume import assert_same, wait_for_change
 from tiny import TEST, TRAIN, make_tiny
 
 from clipfusionvad.commands import task as task_module
@@ -156,6 +156,36 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(runs, tmp_path):
         with no_plots():
             assert work.train(*options, "--use-checkpoint").code == 0
     assert_alike(one, work)
+
+
+def test_killed_processes_go_on_to_the_same_bits(runs, tmp_path):
+    _, two, _ = runs
+    work, options = two.at(tmp_path), RUNS[two.method]
+    argv = work.train_flags(*options, "--use-checkpoint")
+    for pause in (0.05, 0.2):
+        processes = pair.start(train_member, (argv,), tmp_path)
+        wait_for_change(tmp_path / "run/last.pt", processes[0])
+        time.sleep(pause)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+    ends = pair.run(train_member, (argv,), tmp_path)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert_same(work, two)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_two_of_two_in_one_folder(data, tmp_path):
+    """The first process of each training holds it."""
+    processes = pair.start(train_member, (data.at(tmp_path).train_flags("--max-epoch", 1000),), tmp_path)
+    wait_for_change(tmp_path / "run/last.pt", processes[0])
+    (tmp_path / "more").mkdir()
+    ends = pair.run(train_member, (data.at(tmp_path).train_flags("--overwrite"),), tmp_path / "more")
+    for process in processes:
+        process.kill()
+    assert [end.code for end in ends] == [2, 2]
+    assert "another run" in ends[0].err and ends[0].err.count("\n") == 1 and not ends[1].err
 
 
 # What goes wrong.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_resume import Broken
 from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, strings
 
 from clipfusionvad import create_model, load_weights
@@ -100,13 +103,18 @@ def test_a_broken_off_training_goes_on_to_the_same_bits(trained, tmp_path, no_pl
     def broken(self, *args):
         result = step(self, *args)
         steps.append(result)
-        if len(steps) in (2, 5):
-            raise KeyboardInterrupt
+        if len(steps) == 2:
+            # Saved within the epoch.
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(steps) == 5:
+            raise Broken
         return result
 
     monkeypatch.setattr(Trainer, "_step", broken)
-    for _ in range(2):
-        assert work.train("--max-epoch", 3, "--use-checkpoint").code == 130
+    assert work.train("--max-epoch", 3, "--use-checkpoint").code == 130
+    with pytest.raises(Broken):
+        work.train("--max-epoch", 3, "--use-checkpoint")
+    assert len(steps) == 5
     assert work.train("--max-epoch", 3, "--use-checkpoint").code == 0
     for name in ("losses.csv", "metrics.jsonl"):
         assert (work.work / "run" / name).read_text() == (trained.work / "run" / name).read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -196,16 +195,15 @@ def test_an_interrupted_packing_leaves_what_was_there(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
-    for name, age in (("old", 7200), ("new", 60)):
-        left = tmp_path / f".list.pack.{name}.tmp"
-        left.mkdir()
-        (left / FEATURES).write_bytes(b"half")
-        for path in (left / FEATURES, left):
-            os.utime(path, (time.time() - age,) * 2)
-    with atomic_folder(tmp_path / "list.pack"):
-        pass
-    assert sorted(os.listdir(tmp_path)) == [".list.pack.new.tmp", "list.pack"]
+def test_leftovers_of_killed_runs_go(tmp_path):
+    """Also of one that was killed between putting the old store away and the new one in its place."""
+    for name in (".list.pack.one.tmp", ".list.pack.two.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FEATURES).write_bytes(name.encode())
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "list.pack"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["list.pack"]
+    assert (tmp_path / "list.pack" / FEATURES).read_bytes() == b".list.pack.two.old.tmp"
 
 
 def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
@@ -266,6 +264,17 @@ def edit(name, value):
     return change
 
 
+def bump(name):
+    """One more in an array, which nothing but its checksum tells."""
+
+    def change(folder):
+        array = np.load(folder / name)
+        array.flat[-1] += 2 if name == VIDEOS else 1
+        np.save(folder / name, array)
+
+    return change
+
+
 DAMAGE = {
     "truncated": lambda folder: os.truncate(folder / FEATURES, (folder / FEATURES).stat().st_size - 1),
     "longer": lambda folder: (folder / FEATURES).write_bytes((folder / FEATURES).read_bytes() + b"0"),
@@ -288,6 +297,10 @@ DAMAGE = {
     "other dtype": edit("dtype", "float32"),
     "no dtype": edit("dtype", "complex"),
     "called whole": edit("sampling", None),
+    "another time of a file": bump(SOURCES),
+    "another size of a value": bump(VIDEOS),
+    "another list": edit("list", "other.csv"),
+    "another rounding": edit("rounding", 0.5),
 }
 
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from test_resume import stopping_at
 from tiny import package, quietly, strings
 
 
@@ -56,6 +57,19 @@ def test_training_and_testing_are_the_same_with_nothing_but_the_store(tiny, meth
     assert tested.code == 0 and f"features of {tiny.test_list} from" in tested.out
     best = json.loads((files.work / "run" / "metrics.json").read_text())["best"]
     assert json.loads((tmp_path / "m.json").read_text()) == best
+
+
+@pytest.mark.parametrize("method", ["clipfusionvad", "anomalyclip"])
+def test_a_training_that_was_stopped_within_an_epoch_goes_on_with_the_store(tiny, method, tmp_path, monkeypatch):
+    tiny = tiny.of(method)
+    whole, work = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "work")
+    assert pack(tiny).code == 0
+    lose_features(tiny)
+    assert whole.train().code == 0
+    with stopping_at(monkeypatch, 6):
+        assert work.train().code == 130
+    assert work.train("--use-checkpoint").code == 0
+    assert_same_run(whole.work, work.work)
 
 
 def test_packing_again_does_nothing_until_something_has_changed(tiny):

@@ -31,8 +31,9 @@ FLOORS = [
     ("models",),
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
+    ("appended",),
     ("files", "datasets"),
-    ("losses", "errors", "argtypes", "launch"),
+    ("losses", "locks", "errors", "argtypes", "launch"),
 ]
 
 

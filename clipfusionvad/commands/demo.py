@@ -9,9 +9,10 @@ from clipfusionvad.commands.test import test
 from clipfusionvad.commands.train import train
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.demo import demo_folder
+from clipfusionvad.errors import EXIT_INTERRUPTED
 from clipfusionvad.models import method_names
 from clipfusionvad.options import Parser
-from clipfusionvad.runs import LAST
+from clipfusionvad.runs import states_in
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> int:
     if (run / "metrics.json").exists():
         print(f"data and model are there already (delete {folder} to start over); testing the model")
     code = run_demo(args.method, dataset)
+    if code == EXIT_INTERRUPTED:
+        print("or give this command again")
     if code == 0:
         print(f"data          {folder}: features/, annotations.csv, list/")
         print(
@@ -45,5 +48,5 @@ def run_demo(method: str, dataset: Dataset) -> int:
     options = ["--demo", "--method", method, "--output-dir", str(run)]
     if (run / "metrics.json").exists():
         return test(options, option_file)
-    resume = ["--use-checkpoint"] if (run / LAST).exists() else []
+    resume = ["--use-checkpoint"] if states_in(run) else []
     return train(option_file.parse_args([*options, *resume]), dataset)

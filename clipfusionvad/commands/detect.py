@@ -24,7 +24,8 @@ from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, dataset_of, read_model_file
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.files import atomic_write, check_writable, link_or_copy, read_text
+from clipfusionvad.files import CannotWrite, atomic_write, check_writable, link_or_copy, read_text
+from clipfusionvad.locks import hold
 from clipfusionvad.models import Method, find_method, method_names
 from clipfusionvad.options import Parser
 from clipfusionvad.report.detection import (
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     videos = list_videos(own.videos, folder) if own.videos else {}
     loaded = load(own)
     if not own.stream:
-        return detect_videos(videos, folder, own, loaded, thresholds)
+        return _detect_files(videos, folder, own, loaded, thresholds)
     with _stopping() as stop:
         source = Source(own.stream, own.timeout, own.input_format, lambda line: tqdm.write(line, sys.stderr), stop)
         features = FrameFeatures(loaded.encoders, loaded.options, live=True)
@@ -243,6 +244,17 @@ def list_videos(given: list[str], output: Path) -> dict[str, str]:
     return videos
 
 
+def _detect_files(
+    videos: Mapping[str, str], folder: Path, own: Namespace, loaded: Loaded, thresholds: Thresholds
+) -> int:
+    try:
+        with hold(folder):
+            return detect_videos(videos, folder, own, loaded, thresholds)
+    except KeyboardInterrupt:
+        print(f"what is finished is kept in {folder}; the same command goes on from there", file=sys.stderr)
+        raise
+
+
 def detect_videos(
     videos: Mapping[str, str], folder: Path, own: Namespace, loaded: Loaded, thresholds: Thresholds
 ) -> int:
@@ -260,6 +272,8 @@ def detect_videos(
                 video = _beside(path, folder, name, found, own)
                 write_detection(folder, name, found, settings, video)
                 known = read_description(folder / f"{name}.json")
+        except CannotWrite:
+            raise
         except UserError as error:
             failed += 1
             tqdm.write(f"error: {error}", sys.stderr)

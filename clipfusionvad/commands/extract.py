@@ -7,20 +7,23 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 from tqdm import tqdm
 
 from clipfusionvad.argtypes import non_negative_float, positive_int
 from clipfusionvad.clip import TOY
 from clipfusionvad.errors import UserError, run_main, warn
+from clipfusionvad.files import check_writable
+from clipfusionvad.locks import hold
 from clipfusionvad.options import Parser
 from clipfusionvad.video.decode import probe
 from clipfusionvad.video.extract import Outcome, check_model
 from clipfusionvad.video.jobs import Job, Model, find_videos, take_shard
-from clipfusionvad.video.manifest import Manifest
+from clipfusionvad.video.manifest import MANIFEST, Manifest
 from clipfusionvad.video.snippets import ExtractOptions
 
 _ENGINES = {"local": "clipfusionvad.video.local_engine", "ray": "clipfusionvad.video.ray_engine"}
@@ -33,6 +36,14 @@ def main(argv: list[str]) -> int:
 
 def _extract(args: Namespace) -> int:
     jobs = _jobs(args)
+    check_writable(Path(args.output, MANIFEST))
+    # Shards work in one folder by design; each of them is there once, and none beside a run for all.
+    with hold(args.output, shared=args.shard is not None):
+        with hold(args.output, ".lock-{}-of-{}".format(*args.shard)) if args.shard else nullcontext():
+            return _extract_jobs(args, jobs)
+
+
+def _extract_jobs(args: Namespace, jobs: Sequence[Job]) -> int:
     manifest = Manifest(args.output, args.shard)
     # A shard may have no videos. For the others: a model that is not there would fail every video.
     fingerprint = check_model(jobs[0].model) if jobs else ""

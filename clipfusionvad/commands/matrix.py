@@ -13,6 +13,7 @@ from tqdm import tqdm
 from clipfusionvad.commands.demo import demo_run, run_demo
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.demo import FOLDER
+from clipfusionvad.errors import warn
 from clipfusionvad.files import write_text
 from clipfusionvad.models import method_names
 from clipfusionvad.options import Parser
@@ -47,6 +48,7 @@ def _run_cell(method: str, dataset: Dataset) -> Cell:
         trained = (run / "metrics.json").exists() or run_demo(method, dataset) == 0
         if not trained or run_demo(method, dataset) != 0:
             # A training that was asked to stop has saved its state and returned.
+            warn(f"stopped at {method} on {dataset.title}; the same command goes on from there")
             raise KeyboardInterrupt
     results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()

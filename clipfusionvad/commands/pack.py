@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from clipfusionvad.data.store import DTYPES, Manifest, Store, open_store, store_
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.device import count_cores
-from clipfusionvad.errors import UserError
+from clipfusionvad.errors import UserError, warn
 from clipfusionvad.models import find_method
 from clipfusionvad.options import Parser
 
@@ -33,8 +34,12 @@ def main(argv: list[str]) -> int:
     sampling = find_method(args.method).sampling_of(vars(args))
     # One list for both is packed whole, which serves both.
     lists = {args.train_list: sampling} | {args.test_list: None}
-    for path, how in lists.items():
-        pack_list(args, path, option_file.DATASET, how, own.dtype)
+    try:
+        for path, how in lists.items():
+            pack_list(args, path, option_file.DATASET, how, own.dtype)
+    except KeyboardInterrupt:
+        print("a list that is packed is kept; the same command goes on with what is left", file=sys.stderr)
+        raise
     return 0
 
 
@@ -77,12 +82,15 @@ def _find(
 ) -> Store | None:
     """The store that packing would make, if it is there."""
     whole = sampling is None or sampling.draws
+    if not folder.exists():
+        return None
     try:
         store = open_store(folder)
         store.check_fit(path, streams, width, sampling)
         store.check_sources(entries)
         store.check_data()
-    except UserError:
+    except UserError as error:
+        warn(f"{error} (that is done now)")
         return None
     return store if store.manifest.dtype == dtype and store.whole == whole else None
 

@@ -32,7 +32,7 @@ from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.run_folder import RUN_SCORES
 from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
-from clipfusionvad.runs import BEST, CALIBRATION, METRICS, record_run
+from clipfusionvad.runs import BEST, CALIBRATION, METRICS, clear_run, record_run
 
 
 @dataclass
@@ -115,6 +115,8 @@ def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[
     task.team.wait()
     if task.team.is_main:
         calibrate(trainer.model, args, entries, task.dataset)
+        if not args.use_checkpoint:
+            clear_run(folder)
         if trainer.model.calibration:
             write_torch(folder / CALIBRATION, calibration_content(trainer.model))
         record_run(folder, record(args))

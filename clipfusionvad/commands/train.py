@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from clipfusionvad.commands.prepare import find_option_file
 from clipfusionvad.commands.task import Task, begin, finish, make_trainer, read_task
+from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import run_of
@@ -21,7 +23,8 @@ from clipfusionvad.engine.distributed import join
 from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.files import check_writable, link_or_copy, read_torch, write_json
+from clipfusionvad.files import Damaged, check_writable, link_or_copy, read_torch, remove_leftovers, write_json
+from clipfusionvad.locks import hold
 from clipfusionvad.options import record
 from clipfusionvad.report.run_folder import RUN_SCORES
 from clipfusionvad.report.run_page import PAGE, write_report
@@ -31,11 +34,12 @@ from clipfusionvad.runs import (
     BEST,
     LAST,
     METRICS,
+    check_folder,
+    check_seeds_folder,
     choose_folder,
-    choose_seeds_folder,
-    clear_run,
     record_run,
     seed_folder,
+    states_in,
 )
 
 
@@ -63,10 +67,31 @@ def _train_one(args: argparse.Namespace, task: Task) -> int:
     trainer, entries = make_trainer(args, task)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
-    stem = f"{task.dataset.name}_{args.method}"
-    folder = team.tell(lambda: choose_folder(args.output_dir, stem, args.use_checkpoint, args.overwrite))
-    checkpoint_path = Path(args.checkpoint_path)
-    check_writable(folder / LAST)
+    with contextlib.ExitStack() as held:
+        folder = team.tell(lambda: _take_folder(args, task, held))
+        return _train_in(folder, args, task, trainer, entries)
+
+
+def _take_folder(args: argparse.Namespace, task: Task, held: contextlib.ExitStack) -> Path:
+    """The folder of the run, or of those of several seeds, held against other processes from here on."""
+    several, may_be_taken = bool(args.seeds), args.use_checkpoint or args.overwrite
+    stem = f"{task.dataset.name}_{args.method}" + "_seeds" * several
+    folder = choose_folder(args.output_dir, stem, args.use_checkpoint)
+    check_writable(folder / (METRICS if several else LAST))
+    held.enter_context(hold(folder))
+    if several:
+        check_seeds_folder(folder, may_be_taken, args.seeds)
+        for seed in args.seeds:
+            held.enter_context(hold(seed_folder(folder, seed)))
+    else:
+        check_folder(folder, may_be_taken)
+    for path in map(Path, filter(None, (args.model_path, args.checkpoint_path, args.metrics_json))):
+        remove_leftovers(path.parent, path.name)
+    return folder
+
+
+def _train_in(folder: Path, args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[Entry]) -> int:
+    team, checkpoint_path = task.team, Path(args.checkpoint_path)
     if args.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
     begin(args, task, trainer, entries, folder)
@@ -77,6 +102,11 @@ def _train_one(args: argparse.Namespace, task: Task) -> int:
             results = finish(args, task, trainer, folder)
     except Stopped:
         return _say_stopped(folder)
+    except KeyboardInterrupt:
+        # While the weights were tested. Of several processes, the others must be told.
+        if team.size > 1:
+            raise
+        return _say_stopped(folder)
     if team.is_main:
         print(metrics_table(results, _published(args, task)))
         print(f"\nfinal model   {args.model_path}")
@@ -86,18 +116,22 @@ def _train_one(args: argparse.Namespace, task: Task) -> int:
 
 def _saved(folder: Path) -> str:
     """What there is of a run, and how it is taken up."""
-    if not (folder / LAST).is_file():
-        return "nothing is saved yet; start again"
-    step = read_torch(folder / LAST, "checkpoint")["progress"]["step"]
-    return f"the state of step {step} is in {folder / LAST}; start again with --use-checkpoint --output-dir {folder}"
+    for path in states_in(folder):
+        with contextlib.suppress(Damaged):
+            step = read_torch(path, "checkpoint")["progress"]["step"]
+            return f"the state of step {step} is in {path}; start again with --use-checkpoint --output-dir {folder}"
+    return "nothing is saved yet; start again"
 
 
 def _train_seeds(args: argparse.Namespace, task: Task) -> int:
     """Train every seed into a folder of its own, side by side, and report what they have in common."""
-    stem = f"{task.dataset.name}_{args.method}_seeds"
-    folder = choose_seeds_folder(args.output_dir, stem, args.use_checkpoint, args.overwrite, args.seeds)
-    for path in filter(None, (args.model_path, args.metrics_json, folder / METRICS)):
+    for path in filter(None, (args.model_path, args.metrics_json)):
         check_writable(path)
+    with contextlib.ExitStack() as held:
+        return _train_seeds_in(_take_folder(args, task, held), args, task)
+
+
+def _train_seeds_in(folder: Path, args: argparse.Namespace, task: Task) -> int:
     _announce(args, task, len(task.entries), folder)
     stop, frozen = threading.Event(), {}
     made = (_make_member(_options_of(args, seed, folder), task, stop, frozen) for seed in args.seeds)
@@ -143,12 +177,10 @@ def _make_member(
         trainer, entries = make_trainer(args, task)
         trainer.stop, trainer.label = stop, f"seed {args.seed}, "
         if args.use_checkpoint:
-            _resume(trainer, folder, folder / LAST)
+            _resume(trainer, folder)
             if _is_finished(trainer, folder):
                 print(f"seed {args.seed} is finished already")
                 return None
-        else:
-            clear_run(folder)
         share_frozen(trainer.model, frozen)
         begin(args, task, trainer, entries, folder)
     return Member(trainer, folder, lane, partial(finish, args, task, trainer, folder))
@@ -173,20 +205,28 @@ def _say_stopped(folder: Path) -> int:
     return EXIT_INTERRUPTED
 
 
-def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path) -> None:
-    """Continue from the run folder's state, else from ``--checkpoint-path``, else from the start."""
-    path = folder / LAST
-    if not path.is_file():
-        path = checkpoint_path
-        if path.is_file() and (run := run_of(path)) not in (None, str(folder.resolve())):
-            warn(f"{path} is the state of the run {run}, to be continued with --output-dir; not used here")
+def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path | None = None) -> None:
+    """Continue from the run folder's newest good state, else from ``--checkpoint-path``, else from the start."""
+    found, damaged = states_in(folder), []
+    if not found and checkpoint_path and checkpoint_path.is_file():
+        if (run := run_of(checkpoint_path)) not in (None, str(folder.resolve())):
+            warn(f"{checkpoint_path} is the state of the run {run}, to be continued with --output-dir; not used here")
             return
-    if not path.is_file():
-        places = dict.fromkeys(map(str, (folder / LAST, checkpoint_path)))
-        warn(f"nothing to resume: no {' and no '.join(places)}; starting anew")
+        found = [checkpoint_path]
+    for path in found:
+        try:
+            trainer.resume(path)
+        except Damaged as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            warn(f"{error}; going on from the state before, {path}")
+        print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
         return
-    trainer.resume(path)
-    print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+    if damaged:
+        raise UserError(f"{' and '.join(map(str, damaged))}; start anew with --overwrite in place of --use-checkpoint")
+    places = dict.fromkeys(map(str, filter(None, (folder / LAST, checkpoint_path))))
+    warn(f"nothing to resume: no {' and no '.join(places)}; starting anew")
 
 
 def _published(args: argparse.Namespace, task: Task) -> dict[str, float]:

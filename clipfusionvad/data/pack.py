@@ -19,7 +19,7 @@ from clipfusionvad.data.checks import check_features, compare_norms, median_norm
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
-from clipfusionvad.data.store import FEATURES, MANIFEST, SOURCES, VIDEOS, Manifest, hash_list, source_of
+from clipfusionvad.data.store import FEATURES, MANIFEST, SOURCES, VIDEOS, Manifest, hash_list, index_crc32, source_of
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import atomic_folder, write_array, write_json
 
@@ -77,12 +77,13 @@ def write_store(
                 videos.append((packed.length, packed.size))
                 norms.append(packed.norm)
                 rounding = max(rounding, packed.rounding)
-        write_array(temporary / VIDEOS, np.array(videos, dtype=np.int64))
+        counted = np.array(videos, dtype=np.int64)
+        write_array(temporary / VIDEOS, counted)
         write_array(temporary / SOURCES, sources)
-        text = repr(fixed) if fixed else None
+        text, sums = repr(fixed) if fixed else None, (written.crc32, index_crc32(counted, sources))
         manifest = Manifest(
-            str(list_path), made_of, tuple(streams), width, text, dtype, len(entries), rounding, written.crc32
-        )
+            str(list_path), made_of, tuple(streams), width, text, dtype, len(entries), rounding, *sums
+        ).signed()
         write_json(temporary / MANIFEST, asdict(manifest))
     compare_norms(entries, np.array(norms), str(list_path))
     return manifest

@@ -18,7 +18,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from clipfusionvad.errors import UserError
 from clipfusionvad.files import must_exist, read_text
 from clipfusionvad.npy import read_array, read_npy_header
 
-FORMAT = "clipfusionvad-pack-1"
+FORMAT = "clipfusionvad-pack-2"
 MANIFEST, FEATURES, VIDEOS, SOURCES = "manifest.json", "features.npy", "videos.npy", "sources.npy"
 DTYPES = ("float16", "float32")
 # Read at a time when a whole store is checked.
@@ -44,7 +44,8 @@ class Manifest:
 
     ``list`` and ``list_sha256`` are the list's path and content, ``width`` the features' dim in one stream,
     ``sampling`` the sampling whose inputs they are, as text (None: whole videos). ``rounding`` is the largest error
-    of a value relative to the largest of its snippet, 0 where the store is exact; ``crc32`` sums up the data.
+    of a value relative to the largest of its snippet, 0 where the store is exact. ``crc32`` sums up the data,
+    ``index_crc32`` the other arrays and ``own_crc32`` the rest of the manifest.
     """
 
     list: str
@@ -56,7 +57,14 @@ class Manifest:
     videos: int
     rounding: float
     crc32: int
+    index_crc32: int
+    own_crc32: int = 0
     format: str = FORMAT
+
+    def signed(self) -> Manifest:
+        """The same with its own checksum."""
+        plain = json.dumps(asdict(replace(self, own_crc32=0)), sort_keys=True)
+        return replace(self, own_crc32=zlib.crc32(plain.encode()))
 
 
 @dataclass(frozen=True)
@@ -144,9 +152,14 @@ def store_folder(list_path: str | Path, folder: str | Path | None = None) -> Pat
 
 
 def open_store(folder: Path) -> Store:
-    """Open a store; ``UserError`` for one that is incomplete, truncated or does not agree with itself."""
+    """Open a store; ``UserError`` for one that is incomplete, truncated or does not agree with itself.
+
+    All but the data is compared with its checksum; the data is not read (``Store.check_data``).
+    """
     manifest = _read_manifest(folder)
     videos, sources = (_read_counts(folder, name) for name in (VIDEOS, SOURCES))
+    if index_crc32(videos, sources) != manifest.index_crc32:
+        raise damaged(folder, f"{VIDEOS} or {SOURCES} is not what was written")
     if videos.shape != (manifest.videos, 2) or sources.shape != (manifest.videos, len(manifest.streams), 2):
         raise damaged(folder, f"{VIDEOS} or {SOURCES} is not of {manifest.videos} videos")
     if not np.isin(videos[:, 1], (2, 4, 8)).all():
@@ -161,6 +174,10 @@ def open_store(folder: Path) -> Store:
     if not agree or shortest < 1 or features.shape[-1] != manifest.width * len(manifest.streams):
         raise damaged(folder, f"{FEATURES} has shape {features.shape}, which does not fit the rest")
     return Store(folder, manifest, features, videos, sources)
+
+
+def index_crc32(videos: np.ndarray, sources: np.ndarray) -> int:
+    return zlib.crc32(sources.tobytes(), zlib.crc32(videos.tobytes()))
 
 
 def hash_list(path: str | Path) -> str:
@@ -196,6 +213,8 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**content | {"streams": tuple(content["streams"])})
         if manifest.dtype not in DTYPES or manifest.videos < 1 or manifest.width < 1 or not manifest.streams:
             raise ValueError("impossible values")
+        if manifest != manifest.signed():
+            raise ValueError("not what was written")
         return manifest
     except (UserError, ValueError, TypeError, RecursionError) as error:
         raise damaged(folder, f"{MANIFEST} is not readable ({error})") from error

@@ -27,7 +27,7 @@ from clipfusionvad.engine.schedule import LAST_WEIGHTS, Schedule, make_optimizer
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import link_or_copy, read_torch, write_torch
 from clipfusionvad.models import Method
-from clipfusionvad.runs import BEST, LAST, NoLog, RunLog
+from clipfusionvad.runs import BEST, LAST, PREVIOUS, NoLog, RunLog
 
 #: Steps after which the losses of a GPU are fetched; it works ahead in between.
 GPU_LOG_EVERY = 25
@@ -86,6 +86,9 @@ class Trainer:
         self.stop = threading.Event()
         #: What its messages start with, where it is one of several.
         self.label = ""
+        self._sums: Mapping[str, int] = {}
+        # Whether ``last.pt`` is of this process, and so worth keeping.
+        self._has_saved = False
         self._pending: list[tuple[int, np.ndarray, dict[str, Tensor], Tensor, float]] = []
         self._log_every = 1 if device.type == "cpu" else GPU_LOG_EVERY
 
@@ -101,13 +104,15 @@ class Trainer:
 
     def steps(self, folder: Path, checkpoint_path: Path | None = None) -> Iterator[None]:
         """What ``fit`` does, step by step: others may work between two steps, and set ``stop``."""
-        log = RunLog(folder, self.progress.step, self.progress.evaluations) if self.team.is_main else NoLog()
+        log: RunLog | NoLog = NoLog()
+        if self.team.is_main:
+            log = RunLog(folder, self.progress.step, self.progress.evaluations, self._sums)
         try:
-            self.save(folder, checkpoint_path)
+            self.save(log, folder, checkpoint_path)
             while self.progress.epoch < self.schedule.max_epoch:
                 yield from self._epoch_steps(log, folder, checkpoint_path)
                 self._end_epoch(log, folder)
-                self.save(folder, checkpoint_path)
+                self.save(log, folder, checkpoint_path)
         finally:
             log.close()
         if self.last_state is None:
@@ -140,8 +145,7 @@ class Trainer:
                     progress.eval_mode = self.schedule.paper
                     self.model.train(not progress.eval_mode)
                 if due or stop:
-                    log.flush()
-                    self.save(folder, checkpoint_path)
+                    self.save(log, folder, checkpoint_path)
                 if stop:
                     raise Stopped
                 yield
@@ -210,7 +214,6 @@ class Trainer:
             self.model.load_state_dict(self.best_state, strict=False)
         self.progress.epoch += 1
         self.progress.batch, self.progress.eval_mode = 0, False
-        log.flush()
 
     def _keep_if_best(self, log: RunLog | NoLog, folder: Path) -> None:
         metrics = self.evaluate(self.model)
@@ -234,10 +237,14 @@ class Trainer:
         mark = "  *" if improved else ""
         tqdm.write(f"{self.label}step {self.progress.step}: {select} {score:.4f}{mark}")
 
-    def save(self, folder: Path, checkpoint_path: Path | None) -> None:
-        """Write the whole state to ``last.pt``: it alone decides where a resumed run goes on."""
+    def save(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> None:
+        """Write the whole state to ``last.pt``: it alone decides where a resumed run goes on.
+
+        The state before becomes ``previous.pt``, in case the last one gets damaged.
+        """
         if not self.team.is_main:
             return
+        log.flush()
         content = model_content(
             self.made,
             own_state(self.model),
@@ -250,19 +257,31 @@ class Trainer:
             device_rng_state=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             same_run=self._same_run,
             run=str(folder.resolve()),
+            records=dict(log.sums),
         )
+        if self._has_saved:
+            link_or_copy(folder / LAST, folder / PREVIOUS)
         write_torch(folder / LAST, content)
+        self._has_saved = True
         if checkpoint_path is not None:
             link_or_copy(folder / LAST, checkpoint_path)
 
     def resume(self, path: Path) -> None:
-        """Continue from a state that ``save`` wrote, or from a training checkpoint of the original code."""
+        """Continue from a state that ``save`` wrote, or from a training checkpoint of the original code.
+
+        Raises ``UserError`` for what is none, or that of another run; ``Damaged`` before anything has changed.
+        """
         content = read_torch(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
             raise UserError(f"{path} is no training checkpoint (it holds no optimizer state)")
-        if content.get("format") != FORMAT:
-            self._resume_released(content, path)
-            return
+        restore = self._restore if content.get("format") == FORMAT else self._resume_released
+        try:
+            restore(content, path)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{path} is not a state that a training can go on from ({error!r})") from error
+
+    def _restore(self, content: Mapping[str, Any], path: Path) -> None:
+        """Take over a state of ours."""
         differing = [key for key, value in self._same_run.items() if content["same_run"].get(key) != value]
         if differing:
             raise UserError(
@@ -274,6 +293,8 @@ class Trainer:
         self.scheduler.load_state_dict(content["scheduler_state_dict"])
         self.progress = Progress(**content["progress"])
         self.best_state, self.last_state = content["best_state_dict"], content["last_state_dict"]
+        # States of older versions say nothing of the records.
+        self._sums = content.get("records", {})
         torch.set_rng_state(content["rng_state"])
         if self.device.type == "cuda" and content["device_rng_state"] is not None:
             torch.cuda.set_rng_state(content["device_rng_state"], self.device)

@@ -23,7 +23,7 @@ from clipfusionvad.clip import image_tower, load_clip
 from clipfusionvad.data.ahead import ahead
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import atomic_write
+from clipfusionvad.files import CannotWrite, atomic_write
 from clipfusionvad.video.crops import to_canvas
 from clipfusionvad.video.decode import VideoInfo, read_frames
 from clipfusionvad.video.encoder import ImageEncoder, check_precision
@@ -44,9 +44,11 @@ class Outcome:
 
 
 def attempt(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> Outcome:
-    """``extract_video`` with a bad video as a result, so that the others go on."""
+    """``extract_video`` with a bad video as a result, so that the others go on; a full disk stops all."""
     try:
         return Outcome(job, extract_video(job, on_frames))
+    except CannotWrite:
+        raise
     except UserError as error:
         return Outcome(job, error=" ".join(str(error).split()))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import check_writable, read_text, without_nan
+from clipfusionvad.files import check_writable, read_text, without_nan, writing
 from clipfusionvad.video.jobs import Job
 
+MANIFEST = "manifest.jsonl"
 State = Literal["begun", "done", "failed"]
 
 
@@ -26,7 +27,7 @@ class Manifest:
     def __init__(self, folder: str | Path, shard: tuple[int, int] | None = None):
         """Raises ``UserError`` for a folder that cannot be written and for a file that is no manifest."""
         self.folder = Path(folder)
-        self.path = self.folder / ("manifest.jsonl" if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.jsonl")
+        self.path = self.folder / (MANIFEST if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.jsonl")
         check_writable(self.path)
         self.records: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("manifest*.jsonl")):
@@ -40,7 +41,7 @@ class Manifest:
         time = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         record = {"video": name, "state": state, "time": time, **facts}
         line = json.dumps(without_nan(record)).encode() + b"\n"
-        try:
+        with writing(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as file:
                 if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
@@ -48,8 +49,6 @@ class Manifest:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self.records[name] = record
 
     def is_done(self, job: Job, fingerprint: str) -> bool:
