@@ -40,7 +40,7 @@ from clipfusionvad.npy import read_array
 
 ROOT = Path(__file__).resolve().parents[1]
 # What differs between two runs of one command: when, where and in how many goes it was made.
-OWN = {"environment.json", "options.yaml", "report.html", "manifest.jsonl"}
+OWN = {"environment.json", "options.yaml", "report.html", "manifest.jsonl", "done.json", "train.log"}
 EXACT = {".csv", ".json", ".jsonl", ".npy"}
 AT_ONCE = 2
 
@@ -82,6 +82,13 @@ def commands(data: Path) -> list[Command]:
         toy = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu"]
         return strings(["extract", "--videos", data / "videos", "--output", work / "features", *toy])
 
+    plan = {"cells": {"bare": {"gam": False}}, "grid": {"visual_layers": [1, 2]}}
+    (data / "plan.yaml").write_text(yaml.safe_dump(plan))
+
+    def sweep(work: Path) -> list[str]:
+        flags = tiny.at(work).train_flags("--max-epoch", 1, "--output-dir", work / "sweep")
+        return strings(["sweep", data / "plan.yaml", "--dataset", "ucf", "--seeds", 1], flags)
+
     assert quietly(package_main, pack(data)).code == 0
     first = next(iter(METHOD_FLAGS))
     return [
@@ -90,6 +97,7 @@ def commands(data: Path) -> list[Command]:
         *(Command(f"train {method}", train(method)) for method in METHOD_FLAGS),
         Command("train packed", train(first, "--packed-dir", data / "packed")),
         Command("train --seeds", train(first, "--seeds", 3, 5)),
+        Command("sweep", sweep),
     ]
 
 

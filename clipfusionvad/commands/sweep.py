@@ -21,11 +21,12 @@ from clipfusionvad.commands.train import conclude_seeds, train
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, run_main
-from clipfusionvad.files import check_writable, write_text
+from clipfusionvad.files import check_writable, remove_leftovers, write_text
+from clipfusionvad.locks import hold
 from clipfusionvad.models import find_method
 from clipfusionvad.options import Parser, build_parser, config_tokens, record
 from clipfusionvad.report.sweep import sweep_text
-from clipfusionvad.runs import BEST, LAST
+from clipfusionvad.runs import BEST, LAST, states_in
 from clipfusionvad.sweep.plan import FULL, Cell, read_sweep
 from clipfusionvad.sweep.pool import run_trials
 from clipfusionvad.sweep.search import Settings
@@ -44,9 +45,16 @@ def _sweep(argv: list[str]) -> int:
     args, flags = _parser().parse_known_args(argv)
     option_file = option_file_of(find_dataset(args.dataset))
     check_writable(args.output_dir / RESULTS)
-    sweep = Sweep(args, option_file, flags)
+    with hold(args.output_dir):
+        return _run(Sweep(args, option_file, flags))
+
+
+def _run(sweep: Sweep) -> int:
+    args, dataset = sweep.args, sweep.option_file.DATASET
+    for folder in {sweep.folder, *(trial.folder.parent for trial in sweep.trials)}:
+        remove_leftovers(folder)
     if sweep.base.demo:
-        make_demo(option_file.DATASET)
+        make_demo(dataset)
     with tqdm(total=sweep.total, desc="sweep", unit="run", disable=None) as bar:
         bar.update(sweep.done)
         for trial, outcome in run_trials(sweep.next, partial(run_trial, overwrite=args.overwrite), args.jobs):
@@ -58,7 +66,7 @@ def _sweep(argv: list[str]) -> int:
 def run_trial(trial: Trial, overwrite: bool = False) -> Outcome:
     """Train, from where it was stopped if it was; what training prints goes to ``train.log`` in the run's folder."""
     dataset = find_dataset(trial.dataset)
-    goes_on = (trial.folder / LAST).exists() and not overwrite
+    goes_on = bool(states_in(trial.folder)) and not overwrite
     try:
         args = option_file_of(dataset).parse_args([*trial.flags, "--use-checkpoint" if goes_on else "--overwrite"])
         trial.folder.mkdir(parents=True, exist_ok=True)

@@ -76,8 +76,7 @@ def write_results(folder: Path, trials: Iterable[Trial], errors: Mapping[tuple[s
         row: dict[str, Any] = {"cell": trial.cell, "seed": trial.seed, "state": "open", "error": ""}
         changed = dict(trial.changed)
         if trial.is_done():
-            seconds = read_json(trial.folder / _DONE, "record")["seconds"]
-            row |= {"state": "done", "seconds": seconds} | changed | trial.metrics()
+            row |= {"state": "done"} | changed | trial.metrics()
         elif (trial.cell, trial.seed) in errors:
             row |= {"state": "failed", "error": errors[trial.cell, trial.seed]} | changed
         else:
