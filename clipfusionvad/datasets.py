@@ -313,6 +313,12 @@ def read_dataset(path: str | Path) -> Dataset:
         raise UserError(f"dataset file {path}: {error}") from error
 
 
+def described(dataset: Dataset) -> dict[str, Any]:
+    """What the YAML file of a dataset holds that ``read_dataset`` would make into this one."""
+    whole = {key: getattr(dataset, key) for key in OWN_KEYS}
+    return {key: value for key, value in whole.items() if value not in ("", {})}
+
+
 def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
     """A dataset that is no benchmark, with file names after its own name."""
     return Dataset(

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 import yaml
 
+from clipfusionvad.datasets import DATASETS, Dataset, described
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import without_nan, write_json, write_text
-from clipfusionvad.launch import launched
+from clipfusionvad.origin import Sources
 
 LAST, BEST, CALIBRATION, METRICS = "last.pt", "best.pt", "calibration.pt", "metrics.json"
+OPTIONS, DATASET, ENVIRONMENT, DATA = "options.yaml", "dataset.yaml", "environment.json", "data.csv"
+LOSSES, EVALUATIONS = "losses.csv", "metrics.jsonl"
 _SEED = "seed"
-_PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip")
 
 
 def choose_folder(given: str | None, stem: str, resume: bool, overwrite: bool) -> Path:
@@ -67,7 +63,7 @@ def seeds_in(folder: Path) -> list[str]:
 
 def clear_run(folder: Path) -> None:
     """Remove the state and the records of a run, if there are any."""
-    for name in (LAST, BEST, CALIBRATION, "metrics.jsonl", "metrics.csv", "losses.csv"):
+    for name in (LAST, BEST, CALIBRATION, EVALUATIONS, "metrics.csv", LOSSES):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
@@ -90,45 +86,17 @@ def _numbered(stem: str, resume: bool) -> Path:
     return folder
 
 
-def record_run(folder: Path, options: Mapping[str, Any]) -> None:
-    """Write the resolved options (a valid --config again) and the environment of a run."""
-    write_text(folder / "options.yaml", yaml.safe_dump(dict(options), sort_keys=True))
-    write_json(folder / "environment.json", environment())
+def record_run(folder: Path, options: Mapping[str, Any], about: Mapping[str, Any], sources: Sources) -> None:
+    """Write the resolved options (a valid --config again), the environment (``about``) and what was read."""
+    write_text(folder / OPTIONS, yaml.safe_dump(dict(options), sort_keys=True))
+    write_json(folder / ENVIRONMENT, about)
+    sources.write(folder / DATA)
 
 
-def environment() -> dict[str, Any]:
-    """What a result depends on beside the options: code, packages, machine."""
-    return {
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "processes": launched().size,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return shown.stdout.strip() or None
+def record_dataset(folder: Path, dataset: Dataset) -> None:
+    """Keep a dataset of the user's own as the YAML file that describes it; benchmarks are known by name."""
+    if dataset.name not in DATASETS:
+        write_text(folder / DATASET, yaml.safe_dump(described(dataset), sort_keys=False, allow_unicode=True))
 
 
 class RunLog:
@@ -149,10 +117,10 @@ class RunLog:
             # A run that was killed while it wrote; whole files never have such a name.
             leftover.unlink(missing_ok=True)
         self.evaluations = self._read_evaluations()[:evaluations]
-        write_text(folder / "metrics.jsonl", "".join(_line(record) for record in self.evaluations))
-        self._losses = folder / "losses.csv"
+        write_text(folder / EVALUATIONS, "".join(_line(record) for record in self.evaluations))
+        self._losses = folder / LOSSES
         self._trim_losses(step)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (folder / EVALUATIONS).open("a", encoding="utf-8")
         self._loss_file = self._losses.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
@@ -188,7 +156,7 @@ class RunLog:
         write_text(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
 
     def _read_evaluations(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / EVALUATIONS
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         # A line without its end was being written when the run was killed.
         return [json.loads(line) for line in lines if line.endswith("\n")]

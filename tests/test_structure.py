@@ -27,6 +27,7 @@ FLOORS = [
     ("models",),
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
+    ("origin",),
     ("files", "datasets"),
     ("losses", "errors", "argtypes", "launch"),
 ]

@@ -21,6 +21,7 @@ from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.files import check_writable, link_or_copy, read_torch, write_json
 from clipfusionvad.options import record
+from clipfusionvad.origin import environment
 from clipfusionvad.report.run_folder import RUN_SCORES
 from clipfusionvad.report.run_page import PAGE, write_report
 from clipfusionvad.report.seeds import seeds_table, summarise_seeds
@@ -32,6 +33,7 @@ from clipfusionvad.runs import (
     choose_folder,
     choose_seeds_folder,
     clear_run,
+    record_dataset,
     record_run,
     seed_folder,
 )
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 def train(args: argparse.Namespace, dataset: Dataset) -> int:
     """Run one training, or one for each of ``--seeds``, from checked options; returns the exit code."""
-    with join(args.device) as (team, device):
+    with join(args.device, args.deterministic) as (team, device):
         if args.seeds and team.size > 1:
             raise UserError("--seeds trains all seeds in one process: start it without torchrun")
         # One process reads all files.
@@ -104,7 +106,8 @@ def _train_seeds(args: argparse.Namespace, task: Task) -> int:
     except Stopped:
         return _say_stopped(folder)
     summary = summarise_seeds(folder, args.seeds, args.select)
-    record_run(folder, record(args))
+    record_run(folder, record(args), environment(task.device), task.sources)
+    record_dataset(folder, task.dataset)
     for path in filter(None, (folder / METRICS, args.metrics_json)):
         write_json(path, summary)
     link_or_copy(seed_folder(folder, summary["model_seed"]) / BEST, Path(args.model_path))

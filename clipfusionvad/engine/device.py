@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from clipfusionvad.errors import UserError
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,6 +29,35 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within, if ``wanted``, torch only uses operations that give the same bits every time; before CUDA starts.
+
+    An operation that has no such form is a ``UserError``.
+    """
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads it when it starts; other sizes let its streams share memory, and then results vary.
+    workspace = os.environ.setdefault(_WORKSPACE, ":4096:8")
+    if workspace not in (":4096:8", ":16:8"):
+        raise UserError(f"--deterministic needs {_WORKSPACE}=:4096:8 or :16:8, but it is set to {workspace!r}")
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if "determinis" not in str(error):
+            raise
+        said = next(line for line in str(error).splitlines() if "determinis" in line).split(". ")[0]
+        raise UserError(f"--deterministic: {said}; go without it, or with --device cpu") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def pick_workers(asked: int | None, device: torch.device) -> int:

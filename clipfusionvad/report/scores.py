@@ -23,7 +23,7 @@ from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import atomic_write, must_exist, without_nan
-from clipfusionvad.runs import environment
+from clipfusionvad.origin import environment as current_environment
 
 # What of a dataset is needed to judge scores: a report must not depend on what a dataset's name means later.
 _DATASET = ("name", "title", "classes", "fps", "multi_label")
@@ -47,11 +47,20 @@ class Tested:
         return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
 
 
-def save_scores(path: Path, scores: Sequence[VideoScores], videos: VideoSet, options: Mapping[str, Any]) -> None:
-    """Write a test's scores, whole or not at all; ``options`` as ``options.record`` gives them."""
+def save_scores(
+    path: Path,
+    scores: Sequence[VideoScores],
+    videos: VideoSet,
+    options: Mapping[str, Any],
+    environment: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a test's scores, whole or not at all; ``options`` as ``options.record`` gives them.
+
+    ``environment`` as ``origin.environment`` gives it (None: as it is now).
+    """
     about = {
         "options": options,
-        "environment": environment(),
+        "environment": environment or current_environment(),
         "dataset": {name: getattr(videos.dataset, name) for name in _DATASET},
         "frames_per_snippet": videos.frames_per_snippet,
     }
