@@ -42,8 +42,9 @@ class Parser(argparse.ArgumentParser):
         print(f"error: {self.context}{message}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        parsed, unknown = self.parse_known_args(args, namespace)
+    # argparse also takes a namespace to fill, which nobody here has.
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0], flags)}")

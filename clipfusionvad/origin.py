@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -26,6 +28,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-
 _COLUMNS = ("part", "path", "bytes", "sha256")
 #: Hexadecimal digits of a SHA-256 that are kept: enough to tell files apart, and to be compared with ``sha256sum``.
 _DIGITS = 16
+#: Before the sum that packed features know of themselves.
+CRC = "crc32:"
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
@@ -33,10 +37,12 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     return {
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "folder": os.getcwd(),
         **code(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
+        "cpu": _processor(),
         "threads": torch.get_num_threads(),
         "processes": launched().size,
         "device": str(device) if device else None,
@@ -71,6 +77,14 @@ def hash_file(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()[:_DIGITS]
+
+
+def _processor() -> str:
+    """The processor and the instructions that torch uses of it: another one may round otherwise."""
+    with contextlib.suppress(OSError):
+        if model := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return f"{model[1]}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _version(package: str) -> str | None:

@@ -22,7 +22,7 @@ from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.models import Method, build_method, find_method
 from clipfusionvad.options import NO_TRUTH, Parser, general_defaults, parse_options
-from clipfusionvad.origin import Sources, environment
+from clipfusionvad.origin import CRC, Sources, environment
 
 
 class OptionFile(Protocol):
@@ -101,7 +101,7 @@ def check_list(
     if store is None:
         note = sources.reader(part, read=args.check)
         return check_features(entries, args.visual_width, path, read=args.check, note=note)
-    sources.add(part, store.folder / FEATURES, f"crc32:{store.manifest.crc32:08x}")
+    sources.add(part, store.folder / FEATURES, f"{CRC}{store.manifest.crc32:08x}")
     return store.lengths.tolist()
 
 

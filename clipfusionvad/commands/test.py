@@ -24,6 +24,7 @@ from clipfusionvad.report.run_folder import TEST_DATA, TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
+from clipfusionvad.runs import record_dataset
 
 #: Options that name files which a test reads beside features.
 TESTED_FROM = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "calibration")
@@ -80,6 +81,7 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Tea
     if args.output_dir:
         write_json(Path(args.output_dir) / TEST_METRICS, results[name])
         sources.write(Path(args.output_dir) / TEST_DATA)
+        record_dataset(Path(args.output_dir), dataset)
         draw_score_curves(Path(args.output_dir) / "test_scores.png", scores, test_set)
         here = about(describe(model, clip, dataset, vars(args)), device)
         save_scores(Path(args.output_dir) / TEST_SCORES, scores, test_set, record(args), here)
