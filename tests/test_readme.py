@@ -132,7 +132,7 @@ def test_linked_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_flags_exist(page):
     known = {"--logdir"}
-    for command in ("lists", "demo", "export", "matrix", "extract", "detect", "report", "compare-features"):
+    for command in ("lists", "demo", "export", "matrix", "extract", "detect", "report", "compare-features", "rerun"):
         known |= flags_of_command(command)
     for method in method_names():
         shown = io.StringIO()
