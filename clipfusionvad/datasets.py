@@ -63,7 +63,7 @@ class Dataset:
     #: Anomalous videos at the head of the released test list (what the released ``excludeNormal`` keeps).
     anomalous_test_videos: int = 0
     #: What released detection mAP does with a truth label outside the class list: "ignore" or "error".
-    unknown_truth_label: str = "ignore"
+    unknown_truth_label: Literal["ignore", "error"] = "ignore"
 
     @property
     def labels(self) -> list[str]:
@@ -321,12 +321,13 @@ def described(dataset: Dataset) -> dict[str, Any]:
 
 def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
     """A dataset that is no benchmark, with file names after its own name."""
+    defaults: dict[str, Any] = {"title": name, "fps": 30, "order": "by class"}
     return Dataset(
         name=name,
         classes=dict(classes),
         truth_files=_truth_files(name),
         list_files={part: f"{name}_{part}.csv" for part in ("train", "test", "truth")},
-        **{"title": name, "fps": 30, "order": "by class"} | more,
+        **defaults | more,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,8 @@ def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[En
     compile_model(model, args.compile)
     bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed, task.shelf)
     rows = np.arange(len(entries))
-    selection_set, judge = task.test_set, partial(evaluate, protocol=args.protocol)
+    selection_set = task.test_set
+    judge: Callable[..., dict[str, Any]] = partial(evaluate, protocol=args.protocol)
     if args.protocol == "clean":
         rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
         selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
@@ -133,9 +135,9 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
 
     Of several processes only the first has metrics, and writes.
     """
-    best_state = trainer.best_state or trainer.last_state
+    last_state, best_state = trainer.final_states
     results = {}
-    states = {"last": trainer.last_state, "best": best_state}
+    states = {"last": last_state, "best": best_state}
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
         untrained = own_state(prepare_model(args, task.dataset, clip=task.clip)[0]) | calibration_content(trainer.model)
@@ -145,7 +147,7 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
         scores = score_together(task.team, trainer.model, task.test_set, trainer.device, args.precision)
         if scores is not None:
             results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
-    if not task.team.is_main:
+    if not task.team.is_main or scores is None:
         return results
     final = model_content(
         trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])

@@ -72,7 +72,7 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Tea
         scores = score_together(team, candidate.to(device), test_set, device, args.precision)
         if scores is not None:
             results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
-    if not team.is_main:
+    if not team.is_main or scores is None:
         return 0
     print(f"{args.method} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
     print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))

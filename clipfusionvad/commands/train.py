@@ -6,6 +6,7 @@ import argparse
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -99,7 +100,8 @@ def _train_seeds(args: argparse.Namespace, task: Task) -> int:
     for path in filter(None, (args.model_path, args.metrics_json, folder / METRICS)):
         check_writable(path)
     _announce(args, task, len(task.entries), folder)
-    stop, frozen = threading.Event(), {}
+    stop = threading.Event()
+    frozen: dict[str, Tensor] = {}
     made = (_make_member(_options_of(args, seed, folder), task, stop, frozen) for seed in args.seeds)
     try:
         fit_together(filter(None, made), len(args.seeds), stop, task.device)
@@ -123,7 +125,7 @@ def _train_seeds(args: argparse.Namespace, task: Task) -> int:
 def _options_of(args: argparse.Namespace, seed: int, folder: Path) -> argparse.Namespace:
     """One seed's options, as if it were trained alone in its part of the folder."""
     own = seed_folder(folder, seed)
-    changed = {"seed": seed, "seeds": None, "metrics_json": None}
+    changed: dict[str, Any] = {"seed": seed, "seeds": None, "metrics_json": None}
     changed |= {"output_dir": str(own), "model_path": str(own / BEST)}
     return argparse.Namespace(**{**vars(args), **changed})
 

@@ -35,8 +35,9 @@ def check_features(
     def check(entry: Entry) -> tuple[int, float] | UserError:
         try:
             found = _read(entry, dim) if read else (read_video_shape(entry.paths, dim), 1.0)
-            for path in entry.paths if note else ():
-                note(path)
+            if note:
+                for path in entry.paths:
+                    note(path)
             return found
         except UserError as error:
             return error
@@ -65,7 +66,7 @@ def median_norm(features: np.ndarray) -> float:
 
 def compare_norms(entries: Sequence[Entry], norms: np.ndarray, list_name: str) -> None:
     """Warn where the norms (N,) of a list's videos lie far apart."""
-    low, high = norms.argmin(), norms.argmax()
+    low, high = int(norms.argmin()), int(norms.argmax())
     if norms[high] > NORM_RANGE * norms[low]:
         warn(
             f"{list_name}: features differ in scale, with norms from {norms[low]:.3g} ({entries[low].path.name}) to "

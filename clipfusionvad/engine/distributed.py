@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from clipfusionvad.engine import collective
 from clipfusionvad.engine.batchnorm import SharedBatchNorm, share_norms
@@ -46,7 +47,7 @@ class Team:
     """
 
     place: Place = Place()
-    store: dist.Store | None = None
+    store: Any = None
 
     @property
     def size(self) -> int:
@@ -182,7 +183,7 @@ class Team:
         """
         own = f"{code} {self.place.rank}"
         try:
-            first = self.store.compare_set("end", "", own).decode()
+            first = self.store.compare_set("end", "", own).decode() if self.store else own
         except RuntimeError:
             # Gone with the process that kept it.
             first = own
@@ -204,7 +205,7 @@ def join(device_name: str, exact: bool = False) -> Iterator[tuple[Team, torch.de
             yield Team(), pick_device(device_name)
         return
     try:
-        store, *_ = next(dist.rendezvous("env://"))
+        store, *_ = next(rendezvous("env://"))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other processes: {str(error).splitlines()[0]}") from error
     team = Team(place, store)

@@ -41,7 +41,7 @@ class Tested:
     def only(self, chosen: Sequence[int]) -> Tested:
         """The same of some of the videos."""
         whole, old = self.videos, self.videos.truth
-        truth = old and Truth(*([part[index] for index in chosen] for part in (old.frames, old.segments, old.labels)))
+        truth = old and old.only(chosen)
         entries = [whole.entries[index] for index in chosen]
         videos = VideoSet(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
         return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
@@ -76,7 +76,7 @@ def save_scores(
     if videos.truth is not None:
         arrays |= _truth_arrays(videos.truth)
     with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _truth_arrays(truth: Truth) -> dict[str, np.ndarray]:

@@ -36,6 +36,8 @@ class EventCounter:
 
     def take(self) -> np.ndarray:
         """The chunk's counts; the next frame starts another chunk."""
+        if self._counts is None:
+            raise ValueError("no frame was added")
         counts, self._counts, self._last = self._counts, None, None
         return counts
 
