@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# What reads, computes and writes; the other tests take long or look at details.
+CORE := $(addprefix tests/test_,$(addsuffix .py,decode detection frame_metrics lists losses npy options pack \
+	report_page runs scripts snippets truth))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo matrix test torture lint clean
+.PHONY: help setup demo matrix test torture lint coverage oldest audit clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -29,9 +33,24 @@ test: $(READY)  ## run the tests
 torture: $(READY)  ## kill the programs 200 times at random moments and compare what they make, in about ten minutes
 	PYTHONPATH=. $(BIN)/python tests/torture.py --kills 200
 
-lint: $(READY)  ## check style
+lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+coverage: $(READY)  ## run the tests and report the lines that none of them reaches
+	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+
+# torch is kept: older ones bring gigabytes of CUDA with them.
+oldest:  ## run the core of the tests with the oldest packages that pyproject.toml admits (Python 3.11)
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/floors.py --keep torch torchvision > .venv-oldest/constraints.txt
+	PIP_CONSTRAINT=.venv-oldest/constraints.txt .venv-oldest/bin/pip install --quiet setuptools
+	PIP_CONSTRAINT=.venv-oldest/constraints.txt .venv-oldest/bin/pip install --quiet --editable . pytest hypothesis
+	.venv-oldest/bin/python -m pytest -q $(CORE)
+
+audit: $(READY)  ## look for known vulnerabilities of the pinned packages (asks a service on the network)
+	$(BIN)/python tests/audit.py
 
 clean:  ## remove .venv and what the demo made
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) .venv-oldest demo runs

@@ -65,7 +65,7 @@ class Dataset:
     #: Anomalous videos at the head of the released test list (what the released ``excludeNormal`` keeps).
     anomalous_test_videos: int = 0
     #: What released detection mAP does with a truth label outside the class list: "ignore" or "error".
-    unknown_truth_label: str = "ignore"
+    unknown_truth_label: Literal["ignore", "error"] = "ignore"
 
     @property
     def labels(self) -> list[str]:
@@ -323,14 +323,21 @@ def read_dataset(path: str | Path) -> Dataset:
         raise UserError(f"dataset file {path}: {error}") from error
 
 
+def described(dataset: Dataset) -> dict[str, Any]:
+    """What the YAML file of a dataset holds that ``read_dataset`` would make into this one."""
+    whole = {key: getattr(dataset, key) for key in OWN_KEYS}
+    return {key: value for key, value in whole.items() if value not in ("", {})}
+
+
 def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
     """A dataset that is no benchmark, with file names after its own name."""
+    defaults: dict[str, Any] = {"title": name, "fps": 30, "order": "by class"}
     return Dataset(
         name=name,
         classes=dict(classes),
         truth_files=_truth_files(name),
         list_files={part: f"{name}_{part}.csv" for part in ("train", "test", "truth")},
-        **{"title": name, "fps": 30, "order": "by class"} | more,
+        **defaults | more,
     )
 
 

@@ -78,7 +78,7 @@ def make_demo(dataset: Dataset) -> None:
             video, scenes, strength = _make_video(rng, dataset, column, number, directions, len(crops))
             splits[split].append(video)
             for crop, rgb in zip(crops, scenes, strict=True):
-                place = Path(split, video.label, f"{video.video}__{crop}.npy")
+                place = Path(split, video.label or "", f"{video.video}__{crop}.npy")
                 write_array(folder / "features" / "rgb" / place, rgb)
                 write_array(folder / "features" / "event" / place, _make_events(event_rng, strength, motions))
     write_annotations_csv(folder / "annotations.csv", splits["test"])

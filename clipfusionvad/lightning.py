@@ -10,7 +10,6 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -81,11 +80,13 @@ class _Inert:
     add = extend = append
 
 
-def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *ignored: Any) -> Tensor:
+def _rebuild_tensor(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *ignored: Any
+) -> Tensor:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # Strides of 0 could make a few numbers fill the memory.
     too_large = prod(size) > max(len(storage), _MOST_REPEATED)
-    if offset < 0 or any(n < 0 for n in (*size, *stride)) or (prod(size) and last >= len(storage)) or too_large:
+    if offset < 0 or any(n < 0 for n in (*size, *stride)) or (0 not in size and last >= len(storage)) or too_large:
         raise ValueError(f"a tensor of shape {tuple(size)} does not fit its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset).clone()
 

@@ -10,17 +10,15 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from clipfusionvad.errors import UserError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:
-    # Windows.
-    fcntl = None
 
 LOCK = ".lock"
 
@@ -64,7 +62,7 @@ def claim(file: IO[bytes]) -> None:
 
 def in_use(path: Path) -> bool:
     """Whether another process may be at work on a file."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return True
     try:
         with open(path, "r+b") as file:
@@ -80,7 +78,7 @@ def _take(path: Path, shared: bool) -> IO[bytes]:
         file = open(path, "a+b")
         try:
             _lock(file, shared)
-            if fcntl is None or _is_at(path, file):
+            if sys.platform == "win32" or _is_at(path, file):
                 if not shared:
                     _sign(file)
                 return file
@@ -93,7 +91,7 @@ def _take(path: Path, shared: bool) -> IO[bytes]:
 
 def _lock(file: IO[bytes], shared: bool = False) -> None:
     """Lock an open file if that can be done here; ``BlockingIOError`` where another process has it."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     try:
         # Not ``flock``: a loading process that outlives its parent for seconds would keep the lock.

@@ -87,7 +87,7 @@ class _DtypeNote:
             raise ValueError(f"dtype {code!r}")
         self.code, self.order = code, "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1] if state[1] in ("<", ">", "|") else "="
 
     def dtype(self) -> np.dtype:
@@ -98,9 +98,9 @@ class _ArrayNote:
     """Stands for an array under construction: shape, dtype and content are told by its state."""
 
     def __init__(self, *ignored: Any):
-        self.state: tuple = ()
+        self.state: tuple[Any, ...] = ()
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
     def array(self) -> np.ndarray:

@@ -42,8 +42,9 @@ class Parser(argparse.ArgumentParser):
         print(f"error: {self.context}{message}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        parsed, unknown = self.parse_known_args(args, namespace)
+    # argparse also takes a namespace to fill, which nobody here has.
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0], flags)}")
@@ -331,6 +332,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     group.add_argument(
+        "--deterministic",
+        action=switch,
+        default=False,
+        help="same bits from the same seed on a GPU too, somewhat slower (a CPU gives them anyway)",
+    )
+    group.add_argument(
         "--compile",
         nargs="?",
         const="default",
@@ -342,6 +349,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 def _cross_check(args: argparse.Namespace, dataset: Dataset) -> None:
     if args.classes_num != len(dataset.classes):
         raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
+    if args.deterministic and args.compile == "max-autotune":
+        raise UserError("--deterministic and --compile max-autotune: kernels picked by their speed differ by run")
     twice = [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]
     if twice:
         raise UserError(f"--seeds names {twice[0]} more than once")

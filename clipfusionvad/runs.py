@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-import torch
 import yaml
 
+from clipfusionvad.datasets import DATASETS, Dataset, described
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import read_text, remove_leftovers, without_nan, write_json, write_text, writing
-from clipfusionvad.launch import launched
+from clipfusionvad.origin import Sources
 
 LAST, PREVIOUS, BEST, CALIBRATION, METRICS = "last.pt", "previous.pt", "best.pt", "calibration.pt", "metrics.json"
+OPTIONS, DATASET, ENVIRONMENT, DATA = "options.yaml", "dataset.yaml", "environment.json", "data.csv"
 LOSSES, EVALUATIONS = "losses.csv", "metrics.jsonl"
 _SEED, _CURVES = "seed", "tensorboard"
 Parsed = TypeVar("Parsed")
-_PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip")
 
 
 def choose_folder(given: str | None, stem: str, resume: bool) -> Path:
@@ -92,45 +87,17 @@ def _numbered(stem: str, resume: bool) -> Path:
     return folder
 
 
-def record_run(folder: Path, options: Mapping[str, Any]) -> None:
-    """Write the resolved options (a valid --config again) and the environment of a run."""
-    write_text(folder / "options.yaml", yaml.safe_dump(dict(options), sort_keys=True))
-    write_json(folder / "environment.json", environment())
+def record_run(folder: Path, options: Mapping[str, Any], about: Mapping[str, Any], sources: Sources) -> None:
+    """Write the resolved options (a valid --config again), the environment (``about``) and what was read."""
+    write_text(folder / OPTIONS, yaml.safe_dump(dict(options), sort_keys=True))
+    write_json(folder / ENVIRONMENT, about)
+    sources.write(folder / DATA)
 
 
-def environment() -> dict[str, Any]:
-    """What a result depends on beside the options: code, packages, machine."""
-    return {
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "processes": launched().size,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return shown.stdout.strip() or None
+def record_dataset(folder: Path, dataset: Dataset) -> None:
+    """Keep a dataset of the user's own as the YAML file that describes it; benchmarks are known by name."""
+    if dataset.name not in DATASETS:
+        write_text(folder / DATASET, yaml.safe_dump(described(dataset), sort_keys=False, allow_unicode=True))
 
 
 class RunLog:

@@ -23,6 +23,7 @@ from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.clip import image_tower, load_clip
 from clipfusionvad.data.features import load_features, read_shape
 from clipfusionvad.errors import UserError
+from clipfusionvad.origin import code
 from clipfusionvad.video import local_engine
 from clipfusionvad.video.jobs import Job, Model, find_videos, take_shard
 from clipfusionvad.video.manifest import Manifest
@@ -124,6 +125,7 @@ def test_the_manifest_says_what_was_made_of_what(whole, videos):
     assert (record["fps"], record["frames"], record["rows"]) == (30, 40, 2)
     assert record["files"] == [f"Abuse/a__{crop}.npy" for crop in range(10)]
     assert record["model"] == {"clip": "toy", "fingerprint": load_clip("toy", 64).image_fingerprint, "dim": 64}
+    assert record["code"] == code()
     assert record["options"] == {
         **{"stride": 16, "reduce": "mean", "crops": list(range(10)), "stream": "rgb", "tail": "floor"},
         **{"resize": "released", "dtype": "float16", "precision": "fp32"},

@@ -134,7 +134,19 @@ def test_linked_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_flags_exist(page):
     known = {"--logdir"}
-    own = ("lists", "demo", "export", "matrix", "extract", "detect", "report", "compare-features", "doctor", "sweep")
+    own = (
+        "lists",
+        "demo",
+        "export",
+        "matrix",
+        "extract",
+        "detect",
+        "report",
+        "compare-features",
+        "doctor",
+        "sweep",
+        "rerun",
+    )
     for command in own:
         known |= flags_of_command(command)
     for method in method_names():

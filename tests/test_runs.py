@@ -7,6 +7,7 @@ import json
 import pytest
 
 from clipfusionvad.errors import UserError
+from clipfusionvad.origin import Sources, environment
 from clipfusionvad.runs import LAST, PREVIOUS, RunLog, check_folder, choose_folder, clear_run, record_run, seeds_in
 
 
@@ -112,7 +113,7 @@ def test_the_curves_are_those_of_tensorboard(tmp_path):
 
 
 def test_the_environment_is_recorded(tmp_path):
-    record_run(tmp_path, {"lr": 1e-3, "method": "x"})
-    environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["packages"]["torch"] and environment["python"] and environment["command"]
+    record_run(tmp_path, {"lr": 1e-3, "method": "x"}, environment(), Sources())
+    written = json.loads((tmp_path / "environment.json").read_text())
+    assert written["packages"]["torch"] and written["python"] and written["command"] and written["sources"]
     assert (tmp_path / "options.yaml").read_text() == "lr: 0.001\nmethod: x\n"

@@ -25,7 +25,8 @@ from clipfusionvad.metrics import frame_metrics
 
 ROOT = Path(__file__).parent.parent
 FILES = {"options.yaml", "environment.json", "metrics.json", "metrics.jsonl", "metrics.csv", "losses.csv"}
-FILES |= {"last.pt", "previous.pt", "best.pt", "scores.png", "training.png", "tensorboard", "scores.npz", "report.html"}
+FILES |= {"last.pt", "previous.pt", "best.pt", "data.csv", "scores.png", "training.png", "tensorboard", "scores.npz"}
+FILES |= {"report.html"}
 
 
 def run_script(name, argv, cwd):

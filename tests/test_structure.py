@@ -32,6 +32,7 @@ FLOORS = [
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
     ("appended",),
+    ("origin",),
     ("files", "datasets"),
     ("losses", "locks", "errors", "argtypes", "launch"),
 ]

@@ -206,8 +206,8 @@ def read_classes(words: list[str]) -> dict[str, str]:
     if len(words) == 1 and Path(words[0]).is_file():
         lines = [line.strip() for line in read_text(words[0], "class file").splitlines()]
         words = [line for line in lines if line and not line.startswith("#")]
-    pairs = [(word.split("=", 1) if "=" in word else (word, word)) for word in words]
-    pairs = [(name.strip(), prompt.strip()) for name, prompt in pairs]
+    halves = [word.partition("=") for word in words]
+    pairs = [(name.strip(), prompt.strip() if equals else name.strip()) for name, equals, prompt in halves]
     names = [name for name, _ in pairs]
     if len(pairs) < 2 or len(set(names)) != len(names) or not all(name and prompt for name, prompt in pairs):
         raise UserError(
@@ -271,7 +271,7 @@ def detect_videos(
                 found = _detect(detector, path)
                 video = _beside(path, folder, name, found, own)
                 write_detection(folder, name, found, settings, video)
-                known = read_description(folder / f"{name}.json")
+                known = read_description(folder / f"{name}.json") or {}
         except CannotWrite:
             raise
         except UserError as error:
@@ -341,7 +341,7 @@ def _stopping() -> Iterator[Event]:
 
     def handle(kind: int, frame: Any) -> None:
         stop.set()
-        signal.signal(kind, previous[kind])
+        signal.signal(kind, previous[signal.Signals(kind)])
 
     for kind in kinds:
         signal.signal(kind, handle)

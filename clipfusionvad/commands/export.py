@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     file = read_model_file(args.checkpoint)
-    if not file.made:
+    if not file.made or file.method is None:
         raise UserError(f"{args.checkpoint} is no file of ours: it is in the released form already")
     dataset = dataset_of(file)
     options = file.made["options"]

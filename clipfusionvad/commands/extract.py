@@ -20,6 +20,7 @@ from clipfusionvad.errors import UserError, run_main, warn
 from clipfusionvad.files import check_writable
 from clipfusionvad.locks import hold
 from clipfusionvad.options import Parser
+from clipfusionvad.origin import code
 from clipfusionvad.video.decode import probe
 from clipfusionvad.video.extract import Outcome, check_model
 from clipfusionvad.video.jobs import Job, Model, find_videos, take_shard
@@ -119,7 +120,7 @@ def _note(outcome: Outcome, manifest: Manifest) -> int:
     """Put an outcome on record and, if it is a failure, on the screen; returns the frames that were extracted."""
     job = outcome.job
     if outcome.record:
-        manifest.append(job.name, "done", outcome.record)
+        manifest.append(job.name, "done", outcome.record | {"code": code()})
         return outcome.record["frames"]
     manifest.append(job.name, "failed", {"source": job.source, "error": outcome.error})
     tqdm.write(f"failed: {outcome.error}", file=sys.stderr)

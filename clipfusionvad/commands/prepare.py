@@ -14,7 +14,7 @@ from clipfusionvad.clip import ClipWeights, clip_in_checkpoint, load_clip
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry, add_streams, read_list
-from clipfusionvad.data.store import Store, open_store, store_folder
+from clipfusionvad.data.store import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
@@ -22,6 +22,7 @@ from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.models import Method, build_method, find_method
 from clipfusionvad.options import NO_TRUTH, Parser, general_defaults, parse_options
+from clipfusionvad.origin import CRC, Sources, environment
 
 
 class OptionFile(Protocol):
@@ -93,18 +94,31 @@ def read_entries(args: Namespace, path: str, dataset: Dataset, may_lack_files: b
     return add_streams(entries, args.stream_folders, path, may_lack_files)
 
 
-def prepare_test_set(args: Namespace, dataset: Dataset) -> VideoSet:
-    """Read and check the test list, its features and its truth, if there is one."""
-    entries, store = open_list(args, args.test_list, dataset)
+def check_list(
+    args: Namespace, path: str, part: str, entries: Sequence[Entry], store: Store | None, sources: Sources
+) -> list[int]:
+    """Check a list's features and note in ``sources`` what they are made of; the snippets of each video."""
     if store is None:
-        snippets = check_features(entries, args.visual_width, args.test_list, read=args.check)
-    else:
-        snippets = store.lengths.tolist()
+        note = sources.reader(part, read=args.check)
+        return check_features(entries, args.visual_width, path, read=args.check, note=note)
+    sources.add(part, store.folder / FEATURES, f"{CRC}{store.manifest.crc32:08x}")
+    return store.lengths.tolist()
+
+
+def prepare_test_set(args: Namespace, dataset: Dataset, sources: Sources | None = None) -> VideoSet:
+    """Read and check the test list, its features and its truth, if there is one; ``sources`` is told of them."""
+    entries, store = open_list(args, args.test_list, dataset)
+    snippets = check_list(args, args.test_list, "test features", entries, store, sources or Sources())
     truth = None
     if args.gt_path != NO_TRUTH:
         truth_paths = (args.gt_path, args.gt_segment_path, args.gt_label_path)
         truth = read_truth(*truth_paths, entries, snippets, dataset, args.frames_per_snippet)
     return VideoSet(entries, dataset, args.visual_width, truth, args.frames_per_snippet)
+
+
+def about(made: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The environment of a result, with the CLIP of a model that ``made`` describes."""
+    return environment(device) | {"clip": made["clip"], "clip_fingerprint": made["clip_fingerprint"]}
 
 
 def prepare_model(

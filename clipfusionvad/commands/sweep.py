@@ -25,8 +25,9 @@ from clipfusionvad.files import check_writable, remove_leftovers, write_text
 from clipfusionvad.locks import hold
 from clipfusionvad.models import find_method
 from clipfusionvad.options import Parser, build_parser, config_tokens, record
+from clipfusionvad.origin import Sources
 from clipfusionvad.report.sweep import sweep_text
-from clipfusionvad.runs import BEST, LAST, states_in
+from clipfusionvad.runs import BEST, DATA, LAST, states_in
 from clipfusionvad.sweep.plan import FULL, Cell, read_sweep
 from clipfusionvad.sweep.pool import run_trials
 from clipfusionvad.sweep.search import Settings
@@ -145,7 +146,8 @@ class Sweep:
             settings = next((one for one in self.searches if len(one.chosen) < one.search.trials), None)
             if settings is None:
                 return None
-            self._add_setting(settings, settings.ask())
+            settings.ask()
+            self._add_setting(settings, len(settings.chosen) - 1)
         return self.waiting.popleft()
 
     def note(self, trial: Trial, outcome: Outcome) -> None:
@@ -166,7 +168,7 @@ class Sweep:
             for cell in self._known:
                 own = self._of(cell)
                 if all(trial.is_done() for trial in own):
-                    conclude_seeds(self._parse(own[0].flags), self.folder / cell, self.seeds)
+                    self._conclude_cell(own)
         text = sweep_text(table, FULL)
         write_text(self.folder / SUMMARY, text)
         print(f"\n{text}")
@@ -175,6 +177,14 @@ class Sweep:
             print("stopped; the same command goes on from here")
             return EXIT_INTERRUPTED
         return 1 if self.errors else 0
+
+    def _conclude_cell(self, own: Sequence[Trial]) -> None:
+        """What a training of these seeds side by side would have left in the folder above theirs."""
+        folder = own[0].folder.parent
+        places = ["--output-dir", str(folder), "--model-path", str(folder / BEST)]
+        args = self._parse([*own[0].flags, *places, "--seeds", *map(str, self.seeds)])
+        sources = Sources.read(own[0].folder / DATA)
+        conclude_seeds(args, folder, self.option_file.DATASET, sources)
 
     def _add(self, cell: Cell) -> None:
         """Take a cell in, unless it is another one under a new name."""
@@ -206,18 +216,21 @@ class Sweep:
 
     def _tell(self, cell: str) -> None:
         """Let the search that chose a cell know what it came to, once all its seeds have ended."""
-        settings, number = self._settings.get(cell, (None, 0))
+        if cell not in self._settings:
+            return
+        settings, number = self._settings[cell]
         own = self._of(cell)
-        if settings is None or number in settings.values:
+        if number in settings.values:
             return
         if any((cell, trial.seed) in self.errors for trial in own):
             settings.tell(number, None)
         elif all(trial.is_done() for trial in own):
-            values = [trial.metrics().get(settings.search.maximize) for trial in own]
-            if None in values:
-                known = ", ".join(own[0].metrics())
-                raise UserError(f"{settings.search.source}: no metric {settings.search.maximize!r}; there are: {known}")
-            settings.tell(number, sum(values) / len(values))
+            metrics, wanted = [trial.metrics() for trial in own], settings.search.maximize
+            if wanted not in metrics[0]:
+                known = ", ".join(metrics[0])
+                raise UserError(f"{settings.search.source}: no metric {wanted!r}; there are: {known}")
+            values = [found[wanted] for found in metrics if found[wanted] is not None]
+            settings.tell(number, sum(values) / len(values) if values else None)
 
     def _of(self, cell: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.cell == cell]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 from clipfusionvad.clip import ClipWeights
-from clipfusionvad.commands.prepare import calibrate, open_list, prepare_model, prepare_test_set
-from clipfusionvad.data.checks import check_features, check_overlap
+from clipfusionvad.commands.prepare import about, calibrate, check_list, open_list, prepare_model, prepare_test_set
+from clipfusionvad.data.checks import check_overlap
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.loaders import Bags, make_plan
@@ -28,11 +29,15 @@ from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.files import without_nan, write_json, write_torch
 from clipfusionvad.models import Method, find_method
 from clipfusionvad.options import record
+from clipfusionvad.origin import Sources
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.run_folder import RUN_SCORES
 from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
-from clipfusionvad.runs import BEST, CALIBRATION, METRICS, clear_run, record_run
+from clipfusionvad.runs import BEST, CALIBRATION, METRICS, clear_run, record_dataset, record_run
+
+#: Options that name files which a training reads beside features.
+TRAINED_FROM = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "calibration")
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Task:
     """What the trainings of all seeds share, read and checked once.
 
     ``packed`` says that the training features come from a store; ``shelf`` is where batches are gathered from it.
-    ``clip``, the text tower alone, comes with the first model.
+    ``sources`` are all files that were read. ``clip``, the text tower alone, comes with the first model.
     """
 
     dataset: Dataset
@@ -50,18 +55,20 @@ class Task:
     test_set: VideoSet
     packed: bool
     shelf: Shelf | None
+    sources: Sources
     clip: ClipWeights | None = None
 
 
 def read_task(args: argparse.Namespace, dataset: Dataset, team: Team, device: torch.device) -> Task:
     """Read and check the lists, features and truth that the options name."""
+    sources = Sources()
     entries, store = open_list(args, args.train_list, dataset, training=True)
-    if store is None:
-        check_features(entries, args.visual_width, args.train_list, read=args.check)
-    test_set = prepare_test_set(args, dataset)
+    check_list(args, args.train_list, "training features", entries, store, sources)
+    test_set = prepare_test_set(args, dataset, sources)
+    sources.add_options(vars(args), TRAINED_FROM)
     check_overlap(entries, test_set.entries)
     shelf = make_shelf(store, find_method(args.method).sampling_of(vars(args)), device)
-    return Task(dataset, team, device, entries, test_set, store is not None, shelf)
+    return Task(dataset, team, device, entries, test_set, store is not None, shelf, sources)
 
 
 def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[Entry]]:
@@ -73,12 +80,13 @@ def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[En
     compile_model(model, args.compile)
     bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed, task.shelf)
     rows = np.arange(len(entries))
-    selection_set, judge = task.test_set, partial(evaluate, protocol=args.protocol)
+    selection_set = task.test_set
+    judge: Callable[..., dict[str, Any]] = partial(evaluate, protocol=args.protocol)
     if args.protocol == "clean":
         rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
         selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
         if task.packed and selection_set.entries[0].packed is None:
-            check_features(selection_set.entries, args.visual_width, args.train_list, read=args.check)
+            check_list(args, args.train_list, "held-out features", selection_set.entries, None, task.sources)
         judge = evaluate_videos
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
@@ -119,7 +127,8 @@ def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[
             clear_run(folder)
         if trainer.model.calibration:
             write_torch(folder / CALIBRATION, calibration_content(trainer.model))
-        record_run(folder, record(args))
+        record_run(folder, record(args), about(trainer.made, task.device), task.sources)
+        record_dataset(folder, task.dataset)
     task.team.spread(trainer.model)
 
 
@@ -128,9 +137,9 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
 
     Of several processes only the first has metrics, and writes.
     """
-    best_state = trainer.best_state or trainer.last_state
+    last_state, best_state = trainer.final_states
     results = {}
-    states = {"last": trainer.last_state, "best": best_state}
+    states = {"last": last_state, "best": best_state}
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
         untrained = own_state(prepare_model(args, task.dataset, clip=task.clip)[0]) | calibration_content(trainer.model)
@@ -140,7 +149,7 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
         scores = score_together(task.team, trainer.model, task.test_set, trainer.device, args.precision)
         if scores is not None:
             results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
-    if not task.team.is_main:
+    if not task.team.is_main or scores is None:
         return results
     final = model_content(
         trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
@@ -152,6 +161,6 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
         write_json(args.metrics_json, results["best"])
     draw_score_curves(folder / "scores.png", scores, task.test_set)
     draw_training(folder / "training.png", folder)
-    save_scores(folder / RUN_SCORES, scores, task.test_set, record(args))
+    save_scores(folder / RUN_SCORES, scores, task.test_set, record(args), about(trainer.made, task.device))
     write_report(folder)
     return results

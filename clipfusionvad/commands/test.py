@@ -9,20 +9,25 @@ from pathlib import Path
 import torch
 
 from clipfusionvad.commands.load import load_model, parse_over_model
-from clipfusionvad.commands.prepare import OptionFile, find_option_file, prepare_model, prepare_test_set
+from clipfusionvad.commands.prepare import OptionFile, about, find_option_file, prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
-from clipfusionvad.engine.checkpoint import ModelFile, calibration_content
+from clipfusionvad.engine.checkpoint import ModelFile, calibration_content, describe
 from clipfusionvad.engine.device import compile_model
 from clipfusionvad.engine.distributed import Team, join
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_together
 from clipfusionvad.files import check_writable, write_json
 from clipfusionvad.options import record
+from clipfusionvad.origin import Sources
 from clipfusionvad.report.plots import draw_score_curves
-from clipfusionvad.report.run_folder import TEST_SCORES
+from clipfusionvad.report.run_folder import TEST_DATA, TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
+from clipfusionvad.runs import record_dataset
+
+#: Options that name files which a test reads beside features.
+TESTED_FROM = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "calibration")
 
 
 def main(argv: list[str]) -> int:
@@ -38,22 +43,24 @@ def test(argv: Sequence[str] | None, option_file: OptionFile) -> int:
 
 def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int:
     """Score the test set with a model file; print the table and write what was asked for."""
-    with join(args.device) as (team, device):
+    with join(args.device, args.deterministic) as (team, device):
         return _test(args, dataset, file, team, device)
 
 
 def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Team, device: torch.device) -> int:
     # One process reads all files.
     args.check = args.check and team.is_main
-    for path in (args.metrics_json, args.output_dir and Path(args.output_dir) / "test_metrics.json"):
+    for path in (args.metrics_json, args.output_dir and Path(args.output_dir) / TEST_METRICS):
         if path:
             check_writable(path)
     with team.in_turn():
         if args.demo:
             make_demo(dataset)
-        model = load_model(args, dataset, file)[0]
+        model, clip = load_model(args, dataset, file)
     compile_model(model, args.compile)
-    test_set = prepare_test_set(args, dataset)
+    sources = Sources()
+    sources.add_options(vars(args), TESTED_FROM)
+    test_set = prepare_test_set(args, dataset, sources)
     models = {"here": model}
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
@@ -65,16 +72,19 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Tea
         scores = score_together(team, candidate.to(device), test_set, device, args.precision)
         if scores is not None:
             results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
-    if not team.is_main:
+    if not team.is_main or scores is None:
         return 0
     print(f"{args.method} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
     print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))
     if args.metrics_json:
         write_json(args.metrics_json, results[name])
     if args.output_dir:
-        write_json(Path(args.output_dir) / "test_metrics.json", results[name])
+        write_json(Path(args.output_dir) / TEST_METRICS, results[name])
+        sources.write(Path(args.output_dir) / TEST_DATA)
+        record_dataset(Path(args.output_dir), dataset)
         draw_score_curves(Path(args.output_dir) / "test_scores.png", scores, test_set)
-        save_scores(Path(args.output_dir) / TEST_SCORES, scores, test_set, record(args))
+        here = about(describe(model, clip, dataset, vars(args)), device)
+        save_scores(Path(args.output_dir) / TEST_SCORES, scores, test_set, record(args), here)
         page = write_report(Path(args.output_dir))
-        print(f"\nresults in {args.output_dir}: {page.name}, test_metrics.json, test_scores.png, {TEST_SCORES}")
+        print(f"\nresults in {args.output_dir}: {page.name}, {TEST_METRICS}, test_scores.png, {TEST_SCORES}")
     return 0

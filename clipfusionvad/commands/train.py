@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import threading
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.checkpoint import run_of
-from clipfusionvad.engine.device import GRAPH_MODES
+from clipfusionvad.engine.device import GRAPH_MODES, pick_device
 from clipfusionvad.engine.distributed import join
 from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
@@ -26,6 +25,7 @@ from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.files import Damaged, check_writable, link_or_copy, read_torch, remove_leftovers, write_json
 from clipfusionvad.locks import hold
 from clipfusionvad.options import record
+from clipfusionvad.origin import Sources, environment
 from clipfusionvad.report.run_folder import RUN_SCORES
 from clipfusionvad.report.run_page import PAGE, write_report
 from clipfusionvad.report.seeds import seeds_table, summarise_seeds
@@ -37,6 +37,7 @@ from clipfusionvad.runs import (
     check_folder,
     check_seeds_folder,
     choose_folder,
+    record_dataset,
     record_run,
     seed_folder,
     states_in,
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 def train(args: argparse.Namespace, dataset: Dataset) -> int:
     """Run one training, or one for each of ``--seeds``, from checked options; returns the exit code."""
-    with join(args.device) as (team, device):
+    with join(args.device, args.deterministic) as (team, device):
         if args.seeds and team.size > 1:
             raise UserError("--seeds trains all seeds in one process: start it without torchrun")
         # One process reads all files.
@@ -133,13 +134,14 @@ def _train_seeds(args: argparse.Namespace, task: Task) -> int:
 
 def _train_seeds_in(folder: Path, args: argparse.Namespace, task: Task) -> int:
     _announce(args, task, len(task.entries), folder)
-    stop, frozen = threading.Event(), {}
+    stop = threading.Event()
+    frozen: dict[str, Tensor] = {}
     made = (_make_member(_options_of(args, seed, folder), task, stop, frozen) for seed in args.seeds)
     try:
         fit_together(filter(None, made), len(args.seeds), stop, task.device)
     except Stopped:
         return _say_stopped(folder)
-    summary = conclude_seeds(args, folder, args.seeds)
+    summary = conclude_seeds(args, folder, task.dataset, task.sources)
     if args.metrics_json:
         write_json(args.metrics_json, summary)
     link_or_copy(seed_folder(folder, summary["model_seed"]) / BEST, Path(args.model_path))
@@ -151,10 +153,11 @@ def _train_seeds_in(folder: Path, args: argparse.Namespace, task: Task) -> int:
     return 0
 
 
-def conclude_seeds(args: argparse.Namespace, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def conclude_seeds(args: argparse.Namespace, folder: Path, dataset: Dataset, sources: Sources) -> dict[str, Any]:
     """Write what the trainings of several seeds in a folder have in common, and its page; returns ``metrics.json``."""
-    summary = summarise_seeds(folder, seeds, args.select)
-    record_run(folder, record(args))
+    summary = summarise_seeds(folder, args.seeds, args.select)
+    record_run(folder, record(args), environment(pick_device(args.device)), sources)
+    record_dataset(folder, dataset)
     write_json(folder / METRICS, summary)
     write_report(folder)
     return summary
@@ -163,7 +166,7 @@ def conclude_seeds(args: argparse.Namespace, folder: Path, seeds: Sequence[int])
 def _options_of(args: argparse.Namespace, seed: int, folder: Path) -> argparse.Namespace:
     """One seed's options, as if it were trained alone in its part of the folder."""
     own = seed_folder(folder, seed)
-    changed = {"seed": seed, "seeds": None, "metrics_json": None}
+    changed: dict[str, Any] = {"seed": seed, "seeds": None, "metrics_json": None}
     changed |= {"output_dir": str(own), "model_path": str(own / BEST)}
     return argparse.Namespace(**{**vars(args), **changed})
 
@@ -219,8 +222,8 @@ def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path | None = None)
         except Damaged as error:
             damaged.append(error)
             continue
-        for error in damaged:
-            warn(f"{error}; going on from the state before, {path}")
+        for reason in damaged:
+            warn(f"{reason}; going on from the state before, {path}")
         print(f"resuming from {path} at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
         return
     if damaged:

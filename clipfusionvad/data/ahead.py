@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item], room: int = 4) -> Iterator[Item]:
+@dataclass(frozen=True)
+class _End:
+    """After the last item: what broke it off, if anything."""
+
+    error: BaseException | None
+
+
+def ahead(items: Generator[Item, None, None], room: int = 4) -> Generator[Item, None, None]:
     """The same items, made by a thread that is up to ``room`` of them ahead; its exception is raised here."""
-    waiting: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(room)
+    waiting: queue.Queue[Item | _End] = queue.Queue(room)
     stopped = threading.Event()
 
-    def hand_over(item: Item | None, error: BaseException | None, last: bool) -> bool:
+    def hand_over(item: Item | _End) -> bool:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
-                waiting.put((item, error, last), timeout=0.1)
+                waiting.put(item, timeout=0.1)
                 return True
         return False
 
@@ -28,22 +36,19 @@ def ahead(items: Iterator[Item], room: int = 4) -> Iterator[Item]:
         try:
             with contextlib.closing(items):
                 for item in items:
-                    if not hand_over(item, None, False):
+                    if not hand_over(item):
                         return
         except BaseException as raised:
             error = raised
-        hand_over(None, error, True)
+        hand_over(_End(error))
 
     thread = threading.Thread(target=make, name="ahead", daemon=True)
     thread.start()
     try:
-        while True:
-            item, error, last = waiting.get()
-            if error:
-                raise error
-            if last:
-                return
+        while not isinstance(item := waiting.get(), _End):
             yield item
+        if item.error:
+            raise item.error
     finally:
         stopped.set()
         thread.join()

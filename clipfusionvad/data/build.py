@@ -124,7 +124,7 @@ def _choose_crop(video: Video, crop: int) -> tuple[Path, int]:
     for wanted in (crop, None):
         if wanted in video.crops:
             return video.crops[wanted]
-    present = ", ".join(map(str, sorted(video.crops)))
+    present = ", ".join(sorted(map(str, video.crops)))
     raise UserError(f"test video {video.name} has no crop {crop}, only {present}; see --test-crop")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -16,20 +17,28 @@ from clipfusionvad.errors import UserError, warn
 NORM_RANGE = 5
 
 
-def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, read: bool = True) -> list[int]:
+def check_features(
+    entries: Sequence[Entry],
+    dim: int | None,
+    list_name: str,
+    read: bool = True,
+    note: Callable[[Path], None] | None = None,
+) -> list[int]:
     """Verify every feature file of a list and return its number of snippets, entry by entry.
 
     Checks shape, dtype, dim and completeness, and with ``read`` that all values are finite. Raises one
     ``UserError`` that names the list, the row and the file of the first bad entry and counts the others.
-    With ``read`` also warns where some files have far larger features than others.
+    With ``read`` also warns where some files have far larger features than others. ``note`` is told every file, by
+    several threads, right after it has been read.
     """
 
     def check(entry: Entry) -> tuple[int, float] | UserError:
         try:
-            if read:
-                features = load_video(entry.paths, dim)
-                return len(features), median_norm(features)
-            return read_video_shape(entry.paths, dim), 1.0
+            found = _read(entry, dim) if read else (read_video_shape(entry.paths, dim), 1.0)
+            if note:
+                for path in entry.paths:
+                    note(path)
+            return found
         except UserError as error:
             return error
 
@@ -45,6 +54,11 @@ def check_features(entries: Sequence[Entry], dim: int | None, list_name: str, re
     return [rows for rows, _ in results]
 
 
+def _read(entry: Entry, dim: int | None) -> tuple[int, float]:
+    features = load_video(entry.paths, dim)
+    return len(features), median_norm(features)
+
+
 def median_norm(features: np.ndarray) -> float:
     """The norm of a video's middling snippet; features (L, D)."""
     return float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
@@ -52,7 +66,7 @@ def median_norm(features: np.ndarray) -> float:
 
 def compare_norms(entries: Sequence[Entry], norms: np.ndarray, list_name: str) -> None:
     """Warn where the norms (N,) of a list's videos lie far apart."""
-    low, high = norms.argmin(), norms.argmax()
+    low, high = int(norms.argmin()), int(norms.argmax())
     if norms[high] > NORM_RANGE * norms[low]:
         warn(
             f"{list_name}: features differ in scale, with norms from {norms[low]:.3g} ({entries[low].path.name}) to "

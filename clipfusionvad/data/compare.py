@@ -62,7 +62,7 @@ class _Pairing:
 
 
 def compare_rows(
-    a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: Iterable[tuple[int, np.ndarray]] = ()
+    a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: Iterable[tuple[int | None, np.ndarray]] = ()
 ) -> Comparison:
     """Compare features ``a`` (n, D) with ``b`` (m, E) of what should be the same video.
 
@@ -91,7 +91,7 @@ def compare_rows(
 
 
 def _find_cause(
-    a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int, np.ndarray]]
+    a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
 ) -> tuple[str, str]:
     if np.array_equal(a, b):
         return IDENTICAL, f"all {len(a)} rows are equal"
@@ -118,7 +118,7 @@ def _find_cause(
 
 
 def _best_pairing(
-    plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int, np.ndarray]]
+    plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
 ) -> _Pairing:
     """The simplest hypothesis that fits nearly as well as the best one, or ``plain`` if none fits."""
     tried = _Pairing("", "", plain.a[:TRIED_ROWS], plain.b[:TRIED_ROWS])
@@ -193,10 +193,13 @@ def _every(frames: np.ndarray, rows: np.ndarray, stride: int, first: int) -> tup
     return chosen, rows[: len(chosen)]
 
 
-def _crop_pairings(a: np.ndarray, crop: int | None, crops: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Pairing]:
+def _crop_pairings(
+    a: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
+) -> Iterator[_Pairing]:
     for number, other in crops:
         if other.shape[1] == a.shape[1]:
-            mirrored = ", mirrored" if crop is not None and abs(crop - number) == 5 else ""
+            mirrors = crop is not None and number is not None and abs(crop - number) == 5
+            mirrored = ", mirrored" if mirrors else ""
             own = "A" if crop is None else f"A's crop {crop}"
             name = f"other crop ({number}{'' if crop is None else f' for {crop}'}{mirrored})"
             shared = min(len(a), len(other), TRIED_ROWS)

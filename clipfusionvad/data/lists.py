@@ -176,13 +176,13 @@ class _Finder:
         for start in range(len(parts)):
             if os.path.isfile(joined := os.path.join(self.root, *parts[start:])):
                 return joined
-        return self._search(parts, place) if parts else None
+        return self._search(self.root, parts, place) if parts else None
 
-    def _search(self, parts: list[str], place: str) -> Path | None:
+    def _search(self, root: str | Path, parts: list[str], place: str) -> Path | None:
         """The file of that name anywhere below the root whose folders agree best with the listed ones."""
         if self.index is None:
             self.index = {}
-            for file in walk_files(self.root, ".npy"):
+            for file in walk_files(root, ".npy"):
                 self.index.setdefault(file.name, []).append(file)
         candidates = self.index.get(parts[-1], [])
         if len(candidates) > 1:

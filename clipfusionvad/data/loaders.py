@@ -74,7 +74,7 @@ def make_plan(
     return BalancedPlan(rows[normal], rows[~normal], batch_size, seed, cycle)
 
 
-class Bags(TorchDataset):
+class Bags(TorchDataset[tuple[Tensor, int, Tensor]]):
     """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
     An item is asked for as (row, *draw): equal numbers give the same sample, whatever was asked for before.
@@ -102,6 +102,13 @@ class Bags(TorchDataset):
         visual, count = self.sampling.sample(features, self.generator(*draw))
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
 
+    @property
+    def stock(self) -> Shelf:
+        """``shelf``, for those who have made sure that there is one."""
+        if self.shelf is None:
+            raise ValueError("the features of this list are not packed")
+        return self.shelf
+
     def generator(self, *draw: int) -> np.random.Generator:
         """What an item is drawn with."""
         return np.random.default_rng([self.seed, *draw])
@@ -112,15 +119,15 @@ class Bags(TorchDataset):
             return rows
         drawn = [
             self.sampling.draw(count, self.generator(*draw, place))
-            for place, count in enumerate(self.shelf.lengths[rows].tolist())
+            for place, count in enumerate(self.stock.lengths[rows].tolist())
         ]
-        return self.shelf.starts[rows, None] + np.stack(drawn)
+        return self.stock.starts[rows, None] + np.stack(drawn)
 
     @property
     def lengths(self) -> np.ndarray:
         """Valid snippets of every row's input, (N,) int64, where they are packed."""
-        drawn = np.full_like(self.shelf.lengths, self.sampling.length)
-        return drawn if self.sampling.draws else self.shelf.lengths
+        drawn = np.full_like(self.stock.lengths, self.sampling.length)
+        return drawn if self.sampling.draws else self.stock.lengths
 
 
 def load_batches(

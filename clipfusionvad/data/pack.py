@@ -63,7 +63,7 @@ def write_store(
     made_of = hash_list(list_path)
     counts = check_features(entries, width, str(list_path), read=False)
     sources = np.array([[source_of(path) for path in entry.paths] for entry in entries], dtype=np.int64)
-    shape = (len(entries), fixed.length) if fixed else (sum(counts),)
+    shape: tuple[int, ...] = (len(entries), fixed.length) if fixed else (sum(counts),)
     shape += (width * len(streams),)
     with atomic_folder(folder) as temporary:
         _check_room(temporary, folder, shape, dtype)

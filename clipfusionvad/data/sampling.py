@@ -41,6 +41,9 @@ class WindowSampling:
     length: int
     draws: ClassVar[bool] = False
 
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} does not draw")
+
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return sample_uniform(features, self.length)
 

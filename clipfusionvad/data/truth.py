@@ -34,6 +34,14 @@ class Truth:
     segments: list[list[Segment]]
     labels: list[list[str]]
 
+    def only(self, chosen: Sequence[int]) -> Truth:
+        """The same of some of the videos."""
+        return Truth(
+            [self.frames[index] for index in chosen],
+            [self.segments[index] for index in chosen],
+            [self.labels[index] for index in chosen],
+        )
+
 
 def read_truth(
     frames_path: str | Path,
@@ -119,7 +127,7 @@ def _read_keyed(
         length = item.frames if item and item.frames else covered
         if abs(length - covered) >= max(frames_per_snippet, 2):
             off.append((length, covered, entry.video))
-        segments = item.segments if item else []
+        segments, labels = (item.segments, item.labels) if item else ([], [])
         if dataset.is_normal(entry.label):
             if segments:
                 raise UserError(
@@ -130,7 +138,7 @@ def _read_keyed(
             truth.labels.append([NORMAL_IN_TRUTH])
         else:
             truth.segments.append(segments)
-            truth.labels.append(item.labels)
+            truth.labels.append(labels)
         truth.frames.append(frames_from_segments(segments, length))
     if off:
         tell(f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}")

@@ -144,20 +144,20 @@ def _split_of(folders: Iterable[str], dataset: Dataset) -> str | None:
 def _split_by_files(
     paths: Sequence[str | Path], videos: dict[str, Video], notes: list[str]
 ) -> tuple[list[Video], list[Video]]:
-    train: set[str] | None = None
-    test: set[str] | None = None
+    train: set[str] = set()
+    test: set[str] = set()
     for path in paths:
         names = read_split(path)
         note_absent(names, videos, f"videos in {path}", notes)
         if "train" in Path(path).name.lower():
-            train = names | (train or set())
+            train |= names
         else:
-            test = names | (test or set())
-    if train and test and (both := sorted(train & test)):
+            test |= names
+    if both := sorted(train & test):
         raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
-    if train is None:
+    if not train:
         train = videos.keys() - test
-    elif test is None:
+    elif not test:
         test = videos.keys() - train
     elif neither := sorted(videos.keys() - train - test):
         notes.append(f"{len(neither)} videos are in no split file and left out, the first is {neither[0]}")

@@ -108,7 +108,7 @@ def crop_lengths(survey: Survey) -> Iterator[Finding]:
     """Crops of one video differ in length: one of them is another video's."""
     for listed in survey.lists:
         for rows in listed.videos.values():
-            read = [row for row in rows if row.features]
+            read = [row for row in rows if row.figures]
             usual = Counter(row.features.snippets for row in read).most_common(1)
             for row in read:
                 if row.features.snippets != usual[0][0]:
@@ -175,8 +175,8 @@ def _units(listed: Listed, width: int) -> tuple[list[Row], np.ndarray]:
 def _read(survey: Survey) -> Iterator[tuple[Listed, Row, Features]]:
     for listed in survey.lists:
         for row in listed.rows:
-            if row.features:
-                yield listed, row, row.features
+            if row.figures:
+                yield listed, row, row.figures
 
 
 CHECKS = (

@@ -19,9 +19,8 @@ from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method,
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import read_json, read_torch
 from clipfusionvad.models import find_method
-from clipfusionvad.runs import BEST, CALIBRATION, LAST, METRICS, environment
-
-OPTIONS, ENVIRONMENT, LOSSES = "options.yaml", "environment.json", "losses.csv"
+from clipfusionvad.origin import environment
+from clipfusionvad.runs import BEST, CALIBRATION, ENVIRONMENT, LAST, LOSSES, METRICS, OPTIONS
 
 
 @dataclass
@@ -115,9 +114,9 @@ def run_models(run: RunFolder) -> Iterator[Finding]:
 
 def run_clip(run: RunFolder) -> Iterator[Finding]:
     """The CLIP that the options name is not the one that the model was trained with."""
-    source = run.options.clip if run.options else None
-    if source is None or not run.models or not find_method(run.options.method).needs_clip:
+    if run.options is None or not run.models or not find_method(run.options.method).needs_clip:
         return
+    source = run.options.clip
     # Others would be downloaded.
     if source == TOY or Path(source).is_file():
         clip = load_clip(source, width=run.options.embed_dim)
@@ -155,8 +154,9 @@ def run_environment(run: RunFolder) -> Iterator[Finding]:
         then = read_json(path, "environment") if path.is_file() else {}
     except UserError:
         return
-    packages = then.get("packages") if isinstance(then.get("packages"), dict) else {}
-    pairs = {name: (version, run.now["packages"].get(name)) for name, version in packages.items()}
+    packages = then.get("packages")
+    known = packages if isinstance(packages, dict) else {}
+    pairs = {name: (version, run.now["packages"].get(name)) for name, version in known.items()}
     pairs["python"] = (then.get("python"), run.now["python"])
     changed = [f"{name} was {old} and is {new}" for name, (old, new) in pairs.items() if old and old != new]
     if changed:

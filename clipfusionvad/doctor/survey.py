@@ -48,11 +48,11 @@ class Features:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a list: as listed, found, and read (``features``), or why it could not be (``problem``)."""
+    """A row of a list: as listed, found, and read (``figures``), or why it could not be (``problem``)."""
 
     entry: Entry
     listed: str
-    features: Features | None = None
+    figures: Features | None = None
     problem: str = ""
 
     @property
@@ -62,6 +62,13 @@ class Row:
     @property
     def number(self) -> int:
         return self.entry.row
+
+    @property
+    def features(self) -> Features:
+        """What was read; only of rows that could be."""
+        if self.figures is None:
+            raise ValueError(f"{self.entry.path} could not be read")
+        return self.figures
 
     @property
     def present(self) -> bool:
@@ -99,7 +106,7 @@ class Listed:
     @property
     def read(self) -> list[Row]:
         """The rows whose features could be read."""
-        return [row for row in self.rows if row.features is not None]
+        return [row for row in self.rows if row.figures is not None]
 
 
 @dataclass
@@ -189,12 +196,13 @@ def measure(features: np.ndarray) -> Features:
     wide = features.astype(np.float32, copy=False)
     norms = np.sqrt(np.einsum("ld,ld->l", wide, wide))
     return Features(
-        *features.shape,
+        len(wide),
+        wide.shape[1],
         features.dtype.name,
         float(np.median(norms)),
         int((norms == 0).sum()),
         # The first test spares most files the second.
-        len(wide) > 1 and norms[0] == norms[-1] and not (wide != wide[0]).any(),
+        bool(len(wide) > 1 and norms[0] == norms[-1] and not (wide != wide[0]).any()),
         _digest(features),
         wide.mean(axis=0),
     )
@@ -223,7 +231,7 @@ def _look_at_store(listed: Listed, entries: Sequence[Entry], options: Namespace)
 
 def _read_truth(survey: Survey) -> None:
     options, entries = survey.options, [row.entry for row in survey.test.rows]
-    snippets = [row.features.snippets for row in survey.test.rows if row.features]
+    snippets = [row.features.snippets for row in survey.test.read]
     paths = (options.gt_path, options.gt_segment_path, options.gt_label_path)
     try:
         survey.truth = read_truth(

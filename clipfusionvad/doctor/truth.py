@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -184,7 +185,7 @@ def _is_keyed(path: str) -> bool:
     return Path(path).suffix.lower() in KEYED_SUFFIXES
 
 
-def _some(items: list) -> str:
+def _some(items: list[Any]) -> str:
     return ", ".join(map(str, items[:4])) + (", …" if len(items) > 4 else "")
 
 
@@ -199,7 +200,7 @@ def _frames_per_snippet(survey: Survey) -> float | None:
         known = {name.casefold(): item.frames for name, item in read_annotations(path, survey.dataset).items()}
     except (UserError, TypeError):
         return None
-    ratios = [known[row.video] / row.features.snippets for row in rows if known.get(row.video)]
+    ratios = [frames / row.features.snippets for row in rows if (frames := known.get(row.video))]
     return float(np.median(ratios)) if ratios else None
 
 

@@ -16,6 +16,12 @@ class SharedBatchNorm(nn.BatchNorm1d):
     #: Whether each process has rows of its own; else all have the same ones.
     parted = True
 
+    # torch also has BatchNorms without them, which no model here uses.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     # Other processes are waited for between graphs, not in them.
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
@@ -25,11 +31,11 @@ class SharedBatchNorm(nn.BatchNorm1d):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         others = [dim for dim in range(x.dim()) if dim != 1]
         shape = [1 if dim in others else -1 for dim in range(x.dim())]
-        total = _Sum.apply(torch.cat([wide.sum(others), wide.new_full((1,), x.numel() // x.shape[1])]))
+        total = _sum(torch.cat([wide.sum(others), wide.new_full((1,), x.numel() // x.shape[1])]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         # Deviations from the common mean: a difference of squares would lose digits.
         centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(others)) / count
+        variance = _sum(centred.square().sum(others)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         normed = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
@@ -52,6 +58,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return reduce_sum(gradient.clone())
+
+
+def _sum(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]  # torch gives apply no types
+    return total
 
 
 def share_norms(model: nn.Module) -> None:

@@ -164,7 +164,9 @@ def check_clip(file: ModelFile, clip: ClipWeights | None) -> None:
         )
 
 
-def _misfit(missing: list[str], unknown: list[str], reshaped: list[str], given: Mapping, own: Mapping) -> str:
+def _misfit(
+    missing: list[str], unknown: list[str], reshaped: list[str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> str:
     parts = [f"{what} {_some(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
     if reshaped:
         key = reshaped[0]

@@ -89,10 +89,10 @@ def gather_rows(value: Any, sizes: Sequence[int]) -> Any:
     processes of equal losses: what a part gets of its own process's loss counts for those of all.
     """
     if isinstance(value, Tensor):
-        return _Gather.apply(value, list(sizes))
+        return _Gather.apply(value, list(sizes))  # type: ignore[no-untyped-call]  # torch gives apply no types
     if isinstance(value, tuple):
         return tuple(gather_rows(part, sizes) for part in value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         parted = [field.name for field in fields(value) if field.name not in getattr(value, "replicated", ())]
         return replace(value, **{name: gather_rows(getattr(value, name), sizes) for name in parted})
     return value

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from clipfusionvad.errors import UserError
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,6 +32,35 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within, if ``wanted``, torch only uses operations that give the same bits every time; before CUDA starts.
+
+    An operation that has no such form is a ``UserError``.
+    """
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads it when it starts; other sizes let its streams share memory, and then results vary.
+    workspace = os.environ.setdefault(_WORKSPACE, ":4096:8")
+    if workspace not in (":4096:8", ":16:8"):
+        raise UserError(f"--deterministic needs {_WORKSPACE}=:4096:8 or :16:8, but it is set to {workspace!r}")
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if "determinis" not in str(error):
+            raise
+        said = next(line for line in str(error).splitlines() if "determinis" in line).split(". ")[0]
+        raise UserError(f"--deterministic: {said}; go without it, or with --device cpu") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
 def pick_workers(asked: int | None, device: torch.device) -> int:
     """How many processes load features: as asked, else none beside a model on the CPU and up to 8 beside a GPU."""
     if asked is not None:
@@ -40,7 +73,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """bf16 autocast for ``precision`` "bf16", nothing for "fp32"."""
     if precision == "fp32":
         return contextlib.nullcontext()

@@ -23,11 +23,12 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from clipfusionvad.engine import collective
 from clipfusionvad.engine.batchnorm import SharedBatchNorm, share_norms
 from clipfusionvad.engine.collective import ProcessLost
-from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.device import deterministic, pick_device
 from clipfusionvad.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST, UserError, error_line
 from clipfusionvad.launch import Place, launched
 
@@ -46,7 +47,7 @@ class Team:
     """
 
     place: Place = Place()
-    store: dist.Store | None = None
+    store: Any = None
 
     @property
     def size(self) -> int:
@@ -182,7 +183,7 @@ class Team:
         """
         own = f"{code} {self.place.rank}"
         try:
-            first = self.store.compare_set("end", "", own).decode()
+            first = self.store.compare_set("end", "", own).decode() if self.store else own
         except RuntimeError:
             # Gone with the process that kept it.
             first = own
@@ -193,23 +194,28 @@ class Team:
 
 
 @contextlib.contextmanager
-def join(device_name: str) -> Iterator[tuple[Team, torch.device]]:
-    """Join the processes that torchrun started, if it did, and take a device: each process a GPU of its own."""
+def join(device_name: str, exact: bool = False) -> Iterator[tuple[Team, torch.device]]:
+    """Join the processes that torchrun started, if it did, and take a device: each process a GPU of its own.
+
+    ``exact`` is for ``--deterministic``.
+    """
     place = launched()
     if place.size == 1:
-        yield Team(), pick_device(device_name)
+        with deterministic(exact):
+            yield Team(), pick_device(device_name)
         return
     try:
-        store, *_ = next(dist.rendezvous("env://"))
+        store, *_ = next(rendezvous("env://"))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other processes: {str(error).splitlines()[0]}") from error
     team = Team(place, store)
     try:
-        device = _own_device(device_name, place)
-        # Plain values and decisions go from CPU to CPU.
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=TIMEOUT)
-        yield team, device
+        with deterministic(exact):
+            device = _own_device(device_name, place)
+            # Plain values and decisions go from CPU to CPU.
+            backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=TIMEOUT)
+            yield team, device
         # Where one has ended, torchrun might end those that still write.
         team.wait()
     except UserError as error:

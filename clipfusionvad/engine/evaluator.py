@@ -56,6 +56,13 @@ class VideoSet:
         self._loaded: dict[int, np.ndarray] = {}
 
     @property
+    def known_truth(self) -> Truth:
+        """``truth``, for those who have made sure that it is known."""
+        if self.truth is None:
+            raise ValueError("the truth of these videos is not known")
+        return self.truth
+
+    @property
     def features(self) -> list[np.ndarray]:
         return self.load(range(len(self.entries)))
 
@@ -179,21 +186,21 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoSet) -> dict[st
             found = snippet_metrics(curve, positives, frames)
             per_class[label] = {f"video_{name}": value for name, value in found.items()}
     if scores[0].classes is not None:
-        found = class_metrics(
+        by_class = class_metrics(
             np.concatenate([video.classes for video in scores]),
             np.concatenate([_class_frames(videos, index, len(counts[index][0])) for index in range(len(scores))]),
             np.concatenate([frames for _, frames in counts]),
             videos.dataset.labels,
         )
-        metrics |= {"mauc": found["mauc"], "mean_ap": found["mean_ap"]}
-        for label, values in found["per_class"].items():
+        metrics |= {"mauc": by_class["mauc"], "mean_ap": by_class["mean_ap"]}
+        for label, values in by_class["per_class"].items():
             per_class.setdefault(label, {}).update(values)
     return metrics | {"per_class": per_class}
 
 
 def _class_frames(videos: VideoSet, index: int, snippets: int) -> np.ndarray:
     """Frames of each class in each snippet of a video, (n, C)."""
-    truth, labels = videos.truth, videos.dataset.labels
+    truth, labels = videos.known_truth, videos.dataset.labels
     table = np.zeros((snippets, len(labels)), dtype=np.int64)
     for label in set(truth.labels[index]) & set(labels[1:]):
         spans = [span for span, name in zip(truth.segments[index], truth.labels[index], strict=True) if name == label]
@@ -215,8 +222,8 @@ def _count_frames(
 def _detection_metrics(
     scores: Sequence[VideoScores], videos: VideoSet, frames: list[np.ndarray], headline: str
 ) -> dict[str, Any]:
-    classes = [video.classes for video in scores]
-    truth, labels = videos.truth, videos.dataset.labels
+    classes = [video.classes for video in scores if video.classes is not None]
+    truth, labels = videos.known_truth, videos.dataset.labels
     unknown = videos.dataset.unknown_truth_label
     released = detection_map(classes, truth.segments, truth.labels, labels, frames=frames, unknown_labels=unknown)
     variants = {"released": released}

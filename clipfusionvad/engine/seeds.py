@@ -54,7 +54,7 @@ class Member:
     trainer: Trainer
     folder: Path
     lane: Lane
-    finish: Callable[[], None]
+    finish: Callable[[], object]
 
     def step(self) -> bool:
         """Make a step; False where none was left."""

@@ -120,6 +120,13 @@ class Trainer:
         if self.schedule.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
 
+    @property
+    def final_states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Once trained: the last weights, and the best (the last where no evaluation ever scored above 0)."""
+        if self.last_state is None:
+            raise ValueError("the training has not ended")
+        return self.last_state, self.best_state or self.last_state
+
     def _epoch_steps(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> Iterator[None]:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
@@ -356,7 +363,7 @@ def stop_on_signals(stop: threading.Event, insist: bool = True) -> Iterator[None
     def handle(kind: int, frame: Any) -> None:
         stop.set()
         if insist:
-            signal.signal(kind, previous[kind])
+            signal.signal(kind, previous[signal.Signals(kind)])
 
     for kind in kinds:
         signal.signal(kind, handle)

@@ -19,7 +19,7 @@ from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.metrics import count_frames, snippet_metrics
-from clipfusionvad.models.method import Method, VADOutput
+from clipfusionvad.models.method import Method
 
 MODALITIES = ("image", "event")
 NEEDED = ("fused", *(f"{kind}_{what}" for what in ("mu", "weight") for kind in MODALITIES))
@@ -46,7 +46,7 @@ def judge(videos: VideoSet) -> list[Judged]:
     """The frames behind the snippets of videos whose truth is known."""
     return [
         Judged(*count_frames(frames, len(rows), videos.frames_per_snippet))
-        for frames, rows in zip(videos.truth.frames, videos.features, strict=True)
+        for frames, rows in zip(videos.known_truth.frames, videos.features, strict=True)
     ]
 
 
@@ -153,7 +153,7 @@ def _observe_windows(
     return np.concatenate(curves), np.concatenate(weights)
 
 
-def _compare(model: Method, output: VADOutput) -> tuple[Tensor, Tensor]:
+def _compare(model: Method, output: Any) -> tuple[Tensor, Tensor]:
     """Mean weights, cosine similarities and Euclidean distances (B, T, 6), and all weights (B, T, 2, D)."""
     if any(getattr(output, name, None) is None for name in NEEDED):
         raise _unsuitable(model)

@@ -152,7 +152,12 @@ def _result(ap: np.ndarray, mean: np.ndarray) -> DetectionResult:
     }
 
 
-def _read_truth(segments: Sequence, labels: Sequence, index: dict[str, int], unknown: str) -> _Spans:
+def _read_truth(
+    segments: Sequence[Sequence[Sequence[int | str]]],
+    labels: Sequence[Sequence[str]],
+    index: dict[str, int],
+    unknown: str,
+) -> _Spans:
     """Ground truth in list order; labels outside ``index`` are left out or, with "error", refused."""
     if len(segments) != len(labels):
         raise ValueError(f"{len(segments)} videos have truth segments but {len(labels)} have truth labels")
@@ -174,9 +179,9 @@ def _read_truth(segments: Sequence, labels: Sequence, index: dict[str, int], unk
 
 def _join(class_probs: Sequence[ArrayLike], frames: Sequence[ArrayLike] | None, classes: int) -> _Rows:
     probs = [np.asarray(values, dtype=np.float32) for values in class_probs]
-    for video, values in enumerate(probs):
+    for number, values in enumerate(probs):
         if values.ndim != 2 or values.shape[1] != classes:
-            raise ValueError(f"class_probs[{video}] has shape {values.shape}, not (frames, {classes})")
+            raise ValueError(f"class_probs[{number}] has shape {values.shape}, not (frames, {classes})")
     lengths = np.array([len(values) for values in probs], dtype=np.int64)
     rows = np.concatenate([*probs, np.empty((0, classes), np.float32)])
     video = np.repeat(np.arange(len(probs)), lengths)

@@ -95,6 +95,11 @@ class AnomalyCLIP(Method):
         "warmup_epochs": 1,
     }
 
+    rank: Tensor
+    anomalies: Tensor
+    columns: Tensor
+    ncentroid: Tensor
+
     def __init__(
         self,
         class_prompts: Sequence[str],
@@ -297,7 +302,7 @@ class AnomalyCLIP(Method):
                 f"released files of {self.name} hold a CLIP with a vision transformer: pass one with --clip"
             )
         back = [(ours, theirs) for theirs, ours in CLIP_PARTS]
-        clip = {_rename(key, back): value.float() for key, value in inside.items()}
+        clip = {name: value.float() for key, value in inside.items() if (name := _rename(key, back))}
         own = {key: value for key, value in state.items() if key != "ncentroid" and not key.startswith(CLIP_PREFIX)}
         before, after = self.prompt_learner.around(clip["token_embedding.weight"])
         return clip | own | {TOKEN_PREFIX: before.contiguous(), TOKEN_SUFFIX: after.contiguous()}

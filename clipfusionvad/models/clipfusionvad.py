@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -62,5 +63,5 @@ class ClipFusionVAD(DualBranch):
         group.add_argument("--aggregator", action=switch, default=True, help="Visual Aggregator before the coarse head")
 
     @classmethod
-    def recognises(cls, state: dict[str, Tensor]) -> bool:
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
         return "u_head_video.weight" in state

@@ -34,7 +34,8 @@ Features = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
 class VADOutput:
     """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
 
-    The last two are None for a method that does not tell classes apart. A method whose losses need more
+    The last two are None for a method that does not tell classes apart (``Any``: whoever reads them knows that it
+    does). A method whose losses need more
     extends this class. Tensors have a row per video, but for those in ``replicated``.
     """
 
@@ -42,8 +43,8 @@ class VADOutput:
     replicated: ClassVar[tuple[str, ...]] = ("text_features",)
 
     coarse_logits: Tensor
-    fine_logits: Tensor | None
-    text_features: Tensor | None
+    fine_logits: Tensor | Any
+    text_features: Tensor | Any
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class Method(nn.Module, ABC):
         """visual (B, T, D), lengths (B,) valid snippets (None: all) → output."""
 
     @abstractmethod
-    def losses(self, output: VADOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """The terms whose sum is trained on, each already weighted; targets (B, C) multi-hot."""
+    def losses(self, output: Any, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """The terms whose sum is trained on, each already weighted; output of ``forward``, targets (B, C) multi-hot."""
 
     @abstractmethod
     def scores(self, output: VADOutput) -> Scores:

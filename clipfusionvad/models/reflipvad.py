@@ -221,6 +221,7 @@ class PaperReFLIP(ReFLIPVAD):
 
         self.clipmodel = ClipTextTower(clip)
         self.prompt_embeddings = self.prompt_encoder = None
+        self.prompts: FixedPrompts | MiddlePrompts
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             return

@@ -52,7 +52,7 @@ def pool(scores: Sequence[VideoScores], videos: VideoSet) -> Pooled:
 
 def _judge(videos: VideoSet, index: int, snippets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of one video's snippets: abnormal frames (n,), all frames (n,), frames of each class (n, C)."""
-    truth, labels = videos.truth, videos.dataset.labels
+    truth, labels = videos.known_truth, videos.dataset.labels
     positives, frames = count_frames(truth.frames[index], snippets, videos.frames_per_snippet)
     table = np.zeros((snippets, len(labels)), dtype=np.int64)
     table[:, 0] = frames - positives

@@ -76,7 +76,8 @@ def name_of(segment: Segment) -> str:
 
 
 def _by_label(found: Detection) -> dict[str, list[float]]:
-    return {label: column.tolist() for label, column in zip(found.labels, found.classes.T, strict=True)}
+    columns = [] if found.classes is None else found.classes.T
+    return {label: column.tolist() for label, column in zip(found.labels, columns, strict=True)}
 
 
 def write_snippets(path: Path, found: Detection) -> None:

@@ -58,7 +58,7 @@ def _clock(seconds: float) -> str:
 @cache
 def _plotly() -> Markup:
     """Plotly's script for a script element. Importing the Python side of it would take longer than reading it."""
-    script = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    script = resources.files("plotly").joinpath("package_data").joinpath("plotly.min.js").read_text(encoding="utf-8")
     return Markup(re.sub("</(?=script)", r"<\\/", script, flags=re.IGNORECASE))
 
 

@@ -21,11 +21,12 @@ def ranking_figures(pooled: Pooled) -> list[dict[str, Any]]:
         (roc(curve, pooled.positives, pooled.frames), precision_recall(curve, pooled.positives, pooled.frames))
         for curve in pooled.anomaly
     ]
-    if None in found[0]:
+    known = [(ranks, precisions) for ranks, precisions in found if ranks and precisions]
+    if not known:
         return []
     chance = float(pooled.positives.sum() / pooled.frames.sum())
     left, right = [_guide([0, 1], [0, 1])], [_guide([0, 1], [chance, chance])]
-    for number, (ranks, precisions) in enumerate(found, start=1):
+    for number, (ranks, precisions) in enumerate(known, start=1):
         metrics = snippet_metrics(pooled.anomaly[number - 1], pooled.positives, pooled.frames)
         for traces, curve, key in ((left, ranks, "auc"), (right, precisions, "ap")):
             points, label = thin(curve), f"{_short_branch(str(number))}, {key.upper()} {100 * metrics[key]:.2f}"

@@ -78,11 +78,12 @@ def _areas(pooled: Pooled, key: str) -> list[float]:
 
 
 def _draw_ranking(curves: Sequence[Curve | None], areas: Sequence[float], names: tuple[str, str]) -> Figure | None:
-    if None in curves:
+    known = [curve for curve in curves if curve]
+    if len(known) < len(curves):
         return None
     figure = Figure(figsize=(_COLUMN, _COLUMN), layout="constrained")
     axis = figure.subplots()
-    for number, (curve, area) in enumerate(zip(curves, areas, strict=True)):
+    for number, (curve, area) in enumerate(zip(known, areas, strict=True)):
         points, branch = thin(curve), BRANCHES.get(str(number + 1), f"branch {number + 1}")
         colour = _COLOURS[number % len(_COLOURS)]
         axis.plot(points.x, points.y, color=colour, lw=1.4, label=f"{branch} ({100 * area:.2f})")

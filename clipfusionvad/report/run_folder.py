@@ -14,11 +14,12 @@ from clipfusionvad.errors import UserError
 from clipfusionvad.files import read_json, read_text
 from clipfusionvad.report.scores import Tested, read_scores
 from clipfusionvad.report.seeds import seeds_columns
-from clipfusionvad.runs import METRICS, seeds_in
+from clipfusionvad.runs import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seeds_in
 
 # Scores and the metrics they gave: at the end of training, and of a later test into the same folder.
 RUN_SCORES, TEST_SCORES = "scores.npz", "test_scores.npz"
-_METRICS = {RUN_SCORES: METRICS, TEST_SCORES: "test_metrics.json"}
+TEST_METRICS, TEST_DATA = "test_metrics.json", "test_data.csv"
+_METRICS = {RUN_SCORES: METRICS, TEST_SCORES: TEST_METRICS}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"no such folder: {folder}; give the folder of a run, or the --output-dir of a test")
     there = [folder / name for name in _METRICS if (folder / name).is_file()]
     newest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
-    if not newest and not (folder / "options.yaml").is_file():
+    if not newest and not (folder / OPTIONS).is_file():
         seeds = ", ".join(seeds_in(folder))
         hint = f"; its seeds are not all trained yet: give the folder of one ({seeds})" if seeds else ""
         raise UserError(f"{folder} holds neither a run (options.yaml) nor a test ({TEST_SCORES}){hint}")
@@ -68,9 +69,9 @@ def read_run(folder: Path) -> Run:
         folder,
         tested,
         results,
-        tested.options if tested else _read_options(folder / "options.yaml"),
-        tested.environment if tested else _read_json(folder / "environment.json", "environment"),
-        _read_log(folder / "losses.csv"),
+        tested.options if tested else _read_options(folder / OPTIONS),
+        tested.environment if tested else _read_json(folder / ENVIRONMENT, "environment"),
+        _read_log(folder / LOSSES),
         _read_log(folder / "metrics.csv"),
     )
 

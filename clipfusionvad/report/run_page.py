@@ -46,7 +46,7 @@ def report_page(run: Run) -> str:
         facts=_facts(run),
         numbers=_numbers(run.results, paper),
         ranking=[figure_html(figure) for figure in ranking_figures(pooled)] if pooled else [],
-        classes=_classes(run, pooled) if pooled else None,
+        classes=_classes(run, tested, pooled) if tested and pooled else None,
         detection=_detection(run.results, paper),
         videos=_videos(tested) if tested else [],
         scores=_scores(tested) if tested else None,
@@ -96,9 +96,9 @@ def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float
     return {"cards": cards, "columns": [*results, *(["paper"] if paper else [])], "rows": lines}
 
 
-def _classes(run: Run, pooled: Pooled) -> dict[str, Any]:
+def _classes(run: Run, tested: Tested, pooled: Pooled) -> dict[str, Any]:
     """Metrics class by class, and which class's frames are taken for which."""
-    labels = run.tested.videos.dataset.labels
+    labels = tested.videos.dataset.labels
     per_class = list(run.results.values())[-1].get("per_class", {}) if run.results else {}
     columns = {key: title for key, title in _PER_CLASS.items() if any(key in found for found in per_class.values())}
     rows = [(label, [_percent(found.get(key)) for key in columns]) for label, found in per_class.items()]
@@ -157,7 +157,7 @@ def _seconds(tested: Tested, index: int) -> float:
     """How long a video is: as its truth says, else as its snippets do."""
     videos = tested.videos
     covered = tested.scores[index].anomaly.shape[1] * videos.frames_per_snippet
-    return (len(videos.truth.frames[index]) if videos.truth else covered) / videos.dataset.fps
+    return (len(videos.known_truth.frames[index]) if videos.truth else covered) / videos.dataset.fps
 
 
 def _scores(tested: Tested) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _packed(scores: list[VideoScores]) -> str:
 
 def _spans(tested: Tested, index: int) -> list[tuple[float, float, str]]:
     """Abnormal intervals of a video in seconds, with the classes annotated there."""
-    truth, fps = tested.videos.truth, tested.videos.dataset.fps
+    truth, fps = tested.videos.known_truth, tested.videos.dataset.fps
     named = list(zip(truth.segments[index], truth.labels[index], strict=True))
     return [
         (

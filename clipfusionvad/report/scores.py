@@ -23,7 +23,7 @@ from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import atomic_write, must_exist, without_nan
-from clipfusionvad.runs import environment
+from clipfusionvad.origin import environment as current_environment
 
 # What of a dataset is needed to judge scores: a report must not depend on what a dataset's name means later.
 _DATASET = ("name", "title", "classes", "fps", "multi_label")
@@ -41,17 +41,26 @@ class Tested:
     def only(self, chosen: Sequence[int]) -> Tested:
         """The same of some of the videos."""
         whole, old = self.videos, self.videos.truth
-        truth = old and Truth(*([part[index] for index in chosen] for part in (old.frames, old.segments, old.labels)))
+        truth = old and old.only(chosen)
         entries = [whole.entries[index] for index in chosen]
         videos = VideoSet(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
         return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
 
 
-def save_scores(path: Path, scores: Sequence[VideoScores], videos: VideoSet, options: Mapping[str, Any]) -> None:
-    """Write a test's scores, whole or not at all; ``options`` as ``options.record`` gives them."""
+def save_scores(
+    path: Path,
+    scores: Sequence[VideoScores],
+    videos: VideoSet,
+    options: Mapping[str, Any],
+    environment: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a test's scores, whole or not at all; ``options`` as ``options.record`` gives them.
+
+    ``environment`` as ``origin.environment`` gives it (None: as it is now).
+    """
     about = {
         "options": options,
-        "environment": environment(),
+        "environment": environment or current_environment(),
         "dataset": {name: getattr(videos.dataset, name) for name in _DATASET},
         "frames_per_snippet": videos.frames_per_snippet,
     }
@@ -67,7 +76,7 @@ def save_scores(path: Path, scores: Sequence[VideoScores], videos: VideoSet, opt
     if videos.truth is not None:
         arrays |= _truth_arrays(videos.truth)
     with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _truth_arrays(truth: Truth) -> dict[str, np.ndarray]:

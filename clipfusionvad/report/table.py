@@ -58,7 +58,7 @@ def metrics_rows(
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     """Title and key path of every line that the metrics can fill."""
-    rows = [
+    rows: list[tuple[str, tuple[str, ...]]] = [
         (f"{name}, {branch}", (f"{key}{number}",))
         for number, branch in BRANCHES.items()
         for key, name in RANKING.items()

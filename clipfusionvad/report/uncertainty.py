@@ -69,7 +69,7 @@ def write_curves(path: Path, videos: VideoSet, observations: Sequence[Observatio
     for name in observations[0].by_modality:
         arrays[name] = np.concatenate([video.by_modality[name] for video in observations])
     with atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def draw_class_curves(
@@ -87,8 +87,8 @@ def draw_class_curves(
         for curve in observations[0].by_modality:
             curves[curve] = np.concatenate([observations[index].by_modality[curve] for index in members])
         frames = np.concatenate([judged[index].frames for index in members])
-        truth = np.concatenate([videos.truth.frames[index] for index in members])
-        borders = np.cumsum([len(videos.truth.frames[index]) for index in members])
+        truth = np.concatenate([videos.known_truth.frames[index] for index in members])
+        borders = np.cumsum([len(videos.known_truth.frames[index]) for index in members])
         starts = range(0, len(truth), CHUNK)
         for number, start in enumerate(starts[:limit] if limit else starts):
             figure = Figure(figsize=(12, 8), layout="constrained")
@@ -131,7 +131,7 @@ def _draw_chunk(
 def _spans(truth: np.ndarray) -> Iterator[tuple[int, int]]:
     """Bounds [start, end) of the runs of ones."""
     edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
-    return map(tuple, edges.reshape(-1, 2).tolist())
+    return ((start, end) for start, end in edges.reshape(-1, 2).tolist())
 
 
 def draw_class_bars(path: Path, averages: Sequence[Mapping[str, Any]], curves: Mapping[str, str]) -> None:

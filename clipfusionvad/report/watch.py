@@ -111,7 +111,7 @@ class StreamLog:
         print(f"{self.snippets} snippets, {clock(self.end / self.fps)}{missed}; {self.segments} alerts")
 
     def _line(self, start: int, end: int, anomaly: np.floating, classes: np.ndarray | None) -> dict[str, Any]:
-        line = {"start": round(start / self.fps, DIGITS), "end": round(end / self.fps, DIGITS)}
+        line: dict[str, Any] = {"start": round(start / self.fps, DIGITS), "end": round(end / self.fps, DIGITS)}
         line |= {"start_frame": start, "end_frame": end, "anomaly": float(anomaly)}
         if classes is not None:
             line["classes"] = dict(zip(self.labels, classes.tolist(), strict=True))

@@ -64,7 +64,7 @@ class Search:
 def read_sweep(paths: Sequence[str], full: bool = True) -> tuple[list[Cell], list[Search]]:
     """The cells and the searches that YAML files name; ``full`` puts the unchanged cell before them."""
     cells = [Cell(FULL, {}, "")] if full else []
-    searches = []
+    searches: list[Search] = []
     for path in paths:
         content = read_config(path)
         if _SPEAKING & content.keys():
@@ -73,7 +73,8 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> tuple[list[Cell], lis
         else:
             cells.append(Cell(Path(path).stem, content, path))
     taken: dict[str, str] = {}
-    for item in [*cells, *searches]:
+    named: list[Cell | Search] = [*cells, *searches]
+    for item in named:
         if not _NAME.fullmatch(item.name):
             raise UserError(f"{item.source}: {item.name!r} cannot be the name of a folder; name the cell otherwise")
         # File systems may not tell letters of either case apart.

@@ -84,7 +84,7 @@ class _Pool:
         if not self.asked:
             self.asked = True
             for process in multiprocessing.active_children():
-                os.kill(process.pid, signal.SIGTERM)
+                process.terminate()
 
     def finished(self, patience: float) -> Iterator[tuple[Trial, Outcome]]:
         done, _ = wait(self.running, patience, FIRST_COMPLETED)
@@ -103,7 +103,7 @@ class _Pool:
                 ) from error
 
 
-def _start(threads: int, gpus: multiprocessing.queues.SimpleQueue) -> None:
+def _start(threads: int, gpus: multiprocessing.queues.SimpleQueue[int | None]) -> None:
     """In a new worker. Ctrl-C in a terminal is for the first process, which passes it on; without it this one ends."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -127,5 +127,6 @@ def _interruptible(work: Work, trial: Trial) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+        multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)

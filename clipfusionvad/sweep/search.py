@@ -28,12 +28,9 @@ class Settings:
         if path.is_file() and not anew:
             self._read()
 
-    def ask(self) -> int | None:
-        """Choose another setting and return its number, or None where there are as many as wanted."""
-        number = len(self.chosen)
-        if number >= self.search.trials:
-            return None
-        sampler = self.optuna.samplers.TPESampler(seed=self.seed + number)
+    def ask(self) -> None:
+        """Choose another setting."""
+        sampler = self.optuna.samplers.TPESampler(seed=self.seed + len(self.chosen))
         study = self.optuna.create_study(direction="maximize", sampler=sampler)
         for told in sorted(self.values):
             value = self.values[told]
@@ -45,7 +42,6 @@ class Settings:
             )
         self.chosen.append(study.ask(self.space).params)
         self._write()
-        return number
 
     def tell(self, number: int, value: float | None) -> None:
         """What setting ``number`` came to; None where it failed."""

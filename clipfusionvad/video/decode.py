@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ def probe(source: str | Path) -> VideoInfo:
     return found[0]
 
 
-def read_frames(source: str | Path, on_info: Callable[[VideoInfo], object] | None = None) -> Iterator[np.ndarray]:
+def read_frames(
+    source: str | Path, on_info: Callable[[VideoInfo], object] | None = None
+) -> Generator[np.ndarray, None, None]:
     """Every frame of a video in the order of presentation: RGB uint8 (H, W, 3), turned upright.
 
     Frames come as they were decoded, none doubled or dropped for a variable frame rate, as OpenCV reads them.
@@ -96,7 +98,7 @@ def read_frames(source: str | Path, on_info: Callable[[VideoInfo], object] | Non
 
 @contextlib.contextmanager
 def _open(source: str | Path) -> Iterator[Any]:
-    path, options = str(source), {}
+    path, options = str(source), dict[str, Any]()
     if path.startswith(_CAMERA):
         options["format"] = "v4l2"
     elif is_address(source):

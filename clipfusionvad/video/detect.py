@@ -6,7 +6,7 @@ n snippets, C classes (0 is *normal*), D feature width of one stream.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +33,12 @@ BATCH = 64
 class FrameFeatures:
     """The features of a method's streams, all from the same frames, side by side."""
 
-    def __init__(self, encoders: Sequence[tuple[str, ImageEncoder]], options: ExtractOptions, live: bool = False):
+    def __init__(
+        self,
+        encoders: Sequence[tuple[str, ImageEncoder]],
+        options: ExtractOptions,
+        live: bool = False,
+    ):
         """``encoders`` in the order of the method's streams; ``options`` of them all, the stream aside.
 
         ``live`` gives a row as soon as its frames are there, unless event images are normalised over blocks.
@@ -158,7 +163,7 @@ class Detector:
         return Detection(info, anomaly, classes, bounds, self.labels, self.thresholds, tuple(segments), broken)
 
 
-def in_chunks(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def in_chunks(frames: Iterable[np.ndarray], size: int) -> Generator[list[np.ndarray], None, None]:
     """Frames as crops are cut from them, so many at a time; at the end, or where decoding breaks off, the rest."""
     chunk: list[np.ndarray] = []
     broken: BrokenVideo | None = None

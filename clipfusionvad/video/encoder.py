@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class ImageEncoder:
     ):
         self.device, self.dtype, self.batch_size = torch.device(device), _DTYPES[precision], batch_size
         check_precision(self.device, precision)
-        tower = image_tower(clip)
+        tower: Any = image_tower(clip)
         self.dim: int = tower.output_dim
         self.resolution: int = tower.input_resolution
         self.tower = _lower(tower, self.dtype).to(self.device)

@@ -34,8 +34,8 @@ class EventCounter:
             self._counts += np.abs(grey - self._last) > self.threshold
         self._last = grey
 
-    def take(self) -> np.ndarray:
-        """The chunk's counts; the next frame starts another chunk."""
+    def take(self) -> np.ndarray | None:
+        """The chunk's counts, None without any frame; the next frame starts another chunk."""
         counts, self._counts, self._last = self._counts, None, None
         return counts
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -121,7 +121,7 @@ def _load(model: Model) -> tuple[ImageEncoder, dict[str, Any]]:
     return encoder, {"clip": model.clip, "fingerprint": weights.image_fingerprint, "dim": encoder.dim}
 
 
-def _canvases(job: Job, size: int, on_info: Callable[[VideoInfo], object]) -> Iterator[list[np.ndarray]]:
+def _canvases(job: Job, size: int, on_info: Callable[[VideoInfo], object]) -> Generator[list[np.ndarray], None, None]:
     """The video's frames as crops are cut from them, in pieces."""
     piece: list[np.ndarray] = []
     with contextlib.closing(read_frames(job.source, on_info)) as frames:

@@ -70,5 +70,6 @@ def _start(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+        multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)

@@ -138,13 +138,14 @@ class OnlineSegments:
         return alerts
 
     def _announce(self, least: float) -> list[Alert]:
-        if self.announced or self.run.end - self.run.start < least:
+        if self.announced or self.run is None or self.run.end - self.run.start < least:
             return []
         self.announced = True
         return [Alert("start", self.run.segment(self.fps, self.labels))]
 
     def _close(self) -> list[Alert]:
-        alerts = [Alert("end", self.run.segment(self.fps, self.labels))] if self.announced else []
+        told = self.run if self.announced else None
+        alerts = [Alert("end", told.segment(self.fps, self.labels))] if told else []
         self.run = self.gap = None
         self.announced = False
         return alerts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class ExtractOptions:
     stride: int = 16
     reduce: Literal["mean", "middle", "none"] = "mean"
     crops: tuple[int, ...] = (0,)
-    stream: Literal["rgb", "event"] = "rgb"
+    stream: str = "rgb"
     event_threshold: float = 10
     event_scope: Scope = "block"
     tail: Literal["released", "floor", "ceil"] = "floor"
@@ -104,7 +104,7 @@ class SnippetEncoder:
         # Frames of the chunk that is being filled (for events, the counter has them).
         self._chunk: list[np.ndarray] = []
         # What each row of the block is made of: the frames whose mean it is, or the counts of its events.
-        self._block: list = []
+        self._block: list[Any] = []
 
     def _take(self, canvas: np.ndarray) -> None:
         self._frames += 1

@@ -56,7 +56,11 @@ class Source:
         if self.live:
             yield from self._reconnecting(on_info)
             return
-        file = _OpenEnded(sys.stdin.buffer.read1) if self.name == STDIN else self._growing(Path(self.name))
+        if self.name == STDIN:
+            stdin: Any = sys.stdin.buffer
+            file = _OpenEnded(stdin.read1)
+        else:
+            file = self._growing(Path(self.name))
         yield from self._decode(file, lambda info, endless: on_info(info))
 
     def _growing(self, path: Path) -> Any:

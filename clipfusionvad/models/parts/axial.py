@@ -40,7 +40,7 @@ class AxialTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first = second = x + self.pos_emb["param_0"] + self.pos_emb["param_1"]
-        for block in self.layers["blocks"]:
+        for block in self.layers["blocks"].children():
             first, second = block(first, second)
         return (first + second) / 2
 

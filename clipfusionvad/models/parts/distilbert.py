@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipfusionvad.clip import CONTEXT_LENGTH, TOY, openai_clip
 from clipfusionvad.errors import UserError
@@ -42,7 +42,7 @@ class DistilBert:
         folder = Path(source)
         return cls(source, folder if folder.is_dir() else _download(source))
 
-    def build(self) -> nn.Module:
+    def build(self) -> Any:
         """A ``DistilBertModel`` with the folder's weights, random ones (torch's seed) where it has none.
 
         Weights are read from ``model.safetensors`` or ``pytorch_model.bin``, without running code in them.
@@ -51,8 +51,8 @@ class DistilBert:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 return self._model({**_TOY_SHAPE, "vocab_size": len(_toy_vocabulary())})
-        model = self._model(self._config())
-        state = self._weights()
+        model = self._model(self._config(self.folder))
+        state = self._weights(self.folder)
         if state is not None:
             # A file of a whole language model has DistilBERT under a prefix, and a head that is not read.
             state = {key.removeprefix("distilbert."): value for key, value in state.items()}
@@ -74,8 +74,8 @@ class DistilBert:
             raise UserError(f"--prompt-encoder {self.source} has no {VOCABULARIES[0]}, which word pieces come from")
         return torch.tensor(made(list(texts), padding=True)["input_ids"])
 
-    def _config(self) -> dict[str, Any]:
-        path = self.folder / CONFIG
+    def _config(self, folder: Path) -> dict[str, Any]:
+        path = folder / CONFIG
         try:
             content = json.loads(read_text(path, "DistilBERT's config"))
         except ValueError as error:
@@ -84,7 +84,7 @@ class DistilBert:
             raise UserError(f"{path} does not describe a DistilBERT (model_type: distilbert)")
         return content
 
-    def _model(self, config: dict[str, Any]) -> nn.Module:
+    def _model(self, config: dict[str, Any]) -> Any:
         transformers = _transformers()
         from huggingface_hub.errors import StrictDataclassError
 
@@ -93,14 +93,14 @@ class DistilBert:
         except (StrictDataclassError, TypeError, ValueError, LookupError, RuntimeError) as error:
             raise UserError(f"--prompt-encoder {self.source}: its {CONFIG} makes no DistilBERT: {error}") from error
 
-    def _weights(self) -> dict[str, Tensor] | None:
-        if (self.folder / SAFETENSORS).is_file():
-            return _read_safetensors(self.folder / SAFETENSORS)
-        if (self.folder / TORCH).is_file():
-            state = read_torch(self.folder / TORCH, "DistilBERT's weights")
+    def _weights(self, folder: Path) -> dict[str, Tensor] | None:
+        if (folder / SAFETENSORS).is_file():
+            return _read_safetensors(folder / SAFETENSORS)
+        if (folder / TORCH).is_file():
+            state = read_torch(folder / TORCH, "DistilBERT's weights")
             if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
                 return state
-            raise UserError(f"{self.folder / TORCH} holds no state dict of tensors")
+            raise UserError(f"{folder / TORCH} holds no state dict of tensors")
         return None
 
 

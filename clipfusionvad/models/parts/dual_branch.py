@@ -85,6 +85,8 @@ class DualBranch(Method):
         self.classifier = nn.Linear(visual_width, 1)
 
         self.clipmodel = ClipTextTower(clip)
+        self.prompts: LearnedPrompts | FixedPrompts
+        self.text_prompt_embeddings: nn.Embedding | None = None
         if prompts == "learned":
             self.prompts = LearnedPrompts(class_prompts, prompt_prefix, prompt_postfix)
             with own_stream("prompts"):
@@ -92,7 +94,6 @@ class DualBranch(Method):
                 nn.init.normal_(self.text_prompt_embeddings.weight, std=EMBEDDING_STD)
         else:
             self.prompts = FixedPrompts(class_prompts, prompt_template)
-            self.text_prompt_embeddings = None
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
         text = self.encode_text() if text is None else text

@@ -45,7 +45,9 @@ class DistanceAdjacency(nn.Module):
     ``sigma`` is in the released checkpoints but nothing reads it there either.
     """
 
-    def __init__(self):
+    sigma: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("sigma", torch.full((1,), 0.1))
 

@@ -6,6 +6,7 @@ C classes, N prompt tokens, W width of CLIP's text tower.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ class MiddlePrompts(LearnedPrompts):
     An odd token goes to the second half. ``shared``: all classes have the same prompt tokens.
     Source: section "RL-prompt" of the paper.
     """
+
+    order: Tensor
 
     def __init__(self, class_prompts: list[str], count: int, shared: bool):
         room = CONTEXT_LENGTH - 1 - int(tokenize(class_prompts).argmax(dim=1).max())
@@ -48,7 +51,7 @@ class PromptEncoder(nn.Module):
     starts at zero, so that φ starts as the identity. A frozen DistilBERT works without dropout.
     """
 
-    def __init__(self, distilbert: nn.Module, width: int, length: int, trained: bool):
+    def __init__(self, distilbert: Any, width: int, length: int, trained: bool):
         super().__init__()
         longest = distilbert.config.max_position_embeddings
         if length > longest:

@@ -51,6 +51,13 @@ class PromptLayout(nn.Module):
     The row holds them first, then the other tokens of each prompt up to its EOT.
     """
 
+    ends: Tensor
+    taken: Tensor
+    last: Tensor
+    places: Tensor
+    kept: Tensor
+    visible: Tensor
+
     def __init__(self, ends: Tensor, shared: int = 0):
         """ends (C,): position of each EOT. At most the tokens before the first EOT can be shared."""
         super().__init__()
@@ -96,6 +103,8 @@ class PromptLayout(nn.Module):
 class FixedPrompts(nn.Module):
     """Hand-written prompts: the class text put into a template such as ``a video of {}``."""
 
+    tokens: Tensor
+
     def __init__(self, class_prompts: list[str], template: str):
         super().__init__()
         if "{}" not in template:
@@ -118,6 +127,9 @@ class LearnedPrompts(nn.Module):
     at prefix+i+postfix, and rows of the learned table (one for all classes) everywhere else.
     Source: released code of VadCLIP.
     """
+
+    learned: Tensor
+    tokens: Tensor
 
     def __init__(self, class_prompts: list[str], prefix: int, postfix: int):
         super().__init__()
