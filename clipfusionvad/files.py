@@ -11,14 +11,20 @@ import pickle
 import shutil
 import tempfile
 import time
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import yaml
 
 from clipfusionvad.errors import UserError
+
+# Characters; a list of a thousand seeds takes a hundredth of it.
+_LONGEST_YAML = 2**19
 
 
 @contextlib.contextmanager
@@ -98,6 +104,17 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write into {folder}")
 
 
+def open_own(path: str, flags: int) -> int:
+    """An opener for files that are appended to: not through a link, which would lead out of their folder."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def check_inside(folder: str | Path, path: str | Path) -> None:
+    """Raise ``UserError`` unless a path, its links followed, lies below the folder, its links followed too."""
+    if not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(f"{path} leads out of {folder}; refused")
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode())
@@ -156,13 +173,39 @@ def read_torch(path: str | Path, what: str) -> Any:
         with open(path, "rb") as file:
             if file.read(2) not in (b"PK", b"\x80\x02"):
                 raise UserError(damaged)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        refuse_bomb(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ForeignObjects(
             f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except UserError:
+        raise
+    # A pickle is a program, so a damaged one can fail in every way that a program has.
+    except Exception as error:
         raise UserError(damaged) from error
+
+
+def refuse_bomb(path: str | Path, share: float = 10) -> None:
+    """Raise ``ValueError`` for a zip archive that would grow to more than ``share`` times its size.
+
+    Of the members of torch's archives only program text is compressed.
+    """
+    path = Path(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > share * path.stat().st_size:
+            raise ValueError(f"{path} would grow to {size} bytes")
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Whether it is a tensor of real numbers, each with its place in memory: no sparse, quantised or endless one."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return not value.is_complex() and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -183,11 +226,38 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """A JSON file of names and values; anything else is a ``UserError``."""
     try:
         content = json.loads(read_text(path, what))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{what} {path} must hold names and values")
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Takes no aliases, of which a few lines can make gigabytes, and no key twice, of which one would be lost."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not taken")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key stands there twice")
+        return mapping
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The one document of a YAML file, of plain values only; anything else is a ``UserError``."""
+    text = read_text(path, what)
+    if len(text) > _LONGEST_YAML:
+        raise UserError(f"{what} {path} is not readable YAML: {len(text)} characters are too many for settings")
+    try:
+        return yaml.load(text, _PlainLoader)
+    # Values such as dates and numbers that are none fail in ways of their own.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{what} {path} is not readable YAML: {error}") from error
 
 
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

@@ -240,9 +240,13 @@ class Trainer:
         content = read_torch(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
             raise UserError(f"{path} is no training checkpoint (it holds no optimizer state)")
-        if content.get("format") != FORMAT:
-            self._resume_released(content, path)
-            return
+        resume = self._resume_own if content.get("format") == FORMAT else self._resume_released
+        try:
+            resume(content, path)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} is no whole training checkpoint: {error!r}") from error
+
+    def _resume_own(self, content: Mapping[str, Any], path: Path) -> None:
         differing = [key for key, value in self._same_run.items() if content["same_run"].get(key) != value]
         if differing:
             raise UserError(

@@ -67,7 +67,11 @@ def run_command(
     lines = outcome.err.splitlines()
     if outcome.code == 2:
         errors = [line for line in lines if line.startswith("error: ")]
-        if len(errors) != 1 or lines[-1] != errors[0] or any(not line.startswith(("error: ", "warning: ")) for line in lines):
+        if (
+            len(errors) != 1
+            or lines[-1] != errors[0]
+            or any(not line.startswith(("error: ", "warning: ")) for line in lines)
+        ):
             raise Failure(f"no one line: {outcome.err[-500:]!r}")
         if not outcome.err.rstrip("\n").replace("\n", "").isprintable():
             raise Failure(f"control characters: {outcome.err[-500:]!r}")

@@ -7,18 +7,24 @@ import random
 from typing import Any
 from unittest import mock
 
-from fuzz.case import Case, end, run_command
-from fuzz.models import until_training
-from fuzz.mutate import ODD_TEXTS, odd_value
-from tiny import METHOD_FLAGS, Tiny, strings
+from tiny import Tiny, strings
 
-from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.commands import compare_features, detect, export, extract, lists, report
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import find_method, method_names
 from clipfusionvad.options import Parser, build_parser
+from fuzz.case import Case, end, run_command
+from fuzz.models import until_training
+from fuzz.mutate import ODD_TEXTS, odd_value
 
-OWN = {"extract": extract, "detect": detect, "lists": lists, "report": report, "export": export, "compare-features": compare_features}
+OWN = {
+    "extract": extract,
+    "detect": detect,
+    "lists": lists,
+    "report": report,
+    "export": export,
+    "compare-features": compare_features,
+}
 OVER_OPTIONS = ["train", "test", "pack", "uncertainty"]
 
 
@@ -93,7 +99,25 @@ def _parsing(parse: Any) -> Any:
 
 
 # Options whose large values are honest wishes for more time or memory.
-LONG = {"max_epoch", "num_refinement_steps", "workers", "device", "compile", "demo", "stream", "timeout", "ray_address", "engine", "shard", "curve_pictures", "levels", "seeds", "clip", "event_clip", "annotated"}
+LONG = {
+    "max_epoch",
+    "num_refinement_steps",
+    "workers",
+    "device",
+    "compile",
+    "demo",
+    "stream",
+    "timeout",
+    "ray_address",
+    "engine",
+    "shard",
+    "curve_pictures",
+    "levels",
+    "seeds",
+    "clip",
+    "event_clip",
+    "annotated",
+}
 
 
 def ran(case: Case) -> str:
@@ -123,7 +147,16 @@ def _needed(name: str, case: Case) -> list[str]:
         {
             "extract": ["--videos", video, "--output", out, *toy, "--embed-dim", 64, "--crops", 1],
             "detect": [video, "--checkpoint", model, "--output", out, *toy, "--event-clip", "toy", "--video", "none"],
-            "lists": ["--dataset", "ucf", "--features", home / "features", "--output", out, "--annotations", home / "truth.csv"],
+            "lists": [
+                "--dataset",
+                "ucf",
+                "--features",
+                home / "features",
+                "--output",
+                out,
+                "--annotations",
+                home / "truth.csv",
+            ],
             "report": [case.seeds / "runs" / "test", "--output", case.folder / "page.html"],
             "export": [model, "--output", out / "m.pth"],
             "compare-features": [home / "features", home / "features"],

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz.case import ALTERED, RIGHT, Case, Failure, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage, disturb, odd_value
 
 from clipfusionvad.data.annotations import read_annotations, write_annotations_csv
 from clipfusionvad.data.features import load_features, read_shape
@@ -19,6 +17,8 @@ from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.store import open_store
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, UCF
+from fuzz.case import ALTERED, RIGHT, Case, Failure, end, read_or_refuse, require, run_command
+from fuzz.mutate import damage, disturb, odd_value
 
 DTYPES = ["<f2", "<f4", "<f8", ">f4", ">f2", "<i4", "|u1", "<f16", "|b1", "<c8", "<U3", "|V4", "<M8[s]", "|S3"]
 SHAPES = [(3, 64), (1, 1), (0, 64), (64,), (2, 3, 4), (), (3, 0), (10**12, 64), (2**63, 2), (2, 2**62), (-1, -192)]
@@ -87,7 +87,12 @@ def lists(case: Case) -> str:
     dataset = DATASETS[name]
     if rng.random() < 0.1:
         flags = ["--feature-root", root] if root else []
-        return end(run_command(case, ["pack", "--dataset", name, "--visual-width", 64, "--train-list", path, "--test-list", path, *flags]))
+        return end(
+            run_command(
+                case,
+                ["pack", "--dataset", name, "--visual-width", 64, "--train-list", path, "--test-list", path, *flags],
+            )
+        )
 
     def check(entries: list) -> None:
         rows = [line for line in text.decode("utf-8-sig").splitlines() if line.strip(" ,\t")]
@@ -126,7 +131,10 @@ def annotations(case: Case) -> str:
         write_annotations_csv(case.folder / "again.csv", found.values())
         again = read_annotations(case.folder / "again.csv", dataset)
         for name, item in again.items():
-            require((item.segments, item.frames) == (found[name].segments, found[name].frames), f"{item} comes back otherwise")
+            require(
+                (item.segments, item.frames) == (found[name].segments, found[name].frames),
+                f"{item} comes back otherwise",
+            )
 
     return read_or_refuse(lambda: read_annotations(mine, dataset), check)
 
@@ -180,7 +188,9 @@ def _changed_truth(path: Path, rng: random.Random) -> bytes:
         return damage(path.read_bytes(), rng)
     array = np.load(path, allow_pickle=True)
     if array.dtype != object:
-        array = rng.choice([array.astype(bool), array.astype("<i8"), array[:-1], array[None], array * 2, array - np.float32("nan")])
+        array = rng.choice(
+            [array.astype(bool), array.astype("<i8"), array[:-1], array[None], array * 2, array - np.float32("nan")]
+        )
         array = array.astype(">f8") if rng.random() < 0.1 else array
     else:
         items = disturb(array.tolist(), rng)

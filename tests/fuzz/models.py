@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz.case import ALTERED, REFUSED, RIGHT, Case, Failure, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage, damage_archive, disturb, odd_value
-from tiny import METHOD_FLAGS, SHARED_FLAGS, TRAIN, Tiny, quietly, strings
+from tiny import METHOD_FLAGS, Tiny
 
 from clipfusionvad.clip import load_clip
-from clipfusionvad.engine.checkpoint import load_model_file, read_model_file
-from clipfusionvad.errors import UserError
+from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.models.parts.text import ClipTextTower
+from fuzz.case import ALTERED, RIGHT, Case, end, read_or_refuse, require, run_command
+from fuzz.mutate import damage, damage_archive, disturb, odd_value
 
 METHODS = list(METHOD_FLAGS)
 
@@ -130,7 +128,15 @@ def released(case: Case) -> str:
 
     def check(found: Any) -> str:
         require(all(isinstance(value, torch.Tensor) for value in found.state.values()), "not tensors")
-        return _compare({k: v for k, v in found.state.items() if v.layout == torch.strided and not v.is_meta and not v.is_quantized and v.numel() < 10**7}, wanted.state, path)
+        return _compare(
+            {
+                k: v
+                for k, v in found.state.items()
+                if v.layout == torch.strided and not v.is_meta and not v.is_quantized and v.numel() < 10**7
+            },
+            wanted.state,
+            path,
+        )
 
     return read_or_refuse(lambda: read_model_file(path), check)
 

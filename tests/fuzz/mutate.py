@@ -7,7 +7,25 @@ import random
 import zipfile
 from typing import Any
 
-ODD_NUMBERS = [0, -1, 1, 2, 7, 255, 256, 65535, 2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 0.5, 1e308, 1e-308]
+ODD_NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    7,
+    255,
+    256,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    10**30,
+    0.5,
+    1e308,
+    1e-308,
+]
 ODD_FLOATS = [float("nan"), float("inf"), float("-inf")]
 ODD_TEXTS = [
     "",
@@ -116,7 +134,9 @@ def odd_value(rng: random.Random) -> Any:
         return rng.choice(ODD_FLOATS)
     if kind < 0.7:
         return rng.choice(ODD_TEXTS)
-    return rng.choice([None, True, False, [], {}, [1], ["a", 2], {"a": 1}, [[[]]], {"a": {"b": []}}, [None], rng.random()])
+    return rng.choice(
+        [None, True, False, [], {}, [1], ["a", 2], {"a": 1}, [[[]]], {"a": {"b": []}}, [None], rng.random()]
+    )
 
 
 def disturb(value: Any, rng: random.Random) -> Any:
@@ -145,7 +165,11 @@ def damage_archive(content: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(found, "w", zipfile.ZIP_STORED) as new:
         names = old.namelist()
         # The small members are the programs, the large ones the numbers.
-        chosen = rng.choice(names) if rng.random() < 0.3 else min(names, key=lambda n: (not n.endswith(".pkl"), rng.random()))
+        chosen = (
+            rng.choice(names)
+            if rng.random() < 0.3
+            else min(names, key=lambda n: (not n.endswith(".pkl"), rng.random()))
+        )
         for name in names:
             member = old.read(name)
             if name == chosen:

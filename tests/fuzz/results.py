@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import yaml
-from fuzz.case import Case, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage, damage_archive, disturb
 
 from clipfusionvad.report.detection import index_row, read_description, write_index
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.video.jobs import Job, Model, find_videos
 from clipfusionvad.video.manifest import Manifest
 from clipfusionvad.video.snippets import ExtractOptions
+from fuzz.case import Case, end, read_or_refuse, require, run_command
+from fuzz.mutate import damage, damage_archive, disturb
 
 DETECTION = {
     "video": {"path": "a.mp4", "fps": 30.0, "frames": 20, "seconds": 0.7},
@@ -84,7 +84,13 @@ def _odd_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
         odd = [0, -1, 1, 10**6, 10**12, 2**62, 0.5] + ([np.nan, np.inf, 1e30] if array.dtype.kind == "f" else [])
         flat.flat[rng.randrange(flat.size)] = rng.choice(odd) if array.dtype.kind in "if" else "</script>\n"
         return flat
-    changes = [array[:-1] if array.ndim else array, array[None], array.astype("U5"), array.flatten(), array[..., :0] if array.ndim else array]
+    changes = [
+        array[:-1] if array.ndim else array,
+        array[None],
+        array.astype("U5"),
+        array.flatten(),
+        array[..., :0] if array.ndim else array,
+    ]
     if array.dtype.kind in "if":
         changes += [array.astype(complex), array.astype(np.float16), array.astype(np.uint8), -array]
     return rng.choice(changes)

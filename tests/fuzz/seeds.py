@@ -124,7 +124,9 @@ def _make_videos(folder: Path) -> None:
     outcome = quietly(package_main, strings(argv))
     assert outcome.code == 0, outcome.err
     with open(output / "manifest.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"video": "other", "state": "failed", "time": "2026", "source": "x.mp4", "error": "e"}) + "\n")
+        file.write(
+            json.dumps({"video": "other", "state": "failed", "time": "2026", "source": "x.mp4", "error": "e"}) + "\n"
+        )
     shutil.rmtree(folder / "videos" / "__pycache__", ignore_errors=True)
     np.save(folder / "plain.npy", np.zeros((3, WIDTH), np.float16))
 

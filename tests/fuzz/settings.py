@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 import yaml
-from fuzz.case import Case, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage, disturb, odd_value
 
 from clipfusionvad.commands.prepare import option_file_of
 from clipfusionvad.datasets import DATASETS, find_dataset
-from clipfusionvad.models import method_names
+from clipfusionvad.errors import run_main
+from clipfusionvad.models import find_method, method_names
 from clipfusionvad.options import build_parser
 from clipfusionvad.video.crops import check_crops
 from clipfusionvad.video.segments import Thresholds, find_segments
-from clipfusionvad.models import find_method
+from fuzz.case import Case, end, read_or_refuse, require, run_command
+from fuzz.mutate import damage, disturb, odd_value
 
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{new}: &{new} [*{old}, *{old}, *{old}]\n" for old, new in zip("abcdefghijklmnopqrst", "bcdefghijklmnopqrstu"))
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}, *{old}]\n"
+    for old, new in zip("abcdefghijklmnopqrst", "bcdefghijklmnopqrstu", strict=True)
+)
 BOMBS = [
     LAUGHS + "lr: *u\n",
     LAUGHS + "seeds: *u\n",
@@ -70,7 +73,9 @@ def configs(case: Case) -> str:
     path = case.put("config.yaml", content)
     argv = ["--method", method, "--config", str(path)]
     parsed: list[Any] = []
-    outcome = run_command(case, argv, lambda argv: parsed.append(option_file_of(dataset).parse_args(argv)) or 0)
+    outcome = run_command(
+        case, argv, lambda argv: run_main(lambda: parsed.append(option_file_of(dataset).parse_args(argv)))
+    )
     if parsed:
         for key, value in yaml.safe_load(content).items() if content.strip(b"# \n") else ():
             got = getattr(parsed[0], str(key).replace("-", "_"))
@@ -110,12 +115,22 @@ def dataset_files(case: Case) -> str:
         content = damage(text.encode(), rng)
     path = case.put("shop.yaml", content)
     if rng.random() < 0.1:
-        argv = ["lists", "--dataset", path, "--features", case.seeds / "data" / "ucf" / "features", "--output", case.folder / "out"]
+        argv = [
+            "lists",
+            "--dataset",
+            path,
+            "--features",
+            case.seeds / "data" / "ucf" / "features",
+            "--output",
+            case.folder / "out",
+        ]
         return end(run_command(case, argv))
 
     def check(dataset: Any) -> None:
         require(len(dataset.classes) >= 2 and 0 < dataset.fps < math.inf and dataset.test_crop >= 0, f"{dataset}")
-        require(all(isinstance(word, str) and word.strip() for pair in dataset.classes.items() for word in pair), "classes")
+        require(
+            all(isinstance(word, str) and word.strip() for pair in dataset.classes.items() for word in pair), "classes"
+        )
         dataset.label_of("fall_12__x", "Theft")
         require(dataset.encode(dataset.labels[-1]).sum() >= 1, "encode")
 
@@ -150,4 +165,6 @@ def segments(case: Case) -> str:
         require(found or anomaly.max() < values[0] or seconds[0] * fps > 1, "nothing found")
 
     labels = ["normal", "a", "b"]
-    return read_or_refuse(lambda: find_segments(anomaly, classes, bounds, fps, labels, Thresholds(*values, *seconds)), check)
+    return read_or_refuse(
+        lambda: find_segments(anomaly, classes, bounds, fps, labels, Thresholds(*values, *seconds)), check
+    )

@@ -6,10 +6,10 @@ import contextlib
 import random
 
 import numpy as np
-from fuzz.case import REFUSED, Case, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage
 
 from clipfusionvad.video.decode import read_frames
+from fuzz.case import REFUSED, Case, end, read_or_refuse, require, run_command
+from fuzz.mutate import damage
 
 
 def _video(case: Case) -> tuple[str, bytes]:
@@ -33,11 +33,27 @@ def _video(case: Case) -> tuple[str, bytes]:
 def _absurd(content: bytes, rng: random.Random) -> bytes:
     """Sizes, rates and counts in headers at their limits."""
     content = bytearray(content)
-    marks = [b"tkhd", b"mvhd", b"stsz", b"stts", b"stco", b"avc1", b"mdhd", b"strh", b"avih", b"strf", b"trun", b"\xb0\x82", b"\xe7"]
+    marks = [
+        b"tkhd",
+        b"mvhd",
+        b"stsz",
+        b"stts",
+        b"stco",
+        b"avc1",
+        b"mdhd",
+        b"strh",
+        b"avih",
+        b"strf",
+        b"trun",
+        b"\xb0\x82",
+        b"\xe7",
+    ]
     found = [place for mark in marks if (place := bytes(content).find(mark)) >= 0]
     if found:
         place = rng.choice(found) + rng.randrange(4, 100)
-        content[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\x00\x00\x40\x00"])
+        content[place : place + 4] = rng.choice(
+            [b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\x00\x00\x40\x00"]
+        )
     return bytes(content)
 
 
@@ -49,7 +65,9 @@ def frames(case: Case) -> str:
         count = 0
         with contextlib.closing(read_frames(path)) as found:
             for frame in found:
-                require(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size, f"{frame.shape}")
+                require(
+                    frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size, f"{frame.shape}"
+                )
                 count += 1
         return count
 
