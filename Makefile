@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo matrix test lint clean
+.PHONY: help setup demo matrix test fuzz lint clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -25,6 +25,9 @@ matrix: $(READY)  ## train and test every method on every dataset's made-up data
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
+
+fuzz: $(READY)  ## try some 24000 damaged, foreign and absurd inputs on every reader and command, in about ten minutes
+	$(BIN)/python tests/fuzz/run.py
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .
