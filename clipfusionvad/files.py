@@ -25,6 +25,8 @@ from clipfusionvad.errors import UserError
 
 # Characters; a list of a thousand seeds takes a hundredth of it.
 _LONGEST_YAML = 2**19
+# Settings are a list within a mapping at most.
+_DEEPEST_YAML = 20
 
 
 @contextlib.contextmanager
@@ -236,10 +238,17 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
 class _PlainLoader(yaml.SafeLoader):
     """Takes no aliases, of which a few lines can make gigabytes, and no key twice, of which one would be lost."""
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not taken")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > _DEEPEST_YAML:
+            raise yaml.YAMLError("lists within lists are too many")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
