@@ -117,7 +117,12 @@ class _Inert:
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *ignored: Any) -> Tensor:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if offset < 0 or any(n < 0 for n in (*size, *stride)) or (prod(size) and last >= len(storage)):
+    if (
+        offset < 0
+        or any(n < 0 for n in (*size, *stride))
+        or prod(size) > len(storage)
+        or (prod(size) and last >= len(storage))
+    ):
         raise ValueError(f"a tensor of shape {tuple(size)} does not fit its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset).clone()
 
@@ -133,7 +138,8 @@ _KNOWN = {
 } | {("torch", name): dtype for name, dtype in _DTYPES.items()}
 
 
-class _TensorUnpickler(pickle.Unpickler):
+# The one in C makes room for whatever place in its memory a pickle names: gigabytes, for a few bytes.
+class _TensorUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Unpickles the program of a torch archive; storages are read from the archive as they are named."""
 
     def __init__(self, archive: zipfile.ZipFile, program: str):

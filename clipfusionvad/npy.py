@@ -173,7 +173,8 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _STAND_INS[_module, "scalar"] = _scalar
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+# The one in C makes room for whatever place in its memory a pickle names: gigabytes, for a few bytes.
+class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Unpickles with the stand-ins and refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:

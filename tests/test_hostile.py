@@ -179,6 +179,15 @@ def test_lists_within_lists_within_lists(tmp_path):
     refused(lambda: read_array(tmp_path / "a.npy", "truth"), "far more items")
 
 
+def test_a_pickle_that_wants_sixty_gigabytes_for_its_memo(tmp_path):
+    program = b"\x80\x02]r\xff\xff\xff\xff."
+    (tmp_path / "a.npy").write_bytes(header_of((1,), "|O", program))
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as archive:
+        archive.writestr("last/data.pkl", program)
+    refused(lambda: read_array(tmp_path / "a.npy", "truth"), "not a readable .npy")
+    refused(lambda: read_model_file(tmp_path / "last.ckpt"), "last.ckpt")
+
+
 def test_zip_bombs(tmp_path):
     write_test(tmp_path)
     with np.load(tmp_path / TEST_SCORES) as file:
