@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,6 +110,13 @@ def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Raise an error unless the arrays agree with one another; what is wrong with them does not matter."""
     known, snippets, anomaly = Dataset(**about["dataset"]), arrays["snippets"], arrays["anomaly"]
     classes = arrays.get("classes")
+    if snippets.dtype.kind != "i":
+        raise ValueError("numbers of snippets that are not whole")
+    for name, array in arrays.items():
+        # numpy takes any four bytes for a letter.
+        letters = np.frombuffer(array.tobytes(), np.uint32) if array.dtype.kind == "U" else np.zeros(0, np.uint32)
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError(f"{name} holds what is no letter")
     total = int(snippets.sum())
     checks = [
         isinstance(about["options"], dict) and isinstance(about["environment"], dict),
@@ -116,7 +124,7 @@ def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         isinstance(known.fps, int | float) and 0 < known.fps < math.inf and isinstance(known.title, str),
         len(known.classes) > 1 and all(isinstance(word, str) for pair in known.classes.items() for word in pair),
         all(arrays[name].dtype.kind == "U" and arrays[name].ndim == 1 for name in ("videos", "labels")),
-        snippets.dtype.kind == "i" and snippets.ndim == 1 and int(snippets.min(initial=1)) > 0,
+        snippets.ndim == 1 and int(snippets.min(initial=1)) > 0,
         len(arrays["videos"]) > 0 and len(snippets) == len(arrays["labels"]),
         anomaly.dtype.kind == "f" and anomaly.ndim == 2 and len(anomaly) > 0 and anomaly.shape[1] == total,
         classes is None or (classes.dtype.kind == "f" and classes.shape == (total, len(known.classes))),
