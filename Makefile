@@ -9,7 +9,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,decode detection frame_metrics l
 	report_page runs scripts snippets truth))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo matrix test torture lint coverage oldest audit clean
+.PHONY: help setup demo matrix test fuzz torture lint coverage oldest audit clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -29,6 +29,9 @@ matrix: $(READY)  ## train and test every method on every dataset's made-up data
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
+
+fuzz: $(READY)  ## try some 24000 damaged, foreign and absurd inputs on every reader and command, in about ten minutes
+	$(BIN)/python tests/fuzz/run.py
 
 torture: $(READY)  ## kill the programs 200 times at random moments and compare what they make, in about ten minutes
 	PYTHONPATH=. $(BIN)/python tests/torture.py --kills 200

@@ -8,10 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import struct
 import urllib.error
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,14 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from clipfusionvad.archives import is_plain_tensor, read_torch
 from clipfusionvad.errors import UserError, nearest
-from clipfusionvad.files import check_archive, read_torch
+from clipfusionvad.lightning import is_torchscript, read_torchscript
 
 TOY = "toy"
 CONTEXT_LENGTH = 77
+_VOCABULARY = 49408
+_FIRST_LAYER = "transformer.resblocks.0."
 # Wrappers under which other files keep CLIP: training checkpoints and models that contain it.
 _ENVELOPES = ("model_state_dict", "state_dict", "checkpoint")
 _PREFIX = "clipmodel."
@@ -88,6 +89,8 @@ def load_clip(source: str, width: int = 512) -> ClipWeights:
     Raises ``UserError`` where nothing usable is found.
     """
     if source == TOY:
+        if width >= 128 and width % 64:
+            raise UserError(f"--clip toy cannot be {width} wide: a multiple of 64, or less than 128")
         return ClipWeights(toy_state(width), TOY)
     if Path(source).is_file():
         return ClipWeights(_read_file(source), source)
@@ -174,38 +177,36 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _read_file(path: str) -> dict[str, Tensor]:
-    if _is_torchscript(path):
-        try:
-            with warnings.catch_warnings(), open(path, "rb") as file:
-                warnings.simplefilter("ignore")
-                check_archive(file)
-                state = torch.jit.load(path, map_location="cpu").state_dict()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"CLIP file {path} is a damaged TorchScript archive: download it again") from error
-    else:
-        state = read_torch(path, "CLIP file")
+    state = read_torchscript(path) if is_torchscript(path) else read_torch(path, "CLIP file")
     for key in _ENVELOPES:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"CLIP file {path} holds no state dict")
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     event = {key.partition(_EVENT_ENCODER)[2]: value for key, value in state.items() if _EVENT_ENCODER in key}
     state = event or state
     inside = clip_in_checkpoint(state, path)
     state = inside.state if inside else dict(state)
-    missing = [key for key in _TEXT_KEYS if not isinstance(state.get(key), Tensor)]
+    missing = [key for key in _TEXT_KEYS if key not in state]
     if missing:
         raise UserError(f"{path} is not a CLIP file in OpenAI's format: it has no {missing[0]}")
-    return {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
+    weights = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
+    _check_weights(weights, path)
+    return weights
 
 
-def _is_torchscript(path: str) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile, struct.error):
-        # Reading it will say what is wrong with it.
-        return False
+def _check_weights(state: Mapping[str, Tensor], path: str) -> None:
+    """Raise ``UserError`` unless every tensor has plain finite numbers, and those of the text tower fit each other."""
+    for key, value in state.items():
+        if not is_plain_tensor(value) or (value.is_floating_point() and not value.isfinite().all()):
+            raise UserError(f"{path} is not a CLIP file: {key} does not hold plain finite numbers")
+    sizes = [tuple(state[key].shape) for key in _TEXT_KEYS]
+    width, dim = (sizes[2] * 2)[:2]
+    if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
+        raise UserError(f"{path} is not a CLIP file in OpenAI's format: its text tower has the shapes {sizes}")
+    if not any(key.startswith(_FIRST_LAYER) for key in state):
+        raise UserError(f"{path} is not a CLIP file in OpenAI's format: its text tower has no layers")
 
 
 def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -226,7 +227,7 @@ def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tens
             vision_width=64,
             vision_patch_size=32,
             context_length=CONTEXT_LENGTH,
-            vocab_size=49408,
+            vocab_size=_VOCABULARY,
             transformer_width=width,
             transformer_heads=max(1, width // 64),
             transformer_layers=layers,

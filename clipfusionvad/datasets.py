@@ -8,6 +8,7 @@ ShanghaiTech and MSAD of those that IEF-VAD released. Frame rates are the common
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from clipfusionvad.errors import UserError, nearest
-from clipfusionvad.files import read_text
+from clipfusionvad.files import read_yaml
 
 # How the released truth arrays mark a normal video, whatever the dataset calls its normal class.
 NORMAL_IN_TRUTH = "A"
@@ -313,10 +313,7 @@ def read_dataset(path: str | Path) -> Dataset:
     ``classes`` maps each label (the name of its folder) to its prompt, the normal one first. ``UserError`` for
     anything that does not fit.
     """
-    try:
-        content = yaml.safe_load(read_text(path, "dataset file"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"dataset file {path} is not readable YAML: {error}") from error
+    content = read_yaml(path, "dataset file")
     try:
         return _own(content, Path(path).stem)
     except UserError as error:
@@ -362,7 +359,7 @@ def _own(content: Any, stem: str) -> Dataset:
         raise UserError("two labels differ only in case")
     if NORMAL_IN_TRUTH in list(classes)[1:]:
         raise UserError(f"no label but the first may be {NORMAL_IN_TRUTH!r}, which marks normal videos in truth files")
-    if given.get("fps", 30) <= 0 or given.get("test_crop", 0) < 0:
+    if not 0 < given.get("fps", 30) < math.inf or given.get("test_crop", 0) < 0:
         raise UserError("fps must be more than 0, and test_crop 0 or more")
     aliases = {word.lower(): label for word, label in _texts(given.pop("aliases", {}), "aliases").items()}
     for label in aliases.values():

@@ -19,6 +19,7 @@ EXIT_LOST = 75
 EXIT_INTERRUPTED = 130
 # What a disk says that takes no more, to whoever writes in a library.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_LONGEST_LINE = 2000
 
 
 class UserError(Exception):
@@ -37,17 +38,19 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def error_line(error: UserError) -> str:
-    """How bad input is reported."""
-    return "error: " + " ".join(str(error).split())
+def error_line(error: Exception | str) -> str:
+    """How bad input is reported: in one line, whatever names of files do to a terminal, and no book of it."""
+    line = " ".join(str(error).split())
+    plain = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return "error: " + (plain if len(plain) <= _LONGEST_LINE else f"{plain[:_LONGEST_LINE]} …")
 
 
 def run_main(body: Callable[[], int | None]) -> int:
     """Run a program's body and turn its outcome into an exit code.
 
-    ``UserError`` and a disk that takes no more become one line and code 2, Ctrl-C and SIGTERM one line and code 130;
-    anything else is a bug of ours and keeps its traceback. Of several processes that torchrun started, only the first
-    speaks, and SIGTERM acts as usual: one that waits for another would not notice.
+    ``UserError``, a lack of memory and what the file system refuses become one line and code 2, Ctrl-C and SIGTERM
+    one line and code 130; anything else is a bug of ours and keeps its traceback. Of several processes that torchrun
+    started, only the first speaks, and SIGTERM acts as usual: one that waits for another would not notice.
     """
     with _silence() if launched().rank else contextlib.nullcontext():
         with contextlib.nullcontext() if launched().size > 1 else _interrupting():
@@ -77,17 +80,27 @@ def _run(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
     except UserError as error:
-        print(error_line(error), file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _refuse(error)
+    except MemoryError:
+        return _refuse("more memory is needed than there is")
     except BrokenPipeError:
         # The reader of the output, such as head, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno in _NO_ROOM:
+            return _refuse(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+        # What no file system takes for a name, a disk that fails: the one that reads or writes is not at fault.
+        return _refuse(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
             raise
-        print(error_line(UserError(f"cannot write {error.filename or 'a file'}: {error.strerror}")), file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _refuse(f"more memory is needed than there is: {error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _refuse(error: Exception | str) -> int:
+    print(error_line(error), file=sys.stderr)
+    return EXIT_BAD_INPUT

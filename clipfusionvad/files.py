@@ -7,12 +7,8 @@ import csv
 import io
 import json
 import os
-import pickle
 import shutil
-import struct
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape
 from pathlib import Path
@@ -20,20 +16,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import yaml
 
 from clipfusionvad.errors import UserError
 from clipfusionvad.locks import claim, hold, in_use
 
 # How names end of what is being written, and of a folder whose successor is being put in its place.
 _LEFTOVER, _REPLACED = ".tmp", ".old.tmp"
-# Read at a time when a file is checked.
-_PIECE = 2**22
-# Bytes of code in a TorchScript file; OpenAI's CLIP has less than a hundredth.
-_MOST_CODE = 2**26
 
 
 class CannotWrite(UserError):
     """The system refuses to write; what comes next would fare no better."""
+
+
+# Characters; a list of a thousand seeds takes a hundredth of it.
+_LONGEST_YAML = 2**19
+# Settings are a list within a mapping at most.
+_DEEPEST_YAML = 20
 
 
 @contextlib.contextmanager
@@ -123,6 +122,17 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write into {folder}")
 
 
+def open_own(path: str, flags: int) -> int:
+    """An opener for files that are appended to: not through a link, which would lead out of their folder."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def check_inside(folder: str | Path, path: str | Path) -> None:
+    """Raise ``UserError`` unless a path, its links followed, lies below the folder, its links followed too."""
+    if not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(f"{path} leads out of {folder}; refused")
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode())
@@ -175,69 +185,6 @@ def link_or_copy(source: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-class ForeignObjects(UserError):
-    """The file pickles objects of classes that only its author's code has."""
-
-
-class Damaged(UserError):
-    """The file is not what was written."""
-
-
-def read_torch(path: str | Path, what: str) -> Any:
-    """Load a torch file on the CPU without running pickled code; ``what`` names it in messages.
-
-    Raises ``Damaged`` where a byte that counts is not what was written, as far as the file has checksums (those of
-    torch's older format have none), and for a file that would take more memory than it has bytes.
-    """
-    must_exist(path, what)
-    damaged = f"{what} {path} is not a readable torch file: it is damaged or incomplete"
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-            if start not in (b"PK", b"\x80\x02"):
-                raise Damaged(damaged)
-            if start == b"PK":
-                check_archive(file)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ForeignObjects(
-            f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise Damaged(damaged) from error
-
-
-def check_archive(file: BinaryIO) -> None:
-    """Raise ``ValueError`` unless every entry of a zip that torch wrote is whole, which torch itself does not ask.
-
-    torch compresses nothing but TorchScript's code, so what unpacks to more than that is refused before it is unpacked.
-    """
-    try:
-        size = file.seek(0, os.SEEK_END)
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            _check_sizes(entries, size)
-            for entry in entries:
-                with archive.open(entry) as content:
-                    # torch can be told to write without checksums; then they are zero.
-                    while entry.CRC and content.read(_PIECE):
-                        pass
-    except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, OverflowError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _check_sizes(entries: Sequence[zipfile.ZipInfo], size: int) -> None:
-    stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
-    packed = [entry for entry in entries if entry.compress_type == zipfile.ZIP_DEFLATED]
-    if len(stored) + len(packed) < len(entries) or len({entry.filename for entry in entries}) < len(entries):
-        raise ValueError("entries that torch does not write")
-    if any(entry.file_size != entry.compress_size for entry in stored):
-        raise ValueError("two sizes of one entry")
-    if sum(entry.file_size for entry in stored) > size or sum(entry.file_size for entry in packed) > _MOST_CODE:
-        raise ValueError("entries larger than the file")
-
-
 def read_text(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file (a byte-order mark is dropped); a file that is no text is a ``UserError``."""
     must_exist(path, what)
@@ -256,11 +203,45 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """A JSON file of names and values; anything else is a ``UserError``."""
     try:
         content = json.loads(read_text(path, what))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{what} {path} must hold names and values")
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Takes no aliases, of which a few lines can make gigabytes, and no key twice, of which one would be lost."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken")
+        self.depth += 1
+        if self.depth > _DEEPEST_YAML:
+            raise yaml.YAMLError("lists within lists are too many")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key stands there twice")
+        return mapping
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The one document of a YAML file, of plain values only; anything else is a ``UserError``."""
+    text = read_text(path, what)
+    if len(text) > _LONGEST_YAML:
+        raise UserError(f"{what} {path} is not readable YAML: {len(text)} characters are too many for settings")
+    try:
+        return yaml.load(text, _PlainLoader)
+    # Values such as dates and numbers that are none fail in ways of their own.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{what} {path} is not readable YAML: {error}") from error
 
 
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

@@ -1,7 +1,8 @@
 """Tensors out of a torch file that holds foreign objects as well, none of which is created.
 
-PyTorch Lightning's checkpoints pickle the classes of the project that wrote them. Here every name in such a pickle
-but those of tensors stands for an inert object that swallows what it is given, so nothing of the file runs.
+PyTorch Lightning's checkpoints pickle the classes of the project that wrote them, and TorchScript archives hold a
+program, parts of which run as they are loaded. Here every name in such a pickle but those of tensors stands for an
+inert object that swallows what it is given, so nothing of the file runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfusionvad.archives import check_archive
 from clipfusionvad.errors import UserError
 
 _DTYPES = {
@@ -42,18 +45,52 @@ def read_lightning(path: str | Path) -> dict[str, Any] | None:
     None where the file is another kind of torch file; ``UserError`` where it is damaged.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            return None
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             program = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if program is None:
                 return None
             content = _TensorUnpickler(archive, program).load()
-    except zipfile.BadZipFile:
-        return None
     # A pickle is a program, so a damaged one can fail in every way that a program has.
     except Exception as error:
         raise UserError(f"model file {path} is not a readable torch file: {error}") from error
     is_lightning = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
     return content if is_lightning else None
+
+
+def is_torchscript(path: str | Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    # A damaged archive is told by who reads it.
+    except Exception:
+        return False
+
+
+def read_torchscript(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive by the names of its state dict; ``UserError`` where it is damaged."""
+    try:
+        check_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            program = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return dict(_tensors(_TensorUnpickler(archive, program).load(), "", set()))
+    # A pickle is a program, so a damaged one can fail in every way that a program has.
+    except Exception as error:
+        raise UserError(f"CLIP file {path} is a damaged TorchScript archive ({error}): download it again") from error
+
+
+def _tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a module and of the modules in it, each of them once, by its name with dots."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for name, value in getattr(module, "content", {}).items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        else:
+            yield from _tensors(value, f"{prefix}{name}.", seen)
 
 
 class _Inert:
@@ -69,7 +106,8 @@ class _Inert:
         return self
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        if isinstance(state, dict):
+            self.content = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
@@ -102,7 +140,8 @@ _KNOWN = {
 } | {("torch", name): dtype for name, dtype in _DTYPES.items()}
 
 
-class _TensorUnpickler(pickle.Unpickler):
+# The one in C makes room for whatever place in its memory a pickle names: gigabytes, for a few bytes.
+class _TensorUnpickler(pickle._Unpickler):
     """Unpickles the program of a torch archive; storages are read from the archive as they are named."""
 
     def __init__(self, archive: zipfile.ZipFile, program: str):

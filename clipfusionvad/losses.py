@@ -35,7 +35,10 @@ def coarse_mil_loss(coarse_logits: Tensor, targets: Tensor, lengths: Tensor) -> 
     coarse_logits (B, T, 1), targets (B, C) multi-hot → scalar. Source: VadCLIP eq. 8 and released code.
     """
     scores = topk_mean(torch.sigmoid(coarse_logits.float()).squeeze(-1), lengths)
-    return F.binary_cross_entropy(scores, 1 - targets[:, 0].to(scores.dtype))
+    # Of what is not finite, a CPU would raise an error where a GPU gives a loss that is not finite either.
+    finite = scores.detach().isfinite()
+    loss = F.binary_cross_entropy(scores.where(finite, 0), 1 - targets[:, 0].to(scores.dtype))
+    return loss + scores.detach().where(~finite, 0).sum()
 
 
 def fine_mil_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:

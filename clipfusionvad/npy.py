@@ -8,6 +8,7 @@ array is then built from plain lists and bytes. numpy's own functions would trus
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import re
 import threading
@@ -19,6 +20,9 @@ import numpy as np
 from clipfusionvad.errors import UserError
 from clipfusionvad.files import must_exist
 
+# Items for each byte of a pickle; one that holds nothing twice has fewer items than bytes.
+_LARGEST_SHARE = 16
+
 
 def read_array(path: str | Path, what: str) -> np.ndarray:
     """Read a .npy file; ``what`` names it in messages. A file that would run code is a ``UserError``."""
@@ -28,6 +32,9 @@ def read_array(path: str | Path, what: str) -> np.ndarray:
             shape, _, dtype = read_npy_header(file)
             if dtype.hasobject:
                 return _read_objects(file, shape)
+            present = os.fstat(file.fileno()).st_size - file.tell()
+            if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) > present:
+                raise ValueError(f"shape {shape} {dtype} does not fit {present} bytes of data")
             file.seek(0)
             return np.load(file, allow_pickle=False)
     except _ForbiddenGlobal as error:
@@ -64,7 +71,8 @@ _PARSING = threading.Lock()
 
 def _read_objects(file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        array = _plain(_ArrayUnpickler(file).load())
+        size = os.fstat(file.fileno()).st_size
+        array = _Builder(_LARGEST_SHARE * size).build(_ArrayUnpickler(file).load())
     except _ForbiddenGlobal:
         raise
     # A pickle is a program, so a damaged one can fail in every way that a program has.
@@ -103,7 +111,7 @@ class _ArrayNote:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
-    def array(self) -> np.ndarray:
+    def array(self, builder: _Builder) -> np.ndarray:
         _, shape, dtype, fortran, content = self.state
         if not all(isinstance(size, int) and size >= 0 for size in shape):
             raise ValueError(f"shape {shape!r}")
@@ -112,23 +120,40 @@ class _ArrayNote:
                 raise ValueError(f"{len(content)} objects for shape {shape}")
             flat = np.empty(len(content), dtype=object)
             for index, item in enumerate(content):
-                flat[index] = _plain(item)
+                flat[index] = builder.build(item)
             # Objects are listed row by row, whatever the order in memory was.
             return flat.reshape(shape)
-        return np.frombuffer(bytes(content), dtype=dtype.dtype()).reshape(shape, order="F" if fortran else "C")
+        return _from_bytes(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _from_bytes(content: Any, dtype: _DtypeNote) -> np.ndarray:
+    if not isinstance(content, bytes | bytearray):
+        raise ValueError("numbers without their bytes")
+    return np.frombuffer(bytes(content), dtype=dtype.dtype())
 
 
 def _scalar(dtype: _DtypeNote, content: bytes) -> Any:
-    return np.frombuffer(bytes(content), dtype=dtype.dtype())[0]
+    return _from_bytes(content, dtype)[0]
 
 
-def _plain(value: Any) -> Any:
-    """The noted arrays, built, wherever they stand in nested lists."""
-    if isinstance(value, _ArrayNote):
-        return value.array()
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value)
-    return value
+class _Builder:
+    """Builds the noted arrays, wherever they stand in nested lists, up to so many items.
+
+    Lists may hold one another many times over: a few bytes of pickle can stand for more than any memory.
+    """
+
+    def __init__(self, most: int):
+        self.left = most
+
+    def build(self, value: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("far more items than the file has bytes")
+        if isinstance(value, _ArrayNote):
+            return value.array(self)
+        if isinstance(value, list | tuple):
+            return type(value)(self.build(item) for item in value)
+        return value
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -148,7 +173,8 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _STAND_INS[_module, "scalar"] = _scalar
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+# The one in C makes room for whatever place in its memory a pickle names: gigabytes, for a few bytes.
+class _ArrayUnpickler(pickle._Unpickler):
     """Unpickles with the stand-ins and refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:

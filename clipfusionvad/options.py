@@ -10,16 +10,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from clipfusionvad.argtypes import fraction, non_negative_float, non_negative_int, positive_float, positive_int, rate
+from clipfusionvad.argtypes import (
+    fraction,
+    layers,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    rate,
+    size,
+)
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import demo_defaults
-from clipfusionvad.errors import EXIT_BAD_INPUT, UserError, nearest
+from clipfusionvad.errors import EXIT_BAD_INPUT, UserError, error_line, nearest
+from clipfusionvad.files import read_yaml
 from clipfusionvad.models import Method, find_method, method_names
 
 # One file for each method and dataset that were published together.
@@ -39,10 +48,20 @@ class Parser(argparse.ArgumentParser):
         self.context = ""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {self.context}{message}", file=sys.stderr)
+        print(error_line(f"{self.context}{message}"), file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
     # argparse also takes a namespace to fill, which nobody here has.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        args = sys.argv[1:] if args is None else list(args)
+        for word in args:
+            # Bytes that are no UTF-8 come as surrogates; they could not be printed or recorded again.
+            if not word.isascii() and word != word.encode("utf-8", "replace").decode("utf-8") or "\0" in word:
+                self.error(f"{word!r} is not text")
+        return super().parse_known_args(args)
+
     def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args)
         if unknown:
@@ -83,9 +102,12 @@ def parse_options(
     if known.demo or config.get("demo"):
         _set_defaults(parser, demo_defaults(dataset, name))
         _set_defaults(parser, method.demo)
-    _set_defaults(parser, stored or {})
+    if stored:
+        said = {key: value for key, value in stored.items() if value is not None}
+        parsed = parser.parse_args(config_tokens(parser, said, "what the model file says"))
+        _set_defaults(parser, {key: getattr(parsed, key) for key in said})
     parser.set_defaults(method=name, select=_known_metric(parser.get_default("select"), method))
-    tokens = config_tokens(parser, config, known.config) if config else []
+    tokens = config_tokens(parser, config, f"config {known.config}") if config else []
     args = parser.parse_args(tokens + argv)
     _cross_check(args, dataset)
     return args
@@ -140,19 +162,13 @@ def published_options(parser: Parser, method: str, dataset: Dataset) -> dict[str
     if not path.is_file():
         return {}
     content = read_config(str(path))
-    parsed = parser.parse_args(config_tokens(parser, content, str(path)))
+    parsed = parser.parse_args(config_tokens(parser, content, f"config {path}"))
     return {key: getattr(parsed, key) for key in content}
 
 
 def read_config(path: str) -> dict[str, Any]:
     """A YAML file of flat ``option: value`` lines; dashes and underscores in names are the same."""
-    if not Path(path).is_file():
-        raise UserError(f"config not found: {path}")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    # ValueError: bytes that are no text, dates that are none.
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"config {path} is not readable YAML: {error}") from error
+    content = read_yaml(path, "config")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -160,7 +176,7 @@ def read_config(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
-def config_tokens(parser: Parser, config: Mapping[str, Any], path: str) -> list[str]:
+def config_tokens(parser: Parser, config: Mapping[str, Any], where: str) -> list[str]:
     """The command-line tokens that say what a config says, checked by the parser itself."""
     actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     tokens: list[str] = []
@@ -168,9 +184,9 @@ def config_tokens(parser: Parser, config: Mapping[str, Any], path: str) -> list[
         if key not in actions or key == "config":
             others = _methods_with(key)
             hint = f" (an option of {', '.join(others)})" if others else nearest(key, actions.keys() - {"config"})
-            raise UserError(f"config {path}: unknown key {key!r}{hint}")
-        tokens += _tokens(actions[key], value, f"config {path}: {key}")
-    parser.context = f"config {path}: "
+            raise UserError(f"{where}: unknown key {key!r}{hint}")
+        tokens += _tokens(actions[key], value, f"{where}: {key}")
+    parser.context = f"{where}: "
     parser.parse_args(tokens)
     parser.context = ""
     return tokens
@@ -185,13 +201,16 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
             return [flag]
         negative = [name for name in action.option_strings if name.startswith("--no-")]
         return negative[:1]
-    if isinstance(value, bool) or isinstance(value, dict) or value is None:
-        raise UserError(f"{where} cannot be {value!r}")
-    if action.nargs not in (None, "?"):
-        items = value if isinstance(value, list) else [value]
-        return [flag, *map(str, items)]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple) and action.nargs in (None, "?"):
         raise UserError(f"{where} takes one value, not a list")
+    items = value if isinstance(value, list | tuple) else [value]
+    for item in items:
+        if isinstance(item, bool) or item is None:
+            raise UserError(f"{where} cannot be {item!r}")
+        if not isinstance(item, str | int | float | date):
+            raise UserError(f"{where} cannot be a {type(item).__name__}")
+    if action.nargs not in (None, "?"):
+        return [flag, *map(str, items)]
     return [f"{flag}={value}"]
 
 
@@ -224,11 +243,11 @@ def _add_model(group: argparse._ArgumentGroup, method: type[Method]) -> None:
     group.add_argument("--method", choices=method_names(), default=method.name, help="which detector")
     unread = "" if method.needs_clip else " (this method reads none)"
     group.add_argument("--clip", default="ViT-B/16", help=f"CLIP model name, local file, or 'toy'{unread}")
-    group.add_argument("--classes-num", type=positive_int, help="number of classes, the normal one included")
-    group.add_argument("--embed-dim", type=positive_int, help=f"width of CLIP's text tower{unread}")
+    group.add_argument("--classes-num", type=size, help="number of classes, the normal one included")
+    group.add_argument("--embed-dim", type=size, help=f"width of CLIP's text tower{unread}")
     if "visual_length" in method.option_names():
-        group.add_argument("--visual-length", type=positive_int, help="snippets in a model input")
-    group.add_argument("--visual-width", type=positive_int, help="width of the visual features")
+        group.add_argument("--visual-length", type=size, help="snippets in a model input")
+    group.add_argument("--visual-width", type=size, help="width of the visual features")
 
 
 def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Method]) -> None:
@@ -252,7 +271,7 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
         )
     group.add_argument(
         "--frames-per-snippet",
-        type=positive_int,
+        type=size,
         default=FRAMES_PER_SNIPPET,
         help="frames that one feature row stands for",
     )
@@ -261,7 +280,7 @@ def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Met
     group.add_argument("--packed-dir", help="where pack's --output has put it (default: beside the lists)")
     group.add_argument(
         "--workers",
-        type=non_negative_int,
+        type=layers,
         help="processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)",
     )
 

@@ -13,8 +13,8 @@ from refusal import assert_refused
 from test_resume import assert_same, no_plots, stopping_at  # noqa: F401
 from tiny import make_tiny
 
+from clipfusionvad.archives import Damaged, read_torch
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import Damaged, read_torch
 
 
 def flip(path, place):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_torch
 from clipfusionvad.lightning import read_lightning
 
 

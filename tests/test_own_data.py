@@ -11,11 +11,11 @@ from made_videos import write_video
 from tiny import SCHEDULE_FLAGS, WIDTH, quietly, strings
 
 from clipfusionvad.__main__ import main
+from clipfusionvad.archives import read_torch
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import find_dataset, read_dataset
 from clipfusionvad.engine.checkpoint import dataset_of, read_model_file
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_torch
 
 PARKING = """
 title: Parking garage

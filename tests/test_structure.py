@@ -33,6 +33,7 @@ FLOORS = [
     ("metrics", "runs", "clip", "npy", "lightning"),
     ("appended",),
     ("origin",),
+    ("archives",),
     ("files", "datasets"),
     ("losses", "locks", "errors", "argtypes", "launch"),
 ]

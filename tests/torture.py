@@ -33,9 +33,9 @@ from made_videos import write_video
 from PIL import Image
 from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.data.store import open_store
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_torch
 from clipfusionvad.npy import read_array
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, dataset_of, read_model_file
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.files import CannotWrite, atomic_write, check_writable, link_or_copy, read_text
+from clipfusionvad.files import CannotWrite, atomic_write, check_inside, check_writable, link_or_copy, read_text
 from clipfusionvad.locks import hold
 from clipfusionvad.models import Method, find_method, method_names
 from clipfusionvad.options import Parser
@@ -268,6 +268,7 @@ def detect_videos(
             settings = loaded.settings | {"pages": own.video, "annotated": own.annotated, "file": _stamp(path)}
             known = None if own.overwrite else read_description(folder / f"{name}.json")
             if not known or (known["settings"], known["thresholds"]) != (settings, asdict(thresholds)):
+                check_inside(folder, (folder / name).parent)
                 found = _detect(detector, path)
                 video = _beside(path, folder, name, found, own)
                 write_detection(folder, name, found, settings, video)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from clipfusionvad.clip import clip_in_checkpoint, load_clip
-from clipfusionvad.engine.checkpoint import check_clip, dataset_of, load_model_file, read_model_file, released_state
+from clipfusionvad.commands.load import load_model, parse_over_model
+from clipfusionvad.commands.prepare import option_file_of
+from clipfusionvad.engine.checkpoint import dataset_of, read_model_file, released_state
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import write_torch
-from clipfusionvad.models import build_method, find_method
+from clipfusionvad.files import check_writable, write_torch
 from clipfusionvad.options import Parser
 
 
@@ -20,15 +20,12 @@ def main(argv: list[str]) -> int:
     file = read_model_file(args.checkpoint)
     if not file.made or file.method is None:
         raise UserError(f"{args.checkpoint} is no file of ours: it is in the released form already")
+    check_writable(args.output)
     dataset = dataset_of(file)
-    options = file.made["options"]
-    clip = None
-    if find_method(file.method).needs_clip:
-        inside = clip_in_checkpoint(file.state, file.path)
-        clip = inside or load_clip(args.clip or file.made["clip"], options["embed_dim"])
-    check_clip(file, clip)
-    model = build_method(file.method, dataset.prompts, clip, **options)
-    load_model_file(model, file)
+    tokens = [f"--method={file.method}", f"--model-path={args.checkpoint}"]
+    tokens += [f"--clip={args.clip}"] if args.clip else []
+    options, file = parse_over_model(tokens, option_file_of(dataset))
+    model, clip = load_model(options, dataset, file)
     write_torch(args.output, released_state(model, clip))
     print(f"wrote {args.output}: {file.method} on {dataset.title} in the released form")
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clipfusionvad.argtypes import non_negative_float, positive_int
+from clipfusionvad.argtypes import non_negative_float, positive_int, size
 from clipfusionvad.clip import TOY
 from clipfusionvad.errors import UserError, run_main, warn
 from clipfusionvad.files import check_writable
@@ -201,12 +201,12 @@ def _parser() -> Parser:
 
 def _add_protocol(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--clip", default="ViT-B/16", help="CLIP model name, local file, or 'toy'")
-    group.add_argument("--embed-dim", type=positive_int, default=512, help=f"width of the features of --clip {TOY}")
+    group.add_argument("--embed-dim", type=size, default=512, help=f"width of the features of --clip {TOY}")
     group.add_argument(
         "--crops", type=int, choices=[1, 5, 10], default=10, help="1: centre, 5: with corners, 10: and mirrored"
     )
     group.add_argument("--crop-ids", type=int, nargs="+", metavar="K", help="these crops instead, 0 to 9")
-    group.add_argument("--stride", type=positive_int, default=16, help="frames that make a row")
+    group.add_argument("--stride", type=size, default=16, help="frames that make a row")
     group.add_argument(
         "--reduce",
         choices=["mean", "middle", "none"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfusionvad.argtypes import positive_int
+from clipfusionvad.argtypes import size
 from clipfusionvad.data.build import PROTOCOLS, build_lists
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import DATASETS, find_dataset
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--frames-per-snippet",
-        type=positive_int,
+        type=size,
         default=FRAMES_PER_SNIPPET,
         metavar="N",
         help="frames that a feature row stands for (default: %(default)s)",

@@ -27,7 +27,7 @@ def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tup
         dataset = option_file.DATASET
         if file.made["dataset"] != dataset.name:
             warn(f"{args.model_path} was trained on {file.made['dataset']}, with that dataset's classes and options")
-        elif list(file.made.get("classes", dataset.classes)) != dataset.labels:
+        elif list(file.made.get("classes") or dataset.classes) != dataset.labels:
             raise UserError(
                 f"{args.model_path} was trained on {dataset.title} with the classes {', '.join(file.made['classes'])}, "
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"

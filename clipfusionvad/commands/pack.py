@@ -13,7 +13,6 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.pack import write_store
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.store import DTYPES, Manifest, Store, open_store, store_folder
-from clipfusionvad.datasets import Dataset
 from clipfusionvad.demo import make_demo
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.errors import UserError, warn
@@ -34,9 +33,11 @@ def main(argv: list[str]) -> int:
     sampling = find_method(args.method).sampling_of(vars(args))
     # One list for both is packed whole, which serves both.
     lists = {args.train_list: sampling} | {args.test_list: None}
+    # Nothing is packed unless all can be read.
+    entries = {path: read_entries(args, path, option_file.DATASET) for path in lists}
     try:
         for path, how in lists.items():
-            pack_list(args, path, option_file.DATASET, how, own.dtype)
+            pack_list(args, path, entries[path], how, own.dtype)
     except KeyboardInterrupt:
         print("a list that is packed is kept; the same command goes on with what is left", file=sys.stderr)
         raise
@@ -57,10 +58,9 @@ def _parse_own(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def pack_list(args: Namespace, path: str, dataset: Dataset, sampling: Sampling | None, dtype: str) -> None:
+def pack_list(args: Namespace, path: str, entries: Sequence[Entry], sampling: Sampling | None, dtype: str) -> None:
     """Pack one list, unless it is packed already just so and undamaged; say where it is and what it is worth."""
     folder, streams = store_folder(path, args.packed_dir), find_method(args.method).streams
-    entries = read_entries(args, path, dataset)
     start = time.perf_counter()
     there = _find(folder, entries, path, streams, args.visual_width, sampling, dtype)
     if there is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipfusionvad.archives import Damaged, read_torch
 from clipfusionvad.commands.prepare import find_option_file
 from clipfusionvad.commands.task import Task, begin, finish, make_trainer, read_task
 from clipfusionvad.data.lists import Entry
@@ -22,7 +23,7 @@ from clipfusionvad.engine.distributed import join
 from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.files import Damaged, check_writable, link_or_copy, read_torch, remove_leftovers, write_json
+from clipfusionvad.files import check_writable, link_or_copy, remove_leftovers, write_json
 from clipfusionvad.locks import hold
 from clipfusionvad.options import record
 from clipfusionvad.origin import Sources, environment

@@ -224,6 +224,8 @@ def _name_label(item: Annotation, label: str | None, dataset: Dataset) -> None:
 
 def _check(item: Annotation, dataset: Dataset) -> None:
     """A list of names is no annotation file: read as one, it would call every video normal."""
+    if not item.video:
+        raise UserError("the name of the video is empty")
     label = item.label or dataset.label_of(item.video)
     if label and not item.segments and not dataset.is_normal(label):
         raise UserError(f"{item.video} is {label}, but no interval says when")

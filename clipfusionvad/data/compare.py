@@ -183,8 +183,8 @@ def _means(frames: np.ndarray, rows: np.ndarray, stride: int, shift: int) -> tup
     if shift < 0:
         # The first of these means would begin before the video does.
         rows, shift = rows[1:], shift + stride
-    count = min((len(frames) - shift) // stride, len(rows))
-    blocks = frames[shift : shift + count * stride].reshape(count, stride, -1)
+    count = max(0, min((len(frames) - shift) // stride, len(rows)))
+    blocks = frames[shift : shift + count * stride].reshape(count, stride, frames.shape[1])
     return blocks.mean(axis=1), rows[:count]
 
 

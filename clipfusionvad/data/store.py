@@ -67,6 +67,18 @@ class Manifest:
         return replace(self, own_crc32=zlib.crc32(plain.encode()))
 
 
+_KINDS = {
+    "list": str,
+    "list_sha256": str,
+    "width": int,
+    "sampling": str | None,
+    "dtype": str,
+    "videos": int,
+    "rounding": int | float,
+    "crc32": int,
+}
+
+
 @dataclass(frozen=True)
 class Store:
     """An open store; ``features`` is mapped into memory, nothing of it is read before it is used."""
@@ -168,7 +180,7 @@ def open_store(folder: Path) -> Store:
     shortest, longest = int(lengths.min(initial=1)), int(lengths.max(initial=1))
     whole = manifest.sampling is None
     if whole:
-        agree = features.ndim == 2 and lengths.sum() == len(features)
+        agree = features.ndim == 2 and longest <= len(features) and lengths.sum() == len(features)
     else:
         agree = features.ndim == 3 and len(features) == manifest.videos and longest <= features.shape[1]
     if not agree or shortest < 1 or features.shape[-1] != manifest.width * len(manifest.streams):
@@ -213,6 +225,10 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**content | {"streams": tuple(content["streams"])})
         if manifest.dtype not in DTYPES or manifest.videos < 1 or manifest.width < 1 or not manifest.streams:
             raise ValueError("impossible values")
+        if not all(isinstance(getattr(manifest, name), kind) for name, kind in _KINDS.items()):
+            raise ValueError("values of another kind")
+        if not all(isinstance(stream, str) for stream in content["streams"]):
+            raise ValueError("streams without names")
         if manifest != manifest.signed():
             raise ValueError("not what was written")
         return manifest
@@ -240,6 +256,8 @@ def _map_features(folder: Path, manifest: Manifest) -> np.ndarray:
         if dtype != np.dtype(manifest.dtype) or fortran or present != dtype.itemsize * math.prod(shape):
             raise ValueError(f"{present} bytes of data for shape {shape} {dtype}")
         # A plain array over the map: slices of it are plain too, and cheaper than those of np.memmap.
+        if min(shape, default=0) < 1:
+            raise ValueError(f"no features: shape {shape}")
         return np.asarray(np.memmap(path, dtype, mode="r", offset=start, shape=shape))
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{FEATURES} is missing, truncated or not readable ({error})") from error

@@ -168,8 +168,13 @@ def _check_frames(path: str | Path, frames: np.ndarray) -> None:
 def _segments(item: Any, path: str | Path | None, entry: Entry) -> list[Segment]:
     try:
         # Released bounds are text for anomalous videos and numbers for normal ones.
-        return [(int(start), int(end)) for start, end in item]
-    except (TypeError, ValueError) as error:
+        spans = [(int(start), int(end)) for start, end in item]
+        bounds = [bound for pair in item for bound in pair if not isinstance(bound, str)]
+        whole = all(int(bound) == bound for bound in bounds) and not any(isinstance(pair, str) for pair in item)
+        if not whole or not all(0 <= start <= end for start, end in spans):
+            raise ValueError("no interval")
+        return spans
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: the item of {entry.video} (list row {entry.row}) is {str(item)[:60]}, "
             f"not a list of [start, end] in whole frames"

@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 import torch
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.clip import TOY, load_clip
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.doctor.findings import ERROR, NOTE, WARNING, Finding
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method, read_model_file
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_json, read_torch
+from clipfusionvad.files import read_json
 from clipfusionvad.models import find_method
 from clipfusionvad.origin import environment
 from clipfusionvad.runs import BEST, CALIBRATION, ENVIRONMENT, LAST, LOSSES, METRICS, OPTIONS

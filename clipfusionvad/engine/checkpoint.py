@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from clipfusionvad.archives import ForeignObjects, is_plain_tensor, read_torch
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import ForeignObjects, read_torch
 from clipfusionvad.lightning import read_lightning
 from clipfusionvad.models import Method, find_method, method_names
 
@@ -40,15 +41,43 @@ def read_model_file(path: str | Path) -> ModelFile:
     if not isinstance(content, dict):
         raise UserError(f"model file {path} holds no state dict")
     state = content.get("model_state_dict", content.get("state_dict", content))
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model file {path} holds no state dict of tensors")
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
+        raise UserError(f"model file {path} holds no state dict")
+    odd = next((key for key, value in state.items() if not is_plain_tensor(value)), None)
+    if odd is not None:
+        raise UserError(f"model file {path} holds no state dict of tensors: {odd} is not one of plain numbers")
     if content.get("format") == FORMAT:
         made = content.get("made")
-        if not isinstance(made, dict) or not {"method", "dataset", "options", "clip"} <= made.keys():
+        if not isinstance(made, dict) or not all(fits(made.get(key)) for key, fits in _MADE.items()):
             raise UserError(f"model file {path} does not say how it was made: it is damaged")
         return ModelFile(str(path), state, made["method"], made)
     method = next((name for name in method_names() if find_method(name).recognises(state)), None)
-    return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
+    try:
+        return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+#: What ``describe`` says, and how it is told from damage. Older files say less.
+_MADE: dict[str, Callable[[Any], bool]] = {
+    "method": lambda value: _is_text(value) and value in method_names(),
+    # Options and file names are made of it.
+    "dataset": lambda value: _is_text(value) and re.fullmatch(r"[\w-]+", value) is not None,
+    "options": _is_mapping,
+    "classes": lambda value: value is None or (_is_mapping(value) and all(map(_is_text, value.values()))),
+    "protocol": lambda value: value is None or _is_text(value),
+    "frames_per_snippet": lambda value: value is None or isinstance(value, int),
+    "clip": lambda value: value is None or _is_text(value),
+    "clip_fingerprint": lambda value: value is None or _is_text(value),
+}
 
 
 def _read(path: str | Path) -> Any:
@@ -123,6 +152,11 @@ def load_model_file(model: Method, file: ModelFile) -> None:
     missing = [key for key in needed if key not in given]
     unknown = [key for key in given if key not in own]
     reshaped = [key for key in given if key in own and given[key].shape != own[key].shape]
+    whole = [key for key in given if key in own and given[key].is_floating_point() != own[key].is_floating_point()]
+    if whole and not reshaped:
+        raise UserError(
+            f"{file.path} holds numbers of another kind than {model.name}: {whole[0]} {given[whole[0]].dtype}"
+        )
     if missing or unknown or reshaped:
         raise UserError(f"{file.path} does not fit {model.name}: {_misfit(missing, unknown, reshaped, given, own)}")
     weights = {key: value for key, value in given.items() if key not in model.calibration}
@@ -144,7 +178,7 @@ def load_calibration(model: Method, path: str | Path) -> None:
         content = {model.calibration[0]: content}
     for name in model.calibration:
         wanted, found = model.get_buffer(name), content.get(name) if isinstance(content, dict) else None
-        if not isinstance(found, Tensor) or found.shape != wanted.shape or not found.isfinite().all():
+        if not is_plain_tensor(found) or found.shape != wanted.shape or not found.isfinite().all():
             raise UserError(f"calibration file {path} holds no finite {name} of shape {tuple(wanted.shape)}")
         wanted.copy_(found)
 

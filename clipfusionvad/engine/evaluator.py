@@ -17,6 +17,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import Team
+from clipfusionvad.errors import UserError
 from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import (
     class_metrics,
@@ -150,6 +151,9 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "p
     ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``. Where the
     truth is not known, the metrics are those of ``evaluate_videos``.
     """
+    for entry, video in zip(videos.entries, scores, strict=True):
+        if not all(np.isfinite(found).all() for found in (video.anomaly, video.classes) if found is not None):
+            raise UserError(f"the scores of {entry.video} are not finite: its features are not what the model can take")
     if videos.truth is None:
         return evaluate_videos(scores, videos)
     counts = _count_frames(videos, videos.truth.frames, scores)

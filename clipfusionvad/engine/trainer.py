@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
 from clipfusionvad.engine.checkpoint import FORMAT, ModelFile, load_model_file, model_content, own_state
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import Team
 from clipfusionvad.engine.schedule import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import link_or_copy, read_torch, write_torch
+from clipfusionvad.files import link_or_copy, write_torch
 from clipfusionvad.models import Method
 from clipfusionvad.runs import BEST, LAST, PREVIOUS, NoLog, RunLog
 
@@ -284,7 +285,7 @@ class Trainer:
         restore = self._restore if content.get("format") == FORMAT else self._resume_released
         try:
             restore(content, path)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} is not a state that a training can go on from ({error!r})") from error
 
     def _restore(self, content: Mapping[str, Any], path: Path) -> None:

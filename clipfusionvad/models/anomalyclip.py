@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipfusionvad.argtypes import non_negative_float, positive_int, rate
+from clipfusionvad.argtypes import layers, non_negative_float, rate, size
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.data.sampling import GridSampling
 from clipfusionvad.errors import UserError
@@ -310,23 +310,23 @@ class AnomalyCLIP(Method):
     @classmethod
     def add_options(cls, group: argparse._ArgumentGroup) -> None:
         add, switch = group.add_argument, argparse.BooleanOptionalAction
-        add("--num-segments", type=positive_int, help="segments that a model input takes from a video")
-        add("--seg-length", type=positive_int, help="consecutive frames of a segment")
+        add("--num-segments", type=size, help="segments that a model input takes from a video")
+        add("--seg-length", type=size, help="consecutive frames of a segment")
         add("--prompts", choices=PROMPTS, help="learned context before the class name, or a template")
         add("--prompt-template", help="with --prompts fixed, e.g. 'a video of {}'")
-        add("--n-ctx", type=positive_int, help="learned tokens before the class name")
+        add("--n-ctx", type=size, help="learned tokens before the class name")
         add("--ctx-init", help="words, joined by _, that the learned tokens start as; they set --n-ctx")
         add("--shared-context", action=switch, help="one learned context for all classes")
         add("--learn-projection", action=switch, help="fine-tune CLIP's text projection")
         add("--recentre", action=switch, help="centre on the mean normal feature; else plain cosine similarity")
         add("--temporal", choices=TEMPORAL_MODELS, help="axial transformer, or each frame by itself")
-        add("--emb-size", type=positive_int, help="width of the temporal model")
-        add("--depth", type=positive_int, help="units of the axial transformer")
-        add("--heads", type=positive_int, help="attention heads of the axial transformer")
-        add("--dim-heads", type=positive_int, help="width of an attention head (default: --emb-size / --heads)")
+        add("--emb-size", type=size, help="width of the temporal model")
+        add("--depth", type=layers, help="units of the axial transformer")
+        add("--heads", type=size, help="attention heads of the axial transformer")
+        add("--dim-heads", type=size, help="width of an attention head (default: --emb-size / --heads)")
         add("--concat-features", action=switch, help="the temporal model sees the similarities too")
-        add("--num-topk", type=positive_int, help="segments of a video that are most like its class")
-        add("--num-bottomk", type=positive_int, help="segments of a video that are least like its class")
+        add("--num-topk", type=size, help="segments of a video that are most like its class")
+        add("--num-bottomk", type=size, help="segments of a video that are least like its class")
         for kind in ("topk", "bottomk"):
             add(f"--select-idx-dropout-{kind}", type=rate, help="share of segments not up for selection")
         for term, meaning in TERMS.items():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad import losses
-from clipfusionvad.argtypes import non_negative_float, non_negative_int, positive_float, positive_int, rate
+from clipfusionvad.argtypes import layers, non_negative_float, positive_float, rate, size
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.errors import UserError, nearest
 from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
@@ -146,14 +146,14 @@ class IEFVAD(Method):
     def add_options(cls, group: argparse._ArgumentGroup) -> None:
         switch = argparse.BooleanOptionalAction
         add = group.add_argument
-        add("--visual-head", type=positive_int, help="attention heads of both encoders")
-        add("--visual-layers", type=non_negative_int, help="attention layers of both encoders; 0: none")
+        add("--visual-head", type=size, help="attention heads of both encoders")
+        add("--visual-layers", type=layers, help="attention layers of both encoders; 0: none")
         add("--dropout", type=rate, help="dropout of attention")
         add("--noise-model", choices=NOISE_MODELS, help="noise of a modality, and so its KL")
         add("--kl-noise-model", choices=NOISE_MODELS, help="noise that the KL assumes, if another one")
         add("--nu", type=positive_float, help="degrees of freedom of the Student-t")
         add("--lambda-ref", type=non_negative_float, help="size of a refinement step")
-        add("--num-refinement-steps", type=non_negative_int, help="refinement steps; 0: none")
+        add("--num-refinement-steps", type=layers, help="refinement steps; 0: none")
         add("--epsilon", type=positive_float, help="added where the weights are normalised")
         add("--fusion", choices=FUSIONS, help="how modalities are weighed; rgb, event: that one alone")
         add("--reg-weight", type=non_negative_float, help="weight of the agreement of the modalities")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipfusionvad.argtypes import non_negative_float, non_negative_int, positive_float, positive_int
+from clipfusionvad.argtypes import layers, non_negative_float, positive_float, size
 from clipfusionvad.clip import TOY, ClipWeights
 from clipfusionvad.errors import UserError, nearest
 from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
@@ -288,13 +288,11 @@ def _add_temporal_options(group: argparse._ArgumentGroup) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--fim", action=switch, help="paper: feature intensify module")
     group.add_argument("--fim-alpha", type=non_negative_float, help="paper: its factor (not published)")
-    group.add_argument(
-        "--fim-kernel", type=positive_int, help="paper: snippets that its convolution sees (not published)"
-    )
+    group.add_argument("--fim-kernel", type=size, help="paper: snippets that its convolution sees (not published)")
     group.add_argument("--glimpse", action=switch, help="paper: attention along time")
     group.add_argument(
         "--glimpse-window",
-        type=non_negative_int,
+        type=layers,
         help="paper: snippets that see each other in Glimpse, our reading of its window length; 0: all",
     )
     group.add_argument("--glimpse-scale", action=switch, help="paper: scale the dot products (its equation does not)")
@@ -305,14 +303,14 @@ def _add_temporal_options(group: argparse._ArgumentGroup) -> None:
         help="paper: what Emphasize reads, Glimpse projected back to D and added to its input, or its D/32 channels",
     )
     group.add_argument("--sam-mean", action=switch, help="paper: self product over the mean channel, or over their sum")
-    group.add_argument("--squeeze-kernel", type=positive_int, help="paper: kernel of both squeezers (not published)")
-    group.add_argument("--ffn-expansion", type=positive_int, help="paper: hidden over outer width (not published)")
+    group.add_argument("--squeeze-kernel", type=size, help="paper: kernel of both squeezers (not published)")
+    group.add_argument("--ffn-expansion", type=size, help="paper: hidden over outer width (not published)")
     group.add_argument("--block-residual", action=switch, help="paper: residuals in Glimpse and Emphasize (not said)")
 
 
 def _add_prompt_options(group: argparse._ArgumentGroup) -> None:
     switch = argparse.BooleanOptionalAction
-    group.add_argument("--prompt-length", type=positive_int, help="paper: learned tokens around the class name")
+    group.add_argument("--prompt-length", type=size, help="paper: learned tokens around the class name")
     group.add_argument("--class-contexts", action=switch, help="paper: learned tokens for each class (not said)")
     group.add_argument("--reparameterise", action=switch, help="paper: send the learned tokens through DistilBERT")
     group.add_argument("--train-prompt-encoder", action=switch, help="paper: train DistilBERT (not said)")

@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_json, read_text, read_torch
+from clipfusionvad.files import read_json, read_text
 from clipfusionvad.report.run_folder import TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.runs import BEST, EVALUATIONS, LAST, LOSSES, METRICS, seeds_in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,9 +67,20 @@ def read_description(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(read_text(path, "detection"))
-    except (ValueError, UserError):
+    except (ValueError, RecursionError, UserError):
         return None
-    return content if isinstance(content, dict) and {"settings", "snippets"} <= content.keys() else None
+    return content if _is_description(content) else None
+
+
+def _is_description(content: Any) -> bool:
+    """Whether it is what ``describe`` gave, as far as an index needs it."""
+    if not isinstance(content, dict) or not {"settings", "snippets", "thresholds"} <= content.keys():
+        return False
+    video, numbers = content.get("video"), [content.get("max_score")]
+    numbers.append(video.get("seconds") if isinstance(video, dict) else None)
+    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+        return False
+    return isinstance(content.get("verdict"), str) and isinstance(content.get("segments"), list)
 
 
 def name_of(segment: Segment) -> str:

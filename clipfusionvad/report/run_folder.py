@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_json, read_text
+from clipfusionvad.files import read_json, read_yaml
 from clipfusionvad.report.scores import Tested, read_scores
 from clipfusionvad.report.seeds import seeds_columns
+from clipfusionvad.report.table import check_metrics
 from clipfusionvad.runs import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seeds_in
 
 # Scores and the metrics they gave: at the end of training, and of a later test into the same folder.
@@ -40,9 +40,9 @@ class Run:
 
     @property
     def dataset_title(self) -> str:
-        name = self.options.get("dataset", "unknown data")
+        name = str(self.options.get("dataset", "unknown data"))
         known = self.tested.videos.dataset if self.tested else DATASETS.get(name)
-        return known.title if known else str(name)
+        return known.title if known else name
 
 
 def read_run(folder: Path) -> Run:
@@ -64,7 +64,12 @@ def read_run(folder: Path) -> Run:
     if newest and newest.name == TEST_SCORES and results:
         results = {"test": results}
     elif "seeds" in results:
-        results = seeds_columns(results)
+        try:
+            results = seeds_columns(results)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"metrics {metrics} are not those of several seeds: {error!r}") from error
+    for name, found in results.items():
+        check_metrics(found, f"metrics {metrics}, {name}")
     return Run(
         folder,
         tested,
@@ -81,10 +86,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def _read_options(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(path, "options"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"options {path} are not readable YAML: {error}") from error
+    content = read_yaml(path, "options")
     if not isinstance(content, dict):
         raise UserError(f"options {path} must hold lines of the form 'option: value'")
     return content
@@ -95,6 +97,10 @@ def _read_log(path: Path) -> pd.DataFrame | None:
     if not path.is_file() or not path.stat().st_size:
         return None
     try:
-        return pd.read_csv(path, index_col="step").select_dtypes("number")
-    except (ValueError, OSError) as error:
+        log = pd.read_csv(path, index_col="step").select_dtypes("number")
+        if not pd.api.types.is_integer_dtype(log.index.dtype):
+            raise ValueError("a step is no whole number")
+        return log if len(log) else None
+    # The reader of pandas fails in many ways.
+    except Exception as error:
         raise UserError(f"{path} is not readable as the log of a run: {error}") from error

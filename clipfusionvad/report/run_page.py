@@ -51,7 +51,7 @@ def report_page(run: Run) -> str:
         videos=_videos(tested) if tested else [],
         scores=_scores(tested) if tested else None,
         training=[figure_html(figure) for figure in training],
-        options=sorted((name, _said(value)) for name, value in run.options.items()),
+        options=sorted((str(name), _said(value)) for name, value in run.options.items()),
         environment=_environment(run.environment),
     )
 
@@ -73,7 +73,7 @@ def _facts(run: Run) -> list[str]:
         if run.tested.videos.truth is None:
             facts.append("no truth of frames: whole videos are judged")
         facts.append(f"model {run.options.get('model_path')}")
-    elif seeds := run.options.get("seeds"):
+    elif isinstance(seeds := run.options.get("seeds"), list):
         facts.append(f"{len(seeds)} seeds, each with a page of its own in its folder; shown large: their mean")
     else:
         facts.append("not tested yet, or by an older version: no scores.npz in the folder")
@@ -198,15 +198,16 @@ def _spans(tested: Tested, index: int) -> list[tuple[float, float, str]]:
 
 def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values; the command as it would be typed, packages one by one."""
-    known = {**environment, **environment.get("packages", {})}
-    known.pop("packages", None)
-    if "command" in known:
-        known["command"] = shlex.join(known["command"])
+    packages = environment.get("packages")
+    known = {name: value for name, value in environment.items() if name != "packages"}
+    known |= packages if isinstance(packages, dict) else {}
+    if isinstance(known.get("command"), list):
+        known["command"] = shlex.join(map(str, known["command"]))
     return [(name, _said(value)) for name, value in known.items()]
 
 
 def _said(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
+    if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "-"}[value]
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 

@@ -10,6 +10,8 @@ first. ``about`` is JSON: the options and the environment of the test, and its d
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from clipfusionvad.archives import refuse_bomb
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
@@ -25,6 +28,10 @@ from clipfusionvad.errors import UserError
 from clipfusionvad.files import atomic_write, must_exist, without_nan
 from clipfusionvad.origin import environment as current_environment
 
+# A test's own numbers compress a few times, constant ones hundreds of times; a bomb does a thousand times.
+_LARGEST_SHARE = 500
+# Of a video: 38 days at 30 fps.
+_MOST_FRAMES = 10**8
 # What of a dataset is needed to judge scores: a report must not depend on what a dataset's name means later.
 _DATASET = ("name", "title", "classes", "fps", "multi_label")
 
@@ -100,6 +107,7 @@ def read_scores(path: Path) -> Tested:
     """Read what ``save_scores`` wrote; a file that is none of it is a ``UserError``."""
     must_exist(path, "scores")
     try:
+        refuse_bomb(path, _LARGEST_SHARE)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _restore(arrays)
@@ -108,8 +116,52 @@ def read_scores(path: Path) -> Tested:
         raise UserError(f"scores {path} are not readable: the file is damaged, or something else") from error
 
 
+def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise an error unless the arrays agree with one another; what is wrong with them does not matter."""
+    known, snippets, anomaly = Dataset(**about["dataset"]), arrays["snippets"], arrays["anomaly"]
+    classes = arrays.get("classes")
+    if snippets.dtype.kind != "i":
+        raise ValueError("numbers of snippets that are not whole")
+    for name, array in arrays.items():
+        # numpy takes any four bytes for a letter.
+        letters = np.frombuffer(array.tobytes(), np.uint32) if array.dtype.kind == "U" else np.zeros(0, np.uint32)
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError(f"{name} holds what is no letter")
+    total = int(snippets.sum())
+    checks = [
+        isinstance(about["options"], dict) and isinstance(about["environment"], dict),
+        isinstance(about["frames_per_snippet"], int) and 0 < about["frames_per_snippet"] <= _MOST_FRAMES,
+        isinstance(known.fps, int | float) and 0 < known.fps < math.inf and isinstance(known.title, str),
+        len(known.classes) > 1 and all(isinstance(word, str) for pair in known.classes.items() for word in pair),
+        all(arrays[name].dtype.kind == "U" and arrays[name].ndim == 1 for name in ("videos", "labels")),
+        snippets.ndim == 1 and int(snippets.min(initial=1)) > 0,
+        len(arrays["videos"]) > 0 and len(snippets) == len(arrays["labels"]),
+        anomaly.dtype.kind == "f" and anomaly.ndim == 2 and len(anomaly) > 0 and anomaly.shape[1] == total,
+        classes is None or (classes.dtype.kind == "f" and classes.shape == (total, len(known.classes))),
+    ]
+    for label in set(arrays["labels"].tolist()):
+        known.encode(label)
+    if not all(checks) or ("frames" in arrays and not _is_truth(arrays)):
+        raise ValueError("arrays that no test has written")
+
+
+def _is_truth(arrays: Mapping[str, np.ndarray]) -> bool:
+    frames, spans = arrays["frames"], [arrays["abnormal"], arrays["segments"]]
+    if frames.dtype.kind != "i" or frames.shape != arrays["snippets"].shape or frames.min() < 0:
+        return False
+    if int(frames.max()) > _MOST_FRAMES or int(frames.sum()) > 10 * _MOST_FRAMES:
+        return False
+    for rows in spans:
+        if rows.dtype.kind != "i" or rows.ndim != 2 or rows.shape[1] != 3 or (rows < 0).any():
+            return False
+        if (rows[:, 0] >= len(frames)).any() or (rows[:, 2] < rows[:, 1]).any():
+            return False
+    return arrays["segment_labels"].dtype.kind == "U"
+
+
 def _restore(arrays: Mapping[str, np.ndarray]) -> Tested:
     about = json.loads(arrays["about"].item())
+    _check(about, arrays)
     names, labels = arrays["videos"].tolist(), arrays["labels"].tolist()
     # As a list would name them, so that the names come out again whatever they are.
     listed = zip(names, labels, strict=True)

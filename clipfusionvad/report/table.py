@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from clipfusionvad.errors import UserError
+
+# Far beyond any metric; larger whole numbers of JSON are no floats.
+_LARGEST = 1e300
 BRANCHES = {"1": "coarse branch", "2": "fine branch"}
 RANKING = {"auc": "AUC", "ap": "AP", "ano_auc": "Ano-AUC"}
 MEANS = {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames, class against rest"}
@@ -32,6 +36,25 @@ def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, f
     if protocol == "paper":
         return figures
     return {key: value for key, value in figures.items() if "map" not in key or "released" in key}
+
+
+def check_metrics(metrics: Any, where: str) -> None:
+    """Raise ``UserError`` unless a result that was read from a file holds what its tables show."""
+    if not isinstance(metrics, dict):
+        raise UserError(f"{where}: names and numbers are expected, not {str(metrics)[:60]}")
+    needed = [keys for _, keys in _rows(metrics)]
+    needed += [(variant, iou) for variant in VARIANTS for iou in IOUS if "map" in metrics]
+    per_class = metrics.get("per_class", {})
+    if not isinstance(per_class, dict) or not all(isinstance(found, dict) for found in per_class.values()):
+        raise UserError(f"{where}: per_class does not hold the metrics of classes")
+    needed += [("per_class", label, key) for label, found in per_class.items() for key in found]
+    for keys in needed:
+        try:
+            value = _value(metrics, keys)
+        except (LookupError, TypeError) as error:
+            raise UserError(f"{where}: there is no {', '.join(keys)}") from error
+        if value is not None and (not isinstance(value, int | float) or abs(value) > _LARGEST):
+            raise UserError(f"{where}: {', '.join(keys)} is {str(value)[:60]}, not a number")
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import check_writable, without_nan
+from clipfusionvad.files import check_writable, open_own, without_nan
 from clipfusionvad.report.detection import DIGITS, clock, name_of
 from clipfusionvad.video.decode import VideoInfo
 from clipfusionvad.video.detect import CHUNK, FrameFeatures, Scorer
@@ -121,7 +121,7 @@ class StreamLog:
 def _append(path: Path, stack: ExitStack) -> TextIO:
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(open(path, "a", encoding="utf-8"))
+    return stack.enter_context(open(path, "a", encoding="utf-8", opener=open_own))
 
 
 def _write(file: TextIO, line: Mapping[str, Any]) -> None:

@@ -157,6 +157,8 @@ class Detector:
     def judge(self, info: VideoInfo, features: np.ndarray, frames: int, broken: str | None = None) -> Detection:
         """Score the features (n, streams · D) of a video of so many frames."""
         scores = self.scorer(features)
+        if not np.isfinite(scores.anomaly).all():
+            raise UserError(f"the scores of {info.path} are not finite: do the weights fit this CLIP's features?")
         bounds = np.minimum(np.arange(len(features) + 1) * self.frames_per_snippet, frames)
         anomaly, classes = scores.anomaly[0], scores.classes
         segments = find_segments(anomaly, classes, bounds, info.fps, self.labels, self.thresholds)

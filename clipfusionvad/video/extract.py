@@ -23,7 +23,7 @@ from clipfusionvad.clip import image_tower, load_clip
 from clipfusionvad.data.ahead import ahead
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import CannotWrite, atomic_write
+from clipfusionvad.files import CannotWrite, atomic_write, check_inside
 from clipfusionvad.video.crops import to_canvas
 from clipfusionvad.video.decode import VideoInfo, read_frames
 from clipfusionvad.video.encoder import ImageEncoder, check_precision
@@ -64,6 +64,8 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     started = time.perf_counter()
     encoder, model = _load(job.model)
     snippets = SnippetEncoder(encoder, job.options)
+    for path in job.paths:
+        check_inside(job.output, path.parent)
     remove_leftovers(job)
     infos: list[VideoInfo] = []
     frames = rows = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -79,6 +80,8 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
     """
     found: dict[str, str] = {}
     for source, name in (pair for item in given for pair in _expand(str(item))):
+        if name.startswith("/") or ".." in name.split("/") or not _is_name(name):
+            raise UserError(f"{source}: {name!r} cannot be the name of its results")
         other = found.setdefault(name, source)
         if other != source:
             raise UserError(
@@ -112,12 +115,17 @@ def _recorded(manifest: Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_text(manifest, "manifest").splitlines(), 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # Cut off where a machine stopped.
             continue
-        if not isinstance(record, dict) or not {"video", "source"} <= record.keys():
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "source")):
             raise UserError(f"{manifest}, line {number}, names no video and its source: not a manifest of features")
-        yield str(record["source"]), str(record["video"])
+        yield record["source"], record["video"]
+
+
+def _is_name(name: str) -> bool:
+    """Whether files can have it: letters of control would pass for lines of a list, or for commands to a terminal."""
+    return bool(name) and not any(unicodedata.category(letter) == "Cc" for letter in name) and len(name) < 1000
 
 
 def _listed_name(line: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import check_writable, read_text, without_nan, writing
+from clipfusionvad.files import check_writable, open_own, read_text, without_nan, writing
 from clipfusionvad.video.jobs import Job
 
 MANIFEST = "manifest.jsonl"
@@ -43,7 +43,7 @@ class Manifest:
         line = json.dumps(without_nan(record)).encode() + b"\n"
         with writing(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a+b") as file:
+            with open(self.path, "a+b", opener=open_own) as file:
                 if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                     line = b"\n" + line
                 file.write(line)
@@ -79,18 +79,26 @@ def _differences(record: Mapping[str, Any], job: Job, fingerprint: str) -> str:
     return ", ".join(changed)
 
 
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "state", "time")):
+        return False
+    if record["state"] != "done":
+        return True
+    model, options = record.get("model"), record.get("options")
+    if not isinstance(model, dict) or not isinstance(options, dict):
+        return False
+    return {"clip", "fingerprint"} <= model.keys() and {"bytes", "source"} <= record.keys()
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # It was being written when the machine or the program stopped.
             continue
-        wanted = {"video", "state", "time"}
-        if isinstance(record, dict) and record.get("state") == "done":
-            wanted |= {"model", "options", "bytes", "source"}
-        if not isinstance(record, dict) or not wanted <= record.keys():
+        if not _is_record(record):
             raise UserError(f"{path}, line {number}, is not from a manifest of features: move the file elsewhere")
         records.append(record)
     return records

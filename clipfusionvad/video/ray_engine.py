@@ -88,7 +88,8 @@ def _session(ray: ModuleType, workers: int, address: str | None) -> Iterator[Non
     """Ray for the time of a run: quiet, without its web page and without reports to its makers."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     address = address or os.environ.get("RAY_ADDRESS")
-    here: dict[str, Any] = {"num_cpus": workers} if address is None else {}
+    # What is started here is for this machine: nobody else can connect to it.
+    here: dict[str, Any] = {"num_cpus": workers, "_node_ip_address": "127.0.0.1"} if address is None else {}
     try:
         ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:

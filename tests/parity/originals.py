@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from clipfusionvad import create_model
+from clipfusionvad.archives import read_torch
 from clipfusionvad.engine.checkpoint import ModelFile, load_model_file
 from clipfusionvad.engine.device import compile_model
-from clipfusionvad.files import read_torch
 from clipfusionvad.models import Method
 
 #: How far a similarity may be off. A compiled graph fuses and orders sums in its own way: once 1.08e-5 was measured.

@@ -10,9 +10,9 @@ import torch
 from cases import each_case
 from originals import ROUNDING, compiled, difference, read_config, relative
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.clip import clip_in_checkpoint, load_clip, openai_clip
 from clipfusionvad.engine.checkpoint import load_model_file, load_weights, read_model_file
-from clipfusionvad.files import read_torch
 from clipfusionvad.models import build_method
 from clipfusionvad.models.anomalyclip import AnomalyCLIP, segment_masks
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfusionvad.archives import read_torch
 from clipfusionvad.clip import CONTEXT_LENGTH, TOY, openai_clip
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_text, read_torch
+from clipfusionvad.files import read_text
 
 DEFAULT = "distilbert-base-uncased"
 CONFIG, SAFETENSORS, TORCH = "config.json", "model.safetensors", "pytorch_model.bin"

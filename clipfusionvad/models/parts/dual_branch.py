@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad import losses
-from clipfusionvad.argtypes import non_negative_float, non_negative_int, positive_int
+from clipfusionvad.argtypes import layers, non_negative_float, size
 from clipfusionvad.clip import CONTEXT_LENGTH, ClipWeights
 from clipfusionvad.errors import UserError
 from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream
@@ -156,13 +156,11 @@ class DualBranch(Method):
     @classmethod
     def add_options(cls, group: argparse._ArgumentGroup) -> None:
         switch = argparse.BooleanOptionalAction
-        group.add_argument("--visual-head", type=positive_int, help="attention heads of the temporal transformer")
-        group.add_argument("--visual-layers", type=non_negative_int, help="layers of the temporal transformer")
-        group.add_argument(
-            "--attn-window", type=positive_int, help="snippets that see each other; divides --visual-length"
-        )
-        group.add_argument("--prompt-prefix", type=non_negative_int, help="learned tokens before the class name")
-        group.add_argument("--prompt-postfix", type=non_negative_int, help="learned tokens after the class name")
+        group.add_argument("--visual-head", type=size, help="attention heads of the temporal transformer")
+        group.add_argument("--visual-layers", type=layers, help="layers of the temporal transformer")
+        group.add_argument("--attn-window", type=size, help="snippets that see each other; divides --visual-length")
+        group.add_argument("--prompt-prefix", type=layers, help="learned tokens before the class name")
+        group.add_argument("--prompt-postfix", type=layers, help="learned tokens after the class name")
         group.add_argument(
             "--prompts",
             choices=["learned", "fixed"],
