@@ -45,6 +45,10 @@ def segment_backwards(demo):
     return change_arrays(demo, "segments", with_segment(0, [["50", "40"]])), None
 
 
+def segment_empty(demo):
+    return change_arrays(demo, "segments", with_segment(0, [["40", "40"]])), None
+
+
 def segments_overlapping(demo):
     def change(array):
         array[0] = [array[0][0], array[0][0]]
@@ -86,8 +90,9 @@ MISTAKES = {
     anomalous_not_annotated: ("truth-unreadable", ERROR, set()),
     anomalous_without_segment: ("anomalous-without-truth", ERROR, {"truth-length"}),
     segment_past_the_end: ("segment-bounds", ERROR, {"truth-disagrees"}),
-    segment_negative: ("segment-bounds", ERROR, {"truth-disagrees"}),
-    segment_backwards: ("segment-bounds", ERROR, {"truth-disagrees"}),
+    segment_negative: ("truth-unreadable", ERROR, set()),
+    segment_backwards: ("truth-unreadable", ERROR, set()),
+    segment_empty: ("segment-bounds", ERROR, {"truth-disagrees"}),
     segments_overlapping: ("segment-order", WARNING, set()),
     segment_of_another_class: ("segment-labels", ERROR, set()),
     frames_cut_short: ("truth-unreadable", ERROR, set()),

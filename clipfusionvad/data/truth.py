@@ -177,7 +177,7 @@ def _segments(item: Any, path: str | Path | None, entry: Entry) -> list[Segment]
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: the item of {entry.video} (list row {entry.row}) is {str(item)[:60]}, "
-            f"not a list of [start, end] in whole frames"
+            f"not a list of [start, end] in whole frames, 0 or more, that do not end before they start"
         ) from error
 
 

@@ -91,16 +91,14 @@ def anomalous_without_truth(survey: Survey) -> Iterator[Finding]:
 
 
 def segment_bounds(survey: Survey) -> Iterator[Finding]:
-    """A segment is negative, ends before it begins, or lies outside the video."""
+    """A segment is empty, or lies past the end of the video."""
     for row, frames, segments, labels in _videos(survey):
         if labels == [NORMAL_IN_TRUTH]:
             continue
         for start, end in segments:
             place = f"the segment {start} to {end} of {_name(survey, row)}"
-            if start < 0 or end < 0:
-                yield Finding(ERROR, f"{place} has a negative bound", survey.segments_file, advice="correct it")
-            elif end < start or (end == start and not survey.dataset.empty_intervals):
-                yield Finding(ERROR, f"{place} ends before it begins", survey.segments_file, advice="correct it")
+            if end == start and not survey.dataset.empty_intervals:
+                yield Finding(ERROR, f"{place} is empty", survey.segments_file, advice="correct it")
             elif start >= len(frames):
                 what = f"{place} lies past the end of the video, which has {len(frames)} frames"
                 yield Finding(ERROR, what, survey.segments_file, advice=_REORDER)
