@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_this_installation_can_run_this():
 
 
 def test_requirements_are_those_of_the_project():
-    named = {text.split(">")[0].split("=")[0] for text in read_requirements()}
+    named = {re.split("[<>=]", text)[0] for text in read_requirements()}
     assert {"torch", "setuptools", "av", "transformers", "ray"} <= named
 
 
