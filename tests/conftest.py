@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# A process that a shell starts in the background ignores Ctrl-C, which some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is, not whether the code is right. A change is judged by
 # the same examples every time; new ones are for those who look for them.
@@ -22,6 +26,16 @@ def ordinary_arithmetic():
     """A program run within the test process flushes denormals, which would last for the tests after it."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def ordinary_signals():
+    """Nor are a library's handlers those of the next test."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+    yield
+    for kind, handler in zip(kinds, before, strict=True):
+        signal.signal(kind, handler)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -90,11 +92,15 @@ def _session(ray: ModuleType, workers: int, address: str | None) -> Iterator[Non
     address = address or os.environ.get("RAY_ADDRESS")
     # What is started here is for this machine: nobody else can connect to it.
     here: dict[str, Any] = {"num_cpus": workers, "_node_ip_address": "127.0.0.1"} if address is None else {}
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"no Ray cluster at {address}" if address else "Ray does not start"
         raise UserError(f"--engine ray: {where} ({str(error).splitlines()[0]})") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler would end the program without a word.
+        signal.signal(signal.SIGTERM, on_term)
     try:
         yield
     finally:
