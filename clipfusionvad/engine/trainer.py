@@ -9,7 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ class Progress:
     eval_mode: bool = False
     best_score: float = 0.0
     best_step: int = 0
+
+
+_PROGRESS = (int, int, int, int, bool, float, int)
 
 
 class Trainer:
@@ -300,6 +303,8 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer_state_dict"])
         self.scheduler.load_state_dict(content["scheduler_state_dict"])
         self.progress = Progress(**content["progress"])
+        if not all(isinstance(value, kind) for value, kind in zip(astuple(self.progress), _PROGRESS, strict=True)):
+            raise ValueError(f"progress {content['progress']}")
         self.best_state, self.last_state = content["best_state_dict"], content["last_state_dict"]
         # States of older versions say nothing of the records.
         self._sums = content.get("records", {})

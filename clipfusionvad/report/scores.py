@@ -138,6 +138,7 @@ def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         len(arrays["videos"]) > 0 and len(snippets) == len(arrays["labels"]),
         anomaly.dtype.kind == "f" and anomaly.ndim == 2 and len(anomaly) > 0 and anomaly.shape[1] == total,
         classes is None or (classes.dtype.kind == "f" and classes.shape == (total, len(known.classes))),
+        np.isfinite(anomaly).all() and (classes is None or np.isfinite(classes).all()),
     ]
     for label in set(arrays["labels"].tolist()):
         known.encode(label)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,10 +18,9 @@ class ClipTextTower(nn.Module):
 
     def __init__(self, clip: ClipWeights):
         super().__init__()
-        state = clip.state
-        width, layers = (
-            clip.text_width,
-            1 + max(int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")),
+        state, width = clip.state, clip.text_width
+        layers = 1 + max(
+            (int(found[1]) for key in state if (found := re.match(r"transformer\.resblocks\.(\d+)\.", key))), default=0
         )
         self.token_embedding = nn.Embedding(*state["token_embedding.weight"].shape)
         self.positional_embedding = nn.Parameter(torch.empty_like(state["positional_embedding"], dtype=torch.float32))
