@@ -91,7 +91,7 @@ def odd_state(state: dict, rng: random.Random) -> dict:
             lambda: value * torch.inf,
             lambda: value.to_sparse(),
             lambda: value.flatten()[:1].expand(2**40),
-            lambda: value.flatten()[:1].expand(value.shape) if value.numel() else value,
+            lambda: value.flatten()[:1].expand(value.shape) if value.dim() and value.numel() else value,
             lambda: value[None],
             lambda: value.flatten(),
             lambda: torch.empty(0),
