@@ -21,6 +21,8 @@ from clipfusionvad.files import must_exist
 _PIECE = 2**22
 # Bytes of code in a TorchScript file; OpenAI's CLIP has less than a hundredth.
 _MOST_CODE = 2**26
+# What compressed entries may grow to, in sizes of the file; weights are not compressed.
+_MOST_GROWTH = 10
 
 
 class ForeignObjects(UserError):
@@ -87,7 +89,8 @@ def _check_sizes(entries: Sequence[zipfile.ZipInfo], size: int) -> None:
         raise ValueError("entries that torch does not write")
     if any(entry.file_size != entry.compress_size for entry in stored):
         raise ValueError("two sizes of one entry")
-    if sum(entry.file_size for entry in stored) > size or sum(entry.file_size for entry in packed) > _MOST_CODE:
+    most_code = min(_MOST_CODE, _MOST_GROWTH * size)
+    if sum(entry.file_size for entry in stored) > size or sum(entry.file_size for entry in packed) > most_code:
         raise ValueError("entries larger than the file")
 
 

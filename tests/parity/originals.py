@@ -17,8 +17,6 @@ from clipfusionvad.engine.checkpoint import ModelFile, load_model_file
 from clipfusionvad.engine.device import compile_model
 from clipfusionvad.models import Method
 
-#: How far a similarity may be off. A compiled graph fuses and orders sums in its own way: once 1.08e-5 was measured.
-ROUNDING = 2e-5 if "COMPILE" in os.environ else 1e-5
 METHODS = {"ClipFusionVAD": "clipfusionvad", "CLIPVAD": "vadclip"}
 
 

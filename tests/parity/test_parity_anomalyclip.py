@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each_case
-from originals import ROUNDING, compiled, difference, read_config, relative
+from originals import compiled, difference, read_config, relative
 
 from clipfusionvad.archives import read_torch
 from clipfusionvad.clip import clip_in_checkpoint, load_clip, openai_clip
@@ -60,7 +60,7 @@ class Case:
             text = model.encode_text()
         similarity = sampling.restore(out.similarity.flatten(0, 1).numpy(), len(features))
         similarity = self.originals_order(similarity).repeat(self.args["stride"], axis=0)
-        assert difference(similarity, self.outputs[f"{name}_similarity"]) < ROUNDING
+        assert difference(similarity, self.outputs[f"{name}_similarity"]) < 1e-5
         anomaly, classes = model.score_windows(windows, lengths, text)
         scores = sampling.restore(anomaly[0], len(features)).repeat(self.args["stride"])
         assert difference(scores, self.outputs[f"{name}_scores"]) < 1e-5
