@@ -188,7 +188,9 @@ class Team:
             # Gone with the process that kept it.
             first = own
         if first == own:
-            print(line, file=sys.stderr if self.is_main else sys.__stderr__, flush=True)
+            # In one write, even where Python's output is not buffered: torchrun writes to the same place.
+            err = sys.stderr if self.is_main else sys.__stderr__
+            print(f"{line}\n", end="", file=err, flush=True)
         sys.stdout.flush()
         os._exit(int(first.split()[0]))
 
