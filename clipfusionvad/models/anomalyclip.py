@@ -215,7 +215,7 @@ class AnomalyCLIP(Method):
                 f"{self.name} needs the mean feature of the normal training videos (ncentroid), which released files "
                 f"lack: pass the training list, or the videos' features to calibrate()"
             )
-        text = self.encode_text() if text is None else text
+        text = self.encode_once() if text is None else text
         x = visual - self.ncentroid
         similarity = self.select(x, text)
         coarse = self.temporal_model(torch.cat([similarity, x], dim=-1) if self.concat_features else x, self.grid)

@@ -43,7 +43,7 @@ class ClipFusionVAD(DualBranch):
         self.u_head_video = nn.Linear(self.visual_width, self.visual_width)
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
-        text = self.encode_text() if text is None else text
+        text = self.encode_once() if text is None else text
         x = self.gam_attention(self.encode_video(visual, lengths))
         v = F.normalize(self.head_video(x), dim=-1)
         u = F.normalize(self.u_head_video(x), dim=-1)

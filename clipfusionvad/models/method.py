@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -129,6 +129,14 @@ class Method(nn.Module, ABC):
     def encode_text(self) -> Any:
         """What depends on the class prompts alone; evaluation computes it once and hands it to ``forward``."""
 
+    def encode_once(self) -> Any:
+        """``encode_text``, within ``torch.compile`` compiled for training only.
+
+        In inference text is encoded once for all videos, which pays for no compiling, and comes out with the very
+        numbers that an evaluation hands to ``forward``.
+        """
+        return self.encode_text() if self.training else _not_compiled(self.encode_text)
+
     @abstractmethod
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Any = None) -> VADOutput:
         """visual (B, T, D), lengths (B,) valid snippets (None: all) → output."""
@@ -199,6 +207,11 @@ class Method(nn.Module, ABC):
             if scores.classes is not None:
                 classes.append(scores.classes.flatten(0, 1).float().cpu().numpy())
         return np.concatenate(anomaly, axis=1), np.concatenate(classes) if classes else None
+
+
+@torch.compiler.disable
+def _not_compiled(make: Callable[[], Any]) -> Any:
+    return make()
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ class PaperReFLIP(ReFLIPVAD):
         return self.prompts(self.clipmodel, learned if self.prompt_encoder is None else self.prompt_encoder(learned))
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> MagnitudeOutput:
-        text = self.encode_text() if text is None else text
+        text = self.encode_once() if text is None else text
         steps = torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
         valid = steps < (visual.shape[1] if lengths is None else lengths[:, None])
         features, magnitudes = self.temporal(visual, valid)

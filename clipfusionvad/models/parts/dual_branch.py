@@ -96,7 +96,7 @@ class DualBranch(Method):
             self.prompts = FixedPrompts(class_prompts, prompt_template)
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
-        text = self.encode_text() if text is None else text
+        text = self.encode_once() if text is None else text
         x = self.encode_video(visual, lengths)
         coarse = self.classifier(x + self.mlp2(x))
         classes = self.fuse(text, F.normalize(coarse.transpose(1, 2) @ x, dim=-1)) if self.product else text
