@@ -130,12 +130,12 @@ class Method(nn.Module, ABC):
         """What depends on the class prompts alone; evaluation computes it once and hands it to ``forward``."""
 
     def encode_once(self) -> Any:
-        """``encode_text``, within ``torch.compile`` compiled for training only.
+        """``encode_text``; where no gradients are wanted, ``torch.compile`` leaves it as it is.
 
         In inference text is encoded once for all videos, which pays for no compiling, and comes out with the very
         numbers that an evaluation hands to ``forward``.
         """
-        return self.encode_text() if self.training else _not_compiled(self.encode_text)
+        return self.encode_text() if torch.is_grad_enabled() else _not_compiled(self.encode_text)
 
     @abstractmethod
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Any = None) -> VADOutput:
