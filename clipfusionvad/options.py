@@ -30,6 +30,7 @@ from clipfusionvad.demo import demo_defaults
 from clipfusionvad.errors import EXIT_BAD_INPUT, UserError, error_line, nearest
 from clipfusionvad.files import read_yaml
 from clipfusionvad.models import Method, find_method, method_names
+from clipfusionvad.trackers import TRACKERS
 
 # One file for each method and dataset that were published together.
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -348,6 +349,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--use-checkpoint", action=switch, default=False, help="resume an interrupted training")
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     group.add_argument("--metrics-json", help="write the metrics to this file")
+    group.add_argument(
+        "--track", nargs="+", choices=list(TRACKERS), default=[], help="send the curves there too, besides TensorBoard"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     group.add_argument(

@@ -8,15 +8,19 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import yaml
 
 from clipfusionvad.datasets import DATASETS, Dataset, described
 from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_text, remove_leftovers, without_nan, write_json, write_text, writing
+from clipfusionvad.files import read_text, read_yaml, remove_leftovers, without_nan, write_json, write_text, writing
 from clipfusionvad.origin import Sources
+from clipfusionvad.trackers import IDS, TRACKERS, Tracker
+
+if TYPE_CHECKING:
+    from clipfusionvad.appended import Curves
 
 LAST, PREVIOUS, BEST, CALIBRATION, METRICS = "last.pt", "previous.pt", "best.pt", "calibration.pt", "metrics.json"
 OPTIONS, DATASET, ENVIRONMENT, DATA = "options.yaml", "dataset.yaml", "environment.json", "data.csv"
@@ -64,7 +68,7 @@ def states_in(folder: Path) -> list[Path]:
 def clear_run(folder: Path) -> None:
     """Remove the state and the records of a run, if there are any."""
     with writing(folder):
-        for name in (PREVIOUS, LAST, BEST, CALIBRATION, EVALUATIONS, "metrics.csv", LOSSES):
+        for name in (PREVIOUS, LAST, BEST, CALIBRATION, EVALUATIONS, "metrics.csv", LOSSES, IDS):
             (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _CURVES, ignore_errors=True)
 
@@ -105,12 +109,20 @@ class RunLog:
     written past them.
 
     ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
-    step, ``tensorboard/`` both as curves. ``sums`` are the checksums that the first and the third must have then.
+    step, ``tensorboard/`` both as curves, which go to ``trackers`` (names of ``trackers.TRACKERS``) too. ``sums`` are
+    the checksums that the first and the third must have then.
 
     Raises ``UserError`` for records that are not what was written, and where they cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0, evaluations: int = 0, sums: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        evaluations: int = 0,
+        sums: Mapping[str, int] | None = None,
+        trackers: Sequence[str] = (),
+    ):
         # TensorBoard takes a second to import, which a test or a --help need not pay.
         from clipfusionvad.appended import AppendedText, Curves
 
@@ -127,8 +139,10 @@ class RunLog:
             # Records that are not there at all, of a state that came alone, begin here.
             if sums and (folder / name).is_file() and zlib.crc32(text.encode()) != sums[name]:
                 raise _unfit(folder / name)
+        options = read_yaml(folder / OPTIONS, "options") if trackers else {}
+        sent = [TRACKERS[name](folder, options) for name in trackers]
         self._metrics, self._losses = (AppendedText(folder / name, text) for name, text in texts.items())
-        self._curves = Curves(folder / _CURVES, step)
+        self._curves: list[Curves | Tracker] = [Curves(folder / _CURVES, step), *sent]
 
     @property
     def sums(self) -> dict[str, int]:
@@ -140,24 +154,28 @@ class RunLog:
         if not self._losses.size:
             self._losses.write(",".join(["step", "epoch", *values]) + "\n")
         self._losses.write(",".join([str(step), str(epoch), *map(repr, values.values())]) + "\n")
-        self._curves.add({f"train/{name}": value for name, value in values.items()}, step)
+        self._draw({f"train/{name}": value for name, value in values.items()}, step)
 
     def log_evaluation(self, record: dict[str, Any]) -> None:
         """``record`` holds "step", "epoch", "metrics" and whether it "improved"."""
         self.evaluations.append(record)
         self._metrics.write(_line(record))
         found = flat_metrics(record["metrics"])
-        self._curves.add({f"eval/{key}": value for key, value in found.items() if value is not None}, record["step"])
+        self._draw({f"eval/{key}": value for key, value in found.items() if value is not None}, record["step"])
         self._write_table()
+
+    def _draw(self, values: Mapping[str, float], step: int) -> None:
+        for curves in self._curves:
+            curves.add(values, step)
 
     def flush(self) -> None:
         """Bring everything to the disk."""
-        for file in (self._metrics, self._losses, self._curves):
+        for file in (self._metrics, self._losses, *self._curves):
             file.flush()
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:
-            for file in (self._metrics, self._losses, self._curves):
+            for file in (self._metrics, self._losses, *self._curves):
                 stack.callback(file.close)
 
     def _write_table(self) -> None:

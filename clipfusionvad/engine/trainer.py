@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,8 @@ class Trainer:
         self.stop = threading.Event()
         #: What its messages start with, where it is one of several.
         self.label = ""
+        #: Names of the services that its curves go to (``trackers.TRACKERS``).
+        self.trackers: Sequence[str] = ()
         self._sums: Mapping[str, int] = {}
         # Whether ``last.pt`` is of this process, and so worth keeping.
         self._has_saved = False
@@ -110,7 +112,7 @@ class Trainer:
         """What ``fit`` does, step by step: others may work between two steps, and set ``stop``."""
         log: RunLog | NoLog = NoLog()
         if self.team.is_main:
-            log = RunLog(folder, self.progress.step, self.progress.evaluations, self._sums)
+            log = RunLog(folder, self.progress.step, self.progress.evaluations, self._sums, self.trackers)
         try:
             self.save(log, folder, checkpoint_path)
             while self.progress.epoch < self.schedule.max_epoch:
