@@ -71,6 +71,14 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that say something, once."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        untold = action.default is None or action.default == [] or isinstance(action, argparse._StoreTrueAction)
+        return action.help if untold or "(default" in (action.help or "") else super()._get_help_string(action)
+
+
 def parse_options(
     argv: Sequence[str] | None,
     dataset: Dataset,
@@ -226,10 +234,11 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
 def build_parser(dataset: Dataset, method: type[Method]) -> Parser:
     """All flags for one dataset and one method, without the option file's defaults."""
+    script = Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).stem != "__main__"
     parser = Parser(
-        usage="%(prog)s [options]",
-        description=f"{method.name} on {dataset.title}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="%(prog)s [options]" if script else f"clipfusionvad COMMAND --dataset {dataset.name} [options]",
+        description=f"{method.name} on {dataset.title}; --method NAME --help shows the options of another method.",
+        formatter_class=_Help,
     )
     _add_model(parser.add_argument_group("model"), method)
     method.add_options(parser.add_argument_group(f"method: {method.name}"))

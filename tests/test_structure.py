@@ -31,7 +31,7 @@ FLOORS = [
     ("models",),
     ("data",),
     ("metrics", "runs", "clip", "npy", "lightning"),
-    ("appended",),
+    ("appended", "trackers"),
     ("origin",),
     ("archives",),
     ("files", "datasets"),

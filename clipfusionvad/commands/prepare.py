@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
-from clipfusionvad.models import Method, build_method, find_method
+from clipfusionvad.models import Method, build_method, find_method, method_names
 from clipfusionvad.options import NO_TRUTH, Parser, general_defaults, parse_options
 from clipfusionvad.origin import CRC, Sources, environment
 
@@ -45,14 +46,21 @@ class GeneralOptions:
 
 def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, list[str]]:
     """The option file of the dataset that ``--dataset`` names, and the rest of the command line."""
-    parser = Parser(prog=f"clipfusionvad {command}", add_help=False)
-    parser.add_argument("--dataset")
+    parser = Parser(
+        prog=f"clipfusionvad {command}",
+        usage="%(prog)s --dataset NAME [options]",
+        description=f"Defaults differ by dataset, options by method ({', '.join(method_names())}): "
+        f"with --dataset and --method, --help lists them all.",
+        add_help=False,
+    )
+    names = f"{', '.join(DATASETS)}, or a YAML file of your own"
+    parser.add_argument("--dataset", metavar="NAME", help=names)
     known, rest = parser.parse_known_args(argv)
+    if known.dataset is None and {"-h", "--help"} & set(rest):
+        parser.print_help()
+        sys.exit(0)
     if known.dataset is None:
-        known_names = ", ".join(DATASETS)
-        parser.error(
-            f"--dataset is needed, one of: {known_names}, or a YAML file of your own; with it, --help lists all options"
-        )
+        parser.error(f"--dataset is needed, one of: {names}; with it, --help lists all options")
     return option_file_of(find_dataset(known.dataset)), rest
 
 
