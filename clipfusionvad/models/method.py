@@ -129,6 +129,11 @@ class Method(nn.Module, ABC):
     def encode_text(self) -> Any:
         """What depends on the class prompts alone; evaluation computes it once and hands it to ``forward``."""
 
+    def context_vectors(self) -> Tensor | None:
+        """What the method has learned in place of words of a prompt, as CLIP reads it: (n, W), or (C, n, W) of each
+        class; None where it has learned nothing of the kind."""
+        return None
+
     @abstractmethod
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Any = None) -> VADOutput:
         """visual (B, T, D), lengths (B,) valid snippets (None: all) → output."""
