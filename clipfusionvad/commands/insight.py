@@ -45,8 +45,10 @@ from clipfusionvad.report.scores import Tested, read_scores
 from clipfusionvad.video.segments import Thresholds
 
 #: What of a run's options says where its test data is, and how it is read.
-DATA = ("test_list", "gt_path", "gt_segment_path", "gt_label_path", "feature_root", "stream_folders")
-DATA += ("frames_per_snippet", "packed", "packed_dir", "check")
+DATA = (
+    *("test_list", "gt_path", "gt_segment_path", "gt_label_path", "feature_root", "stream_folders"),
+    *("frames_per_snippet", "packed", "packed_dir", "check"),
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "--merge-seconds": {"type": non_negative_float, "default": 1.0, "help": "gaps in an alarm (default: %(default)s)"},
     "--min-seconds": {"type": non_negative_float, "default": 1.0, "help": "shortest alarm (default: %(default)s)"},
@@ -206,7 +208,7 @@ def _of_model(what: str, own: Namespace, more: Sequence[str]) -> Insight:
     device = pick_device(args.device)
     model.to(device).eval()
     if what not in FROM_VIDEO:
-        return FROM_MODEL[what].make(model, dataset.labels, own)
+        return FROM_MODEL[what].make(model, dataset.prompts, own)
     if what == "gates":
         # Before all features are read.
         find_gam(model)
@@ -217,16 +219,22 @@ def _of_model(what: str, own: Namespace, more: Sequence[str]) -> Insight:
 def transfer(runs: Sequence[Path], argv: Sequence[str]) -> Insight:
     """Test the model of every run on the test data of every run; ``argv`` is of a test and goes over all."""
     given = [read_run_options(run) for run in runs]
-    targets = _apart([dataset.title for dataset, _ in given], runs)
+    # Runs with the same test data make one column.
+    data = {
+        (dataset.name, *map(str, map(options.get, DATA))): run
+        for run, (dataset, options) in zip(runs, given, strict=True)
+    }
+    columns = [read_run_options(run) for run in data.values()]
+    targets = _apart([dataset.title for dataset, _ in columns], list(data.values()))
     sources = _apart([f"{options.get('method')} on {dataset.title}" for dataset, options in given], runs)
     tried: list[Tried] = []
     remarks: list[str] = []
-    progress = tqdm(total=len(runs) ** 2, desc="transfer", unit="test", disable=None, leave=False)
+    progress = tqdm(total=len(runs) * len(columns), desc="transfer", unit="test", disable=None, leave=False)
     for source, run in zip(sources, runs, strict=True):
         own, asked = find_source(run, argv)
         args, file = parse_over_model(asked, option_file_of(own))
         bound = _bound_to_classes(args, own, file)
-        for target, (dataset, options) in zip(targets, given, strict=True):
+        for target, (dataset, options) in zip(targets, columns, strict=True):
             foreign = bool(bound) and dataset.labels != own.labels
             metrics = _try(file, args.method, own if foreign else dataset, dataset, options, argv)
             tried.append(Tried(source, target, own.labels == dataset.labels, metrics))

@@ -111,8 +111,9 @@ class Layer:
         return self.dense(length).sum(axis=0)
 
     def effective(self, length: int) -> float:
-        """The number of places that a place attends to, e to the entropy of its weights: the mean over places."""
-        matrix = self.dense(length)
+        """e to the entropy of the weights of a place: how many places it attends to in effect, padding included. The
+        mean over the first ``length`` places."""
+        matrix = self.dense(int(self.places.max()) + 1)[:length]
         return float(np.exp(-(matrix * np.log(np.maximum(matrix, 1e-12))).sum(axis=1)).mean())
 
 
@@ -166,7 +167,8 @@ def draw_attention(layers: list[Layer], seen: View, which: int) -> Figure:
     shown = layers[-PANELS:]
     figure = Figure(figsize=(max(3.7 * len(shown) + 0.4, 9), 7), layout="constrained")
     figure.suptitle(f"{seen.title}, input {which}; red bars and shading: annotated anomaly", fontsize=11)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.7, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.7, 1))
+    upper, lower = parts
     for axis, layer in zip(upper.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         image = _draw_layer(axis, layer, seen.truth_at(rows), length)
         upper.colorbar(image, ax=axis, shrink=0.7)

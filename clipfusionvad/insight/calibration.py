@@ -57,8 +57,8 @@ def equal_mass(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray, bi
 def _gather(chosen: np.ndarray, scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Bins:
     held = np.bincount(chosen, frames)
     kept = held > 0
-    means = (np.bincount(chosen, values)[kept] / held[kept] for values in (scores * frames, positives))
-    return Bins(*means, held[kept])
+    score, abnormal = (np.bincount(chosen, values)[kept] / held[kept] for values in (scores * frames, positives))
+    return Bins(score, abnormal, held[kept])
 
 
 def brier(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> float:

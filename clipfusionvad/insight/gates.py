@@ -35,8 +35,10 @@ def find_gam(model: Method) -> GlobalAttentionModule:
     """The module in a model; ``UserError`` where it has none, saying which methods do."""
     found = [module for module in model.modules() if isinstance(module, GlobalAttentionModule)]
     if not found:
-        having = [name for name in method_names() if OPTION in find_method(name).option_names()]
-        raise UserError(f"this {model.name} has no global attention module, whose gates these are: see {having}")
+        having = ", ".join(name for name in method_names() if OPTION in find_method(name).option_names())
+        raise UserError(
+            f"this {model.name} has no global attention module, whose gates these are; {having} may have it"
+        )
     return found[0]
 
 

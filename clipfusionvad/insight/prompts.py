@@ -28,8 +28,8 @@ CHANCE = 0.05
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each learned vector: its ``classes`` entry ("all" where shared) and ``position``, its ``norm`` (n,), the k
-    tokens of highest cosine ``tokens``, their ``cosine`` and Euclidean ``distance`` (n, k).
+    """Of each learned vector: its ``classes`` entry ("all" where shared), ``position`` and ``norm`` (n,), the k tokens
+    of highest cosine ``tokens`` and their ``cosine`` (n, k), the Euclidean ``distance`` (n,) to the nearest word.
 
     ``random_cosine`` (R,): the highest cosine with any word of random directions, in rising order;
     ``random_distance`` (n,): how far vectors of random direction and the same norm are from the nearest word, the
@@ -72,7 +72,7 @@ def nearest_words(context: Tensor, table: Tensor, labels: list[str], count: int 
         norms.cpu().numpy(),
         tokens.cpu().numpy(),
         cosine.cpu().numpy(),
-        (table[tokens] - flat[:, None]).norm(dim=-1).cpu().numpy(),
+        torch.cdist(flat, table).amin(dim=-1).cpu().numpy(),
         np.sort((drawn @ directions.T).amax(dim=-1).cpu().numpy()),
         torch.stack(away).cpu().numpy(),
     )
@@ -86,7 +86,7 @@ def class_similarity(text: Tensor) -> np.ndarray:
 
 def draw_prompts(found: Nearest | None, similarity: np.ndarray, labels: list[str]) -> Figure:
     """Left, how near each learned vector is to its nearest word and how near random ones are; right, the classes."""
-    rows = 0 if found is None else len(found.position)
+    rows = 0 if found is None else len(set(found.position if len(set(found.classes)) == 1 else found.classes))
     size = 0.33 * len(labels) + 2.6
     height = max(size, min(0.22 * rows, 9) + 1.6)
     figure = Figure(figsize=(size + (6.2 if rows else 0.6), height), layout="constrained")
@@ -106,7 +106,7 @@ def _draw_words(axis: Axes, found: Nearest) -> None:
     axis.axvspan(low, high, color=TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
     axis.axvline(middle, color="#c4452d", lw=1, zorder=0)
     shared = len(set(found.classes)) == 1
-    groups = found.position if shared else found.classes
+    groups = [str(place) for place in found.position] if shared else found.classes
     names = list(dict.fromkeys(groups))
     for row, name in enumerate(names):
         own = [index for index, group in enumerate(groups) if group == name]
@@ -163,7 +163,7 @@ def prompts_insight(model: Method, labels: list[str], count: int = WORDS) -> Ins
         for j, second in enumerate(labels)
         if i < j
     ]
-    header = ("class", "position", "word", "rank", "norm", "distance", "random_as_near", "cosine")
+    header = ("class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine")
     return Insight(Table(header, rows), draw_prompts(found, similarity, labels), lines)
 
 
@@ -172,7 +172,7 @@ def _rows(found: Nearest) -> list[Row]:
     rows: list[Row] = []
     for index, (name, place) in enumerate(zip(found.classes, found.position, strict=True)):
         for rank, word in enumerate(token_words(found.tokens[index].tolist())):
-            numbers = (found.norm[index], found.distance[index, rank], found.chance[index], found.cosine[index, rank])
+            numbers = (found.norm[index], found.distance[index], found.chance[index], found.cosine[index, rank])
             rows.append((name, place, word, rank + 1, *map(float, numbers)))
     return rows
 
@@ -187,7 +187,7 @@ def _short(found: Nearest) -> Table:
             ", ".join(token_words(found.tokens[index].tolist())),
             float(found.cosine[index, 0]),
             float(found.chance[index]),
-            float(found.distance[index, 0]),
+            float(found.distance[index]),
             float(found.random_distance[index]),
         )
         for index in best.tolist()
