@@ -148,7 +148,7 @@ def prompts_insight(model: Method, labels: list[str], count: int = WORDS) -> Ins
         near = int((found.chance <= CHANCE).sum())
         lines += [
             _short(found).text(),
-            f"{near} of {len(rows)} learned vectors are nearer to a word than 95 % of random",
+            f"{near} of {len(found.position)} learned vectors are nearer to a word than 95 % of random",
         ]
         lines[-1] += " vectors; of the others, the words say nothing"
     off = similarity[~np.eye(len(labels), dtype=bool)]
