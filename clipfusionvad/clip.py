@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,20 @@ def tokenize(texts: list[str]) -> Tensor:
         return openai_clip().tokenize(list(texts), context_length=CONTEXT_LENGTH).long()
     except RuntimeError as error:
         raise UserError(f"a class prompt is too long for CLIP: {error}") from error
+
+
+def token_words(tokens: Iterable[int]) -> list[str]:
+    """What tokens of CLIP's vocabulary stand for; a part of a word that goes on ends in "…"."""
+    texts = [_tokenizer().decode([token]) for token in tokens]
+    return [text.strip() if text.endswith(" ") or text.startswith("<|") else f"{text}…" for text in texts]
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    openai_clip()
+    from clip.simple_tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 @functools.cache

@@ -138,6 +138,7 @@ def test_named_flags_exist(page):
         "lists",
         "demo",
         "export",
+        "insight",
         "matrix",
         "extract",
         "detect",

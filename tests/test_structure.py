@@ -24,6 +24,7 @@ FLOORS = [
     ("__main__",),
     ("commands",),
     ("doctor",),
+    ("insight",),
     ("report",),
     ("video", "sweep"),
     ("engine", "options"),

@@ -9,10 +9,20 @@ from typing import Any
 
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.commands.prepare import OptionFile, calibrate, open_list, prepare_model
-from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method, load_model_file, read_model_file
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.engine.checkpoint import (
+    ModelFile,
+    check_clip,
+    check_method,
+    dataset_of,
+    load_model_file,
+    read_model_file,
+)
 from clipfusionvad.errors import UserError, warn
+from clipfusionvad.files import must_exist
 from clipfusionvad.models import Method, find_method
+from clipfusionvad.options import Parser, read_config
+from clipfusionvad.runs import BEST, DATASET, LAST, OPTIONS, seeds_in
 
 # What a model file says besides the options of its method.
 ORIGIN = ("clip", "protocol", "frames_per_snippet")
@@ -32,11 +42,12 @@ def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tup
                 f"{args.model_path} was trained on {dataset.title} with the classes {', '.join(file.made['classes'])}, "
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
             )
-        args = option_file.parse_args(argv, _stored(file, args.method))
+        args = option_file.parse_args(argv, stored_options(file, args.method))
     return args, file
 
 
-def _stored(file: ModelFile, method: str) -> Mapping[str, Any]:
+def stored_options(file: ModelFile, method: str) -> Mapping[str, Any]:
+    """What a model file of ours says of the options that the method has, and of where it comes from."""
     known = set(find_method(method).option_names())
     origin = {key: file.made[key] for key in ORIGIN if file.made.get(key) is not None}
     return {key: value for key, value in file.made["options"].items() if key in known} | origin
@@ -61,3 +72,37 @@ def _calibrate(model: Method, args: Namespace, dataset: Dataset, file: ModelFile
         )
     entries = [] if args.calibration else open_list(args, args.train_list, dataset)[0]
     calibrate(model, args, entries, dataset)
+
+
+def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
+    """The dataset and the options of a test of what a folder of a run, or a model file, holds.
+
+    A run is tested as its own options say, its best weights or, where it kept none, the last ones. A file of ours
+    names its method and dataset; those of others need ``--dataset``. ``argv`` goes over both.
+    """
+    if source.is_dir():
+        dataset, _ = read_run_options(source)
+        best = next((source / name for name in (BEST, LAST) if (source / name).is_file()), None)
+        if best is None:
+            raise UserError(f"the run in {source} has no weights yet: neither {BEST} nor {LAST}")
+        return dataset, ["--config", str(source / OPTIONS), "--model-path", str(best), *argv]
+    must_exist(source, "run or model file")
+    file = read_model_file(source)
+    parser = Parser(prog="clipfusionvad", add_help=False)
+    parser.add_argument("--dataset")
+    known, rest = parser.parse_known_args(argv)
+    if known.dataset is None and not file.made:
+        raise UserError(f"{source} does not say what it was trained on: give --dataset, one of {', '.join(DATASETS)}")
+    dataset = find_dataset(known.dataset) if known.dataset else dataset_of(file)
+    method = ["--method", file.method] if file.method else []
+    return dataset, [*method, "--model-path", str(source), *rest]
+
+
+def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:
+    """The dataset of a run and the options that it recorded; ``UserError`` for another folder."""
+    if not (folder / OPTIONS).is_file():
+        seeds = ", ".join(seeds_in(folder)) if folder.is_dir() else ""
+        hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"there is no {OPTIONS} in it"
+        raise UserError(f"{folder} is no folder of a run: {hint}")
+    options, own = read_config(str(folder / OPTIONS)), folder / DATASET
+    return find_dataset(str(own) if own.is_file() else str(options.get("dataset"))), options

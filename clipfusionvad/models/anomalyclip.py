@@ -208,6 +208,13 @@ class AnomalyCLIP(Method):
             words = self.clipmodel.token_embedding(prompts.tokens)
         return self.clipmodel(words, prompts.layout, self.text_encoder["text_projection"])[self.rank]
 
+    def context_vectors(self) -> Tensor | None:
+        """The context of each class in the order of ``class_prompts``, or the one that all share."""
+        prompts = self.prompt_learner
+        if not isinstance(prompts, ContextPrompts):
+            return None
+        return prompts.ctx[self.rank] if prompts.ctx.dim() == 3 else prompts.ctx
+
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
         """visual (B, S·F, D), all of it valid → output. ``UserError`` where the centre of normality is unknown."""
         if not self.calibrated:

@@ -137,6 +137,11 @@ class Method(nn.Module, ABC):
         """
         return self.encode_text() if torch.is_grad_enabled() else _not_compiled(self.encode_text)
 
+    def context_vectors(self) -> Tensor | None:
+        """What the method has learned in place of words of a prompt, as CLIP reads it: (n, W), or (C, n, W) of each
+        class; None where it has learned nothing of the kind."""
+        return None
+
     @abstractmethod
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Any = None) -> VADOutput:
         """visual (B, T, D), lengths (B,) valid snippets (None: all) → output."""

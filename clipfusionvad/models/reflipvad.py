@@ -239,8 +239,12 @@ class PaperReFLIP(ReFLIPVAD):
         """Text features of the class prompts, not normalised: (C, E)."""
         if self.prompt_embeddings is None:
             return self.prompts(self.clipmodel)
+        return self.prompts(self.clipmodel, self.context_vectors())
+
+    def context_vectors(self) -> Tensor | None:
+        """The prompt tokens as the prompt encoder gives them."""
         learned = self.prompt_embeddings
-        return self.prompts(self.clipmodel, learned if self.prompt_encoder is None else self.prompt_encoder(learned))
+        return learned if learned is None or self.prompt_encoder is None else self.prompt_encoder(learned)
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> MagnitudeOutput:
         text = self.encode_once() if text is None else text

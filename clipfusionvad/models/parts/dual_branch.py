@@ -133,6 +133,14 @@ class DualBranch(Method):
             return self.prompts(self.clipmodel)
         return self.prompts(self.clipmodel, self.text_prompt_embeddings.weight)
 
+    def context_vectors(self) -> Tensor | None:
+        """The rows of the learned table that are in the prompt of any class."""
+        learned = self.text_prompt_embeddings
+        if learned is None or not isinstance(self.prompts, LearnedPrompts):
+            return None
+        seen = self.prompts.seen
+        return learned.weight[: len(seen)][seen]
+
     def fuse(self, text: Tensor, prompt: Tensor) -> Tensor:
         """Add the visual prompt (B, 1, D) of each video to the text features (C, D): (B, C, D)."""
         fused = text + prompt

@@ -151,6 +151,12 @@ class LearnedPrompts(nn.Module):
         self.register_buffer("tokens", placed.clamp(min=0), persistent=False)
         self.layout = PromptLayout(prefix + ends + postfix, shared=1 + prefix)
 
+    @property
+    def seen(self) -> Tensor:
+        """Which of the n rows of the learned table stand before EOT in the prompt of any class, (n,) bool."""
+        before = torch.arange(self.learned.shape[1], device=self.learned.device) < self.layout.ends[:, None]
+        return (self.learned.squeeze(-1) & before).any(dim=0)
+
     def forward(self, tower: ClipTextTower, context: Tensor) -> Tensor:
         """context (77, W), the learned table → text features (C, E)."""
         words = tower.token_embedding(self.tokens)
