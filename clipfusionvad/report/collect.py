@@ -19,9 +19,8 @@ from clipfusionvad.runs import METRICS, OPTIONS, flat_metrics, seed_folder
 
 BEST, LAST = "best", "last"
 #: Options that say where a run is kept and how it is computed, not what is trained.
-PLACES = {
-    "seed", "seeds", "output_dir", "model_path", "checkpoint_path", "device", "workers", "check", "packed", "packed_dir",
-}  # fmt: skip
+PLACES = {"seed", "seeds", "output_dir", "model_path", "checkpoint_path", "metrics_json"}
+PLACES |= {"device", "workers", "check", "packed", "packed_dir"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Cell:
     def data(self) -> str:
         """The data as a table names it: what is made up must not be taken for a benchmark."""
         known = DATASETS.get(self.dataset)
-        return (known.title if known else self.dataset) + (" (made-up demo)" if self.demo else "")
+        return (known.title if known else self.dataset) + (" (demo)" if self.demo else "")
 
 
 def collect(paths: Sequence[Path]) -> list[Cell]:
@@ -112,11 +111,16 @@ def collect(paths: Sequence[Path]) -> list[Cell]:
 
 def _name(cells: Sequence[Cell]) -> None:
     """Name cells by their folders, with as many of those above as tell them apart."""
-    for depth in range(1, 1 + max(len(cell.folder.resolve().parts) for cell in cells)):
-        for cell in cells:
-            if not cell.name or taken[cell.name] > 1:
-                cell.name = "/".join(cell.folder.resolve().parts[-depth:])
-        taken = Counter(cell.name for cell in cells)
+    places = [cell.folder.resolve() for cell in cells]
+    for depth in range(1, 1 + max(len(place.parts) for place in places)):
+        unnamed = [cell for cell in cells if not cell.name]
+        names = Counter("/".join(place.parts[-depth:]) for place in places)
+        for cell in unnamed:
+            name = "/".join(cell.folder.resolve().parts[-depth:])
+            cell.name = name if names[name] == 1 else ""
+    # Several settings of one folder's seeds differ in nothing but their seed's folder.
+    for cell in cells:
+        cell.name = cell.name or str(cell.results[0].folder)
 
 
 def _read_below(path: Path) -> list[Result]:

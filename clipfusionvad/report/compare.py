@@ -20,6 +20,7 @@ from clipfusionvad.report.resampled import fingerprints, read_tested, resampled_
 
 RESAMPLES, LEVEL = 2000, 0.95
 
+
 @dataclass(frozen=True)
 class Difference:
     """How far one setting is from another in a metric, all in percent.
@@ -70,7 +71,9 @@ class Resampler:
     def compare(self, reference: Sequence[Path], other: Sequence[Path]) -> list[Difference]:
         """As the function ``compare``, with what is known already."""
         pairs = self._pair(reference, other)
-        shared = [metric for metric in pairs[0][0].values if all(metric in run.values for pair in pairs for run in pair)]
+        shared = [
+            metric for metric in pairs[0][0].values if all(metric in run.values for pair in pairs for run in pair)
+        ]
         return [_difference(metric, pairs) for metric in shared]
 
     def _pair(self, reference: Sequence[Path], other: Sequence[Path]) -> list[tuple[_Resampled, _Resampled]]:

@@ -75,14 +75,13 @@ def _groups(tested: Tested, weights: np.ndarray) -> list[_Group]:
     groups: list[_Group] = []
     for branch, scores in enumerate(pooled.anomaly, start=1):
         arrays = (scores, pooled.positives, pooled.frames, video)
-        names = (f"auc{branch}", f"ap{branch}")
-        groups.append((names, partial(_ranking, names, arrays, weights)))
-        names = (f"ano_auc{branch}",)
-        groups.append((names, partial(_ranking, names, [array[anomalous] for array in arrays], weights)))
+        within = [array[anomalous] for array in arrays]
+        for names, chosen in (((f"auc{branch}", f"ap{branch}"), arrays), ((f"ano_auc{branch}",), within)):
+            groups.append((names, partial(_ranking, names, chosen, weights)))
     if pooled.classes is not None:
         groups.append((("mauc", "mean_ap"), partial(_class_means, pooled, pooled.classes, video, weights)))
-        names = ("map_average", *(f"map_{variant}@average" for variant in _VARIANTS))
-        groups.append((names, partial(_detection, tested, pooled, pooled.classes, weights)))
+        variants = ("map_average", *(f"map_{variant}@average" for variant in _VARIANTS))
+        groups.append((variants, partial(_detection, tested, pooled, pooled.classes, weights)))
     return groups
 
 
@@ -112,7 +111,9 @@ def _detection(tested: Tested, pooled: Pooled, classes: np.ndarray, weights: np.
     ends = np.cumsum(pooled.snippets)[:-1]
     frames = np.split(pooled.frames, ends)
     inputs = (np.split(classes, ends), truth.segments, truth.labels, labels, frames)
-    hits = {variant: detection_hits(*inputs, None if variant == "released" else NORMAL_IN_TRUTH) for variant in _VARIANTS}
+    hits = {
+        variant: detection_hits(*inputs, None if variant == "released" else NORMAL_IN_TRUTH) for variant in _VARIANTS
+    }
     found = {variant: resampled_detection(hits[variant], weights, len(labels), variant) for variant in _VARIANTS}
     headline = HEADLINE_MAP[str(tested.options.get("protocol", "paper"))]
     return {"map_average": found[headline]} | {f"map_{name}@average": values for name, values in found.items()}

@@ -41,7 +41,8 @@ class Figure:
 def published_figures() -> list[Figure]:
     """All figures of ``published.csv``. Of several for one metric, the first is what the paper claims as its result."""
     text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
-    return [Figure(**row | {"value": float(row["value"])}) for row in csv.DictReader(text.splitlines())]
+    rows = csv.DictReader(text.splitlines())
+    return [Figure(row["method"], row["dataset"], row["metric"], float(row["value"]), row["source"]) for row in rows]
 
 
 def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, float]:
