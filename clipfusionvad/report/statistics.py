@@ -124,7 +124,7 @@ def details(rows: Sequence[Row]) -> list[Grid]:
     grids = []
     for cell, data in dict.fromkeys((row.cell, row.data) for row in rows):
         own = {(row.metric, row.weights): row for row in rows if row.cell == cell}
-        paper = ["paper", "lies"] if _has_paper(own.values()) else []
+        paper = ["paper"] if _has_paper(own.values()) else []
         header = ["in percent"]
         for kind in kinds:
             over = {row.interval for row in own.values() if row.weights == kind and row.interval}
@@ -144,7 +144,7 @@ def _detail(rows: Sequence[Row | None], with_paper: bool) -> tuple[str, ...]:
     cells = [title(first.metric)]
     for row in rows:
         cells += ["-", "-"] if row is None else [measured(row), _bounds(row)]
-    paper = ["-" if first.paper is None else f"{first.paper:.2f}", _verdict(first)] if with_paper else []
+    paper = ["-" if first.paper is None else f"{first.paper:.2f} {_verdict(first)}"] if with_paper else []
     return (*cells, *paper)
 
 
@@ -243,4 +243,4 @@ def _meaning(rows: Sequence[Row]) -> str:
         None: "-: a single run's weights whose scores are not kept, or a metric that is not resampled",
     }
     text = "Intervals. " + ". ".join(text for kind, text in parts.items() if kind in kinds) + "."
-    return text + (" The paper's figure is judged by the interval of the first column." if _has_paper(rows) else "")
+    return text + (" The paper's figure lies inside or outside of the first column's." if _has_paper(rows) else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ DEMO, CLIPS, FULL = "demo", "real clips", "full"
 DATA = (DEMO, CLIPS, FULL)
 _KEY = ("method", "dataset", "data", "protocol", "metric")
 _COLUMNS = (*_KEY, "mean", "std", "n", "command", "version", "commit", "date")
+_WIDTH = 120
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
@@ -78,7 +80,7 @@ def _rows_of(cell: Cell, kind: str) -> dict[tuple[str, ...], dict[str, str]]:
         "dataset": cell.dataset,
         "data": kind,
         "protocol": cell.protocol,
-        "command": " ".join(map(str, about.get("command", []))),
+        "command": " ".join(map(str, about.get("command", []))).replace("__main__.py", "python -m clipfusionvad"),
         "version": str(about.get("version", clipfusionvad.__version__)),
         "commit": str(about.get("commit") or ""),
         "date": measured.date().isoformat(),
@@ -101,18 +103,22 @@ def write_into_readme(path: Path, store: Sequence[dict[str, str]]) -> None:
 
 
 def results_text(store: Sequence[dict[str, str]]) -> str:
-    """Published figures beside what was measured here, and, apart from them, what the demo gave. In percent."""
+    """Published figures beside what was measured here, and, apart from them, what the demo gave. In percent.
+
+    Of the protocols, only that by which the figures were obtained.
+    """
+    store = [row for row in store if row["protocol"] == "paper"]
     figures = [figure for figure in published_figures() if "@" not in figure.metric]
     real = [row for row in store if row["data"] != DEMO]
     intro = (
-        "Published figures and, beside them, what was measured with this repository on the same benchmark. "
+        "Published figures in percent and, beside them, what was measured with this repository by the same protocol. "
         + ("" if real else "**None of them was measured here yet.** ")
         + "*unverified*: no public source could be checked."
     )
-    parts = [intro, "", _table(_published_grid(figures, store))]
+    parts = [textwrap.fill(intro, _WIDTH), "", _table(_published_grid(figures, store))]
     demo = [row for row in store if row["data"] == DEMO]
     if demo:
-        parts += [_DEMO, "", _table(_demo_grid(demo))]
+        parts += [textwrap.fill(_DEMO, _WIDTH), "", _table(_demo_grid(demo, figures))]
     return "\n".join(parts)
 
 
@@ -145,9 +151,11 @@ def _published_grid(figures: Sequence[Figure], store: Sequence[dict[str, str]]) 
     return Grid("", header, rows, labels=3)
 
 
-def _demo_grid(demo: Sequence[dict[str, str]]) -> Grid:
+def _demo_grid(demo: Sequence[dict[str, str]], figures: Sequence[Figure]) -> Grid:
     names = [name for name in DATASETS if any(row["dataset"] == name for row in demo)]
-    methods = list(dict.fromkeys(row["method"] for row in demo))
+    there = {row["method"] for row in demo}
+    methods = [*dict.fromkeys(figure.method for figure in figures if figure.method in there)]
+    methods += sorted(there - set(methods))
     by_place = {(row["method"], row["dataset"], row["metric"]): row for row in demo}
     rows = tuple(
         (
