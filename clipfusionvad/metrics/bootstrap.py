@@ -13,8 +13,8 @@ import numpy as np
 
 from clipfusionvad.metrics.detection import IOUS, Hits
 
-# Numbers of a resample and a snippet that are held at a time (32 MB for each table of them).
-_CHUNK = 2**22
+# Numbers of resamples and snippets that are held at a time (8 MB for each table of them).
+_CHUNK = 2**20
 
 
 def draw_videos(videos: int, resamples: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Result:
     options: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     scores: Path | None
+    is_test: bool = False
 
     @property
     def seed(self) -> int | None:
@@ -41,7 +42,9 @@ class Result:
 
     @property
     def setting(self) -> str:
-        """The same for all seeds of a setting."""
+        """The same for all seeds of a setting. Whose model a test is of cannot be told, so each stands by itself."""
+        if self.is_test:
+            return str(self.folder.resolve())
         kept = {key: value for key, value in self.options.items() if key not in PLACES}
         return json.dumps(kept, sort_keys=True, default=str)
 
@@ -152,7 +155,7 @@ def _read_training(folder: Path) -> Result | None:
 def _read_test(folder: Path) -> Result:
     scores = folder / TEST_SCORES
     metrics = {BEST: read_json(folder / TEST_METRICS, "metrics")}
-    return _result(folder, read_scores(scores).options, metrics, folder / TEST_METRICS, scores)
+    return replace(_result(folder, read_scores(scores).options, metrics, folder / TEST_METRICS, scores), is_test=True)
 
 
 def _result(folder: Path, options: Any, metrics: dict[str, Any], source: Path, scores: Path | None) -> Result:
