@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from clipfusionvad.metrics.detection import IOUS, Hits
 
@@ -45,15 +46,15 @@ def resampled_ranking(
     holds = np.zeros(level[-1] + 1, dtype=bool)
     holds[level[hit]] = True
     begins = np.flatnonzero(np.append(True, holds[1:] | holds[:-1]))
-    starts = np.searchsorted(level, begins)
-    own_starts = np.flatnonzero(np.append(True, np.diff(level[hit])))
     kept = np.flatnonzero(holds[begins])
+    step = np.searchsorted(begins, level, side="right") - 1
+    counts = _by_video(frames, step, video, len(begins), weights.shape[1])
+    hits = _by_video(positives[hit], np.searchsorted(kept, step[hit]), video[hit], len(kept), weights.shape[1])
 
     auc, ap = np.empty(len(weights)), np.empty(len(weights))
-    for part in _parts(len(weights), len(order)):
+    for part in _parts(len(weights), len(begins)):
         drawn = np.ascontiguousarray(weights[part].T)
-        counted = np.add.reduceat(drawn[video] * frames[:, None], starts)
-        gained = np.add.reduceat(drawn[video[hit]] * positives[hit, None], own_starts)
+        counted, gained = counts @ drawn, hits @ drawn
         seen, found = np.cumsum(counted, axis=0), np.cumsum(gained, axis=0)
         normal = seen[-1] - found[-1]
         tied, seen = counted[kept] - gained, seen[kept]
@@ -63,6 +64,11 @@ def resampled_ranking(
             ap[part] = (gained * found / np.maximum(seen, 1)).sum(axis=0) / found[-1]
         ap[part][normal == 0] = np.nan
     return auc, ap
+
+
+def _by_video(frames: np.ndarray, step: np.ndarray, video: np.ndarray, steps: int, videos: int) -> csr_matrix:
+    """Frames at each step of the threshold in each video, sparse (steps, V): times draws they are those drawn."""
+    return csr_matrix((frames.astype(np.float64), (step, video)), shape=(steps, videos))
 
 
 def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: str) -> np.ndarray:
