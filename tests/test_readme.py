@@ -23,6 +23,7 @@ from clipfusionvad.engine.checkpoint import own_state
 from clipfusionvad.files import write_torch
 from clipfusionvad.models import method as methods
 from clipfusionvad.models import method_names
+from clipfusionvad.report.store import read_store, write_into_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -147,6 +148,7 @@ def test_named_flags_exist(page):
         "doctor",
         "sweep",
         "rerun",
+        "table",
     )
     for command in own:
         known |= flags_of_command(command)
@@ -218,3 +220,12 @@ def test_imports_run_down_the_picture():
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             for other in [name.split(".")[1] for name in names if name.startswith("clipfusionvad.")]:
                 assert floors[own] <= floors[other], f"{file.name} imports from {other}, which is drawn above {own}"
+
+
+def test_tables_of_results_are_those_of_the_store(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    write_into_readme(page, read_store(ROOT / "docs" / "results.csv"))
+    assert page.read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), (
+        "make them: python -m clipfusionvad table --store docs/results.csv --readme README.md"
+    )

@@ -32,6 +32,20 @@ class DetectionResult(TypedDict):
     per_class: dict[float, np.ndarray]
 
 
+class Hits(NamedTuple):
+    """Predicted segments ordered by class and falling score, and what each hits; the truth beside them."""
+
+    video: np.ndarray  # (n,)
+    label: np.ndarray  # (n,) class
+    hit: np.ndarray  # (IoUs, n) bool
+    truth_video: np.ndarray  # (m,)
+    truth_label: np.ndarray  # (m,)
+
+    @property
+    def size(self) -> int:
+        return len(self.video)
+
+
 class _Rows(NamedTuple):
     """The rows of all videos, joined; videos without rows have no slot."""
 
@@ -135,6 +149,25 @@ def corrected_detection_map(
             found.where(kept), score[kept], truth.where(truth.label > 0), len(class_labels)
         ),
     }
+
+
+def detection_hits(
+    class_probs: Sequence[ArrayLike],
+    segments: Sequence[Sequence[Sequence[int | str]]],
+    labels: Sequence[Sequence[str]],
+    class_labels: Sequence[str],
+    frames: Sequence[ArrayLike] | None = None,
+    normal_label: str | None = None,
+) -> Hits:
+    """Which predicted segments hit the truth; a video's hits do not depend on what other videos there are.
+
+    Inputs as in ``detection_map``. ``normal_label`` is what the truth calls ``class_labels[0]``, as in
+    ``corrected_detection_map``; truth labels that are no class are ignored.
+    """
+    index = {label: c for c, label in enumerate(class_labels)}
+    truth = _read_truth(segments, labels, index | ({normal_label: 0} if normal_label else {}), "ignore")
+    found, score = _find_segments(_join(class_probs, frames, len(class_labels)))
+    return _match(found, score, truth, len(class_labels))
 
 
 def _mean_over_truth(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> DetectionResult:
@@ -290,10 +323,23 @@ def _ordered(bits: np.ndarray) -> np.ndarray:
 
 
 def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> np.ndarray:
-    """AP (IoUs, C) of predictions ordered by (class, video), as ``_find_segments`` gives them.
+    """AP (IoUs, C): sum of the precisions at the hits / truth segments; arguments as in ``_match``."""
+    hits = _match(found, score, truth, classes)
+    # Hits come ordered by (threshold, class, place): counting them within their group gives their precision.
+    threshold, at = np.nonzero(hits.hit)
+    label = hits.label[at]
+    group = threshold * classes + label
+    nth = np.arange(1, len(group) + 1) - np.searchsorted(group, group)
+    precision = nth / (at + 1 - np.searchsorted(hits.label, label))
+    total = np.bincount(group, precision, minlength=len(IOUS) * classes).reshape(len(IOUS), classes)
+    return total / np.maximum(np.bincount(truth.label, minlength=classes), 1)
+
+
+def _match(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> Hits:
+    """Match predictions ordered by (class, video), as ``_find_segments`` gives them, with the truth.
 
     Over all videos, predictions of a class take, by falling score, the unused truth segment of their video
-    with the best IoU that reaches the threshold. AP = sum of the precisions at the hits / truth segments.
+    with the best IoU that reaches the threshold.
     """
     # By class and falling score; equal scores stay in order of video and time.
     keys = _ordered((0 - score).view(np.int32)).astype(np.int64) << 32 | np.arange(len(score))
@@ -325,11 +371,5 @@ def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes:
         hits[at] |= new
         used[segment] |= new
 
-    # Hits come ordered by (threshold, class, place): counting them within their group gives their precision.
-    threshold, at = np.nonzero(np.frombuffer(hits, np.uint8) >> np.arange(len(IOUS))[:, None] & 1)
-    label = found.label[order][at]
-    group = threshold * classes + label
-    nth = np.arange(1, len(group) + 1) - np.searchsorted(group, group)
-    precision = nth / (at + 1 - np.searchsorted(found.label, label))
-    total = np.bincount(group, precision, minlength=len(IOUS) * classes).reshape(len(IOUS), classes)
-    return total / np.maximum(np.bincount(truth.label, minlength=classes), 1)
+    hit = (np.frombuffer(hits, np.uint8) >> np.arange(len(IOUS))[:, None] & 1).astype(bool)
+    return Hits(found.video[order], found.label[order], hit, truth.video, truth.label)

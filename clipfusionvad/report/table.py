@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -22,15 +23,35 @@ VARIANTS = {
 }
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A published figure: percent for detection mAP (``map…``), 0..1 for all other metrics."""
+
+    method: str
+    dataset: str
+    metric: str
+    value: float
+    source: str
+
+    @property
+    def percent(self) -> float:
+        return self.value if self.metric.startswith("map") else 100 * self.value
+
+
+def published_figures() -> list[Figure]:
+    """All figures of ``published.csv``. Of several for one metric, the first is what the paper claims as its result."""
+    text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return [Figure(row["method"], row["dataset"], row["metric"], float(row["value"]), row["source"]) for row in rows]
+
+
 def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, float]:
     """The published figures of a method on a dataset, keyed as the metrics are ("map@0.1" for one IoU).
 
     Detection mAP was published as the released procedure computes it, so it stands beside that variant only.
     """
-    text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    own = [row for row in rows if (row["method"], row["dataset"]) == (method, dataset)]
-    figures = {row["metric"]: float(row["value"]) for row in own}
+    own = [figure for figure in published_figures() if (figure.method, figure.dataset) == (method, dataset)]
+    figures = {figure.metric: figure.value for figure in reversed(own)}
     if "map_average" in figures:
         figures["map_released@average"] = figures["map_average"]
     if protocol == "paper":

@@ -9,7 +9,7 @@ from unittest import mock
 
 from tiny import Tiny, strings
 
-from clipfusionvad.commands import compare_features, detect, export, extract, lists, report
+from clipfusionvad.commands import compare_features, detect, export, extract, lists, report, table
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import find_method, method_names
 from clipfusionvad.options import Parser, build_parser
@@ -22,6 +22,7 @@ OWN = {
     "detect": detect,
     "lists": lists,
     "report": report,
+    "table": table,
     "export": export,
     "compare-features": compare_features,
 }
@@ -117,6 +118,8 @@ LONG = {
     "clip",
     "event_clip",
     "annotated",
+    "bootstrap",
+    "readme",
 }
 
 
@@ -158,6 +161,7 @@ def _needed(name: str, case: Case) -> list[str]:
                 home / "truth.csv",
             ],
             "report": [case.seeds / "runs" / "test", "--output", case.folder / "page.html"],
+            "table": [case.seeds / "runs" / "test", "--bootstrap", 20, "--output", case.folder / "table.md"],
             "export": [model, "--output", out / "m.pth"],
             "compare-features": [home / "features", home / "features"],
         }[name]

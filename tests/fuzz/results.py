@@ -32,11 +32,13 @@ DETECTION = {
 
 
 def run_folders(case: Case) -> str:
-    """One damaged file in the folder of a run or a test, and the page of it."""
+    """One damaged file in the folder of a run or a test, and the page or the table of it."""
     rng = case.rng
     folder = case.copy(f"runs/{rng.choice(['training', 'test', 'scored', 'trained'])}", "run")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".yaml", ".csv", ".npz", ".jsonl")]
     _spoil(rng.choice(files), rng)
+    if rng.random() < 0.5:
+        return end(run_command(case, ["table", folder, "--bootstrap", 10, "--reference", folder]))
     argv = ["report", folder, "--output", case.folder / "page.html"]
     outcome = run_command(case, argv)
     if outcome.code == 0:
