@@ -101,7 +101,8 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
     """What YAML files say is to be trained; ``full`` puts the unchanged cell before it."""
     contents = {path: read_config(path) for path in paths}
     tables = {path: content for path, content in contents.items() if _SPEAKING & content.keys()}
-    cells = [Cell(FULL, {}, "", _published_of_full(tables))] if full else []
+    of_full = _published_of_full(tables)
+    cells = [Cell(FULL, {}, "", of_full)] if full else []
     searches: list[Search] = []
     for path, content in contents.items():
         if path in tables:
