@@ -29,6 +29,7 @@ from clipfusionvad.options import Parser, build_parser, config_tokens, record
 from clipfusionvad.origin import Sources
 from clipfusionvad.report.sweep import sweep_text
 from clipfusionvad.runs import BEST, DATA, LAST, states_in
+from clipfusionvad.sweep import ray_pool
 from clipfusionvad.sweep.plan import FULL, Cell, Published, read_sweep
 from clipfusionvad.sweep.pool import run_trials
 from clipfusionvad.sweep.search import Settings
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
 
 def _sweep(argv: list[str]) -> int:
     args, flags = _parser().parse_known_args(argv)
+    if args.ray_address and args.engine != "ray":
+        raise UserError("--ray-address is for --engine ray")
     option_file = option_file_of(find_dataset(args.dataset))
     check_writable(args.output_dir / RESULTS)
     with hold(args.output_dir):
@@ -59,7 +62,12 @@ def _run(sweep: Sweep) -> int:
         make_demo(dataset)
     with tqdm(total=sweep.total, desc="sweep", unit="run", disable=None) as bar:
         bar.update(sweep.done)
-        for trial, outcome in run_trials(sweep.next, partial(run_trial, overwrite=args.overwrite), args.jobs):
+        work = partial(run_trial, overwrite=args.overwrite)
+        if args.engine == "ray":
+            outcomes = ray_pool.run_trials(sweep.next, work, args.jobs, args.ray_address)
+        else:
+            outcomes = run_trials(sweep.next, work, args.jobs)
+        for trial, outcome in outcomes:
             sweep.note(trial, outcome)
             bar.update(not outcome.stopped)
     return sweep.conclude()
@@ -100,6 +108,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/sweep"), help="folder of all its runs")
     parser.add_argument("--jobs", type=positive_int, default=1, help="trainings at a time; each takes the next GPU")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: on a Ray cluster")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="its address, or auto; without: Ray on this machine")
     parser.add_argument(
         "--full", action=argparse.BooleanOptionalAction, default=True, help=f"also train '{FULL}', with nothing changed"
     )
