@@ -6,7 +6,8 @@ import importlib
 import pkgutil
 import sys
 
-from clipfusionvad import __version__, commands
+import clipfusionvad
+from clipfusionvad import commands
 from clipfusionvad.errors import UserError, nearest, run_main
 
 # Modules of the package that are no commands of their own.
@@ -28,7 +29,7 @@ def _dispatch(argv: list[str]) -> int:
         print("\n--help after a command lists its options; --version says which clipfusionvad this is")
         return 0
     if argv[0] == "--version":
-        print(__version__)
+        print(clipfusionvad.__version__)
         return 0
     name = argv[0].replace("-", "_")
     if name not in names:
