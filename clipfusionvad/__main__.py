@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import sys
 
+import clipfusionvad
 from clipfusionvad import commands
 from clipfusionvad.errors import UserError, nearest, run_main
 
@@ -25,7 +26,10 @@ def _dispatch(argv: list[str]) -> int:
         width = max(map(len, names))
         for name in names:
             print(f"  {_typed(name):{width}} {_summary(name)}")
-        print("\n--help after a command lists its options")
+        print("\n--help after a command lists its options; --version says which clipfusionvad this is")
+        return 0
+    if argv[0] == "--version":
+        print(clipfusionvad.__version__)
         return 0
     name = argv[0].replace("-", "_")
     if name not in names:

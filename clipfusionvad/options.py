@@ -32,8 +32,12 @@ from clipfusionvad.files import read_yaml
 from clipfusionvad.models import Method, find_method, method_names
 from clipfusionvad.trackers import TRACKERS
 
-# One file for each method and dataset that were published together.
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# One file for each method and dataset that were published together, and more: within the package where it is installed,
+# beside it in the repository.
+_HERE = Path(__file__).resolve().parent
+CONFIGS = next(
+    (folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE / "configs"
+)
 # Value of --gt-path where nobody has annotated the test videos.
 NO_TRUTH = "none"
 # Flags of one invocation, which a run's record must not carry on.
@@ -176,13 +180,23 @@ def published_options(parser: Parser, method: str, dataset: Dataset) -> dict[str
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """A YAML file of flat ``option: value`` lines; dashes and underscores in names are the same."""
-    content = read_yaml(path, "config")
+    """A YAML file of flat ``option: value`` lines; dashes and underscores in names are the same.
+
+    ``configs/NAME`` that is not there is the one that comes with the package.
+    """
+    content = read_yaml(_packaged(path) or path, "config")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"config {path} must hold lines of the form 'option: value'")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _packaged(path: str) -> str | None:
+    """The file of ours that ``configs/NAME`` means in a folder without such a file."""
+    top, *inner = Path(path).parts or [""]
+    own = CONFIGS.joinpath(*inner)
+    return str(own) if top == "configs" and not Path(path).exists() and own.is_file() else None
 
 
 def config_tokens(parser: Parser, config: Mapping[str, Any], where: str) -> list[str]:

@@ -155,6 +155,7 @@ def test_frozen_projection_and_fixed_prompts_do_not_learn(visual):
         ({"learn_projection": False}, {"prompt_learner.ctx"}),
         ({"prompts": "fixed"}, {"text_encoder.text_projection"}),
         ({"prompts": "fixed", "learn_projection": False}, set()),
+        ({"prompts": "direct"}, {"prompt_learner.vectors"}),
     ):
         model = small_model(**options)
         sum(model.losses(model(visual), TARGETS, None).values()).backward()
@@ -168,7 +169,9 @@ def test_frozen_projection_and_fixed_prompts_do_not_learn(visual):
         ({"recentre": False}, "ncentroid"),
         ({"learn_projection": False}, "-"),
         ({"prompts": "fixed"}, "prompt_learner."),
-        ({"temporal": "mlp"}, "temporal_model.axial_attn."),
+        ({"prompts": "direct"}, "prompt_learner."),
+        ({"selection": "magnitude"}, "-"),
+        *(({"temporal": kind}, "temporal_model.axial_attn.") for kind in ("mlp", "short", "long", "mtn")),
     ],
 )
 def test_all_else_starts_from_the_same_weights(options, gone):
@@ -176,6 +179,16 @@ def test_all_else_starts_from_the_same_weights(options, gone):
     assert {key for key in full.keys() - without.keys()} == {key for key in full if key.startswith(gone)}
     for key in full.keys() & without.keys():
         assert torch.equal(full[key], without[key]), key
+
+
+def test_directions_may_be_learned_without_any_text(visual):
+    model = small_model(prompts="direct")
+    with torch.no_grad():
+        out = model(visual)
+        for column, place in enumerate(model.rank[1:]):
+            direction = nn.functional.normalize(model.prompt_learner.vectors[place], dim=0)
+            expected = (visual - model.ncentroid) @ direction / math.sqrt(1 + 1e-5)
+            torch.testing.assert_close(out.similarity[..., column], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 11, 12, 13, 30])
@@ -204,7 +217,9 @@ def test_errors_name_what_is_wrong():
         ({"num_topk": 5}, "--num-topk 5 is more than the --num-segments 4"),
         ({"select_idx_dropout_bottomk": 1.0}, "--select-idx-dropout-bottomk 1.0 must be"),
         ({"n_ctx": 80}, "too long for CLIP"),
-        ({"temporal": "rnn"}, "--temporal 'rnn': choose from axial, mlp"),
+        ({"temporal": "rnn"}, "--temporal 'rnn': choose from axial, short, long, mtn, mlp"),
+        ({"temporal": "mtn", "emb_size": 20}, "--temporal mtn takes an --emb-size that is a multiple of 8, not 20"),
+        ({"selection": "chance"}, "--selection 'chance': choose from similarity, magnitude"),
         ({f"{term}_weight": 0.0 for term in TERMS}, "nothing to train on"),
     ):
         with pytest.raises(UserError, match=message):

@@ -124,7 +124,7 @@ def test_a_released_file_gives_the_model_and_the_clip_in_it(released, prefix):
 
 def test_what_released_code_cannot_load_is_not_exported():
     whole = clip_under_prefix()
-    for options in ({"prompts": "fixed"}, {"temporal": "mlp"}, {"recentre": False}):
+    for options in ({"prompts": "direct"}, {"prompts": "fixed"}, {"temporal": "long"}, {"recentre": False}):
         model = small_model(**options)
         with pytest.raises(UserError, match="none of its ablations"):
             model.to_released(model.state_dict() | whole)

@@ -141,3 +141,25 @@ def test_saturated_scores_have_finite_losses():
     total = sum(model.losses(SegmentOutput(coarse, fine, out.text_features, out.similarity), TARGETS, None).values())
     total.backward()
     assert total.isfinite() and coarse.grad.isfinite().all()
+
+
+def test_segments_are_selected_by_magnitude_where_that_is_wanted():
+    """The largest and the smallest norms of the centred frames, whatever the class says."""
+    model, visual = small_model(selection="magnitude"), small_batch()
+    with torch.no_grad():
+        out = model(visual)
+    norms = [
+        [
+            sum(float((frame - model.ncentroid).norm()) for frame in video[k * FRAMES : (k + 1) * FRAMES])
+            for k in range(S)
+        ]
+        for video in visual
+    ]
+    top, bottom = model.choose_segments(out.similarity, torch.ones(5, 4), out.magnitudes)
+    for row, segments in enumerate(norms):
+        order = sorted(range(S), key=lambda k: segments[k])  # noqa: B023
+        assert top[row].tolist() == order[:-3:-1] and bottom[row].tolist() == order[:1]
+    losses = model.losses(out, TARGETS, None)
+    rows = [(0, [2]), (2, [1, 3]), (4, [4])]
+    chosen = [out.fine_logits[row][:, classes].mean(1).view(S, FRAMES)[top[row]] for row, classes in rows]
+    torch.testing.assert_close(losses["topk_abn"], -torch.stack(chosen).mean())

@@ -231,12 +231,12 @@ def test_bad_seeds_are_refused(data, tmp_path):
 
 def test_a_grid_is_every_combination(tmp_path):
     (path,) = write(tmp_path, plan={"options": {"max_epoch": 1}, "grid": {"attn-window": [8, 16], "lr": [1e-3, 1e-4]}})
-    cells, searches = read_sweep([str(path)], full=False)
-    assert not searches
-    assert [dict(cell.options) for cell in cells] == [
+    plan = read_sweep([str(path)], full=False)
+    assert not plan.searches and plan.method is None
+    assert [dict(cell.options) for cell in plan.cells] == [
         {"max_epoch": 1, "attn_window": window, "lr": lr} for window in (8, 16) for lr in (1e-3, 1e-4)
     ]
-    assert cells[0].name == "attn_window=8,lr=0.001"
+    assert plan.cells[0].name == "attn_window=8,lr=0.001"
 
 
 @given(st.dictionaries(st.sampled_from(["lr", "gam", "betas", "clip"]), st.one_of(

@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from clipfusionvad.options import Parser, build_parser, config_tokens, record
 from clipfusionvad.origin import Sources
 from clipfusionvad.report.sweep import sweep_text
 from clipfusionvad.runs import BEST, DATA, LAST, states_in
-from clipfusionvad.sweep.plan import FULL, Cell, read_sweep
+from clipfusionvad.sweep import ray_pool
+from clipfusionvad.sweep.plan import FULL, Cell, Published, read_sweep
 from clipfusionvad.sweep.pool import run_trials
 from clipfusionvad.sweep.search import Settings
 from clipfusionvad.sweep.trials import RESULTS, Outcome, Trial, trial_folder, write_results
@@ -44,6 +46,8 @@ def main(argv: list[str]) -> int:
 
 def _sweep(argv: list[str]) -> int:
     args, flags = _parser().parse_known_args(argv)
+    if args.ray_address and args.engine != "ray":
+        raise UserError("--ray-address is for --engine ray")
     option_file = option_file_of(find_dataset(args.dataset))
     check_writable(args.output_dir / RESULTS)
     with hold(args.output_dir):
@@ -58,7 +62,12 @@ def _run(sweep: Sweep) -> int:
         make_demo(dataset)
     with tqdm(total=sweep.total, desc="sweep", unit="run", disable=None) as bar:
         bar.update(sweep.done)
-        for trial, outcome in run_trials(sweep.next, partial(run_trial, overwrite=args.overwrite), args.jobs):
+        work = partial(run_trial, overwrite=args.overwrite)
+        if args.engine == "ray":
+            outcomes = ray_pool.run_trials(sweep.next, work, args.jobs, args.ray_address)
+        else:
+            outcomes = run_trials(sweep.next, work, args.jobs)
+        for trial, outcome in outcomes:
             sweep.note(trial, outcome)
             bar.update(not outcome.stopped)
     return sweep.conclude()
@@ -99,6 +108,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/sweep"), help="folder of all its runs")
     parser.add_argument("--jobs", type=positive_int, default=1, help="trainings at a time; each takes the next GPU")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: on a Ray cluster")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="its address, or auto; without: Ray on this machine")
     parser.add_argument(
         "--full", action=argparse.BooleanOptionalAction, default=True, help=f"also train '{FULL}', with nothing changed"
     )
@@ -110,7 +121,9 @@ class Sweep:
     """All trials of a sweep, in the order in which they are run, and what is known of them."""
 
     def __init__(self, args: Namespace, option_file: OptionFile, flags: Sequence[str]):
-        self.args, self.option_file, self.flags = args, option_file, list(flags)
+        plan = read_sweep(args.configs, args.full)
+        self.args, self.option_file = args, option_file
+        self.flags = [*([f"--method={plan.method}"] if plan.method else []), *flags]
         self.base = option_file.parse_args(self.flags)
         self.folder: Path = args.output_dir
         self.seeds = _seeds(args.seeds, self.base.seed)
@@ -120,11 +133,12 @@ class Sweep:
         self.stopped = False
         self._known: dict[str, dict[str, Any]] = {}
         self._settings: dict[str, tuple[Settings, int]] = {}
-        cells, searches = read_sweep(args.configs, args.full)
+        self._printed: dict[str, Published] = {}
         self.searches = [
-            Settings(search, self.folder / f"{search.name}.json", self.base.seed, args.overwrite) for search in searches
+            Settings(search, self.folder / f"{search.name}.json", self.base.seed, args.overwrite)
+            for search in plan.searches
         ]
-        for cell in cells:
+        for cell in plan.cells:
             self._add(cell)
         for settings in self.searches:
             for number in range(len(settings.chosen)):
@@ -169,7 +183,7 @@ class Sweep:
                 own = self._of(cell)
                 if all(trial.is_done() for trial in own):
                     self._conclude_cell(own)
-        text = sweep_text(table, FULL)
+        text = sweep_text(table, FULL, *self._published())
         write_text(self.folder / SUMMARY, text)
         print(f"\n{text}")
         print(f"results       {self.folder}: {SUMMARY}, {RESULTS}, and the runs of each cell in a folder of its own")
@@ -177,6 +191,22 @@ class Sweep:
             print("stopped; the same command goes on from here")
             return EXIT_INTERRUPTED
         return 1 if self.errors else 0
+
+    def _published(self) -> tuple[dict[str, Published], list[str]]:
+        """What was printed of cells on this dataset, and a line on what was printed on another."""
+        if self.base.demo:
+            return {}, ["made-up data: no published figures beside it"] if self._printed else []
+        shown, others = {}, []
+        for cell, paper in self._printed.items():
+            made = (self._known[cell]["method"], self.option_file.DATASET.name)
+            if made != (paper.method, paper.dataset):
+                others.append(f"published figures are of {paper.method} on {paper.dataset}: not shown")
+                continue
+            # Detection mAP was published as the released procedure computes it.
+            released = self.base.protocol == "paper"
+            figures = {metric: value for metric, value in paper.figures.items() if released or "map" not in metric}
+            shown[cell] = replace(paper, figures=figures)
+        return shown, list(dict.fromkeys(others))
 
     def _conclude_cell(self, own: Sequence[Trial]) -> None:
         """What a training of these seeds side by side would have left in the folder above theirs."""
@@ -193,6 +223,8 @@ class Sweep:
         flags = [*self.flags, *own]
         resolved = {key: value for key, value in record(self._parse(flags)).items() if key not in _PLACES}
         twin = next((name for name, other in self._known.items() if other == resolved), None)
+        if cell.published:
+            self._printed.setdefault(twin or cell.name, cell.published)
         if twin is not None:
             print(f"{cell.name} is the same as {twin}: not trained again")
             return

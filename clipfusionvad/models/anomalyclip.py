@@ -21,13 +21,13 @@ from clipfusionvad.clip import ClipWeights
 from clipfusionvad.data.sampling import GridSampling
 from clipfusionvad.errors import UserError
 from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
-from clipfusionvad.models.parts.axial import AxialTransformer, TemporalModel
-from clipfusionvad.models.parts.context import ContextPrompts
+from clipfusionvad.models.parts.context import ClassVectors, ContextPrompts
+from clipfusionvad.models.parts.temporal import TEMPORAL_MODELS, TemporalModel
 from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
 
 # Scores that a dropped segment takes part with: chosen only where fewer than K others are left.
 DROPPED = 1e6
-PROMPTS, TEMPORAL_MODELS = ("learned", "fixed"), ("axial", "mlp")
+PROMPTS, SELECTIONS = ("learned", "fixed", "direct"), ("similarity", "magnitude")
 CLIP_PREFIX = "clipmodel."
 LIGHTNING_PREFIX = "net."
 # Prefixes of the released names of what is CLIP's own, and OpenAI's; the first that fits counts.
@@ -56,9 +56,11 @@ class SegmentOutput(VADOutput):
 
     ``coarse_logits`` are the temporal model's, before the sigmoid; ``fine_logits`` are the joint
     log-probabilities log p(normal) and log p(abnormal, class), so that their exponentials sum to one.
+    ``magnitudes`` (B, T) are the norms of the centred frames, where segments are selected by them.
     """
 
     similarity: Tensor
+    magnitudes: Tensor | None = None
 
 
 @register_method
@@ -122,6 +124,7 @@ class AnomalyCLIP(Method):
         heads: int = 8,
         dim_heads: int | None = None,
         concat_features: bool = False,
+        selection: str = "similarity",
         num_topk: int = 3,
         num_bottomk: int = 3,
         select_idx_dropout_topk: float = 0.7,
@@ -138,11 +141,12 @@ class AnomalyCLIP(Method):
         _check_widths(clip, embed_dim, visual_width, emb_size, heads, dim_heads)
         _check_choice("--prompts", prompts, PROMPTS)
         _check_choice("--temporal", temporal, TEMPORAL_MODELS)
+        _check_choice("--selection", selection, SELECTIONS)
         _check_selection(num_segments, num_topk, num_bottomk, select_idx_dropout_topk, select_idx_dropout_bottomk)
         self.visual_width, self.visual_length = visual_width, num_segments * seg_length
         self.grid, self.chosen = (num_segments, seg_length), (num_topk, num_bottomk)
         self.dropout = (select_idx_dropout_topk, select_idx_dropout_bottomk)
-        self.recentre, self.concat_features = recentre, concat_features
+        self.recentre, self.concat_features, self.selection = recentre, concat_features, selection
         self.weights = {
             "dir_abn": dir_abn_weight,
             "dir_nor": dir_nor_weight,
@@ -167,18 +171,21 @@ class AnomalyCLIP(Method):
 
         self.clipmodel = ClipTextTower(clip)
         ordered = [names[index] for index in alphabetical.tolist()]
+        self.prompt_learner: ContextPrompts | FixedPrompts | ClassVectors
         with own_stream("context"):
-            self.prompt_learner = (
-                ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
-                if prompts == "learned"
-                else FixedPrompts(ordered, prompt_template)
-            )
-        projection = nn.Parameter(self.clipmodel.text_projection.detach().clone(), requires_grad=learn_projection)
+            if prompts == "learned":
+                self.prompt_learner = ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
+            elif prompts == "fixed":
+                self.prompt_learner = FixedPrompts(ordered, prompt_template)
+            else:
+                self.prompt_learner = ClassVectors(len(ordered), visual_width)
+        projection = nn.Parameter(self.clipmodel.text_projection.detach().clone())
+        projection.requires_grad_(learn_projection and prompts != "direct")
         self.text_encoder = nn.ParameterDict({"text_projection": projection})
         self.selector_model = nn.ModuleDict({"bn_layer": nn.BatchNorm1d(len(anomalies), affine=False)})
-        with own_stream("axial"):
-            axial = AxialTransformer(emb_size, depth, heads, dim_heads, self.grid) if temporal == "axial" else None
-        self.temporal_model = TemporalModel(visual_width + concat_features * len(anomalies), emb_size, axial)
+        width = visual_width + concat_features * len(anomalies)
+        sizes: dict[str, Any] = {"emb_size": emb_size, "depth": depth, "heads": heads, "dim_heads": dim_heads}
+        self.temporal_model = TemporalModel(width, temporal, self.grid, **sizes)
 
     @classmethod
     def sampling_of(cls, options: Mapping[str, Any]) -> GridSampling:
@@ -200,8 +207,11 @@ class AnomalyCLIP(Method):
             self.ncentroid.copy_(torch.from_numpy(total / rows))
 
     def encode_text(self) -> Tensor:
-        """Text features of the class prompts, neither normalised nor centred: (C, E)."""
+        """Text features of the class prompts, neither normalised nor centred: (C, E). Learned directions say where
+        they would have to be."""
         prompts = self.prompt_learner
+        if isinstance(prompts, ClassVectors):
+            return (prompts.vectors + self.ncentroid)[self.rank]
         if isinstance(prompts, ContextPrompts):
             words = prompts.embed(self.clipmodel)
         else:
@@ -229,7 +239,8 @@ class AnomalyCLIP(Method):
         similarity = similarity[..., self.columns]
         abnormal = F.logsigmoid(coarse.float()) + similarity.float().log_softmax(dim=-1)
         fine = torch.cat([F.logsigmoid(-coarse.float()), abnormal], dim=-1)
-        return SegmentOutput(coarse, fine, text, similarity)
+        magnitudes = torch.linalg.vector_norm(x, dim=-1) if self.selection == "magnitude" else None
+        return SegmentOutput(coarse, fine, text, similarity, magnitudes)
 
     def select(self, x: Tensor, text: Tensor) -> Tensor:
         """Centred frames (B, T, D) along the class directions, normalised over all frames: (B, T, C−1), alphabetical.
@@ -249,7 +260,7 @@ class AnomalyCLIP(Method):
         shares = targets[:, 1:].float() / targets[:, 1:].sum(dim=1, keepdim=True).clamp(min=1)
         similarity, log_classes = output.similarity.float(), output.fine_logits[..., 1:]
         log_normal, scores = output.fine_logits[..., 0], torch.sigmoid(output.coarse_logits.float()).squeeze(-1)
-        top, bottom = self.choose_segments(similarity, torch.where(normal[:, None], 1, shares))
+        top, bottom = self.choose_segments(similarity, torch.where(normal[:, None], 1, shares), output.magnitudes)
         direction, log_true = ((values * shares[:, None]).sum(dim=-1) for values in (similarity, log_classes))
         terms = {
             "dir_abn": -_mean(self._frames_of(direction, top)[~normal]),
@@ -264,13 +275,18 @@ class AnomalyCLIP(Method):
         return {name: weight * terms[name] for name, weight in self.weights.items() if weight}
 
     @torch.no_grad()
-    def choose_segments(self, similarity: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """The segments of each video that are most and least like its classes: (B, K) each.
+    def choose_segments(
+        self, similarity: Tensor, shares: Tensor, magnitudes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The segments of each video that are most and least like its classes, or of high and low magnitude: (B, K).
 
-        similarity (B, T, C−1), shares (B, C−1) of each class in the sum. While training, segments are dropped
-        at random.
+        similarity (B, T, C−1), shares (B, C−1) of each class in the sum, magnitudes (B, T) to go by in their place.
+        While training, segments are dropped at random.
         """
-        scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)
+        if magnitudes is None:
+            scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)
+        else:
+            scores = magnitudes.float().unflatten(1, self.grid).sum(dim=2)
         high = low = scores
         if self.training:
             kept_high, kept_low = (mask.to(scores.device) for mask in segment_masks(scores.shape, *self.dropout))
@@ -319,19 +335,24 @@ class AnomalyCLIP(Method):
         add, switch = group.add_argument, argparse.BooleanOptionalAction
         add("--num-segments", type=size, help="segments that a model input takes from a video")
         add("--seg-length", type=size, help="consecutive frames of a segment")
-        add("--prompts", choices=PROMPTS, help="learned context before the class name, or a template")
+        add(
+            "--prompts",
+            choices=PROMPTS,
+            help="learned context before the class name, a template, or no text: learned directions",
+        )
         add("--prompt-template", help="with --prompts fixed, e.g. 'a video of {}'")
         add("--n-ctx", type=size, help="learned tokens before the class name")
         add("--ctx-init", help="words, joined by _, that the learned tokens start as; they set --n-ctx")
         add("--shared-context", action=switch, help="one learned context for all classes")
         add("--learn-projection", action=switch, help="fine-tune CLIP's text projection")
         add("--recentre", action=switch, help="centre on the mean normal feature; else plain cosine similarity")
-        add("--temporal", choices=TEMPORAL_MODELS, help="axial transformer, or each frame by itself")
+        add("--temporal", choices=TEMPORAL_MODELS, help="who sees whom: both axes of the grid, one, all, or nobody")
         add("--emb-size", type=size, help="width of the temporal model")
-        add("--depth", type=layers, help="units of the axial transformer")
-        add("--heads", type=size, help="attention heads of the axial transformer")
+        add("--depth", type=layers, help="units of the transformer")
+        add("--heads", type=size, help="attention heads of the transformer")
         add("--dim-heads", type=size, help="width of an attention head (default: --emb-size / --heads)")
         add("--concat-features", action=switch, help="the temporal model sees the similarities too")
+        add("--selection", choices=SELECTIONS, help="choose segments by their class's direction, or by their norm")
         add("--num-topk", type=size, help="segments of a video that are most like its class")
         add("--num-bottomk", type=size, help="segments of a video that are least like its class")
         for kind in ("topk", "bottomk"):

@@ -194,6 +194,7 @@ class PaperReFLIP(ReFLIPVAD):
         train_prompt_encoder: bool = False,
         product: bool = True,
         temperature: float = TEMPERATURE,
+        coarse_weight: float = 1.0,
         fine_weight: float = 1e-2,
         magnitude_weight: float = 1e-3,
         margin: float = 1.0,
@@ -208,7 +209,10 @@ class PaperReFLIP(ReFLIPVAD):
         if magnitude_distance not in bag_losses.DISTANCES:
             raise UserError(f"--magnitude-distance {magnitude_distance!r}; known: {', '.join(bag_losses.DISTANCES)}")
         self.visual_length, self.visual_width = visual_length, visual_width
-        self.temperature, self.fine_weight, self.magnitude_weight = temperature, fine_weight, magnitude_weight
+        self.temperature = temperature
+        self.weights = {"coarse": coarse_weight, "fine": fine_weight, "magnitude": magnitude_weight}
+        if not any(self.weights.values()):
+            raise UserError("every loss weight is 0: there is nothing to train on")
         self.margin, self.magnitude_distance, self.single_normal = margin, magnitude_distance, single_normal
 
         settings = TemporalOptions(**temporal)
@@ -262,11 +266,12 @@ class PaperReFLIP(ReFLIPVAD):
     def losses(self, output: MagnitudeOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         bag = (targets, lengths, self.single_normal)
         apart = bag_losses.magnitude_loss(output.magnitudes, *bag, self.margin, self.magnitude_distance)
-        return {
+        terms = {
             "coarse": bag_losses.coarse_loss(output.coarse_logits, *bag),
-            "fine": self.fine_weight * bag_losses.fine_loss(output.fine_logits, *bag),
-            "magnitude": self.magnitude_weight * apart,
+            "fine": bag_losses.fine_loss(output.fine_logits, *bag),
+            "magnitude": apart,
         }
+        return {name: weight * terms[name] for name, weight in self.weights.items()}
 
     def scores(self, output: VADOutput) -> Scores:
         classes = output.fine_logits.float().softmax(dim=-1)
@@ -322,6 +327,7 @@ def _add_prompt_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_loss_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--coarse-weight", type=non_negative_float, help="paper: weight of the coarse loss, 1 there")
     group.add_argument("--fine-weight", type=non_negative_float, help="paper: weight l1 of the alignment loss")
     group.add_argument("--magnitude-weight", type=non_negative_float, help="paper: weight l2 of the magnitude loss")
     group.add_argument(

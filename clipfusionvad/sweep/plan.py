@@ -14,6 +14,15 @@ A YAML file given to a sweep is either a ``--config`` file, which makes one cell
       visual_head: [1, 2, 4]
     trials: 20                            # of the search
     maximize: auc1
+
+A table of a paper also says whose it is and what was printed, in percent; ``full`` has the figures of the file::
+
+    method: some_method                   # of every cell, and of the unchanged one
+    dataset: ucf                          # that the figures are of
+    source: who printed them, and where
+    published: {auc1: 86.36}
+    cells:
+      no gate: {gam: false, published: {auc1: 85.59}}
 """
 
 from __future__ import annotations
@@ -21,20 +30,37 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clipfusionvad.datasets import DATASETS
 from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.models import method_names
 from clipfusionvad.options import read_config
 
 #: The cell in which nothing is changed; the others are compared with it.
 FULL = "full"
-_SECTIONS = {"options", "cells", "grid", "search", "trials", "maximize"}
+_PAPER = {"method", "dataset", "source", "published"}
+_SECTIONS = {"options", "cells", "grid", "search", "trials", "maximize"} | _PAPER
 _SPEAKING = {"cells", "grid", "search"}
+#: Metrics, named as in results.csv, that papers print; all in percent there.
+PRINTED = tuple(f"{metric}{branch}" for branch in (1, 2) for metric in ("auc", "ap", "ano_auc"))
+PRINTED += ("mauc", "mean_ap", *(f"map@0.{iou}" for iou in range(1, 6)), "map_average")
 _RANGE = {"low", "high", "log", "step"}
 # Names become folders.
 _NAME = re.compile(r"[\w][\w .,=+-]*")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was printed of a cell: ``figures`` in percent by metric, of a ``method`` on a ``dataset``; the ``source``
+    in words."""
+
+    figures: Mapping[str, float]
+    method: str
+    dataset: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,7 @@ class Cell:
     name: str
     options: Mapping[str, Any]
     source: str
+    published: Published | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +88,24 @@ class Search:
     source: str
 
 
-def read_sweep(paths: Sequence[str], full: bool = True) -> tuple[list[Cell], list[Search]]:
-    """The cells and the searches that YAML files name; ``full`` puts the unchanged cell before them."""
-    cells = [Cell(FULL, {}, "")] if full else []
+@dataclass(frozen=True)
+class Plan:
+    """What the files of a sweep say: cells, searches, and the ``method`` of all that do not name another one."""
+
+    cells: list[Cell]
+    searches: list[Search]
+    method: str | None
+
+
+def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
+    """What YAML files say is to be trained; ``full`` puts the unchanged cell before it."""
+    contents = {path: read_config(path) for path in paths}
+    tables = {path: content for path, content in contents.items() if _SPEAKING & content.keys()}
+    of_full = _published_of_full(tables)
+    cells = [Cell(FULL, {}, "", of_full)] if full else []
     searches: list[Search] = []
-    for path in paths:
-        content = read_config(path)
-        if _SPEAKING & content.keys():
+    for path, content in contents.items():
+        if path in tables:
             cells += _cells_of(content, path)
             searches += _search_of(content, path)
         else:
@@ -82,7 +120,50 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> tuple[list[Cell], lis
             places = " and ".join(filter(None, (taken[item.name.lower()], item.source)))
             raise UserError(f"two cells are named {item.name!r}: {places}")
         taken[item.name.lower()] = item.source
-    return cells, searches
+    return Plan(cells, searches, _method_of(tables))
+
+
+def _method_of(tables: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The method that the files name; they have one unchanged cell in common, so it must be the same."""
+    methods = {path: content["method"] for path, content in tables.items() if "method" in content}
+    for path, method in methods.items():
+        if method not in method_names():
+            raise UserError(f"sweep {path}: unknown method {method!r}{nearest(str(method), method_names())}")
+    if len(set(methods.values())) > 1:
+        raise UserError(f"{' and '.join(methods)} are of different methods: sweep them one after the other")
+    return next(iter(methods.values()), None)
+
+
+def _published_of_full(tables: Mapping[str, Mapping[str, Any]]) -> Published | None:
+    """The figures of the unchanged method from all files; of several datasets those that the first is of."""
+    found = [one for path, content in tables.items() if (one := _published(content, content, path, "the file"))]
+    alike = [one for one in found if one.dataset == found[0].dataset]
+    figures = {metric: value for one in reversed(alike) for metric, value in one.figures.items()}
+    return replace(alike[0], figures=figures) if alike else None
+
+
+def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, what: str) -> Published | None:
+    """The figures that ``part`` of a file gives, with what the file says of all its figures."""
+    if "published" not in part:
+        return None
+    figures = part["published"]
+    if not isinstance(figures, dict) or not figures:
+        raise UserError(f"sweep {path}: published of {what} must hold metrics and percentages")
+    for metric, value in figures.items():
+        if metric not in PRINTED:
+            raise UserError(
+                f"sweep {path}: published of {what}: unknown metric {metric!r}{nearest(str(metric), PRINTED)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise UserError(f"sweep {path}: published of {what}: {metric} must be a percentage, not {value!r}")
+    dataset, source = content.get("dataset"), content.get("source")
+    if "method" not in content:
+        raise UserError(f"sweep {path}: published figures need 'method: NAME', that they are of")
+    if dataset not in DATASETS:
+        raise UserError(f"sweep {path}: published figures need 'dataset: NAME', one of {', '.join(DATASETS)}")
+    if not isinstance(source, str) or not source.strip():
+        raise UserError(f"sweep {path}: published figures need 'source: …', the paper and its table")
+    return Published(figures, str(content["method"]), str(dataset), source)
 
 
 def _cells_of(content: Mapping[str, Any], path: str) -> Iterator[Cell]:
@@ -93,7 +174,10 @@ def _cells_of(content: Mapping[str, Any], path: str) -> Iterator[Cell]:
     for name, options in _mapping(content, "cells", path).items():
         if options is not None and not isinstance(options, dict):
             raise UserError(f"sweep {path}: cell {name!r} must hold options and values")
-        yield Cell(str(name), shared | _underscored(options or {}), path)
+        own = _underscored(options or {})
+        published = _published(content, own, path, f"cell {name!r}")
+        own.pop("published", None)
+        yield Cell(str(name), shared | own, path, published)
     grid = _mapping(content, "grid", path)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:

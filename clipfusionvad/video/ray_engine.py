@@ -1,4 +1,4 @@
-"""Extraction on Ray: on this machine, or on every machine of a cluster. The only place that knows Ray.
+"""Extraction on Ray: on this machine, or on every machine of a cluster.
 
 A task is a video. A worker that dies takes its videos with it and nothing else: Ray gives them to another one, which
 begins them anew, and since files appear whole or not at all the result is that of any other run.
@@ -6,16 +6,11 @@ begins them anew, and since files appear whole or not at all the result is that 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from clipfusionvad.errors import UserError
+from clipfusionvad.engine.cluster import import_ray, session
 from clipfusionvad.video.extract import Outcome, attempt, remove_leftovers
 from clipfusionvad.video.jobs import Job
 
@@ -39,10 +34,10 @@ def run(
     ``on_frames`` is told about the frames of whole videos. Leaving the iteration stops the work; what it had
     half-written is removed. Raises ``UserError`` without Ray and where no cluster answers.
     """
-    ray = _import_ray()
+    ray = import_ray()
     left = {index: job for index, job in enumerate(jobs)}
     try:
-        with _session(ray, workers, address):
+        with session(ray, workers, address):
             for index, outcome in _outcomes(ray, left, workers):
                 del left[index]
                 if outcome.record:
@@ -83,33 +78,3 @@ def _outcome(ray: ModuleType, done: Any, job: Job) -> Outcome:
     except ray.exceptions.RayError as error:
         reason = str(error).splitlines()[0]
         return Outcome(job, error=f"{job.source}: its worker was lost {RETRIES + 1} times ({reason}); out of memory?")
-
-
-@contextlib.contextmanager
-def _session(ray: ModuleType, workers: int, address: str | None) -> Iterator[None]:
-    """Ray for the time of a run: quiet, without its web page and without reports to its makers."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    address = address or os.environ.get("RAY_ADDRESS")
-    # What is started here is for this machine: nobody else can connect to it.
-    here: dict[str, Any] = {"num_cpus": workers, "_node_ip_address": "127.0.0.1"} if address is None else {}
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"no Ray cluster at {address}" if address else "Ray does not start"
-        raise UserError(f"--engine ray: {where} ({str(error).splitlines()[0]})") from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler would end the program without a word.
-        signal.signal(signal.SIGTERM, on_term)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _import_ray() -> ModuleType:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise UserError("--engine ray needs Ray, which is not installed: pip install ray") from error
-    return ray

@@ -6,14 +6,9 @@ axial_attention 0.6.1, whose reversible blocks save memory but compute the same 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from clipfusionvad.models.method import own_stream
-from clipfusionvad.models.parts.transformer import MLP
 
 ROWS, COLUMNS = 2, 3
 
@@ -103,37 +98,11 @@ class ChannelNorm(nn.Module):
         return (x - mean) / (variance.sqrt() + self.epsilon) * self.g + self.b
 
 
-def convolutions(width: int) -> nn.Sequential:
-    """The feed-forward part, which also mixes neighbours on the grid: E → 4E → E by 3×3 convolutions."""
+def convolutions(width: int, kernel: int = 3) -> nn.Sequential:
+    """The feed-forward part, E → 4E → E; a kernel above 1×1 also mixes neighbours on the grid."""
     return nn.Sequential(
         ChannelNorm(width),
-        nn.Conv2d(width, 4 * width, kernel_size=3, padding=1),
+        nn.Conv2d(width, 4 * width, kernel, padding=kernel // 2),
         nn.LeakyReLU(),
-        nn.Conv2d(4 * width, width, kernel_size=3, padding=1),
+        nn.Conv2d(4 * width, width, kernel, padding=kernel // 2),
     )
-
-
-class TemporalModel(nn.Module):
-    """A linear map to E dimensions, the axial transformer over segments × frames, and a linear head.
-
-    Without ``axial`` an MLP takes its place, which sees one frame at a time.
-    """
-
-    def __init__(self, width: int, emb_size: int, axial: AxialTransformer | None):
-        super().__init__()
-        self.projection = nn.Linear(width, emb_size)
-        self.axial_attn = axial
-        if axial is None:
-            with own_stream("mlp"):
-                self.mlp = MLP(emb_size)
-        self.classifier = nn.Sequential(
-            OrderedDict(layer_norm=nn.LayerNorm(emb_size), linear=nn.Linear(emb_size, 1)),
-        )
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """x (B, S·F, D) of a ``grid`` (S, F) → logits (B, S·F, 1)."""
-        x = self.projection(x)
-        if self.axial_attn is None:
-            return self.classifier(self.mlp(x))
-        mixed = self.axial_attn(x.transpose(1, 2).unflatten(2, grid))
-        return self.classifier(mixed.flatten(2).transpose(1, 2))

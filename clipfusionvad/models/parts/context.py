@@ -1,4 +1,4 @@
-"""Class prompts in the manner of CoOp: context vectors are learned in place of the words before a class name."""
+"""Classes in the manner of CoOp: vectors are learned in place of the words before a class name, or of all the text."""
 
 from __future__ import annotations
 
@@ -42,3 +42,11 @@ class ContextPrompts(FixedPrompts):
         padded = nn.functional.pad(self.tokens, (0, CONTEXT_LENGTH - self.tokens.shape[1]))
         words = embedding[padded.to(embedding.device)]
         return words[:, :1], words[:, 1 + self.ctx.shape[-2] :]
+
+
+class ClassVectors(nn.Module):
+    """No text at all: a direction ``vectors`` (C, E) for each class is learned in CLIP's space, from a random start."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.vectors = nn.Parameter(nn.init.normal_(torch.empty(classes, width), std=CONTEXT_STD))
