@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
-from clipfusionvad.deploy.scorer import VideoScorer
+from clipfusionvad.deploy.scorer import VideoScorer, made_up_video
 from clipfusionvad.errors import UserError
 
 #: Arrays by the name of an input → arrays by the name of an output.
@@ -27,9 +27,8 @@ ABOUT = "clipfusionvad"
 
 
 def export_program(scorer: VideoScorer) -> ExportedProgram:
-    """The graph for videos of any length."""
-    # Any number of windows will do, but one: torch takes that for a constant.
-    streams = scorer.examples(2 * scorer.sampling.length + 1)
+    """The graph for videos of any length; made anew for each use, as exporting it on changes it."""
+    streams = made_up_video(scorer.method, 2 * scorer.sampling.length + 1)
     shapes = ({0: Dim(SNIPPETS, min=1)},) * len(streams)
     with torch.no_grad(), _plain_attention():
         return torch.export.export(scorer, streams, dynamic_shapes=(shapes,), strict=False)
@@ -59,7 +58,7 @@ def onnx_bytes(program: ExportedProgram, scorer: VideoScorer, about: Mapping[str
     onnx = need("onnx")
     need("onnxscript")
     with _quiet():
-        outputs = list(scorer(*scorer.examples(1)))
+        outputs = list(scorer(*made_up_video(scorer.method, 1)))
         made = torch.onnx.export(
             program, (), dynamo=True, verbose=False, input_names=list(scorer.inputs), output_names=outputs
         )

@@ -6,6 +6,7 @@ L snippets of a video, D feature width of one stream, C classes (0 is *normal*).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,20 +33,14 @@ class VideoScorer(nn.Module):
 
     def __init__(self, method: Method):
         super().__init__()
-        self.inputs = (_ONE_STREAM,) if len(method.streams) == 1 else method.streams
-        self.width, self.sampling = method.visual_width, method.sampling
+        self.inputs = input_names(method)
+        self.sampling = method.sampling
         with torch.no_grad():
             text = method.eval().encode_text()
         self.register_buffer("text", text)
         self.method = method
-        used = _tensors_read(self, self.examples(1))
+        used = _tensors_read(self, made_up_video(method, 1))
         self.method = _without_others(method, used)
-
-    def examples(self, count: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Made-up features of a video of ``count`` snippets, as long as CLIP's are; (L, D) for each input."""
-        generator = torch.Generator().manual_seed(seed)
-        shape = (len(self.inputs), count, self.width)
-        return (10 / self.width**0.5 * torch.randn(shape, generator=generator)).unbind(0)
 
     def forward(self, *streams: Tensor) -> dict[str, Tensor]:
         """(L, D) of each stream → anomaly (L,) of each branch and, where the method has them, classes (L, C)."""
@@ -61,12 +56,24 @@ class VideoScorer(nn.Module):
         return found
 
 
+def input_names(method: Method) -> tuple[str, ...]:
+    """What the features of each stream are called: a method of one stream need not say which."""
+    return (_ONE_STREAM,) if len(method.streams) == 1 else method.streams
+
+
+def made_up_video(method: Method, count: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random features of ``count`` snippets, as long as CLIP's are: (L, D) of each stream."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(method.streams), count, method.visual_width)
+    return (10 / method.visual_width**0.5 * torch.randn(shape, generator=generator)).unbind(0)
+
+
 def branch_name(number: int) -> str:
     """The output of a scoring branch, counted from 0."""
     return (MAIN, SECOND)[number] if number < 2 else f"{MAIN}_{number + 1}"
 
 
-def score_by_method(method: Method, streams: list[np.ndarray]) -> dict[str, np.ndarray]:
+def score_by_method(method: Method, streams: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """What the exported graph is to give, by the way that a test goes: (L, D) of each stream → arrays by name."""
     joined = np.concatenate(streams, axis=-1)
     windows, lengths = method.sampling.windows(joined)
