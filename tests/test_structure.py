@@ -24,6 +24,7 @@ FLOORS = [
     ("__main__",),
     ("commands",),
     ("doctor",),
+    ("deploy",),
     ("report",),
     ("video", "sweep"),
     ("engine", "options"),

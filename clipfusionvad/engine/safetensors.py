@@ -13,9 +13,9 @@ from clipfusionvad.errors import UserError
 from clipfusionvad.files import must_exist
 
 SUFFIX = ".safetensors"
-# Keys of the header's own words: all that a model file says besides its weights, and a hash over that and them.
-_SAID, _HASH = "clipfusionvad", "sha256"
-_WORDS = "__metadata__"
+# The header's own words, and the one among them that holds, as JSON, all that a model file says besides its weights,
+# and a hash over that and them. Of several the library would change the order from file to file.
+_WORDS, _SAID, _HASH = "__metadata__", "clipfusionvad", "sha256"
 #: The weights in what ``checkpoint.model_content`` gives.
 WEIGHTS = "model_state_dict"
 
@@ -24,11 +24,12 @@ def pack_safetensors(content: Mapping[str, Any]) -> bytes:
     """What ``checkpoint.model_content`` gives, as the bytes of a file."""
     _, save = _library()
     weights = {key: value.contiguous() for key, value in content[WEIGHTS].items()}
+    said = {key: value for key, value in content.items() if key != WEIGHTS}
     try:
-        said = json.dumps({key: value for key, value in content.items() if key != WEIGHTS})
+        digest = _digest(said, save(weights))
+        return save(weights, {_SAID: json.dumps({_HASH: digest, **said})})
     except (TypeError, ValueError) as error:
         raise UserError(f"what the model file says of itself cannot be written as JSON: {error}") from error
-    return save(weights, {_SAID: said, _HASH: _digest(said, save(weights))})
 
 
 def read_safetensors(path: str | Path) -> dict[str, Any]:
@@ -50,9 +51,10 @@ def unpack_safetensors(written: bytes, path: str | Path) -> dict[str, Any]:
         words = _header(written).get(_WORDS) or {}
         if _SAID not in words:
             return weights
-        if words[_HASH] != _digest(words[_SAID], written):
+        said = json.loads(words[_SAID])
+        if said.pop(_HASH) != _digest(said, written):
             raise Damaged(damaged)
-        return {**json.loads(words[_SAID]), WEIGHTS: weights}
+        return {**said, WEIGHTS: weights}
     except (MemoryError, UserError):
         raise
     # The library has errors of its own for some damage, and Python's for other.
@@ -72,7 +74,7 @@ def _header(written: bytes) -> dict[str, Any]:
     return json.loads(written[8 : 8 + int.from_bytes(written[:8], "little")])
 
 
-def _digest(said: str, written: bytes) -> str:
+def _digest(said: Mapping[str, Any], written: bytes) -> str:
     """A hash over words and weights, the latter with their names, kinds and places."""
     places = {name: place for name, place in _header(written).items() if name != _WORDS}
     digest = hashlib.sha256(json.dumps([said, places], sort_keys=True).encode())
