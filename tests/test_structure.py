@@ -24,7 +24,7 @@ FLOORS = [
     ("__main__",),
     ("commands",),
     ("doctor",),
-    ("insight",),
+    ("insight", "deploy"),
     ("report",),
     ("video", "sweep"),
     ("engine", "options"),

@@ -57,7 +57,6 @@ def once_trained(begun, act, finished):
     return watcher
 
 
-@pytest.mark.skip(reason="has not been seen to pass: it ran past 280 s on a busy machine")
 @needs_ray
 @needs_proc
 def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):

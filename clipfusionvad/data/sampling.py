@@ -6,9 +6,12 @@ L snippets of a video, T those of a model input, D feature width, N inputs that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 
 class Sampling(Protocol):
@@ -33,6 +36,12 @@ class Sampling(Protocol):
     def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
         """What was computed per snippet of the test inputs, (N·T, …), as (L, …) in the video's order."""
 
+    def tensor_windows(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``windows`` in operations that torch.export follows for every L."""
+
+    def tensor_restore(self, rows: Tensor, count: int) -> Tensor:
+        """``restore``, likewise."""
+
 
 @dataclass(frozen=True)
 class WindowSampling:
@@ -55,6 +64,15 @@ class WindowSampling:
 
     def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
         return rows[:count]
+
+    def tensor_windows(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        count, windows = features.shape[0], _tensor_windows_of(features, self.length)
+        padded = F.pad(features, (0, 0, 0, self.length)).narrow(0, 0, windows * self.length)
+        left = count - self.length * torch.arange(windows, device=features.device)
+        return padded.reshape(windows, self.length, features.shape[1]), left.clamp(max=self.length)
+
+    def tensor_restore(self, rows: Tensor, count: int) -> Tensor:
+        return rows.narrow(0, 0, count)
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,18 @@ class GridSampling:
     def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
         grid = rows.reshape(-1, self.segments, self.frames, *rows.shape[1:])
         return grid.swapaxes(0, 1).reshape(rows.shape)[:count]
+
+    def tensor_windows(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        count, pieces = features.shape[0], _tensor_windows_of(features, self.length)
+        rows = torch.arange(pieces * self.length, device=features.device)
+        looped = features[rows % torch.full((), count, device=features.device)]
+        grid = looped.reshape(self.segments, pieces, self.frames, features.shape[1]).transpose(0, 1)
+        lengths = torch.full((pieces,), self.length, device=features.device)
+        return grid.reshape(pieces, self.length, features.shape[1]), lengths
+
+    def tensor_restore(self, rows: Tensor, count: int) -> Tensor:
+        grid = rows.unflatten(0, (-1, self.segments, self.frames))
+        return grid.transpose(0, 1).reshape(rows.shape).narrow(0, 0, count)
 
 
 def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
@@ -161,3 +191,17 @@ def _snippets(features: np.ndarray) -> int:
     if features.ndim != 2 or len(features) == 0:
         raise ValueError(f"features must be (snippets, dim) with at least one snippet, got shape {features.shape}")
     return len(features)
+
+
+def _tensor_windows_of(features: Tensor, length: int) -> Any:
+    """How many windows of T hold L snippets, N ≥ 1.
+
+    Taken out of a tensor, it is a number of its own to torch.export. As ⌈L / T⌉ it would be bound to what the
+    example video makes of it, above all to be 1 or not to be 1.
+    """
+    count = features.shape[0]
+    windows = torch.full((), (count + length - 1) // length).item()
+    torch._check(windows >= 1)
+    torch._check(count <= windows * length)
+    torch._check(windows * length <= count + length)
+    return windows

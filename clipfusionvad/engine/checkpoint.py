@@ -13,6 +13,7 @@ from torch import Tensor
 from clipfusionvad.archives import ForeignObjects, is_plain_tensor, read_torch
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
+from clipfusionvad.engine.safetensors import SUFFIX, read_safetensors
 from clipfusionvad.errors import UserError
 from clipfusionvad.lightning import read_lightning
 from clipfusionvad.models import Method, find_method, method_names
@@ -29,13 +30,16 @@ class ModelFile:
     state: dict[str, Tensor]
     method: str | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
+    #: Test metrics, where the file has them; as they stand there.
+    metrics: Any = None
 
 
 def read_model_file(path: str | Path) -> ModelFile:
     """Read a model file without running code in it.
 
-    Ours name their method; of the others a bare state dict or one under ``model_state_dict`` or ``state_dict``
-    (Lightning) is taken, the method recognised by its keys, and those brought into the form of our model's.
+    Torch's files, and safetensors by their suffix. Ours name their method; of the others a bare state dict or one
+    under ``model_state_dict`` or ``state_dict`` (Lightning) is taken, the method recognised by its keys, and those
+    brought into the form of our model's.
     """
     content = _read(path)
     if not isinstance(content, dict):
@@ -50,7 +54,7 @@ def read_model_file(path: str | Path) -> ModelFile:
         made = content.get("made")
         if not isinstance(made, dict) or not all(fits(made.get(key)) for key, fits in _MADE.items()):
             raise UserError(f"model file {path} does not say how it was made: it is damaged")
-        return ModelFile(str(path), state, made["method"], made)
+        return ModelFile(str(path), state, made["method"], made, content.get("metrics"))
     method = next((name for name in method_names() if find_method(name).recognises(state)), None)
     try:
         return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
@@ -81,6 +85,8 @@ _MADE: dict[str, Callable[[Any], bool]] = {
 
 
 def _read(path: str | Path) -> Any:
+    if Path(path).suffix.lower() == SUFFIX:
+        return read_safetensors(path)
     try:
         return read_torch(path, "model file")
     except ForeignObjects:

@@ -252,7 +252,7 @@ class PaperReFLIP(ReFLIPVAD):
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> MagnitudeOutput:
         text = self.encode_once() if text is None else text
-        steps = torch.arange(visual.shape[1], device=visual.device).expand(len(visual), -1)
+        steps = torch.arange(visual.shape[1], device=visual.device).expand(visual.shape[0], -1)
         valid = steps < (visual.shape[1] if lengths is None else lengths[:, None])
         features, magnitudes = self.temporal(visual, valid)
         coarse = self.classifier(self.coarse_ffn(features) + features)

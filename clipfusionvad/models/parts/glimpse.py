@@ -81,10 +81,10 @@ class SegmentAttention(nn.Module):
         window = min(self.window or steps, steps)
         padding = -steps % window
         qkv = F.pad(self.qkv(x.transpose(1, 2)), (0, padding)).transpose(1, 2)
-        q, k, v = qkv.reshape(-1, window, 3 * channels).chunk(3, dim=-1)
-        seen = F.pad(valid, (0, padding)).view(-1, window)
+        q, k, v = qkv.reshape(-1, 1, window, 3 * channels).chunk(3, dim=-1)
+        seen = F.pad(valid, (0, padding)).view(-1, 1, window)
         # Padding sees everything: a row of the softmax must not be empty.
-        mask = seen[:, None, :] | ~seen[:, :, None]
+        mask = seen[:, :, None, :] | ~seen[:, :, :, None]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=None if self.scaled else 1.0)
         return attended.reshape(batch, -1, channels)[:, :steps]
 
