@@ -373,7 +373,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     group.add_argument("--metrics-json", help="write the metrics to this file")
     group.add_argument(
-        "--track", nargs="+", choices=list(TRACKERS), default=[], help="send the curves there too, besides TensorBoard"
+        "--track", nargs="+", choices=list(TRACKERS), help="send the curves there too, besides TensorBoard"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
