@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What is run elsewhere or needs what tests cannot have, by how the command begins.
 ELSEWHERE = {
     "make": "its targets are the programs that other tests run, or those tests",
-    "git|cd|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
+    "git|cd|eval|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
     "python benchmarks/": "tests/test_benchmarks.py",
     "python -m clipfusionvad detect --stream": "tests/test_stream.py; needs a camera",
     ".*--engine ray": "tests/test_ray.py; needs a cluster",

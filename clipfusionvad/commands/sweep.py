@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _sweep(argv: list[str]) -> int:
-    args, flags = _parser().parse_known_args(argv)
+    args, flags = make_parser().parse_known_args(argv)
     if args.ray_address and args.engine != "ray":
         raise UserError("--ray-address is for --engine ray")
     option_file = option_file_of(find_dataset(args.dataset))
@@ -94,7 +94,7 @@ def run_trial(trial: Trial, overwrite: bool = False) -> Outcome:
     return Outcome()
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="clipfusionvad sweep",
         description=__doc__,
