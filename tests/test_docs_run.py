@@ -15,7 +15,7 @@ import pytest
 from smaller import shrink
 from test_readme import PAGES, README, commands
 from tiny import TEST, TRAIN, Outcome, quietly
-from workspace import make_clips, make_detection, make_garage, make_workspace
+from workspace import forget_extraction, make_clips, make_detection, make_garage, make_workspace
 
 from clipfusionvad.__main__ import main as package_main
 
@@ -34,6 +34,7 @@ ELSEWHERE = {
 BEFORE = {
     ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),
     ("detect", "python -m clipfusionvad detect"): make_detection,
+    ("scaling", "python -m clipfusionvad extract"): forget_extraction,
     ("own-data", "python -m clipfusionvad extract"): make_garage,
     ("real-clips", "python -m clipfusionvad extract"): make_clips,
 }
@@ -45,6 +46,7 @@ TRAINED = [
     "python -m clipfusionvad train --dataset shanghaitech --method iefvad",
     "python -m clipfusionvad train --dataset ucf --method anomalyclip --output-dir runs/anomalyclip",
     "python -m clipfusionvad train --dataset xd --method anomalyclip --output-dir runs/anomalyclip_xd",
+    "python -m clipfusionvad sweep configs/ablations/no_gam.yaml --dataset ucf --seeds 2 --output-dir runs/sweep",
 ]
 # They begin with videos in place of what the others have.
 LAST = {"own-data", "real-clips"}

@@ -52,6 +52,8 @@ def make_workspace() -> None:
         Path(name).symlink_to(ROOT / name)
     for name in ("annotations", "list", "model", "released", "authors", "weights", "videos"):
         Path(name).mkdir()
+    shutil.copy(ROOT / "README.md", "README.md")
+    shutil.copytree(ROOT / "docs", "docs")
     for script in (ROOT / "list").glob("*.py"):
         shutil.copy(script, "list")
     _make_ucf()
@@ -127,6 +129,12 @@ def _make_released() -> None:
     torch.save({"checkpoint": encoder}, "weights/event_clip.pth")
 
 
+def forget_extraction() -> None:
+    """What was extracted before, with other options."""
+    for path in [*Path("features").glob("*.npy"), Path("features/manifest.jsonl")]:
+        path.unlink()
+
+
 def make_detection() -> None:
     """What docs/detect.md speaks of besides models."""
     Path("classes.txt").write_text("normal\nfall=person falling on the floor\nsmoke\n")
@@ -157,3 +165,5 @@ def make_clips() -> None:
     for name in [*CLIPS, "Normal_Videos_641"]:
         write_video(f"videos/{name}_x264.mp4", frames=50)
     shutil.copy("annotations/clips.txt", "annotations/Temporal_Anomaly_Annotation.txt")
+    tested = ("Arson016", "Explosion016", "Fighting033", "RoadAccidents133", "Vandalism017")
+    Path("test_videos.txt").write_text("".join(f"{name}_x264\n" for name in tested))

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipfusionvad.argtypes import non_negative_int
-from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.errors import UserError, nearest, warn
 from clipfusionvad.files import check_writable, write_text
 from clipfusionvad.options import Parser
 from clipfusionvad.report.collect import BEST, LAST, Cell, collect
@@ -94,7 +94,7 @@ def _show(cells: list[Cell], args: Namespace) -> None:
     metrics = args.metrics or (tuple(TITLES) if single else HEADLINE)
     resampler = Resampler(args.bootstrap, args.bootstrap_seed, metrics)
     rows = _tabulate(cells, references, args, resampler)
-    found = _compare(cells, references, resampler) if args.bootstrap else []
+    found = _compare(cells, references, resampler, bool(args.reference)) if args.bootstrap else []
     grids = _lay_out(rows, by, found, args)
     width = shutil.get_terminal_size((120, 24)).columns
     whole = _csv(rows, found) if args.format == "csv" else "\n".join(map(_WRITERS[args.format], grids))
@@ -151,14 +151,22 @@ def _is_changed(cell: Cell, cells: Sequence[Cell], references: dict[str, Cell]) 
 
 
 def _compare(
-    cells: Sequence[Cell], references: dict[str, Cell], resampler: Resampler
+    cells: Sequence[Cell], references: dict[str, Cell], resampler: Resampler, asked: bool
 ) -> list[tuple[Cell, Cell, Difference]]:
-    """Each setting, the one it is compared with, and a metric's difference."""
+    """Each setting, the one it is compared with, and a metric's difference.
+
+    What cannot be compared is an error where the reference was ``asked`` for; else it is told and left out.
+    """
     others = [cell for cell in cells if cell.data in references and cell is not references[cell.data]]
     found = []
     for cell in tqdm(others, "paired bootstrap", disable=None, leave=False):
         reference = references[cell.data]
-        found += [(cell, reference, one) for one in compare_cells(resampler, reference, cell)]
+        try:
+            found += [(cell, reference, one) for one in compare_cells(resampler, reference, cell)]
+        except UserError as error:
+            if asked:
+                raise
+            warn(f"{cell.name} is not compared with {reference.name}: {error}")
     return found
 
 
