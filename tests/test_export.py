@@ -30,17 +30,19 @@ WIDTHS = {"embed_dim": 64, "visual_width": 64}
 WINDOWS = {**WIDTHS, "visual_length": 16, "attn_window": 8, "visual_layers": 1}
 GRID = {**WIDTHS, "num_segments": 4, "seg_length": 4, "emb_size": 16, "heads": 2}
 PAPER = {**WIDTHS, "visual_length": 16, "prompt_encoder": "toy"}
-STREAMS = {"visual_width": 64, "visual_length": 16, "visual_head": 4}
-# Of the issue, but for the longest, which takes a while: 6749 is there where EXPORT=all.
-LENGTHS = [1, 15, 16, 17, 255, 256, 257]
+STREAMS = {"visual_width": 64, "visual_length": 16, "visual_head": 4, "visual_layers": 1, "num_refinement_steps": 2}
+# Around one window of 16 and of 256 snippets, and the longest video of the four datasets.
+LENGTHS = [1, 15, 16, 17, 255, 256, 257, 6749]
 # A case per method and variant, by graph; each with the classes of one dataset.
 MODELS = {
     "fusion": ("clipfusionvad", "ucf", WINDOWS),
-    "plain": ("vadclip", "xd", WINDOWS),
+    "plain": ("vadclip", "xd", {**WINDOWS, "visual_length": 256, "attn_window": 64}),
     "paper": ("reflipvad", "shanghaitech", PAPER),
     "repo": ("reflipvad", "ucf", {**WINDOWS, "prompt_encoder": "toy", "variant": "repo"}),
-    "grid": ("anomalyclip", "msad", {**GRID, "concat_features": True}),
-    "streams": ("iefvad", "ucf", STREAMS),
+    "grid": ("anomalyclip", "msad", GRID),
+    "concat": ("anomalyclip", "xd", {**GRID, "concat_features": True}),
+    "gaussian": ("iefvad", "ucf", {**STREAMS, "noise_model": "gaussian"}),
+    "student_t": ("iefvad", "xd", {**STREAMS, "noise_model": "student_t"}),
 }
 OTHERS = {
     "no graph, gam, product": ("clipfusionvad", "xd", {**WINDOWS, "graph": False, "gam": False, "product": False}),
@@ -51,7 +53,11 @@ OTHERS = {
     "odd windows": ("reflipvad", "msad", {**PAPER, "visual_length": 15, "glimpse_window": 4}),
     "plain grid": ("anomalyclip", "xd", {**GRID, "depth": 2, "num_segments": 3, "num_topk": 2}),
     "no recentring": ("anomalyclip", "ucf", {**GRID, "recentre": False, "temporal": "mlp"}),
-    "gaussian": ("iefvad", "ucf", {**STREAMS, "noise_model": "gaussian", "mask_padding": True}),
+    "direct, magnitude": ("anomalyclip", "ucf", {**GRID, "prompts": "direct", "selection": "magnitude"}),
+    "short": ("anomalyclip", "xd", {**GRID, "temporal": "short"}),
+    "long": ("anomalyclip", "xd", {**GRID, "temporal": "long", "prompts": "fixed"}),
+    "mtn": ("anomalyclip", "shanghaitech", {**GRID, "temporal": "mtn"}),
+    "more steps": ("iefvad", "ucf", {**STREAMS, "visual_layers": 3, "num_refinement_steps": 10, "mask_padding": True}),
     "mean": ("iefvad", "xd", {**STREAMS, "visual_layers": 0, "num_refinement_steps": 0, "fusion": "mean"}),
 }
 
@@ -122,23 +128,21 @@ def test_weights_that_scoring_does_not_read_are_left_out_and_the_model_keeps_the
     assert model.state_dict().keys() == before.keys()
 
 
-def cases(everything):
-    """Which graphs are really made: seconds each, so one of either sampling unless EXPORT=all."""
-    return [*MODELS, *OTHERS] if os.environ.get("EXPORT") == "all" else everything
+# Graphs take seconds each: those of ablations are made where EXPORT=all.
+EVERYTHING = [*MODELS, *OTHERS] if os.environ.get("EXPORT") == "all" else list(MODELS)
 
 
-@pytest.mark.parametrize("case", cases(["fusion", "grid"]))
+@pytest.mark.parametrize("case", EVERYTHING)
 def test_onnx_scores_as_the_model_does(case):
     model = build(case)
     scorer = VideoScorer(model)
     content = onnx_bytes(export_program(scorer), scorer, {"x": 1})
-    lengths = [*LENGTHS, 6749] if os.environ.get("EXPORT") == "all" else LENGTHS
-    expect_equal(run_onnx(content), model, scorer.inputs, lengths)
+    expect_equal(run_onnx(content), model, scorer.inputs, LENGTHS)
     # The toy's table of tokens alone is more than that.
     assert len(content) < 49408 * 64
 
 
-@pytest.mark.parametrize("case", cases(["paper"]))
+@pytest.mark.parametrize("case", EVERYTHING if EVERYTHING != list(MODELS) else ["paper"])
 def test_pt2_scores_as_the_model_does(case):
     model = build(case)
     scorer = VideoScorer(model)
@@ -244,7 +248,7 @@ def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
 
 
 def test_nan_and_other_shapes_do_not_pass_the_check():
-    model = build("streams")
+    model = build("student_t")
     scorer = VideoScorer(model)
 
     def of(change):

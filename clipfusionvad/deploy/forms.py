@@ -11,7 +11,7 @@ import torch
 
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.deploy.check import Checked, check_graph
-from clipfusionvad.deploy.graph import export_program, onnx_bytes, pt2_bytes, run_onnx, run_pt2
+from clipfusionvad.deploy.graph import export_program, followed, onnx_bytes, pt2_bytes, run_onnx, run_pt2
 from clipfusionvad.deploy.scorer import VideoScorer
 from clipfusionvad.engine.checkpoint import model_content, own_state, released_state
 from clipfusionvad.engine.safetensors import SUFFIX, WEIGHTS, pack_safetensors, unpack_safetensors
@@ -45,16 +45,18 @@ class Form:
 
 
 def _write_onnx(path: Path, subject: Subject) -> Checked:
-    scorer = VideoScorer(subject.model)
-    content = onnx_bytes(export_program(scorer), scorer, subject.about)
-    checked = check_graph(run_onnx(content), scorer, subject.model)
+    with followed(subject.model):
+        scorer = VideoScorer(subject.model)
+        content = onnx_bytes(export_program(scorer), scorer, subject.about)
+        checked = check_graph(run_onnx(content), scorer, subject.model)
     return _keep(path, content, checked)
 
 
 def _write_pt2(path: Path, subject: Subject) -> Checked:
-    scorer = VideoScorer(subject.model)
-    content = pt2_bytes(export_program(scorer), subject.about)
-    checked = check_graph(run_pt2(content, scorer), scorer, subject.model)
+    with followed(subject.model):
+        scorer = VideoScorer(subject.model)
+        content = pt2_bytes(export_program(scorer), subject.about)
+        checked = check_graph(run_pt2(content, scorer), scorer, subject.model)
     return _keep(path, content, checked)
 
 

@@ -7,8 +7,11 @@ import importlib
 import io
 import json
 import logging
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from clipfusionvad.deploy.scorer import VideoScorer, made_up_video
 from clipfusionvad.errors import UserError
+from clipfusionvad.models import Method
 
 #: Arrays by the name of an input → arrays by the name of an output.
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -57,11 +61,10 @@ def onnx_bytes(program: ExportedProgram, scorer: VideoScorer, about: Mapping[str
     """An ONNX model with named inputs and outputs; ``about`` is in its metadata."""
     onnx = need("onnx")
     need("onnxscript")
-    with _quiet():
-        outputs = list(scorer(*made_up_video(scorer.method, 1)))
-        made = torch.onnx.export(
-            program, (), dynamo=True, verbose=False, input_names=list(scorer.inputs), output_names=outputs
-        )
+    outputs = list(scorer(*made_up_video(scorer.method, 1)))
+    made = torch.onnx.export(
+        program, (), dynamo=True, verbose=False, input_names=list(scorer.inputs), output_names=outputs
+    )
     model = made.model_proto
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = SNIPPETS
@@ -75,6 +78,41 @@ def run_onnx(content: bytes) -> Run:
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     return lambda features: dict(zip(names, session.run(names, dict(features)), strict=True))
+
+
+@contextlib.contextmanager
+def followed(method: Method) -> Iterator[None]:
+    """Within, what torch, ONNX or onnxruntime cannot follow in a method is a ``UserError`` that says what and where."""
+    try:
+        with _quiet():
+            yield
+    except (UserError, MemoryError):
+        raise
+    # The libraries have errors of their own for this, with nothing in common.
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise
+        cause = _root(error)
+        reason = next(iter(str(cause).splitlines()), "").rstrip(". ") or type(cause).__name__
+        raise UserError(
+            f"{method.name} cannot be exported as a graph{_place(cause)}: {reason}. Export it as .safetensors, or have "
+            f"its forward and scores do without this operation"
+        ) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _place(error: BaseException) -> str:
+    """The last line of code that went wrong and is not a library's, where that is a line of a method."""
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    frames = [(Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+    own = [(file, frame) for file, frame in frames if not any(map(file.is_relative_to, libraries))]
+    if not own or own[-1][0].parent == Path(__file__).parent:
+        return ""
+    file, frame = own[-1]
+    return f", because of line {frame.lineno} of {file.name} ({frame.line})"
 
 
 def need(package: str) -> ModuleType:
@@ -101,13 +139,14 @@ def _plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, the exporter keeps its remarks to itself; what fails still raises."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    """Within, the exporters keep their remarks to themselves; what fails still raises."""
+    names = ("torch", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        # torch.export prints the whole graph to stderr where it cannot go on.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

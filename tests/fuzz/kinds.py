@@ -29,6 +29,7 @@ KINDS = {
     "dataset_files": Kind("dataset files (YAML)", 15, settings.dataset_files),
     "segments": Kind("segments and crops", 15, settings.segments),
     "models": Kind("model files of ours", 20, models.own),
+    "safetensors": Kind("model files, safetensors", 20, models.safetensors),
     "contents": Kind("model files, their content", 20, models.contents),
     "released": Kind("model files, released", 20, models.released),
     "lightning": Kind("Lightning checkpoints", 10, models.lightning),

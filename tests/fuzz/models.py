@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zipfile
 from pathlib import Path
@@ -51,6 +52,46 @@ def own(case: Case) -> str:
         return end(run_command(case, ["export", path, "--output", case.folder / "out.pth"]))
     wanted = read_model_file(seed)
     return read_or_refuse(lambda: read_model_file(path), lambda found: _compare(found.state, wanted.state, path))
+
+
+def safetensors(case: Case) -> str:
+    """Bytes of a file of ours or of others, or its header, changed: the same model comes out, or a refusal."""
+    rng, ours = case.rng, case.rng.random() < 0.8
+    seed = case.seeds / "models" / ("iefvad.safetensors" if ours else "bare.safetensors")
+    content = seed.read_bytes()
+    path = case.put("model.safetensors", damage(content, rng) if rng.random() < 0.6 else _other_header(content, rng))
+    kind = rng.random()
+    if kind < 0.1:
+        return end(run_command(case, ["export", path, "--output", case.folder / "out.pth"]))
+    if kind < 0.15:
+        home = case.seeds / "data" / "ucf"
+        flags = Tiny("ucf", home, case.folder, [], "iefvad").test_flags("--feature-root", home, "--model-path", path)
+        return end(run_command(case, ["test", "--dataset", "ucf", *flags]))
+    wanted = read_model_file(seed)
+
+    def check(found: Any) -> str:
+        same = found.state.keys() == wanted.state.keys()
+        if same and all(torch.equal(value, wanted.state[key]) for key, value in found.state.items()):
+            require(found.made in (wanted.made, {}), f"says something else: {found.made}")
+            return RIGHT
+        # Without our words there is no hash.
+        require(not found.made, "weights were altered, and the hash would have told")
+        return ALTERED
+
+    return read_or_refuse(lambda: read_model_file(path), check)
+
+
+def _other_header(content: bytes, rng: random.Random) -> bytes:
+    """The file with a part of its header replaced; also a part of the words, which are JSON in JSON."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    words = header.get("__metadata__")
+    if words and rng.random() < 0.5:
+        header["__metadata__"] = {name: json.dumps(disturb(json.loads(word), rng)) for name, word in words.items()}
+    else:
+        header = disturb(header, rng)
+    changed = json.dumps(header).encode()
+    return len(changed).to_bytes(8, "little") + changed + content[8 + size :]
 
 
 def contents(case: Case) -> str:

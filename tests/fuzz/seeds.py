@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from made_videos import write_video
+from safetensors.torch import save_file
 from small_detect import write_model
 from small_report import made_test, write_test, write_training
 from tiny import METHOD_FLAGS, make_tiny, quietly, strings
@@ -73,11 +74,21 @@ def _make_models(folder: Path) -> None:
         # The embedding of 49408 tokens is most of such a file.
         state = {key: value for key, value in state.items() if "token_embedding" not in key}
         torch.save(state, folder / "models" / f"{name}_released.pth")
+    _make_safetensors(folder / "models")
     released = torch.load(folder / "models" / "anomalyclip_released.pth")
     content = {"pytorch-lightning_version": "1.8.3", "epoch": 3, "state_dict": released, "callbacks": {"x": made_test}}
     torch.save(content, folder / "models" / "lightning.ckpt")
     assert read_model_file(folder / "models" / "lightning.ckpt").method == "anomalyclip"
     _make_clips(folder / "clips")
+
+
+def _make_safetensors(folder: Path) -> None:
+    """A file of ours, and the bare tensors of one that others wrote."""
+    outcome = quietly(
+        package_main, strings(["export", folder / "iefvad.pth", "--output", folder / "iefvad.safetensors"])
+    )
+    assert outcome.code == 0, outcome.err
+    save_file(torch.load(folder / "iefvad_released.pth"), folder / "bare.safetensors")
 
 
 def _make_clips(folder: Path) -> None:
