@@ -142,33 +142,6 @@ def _known_metric(select: str, method: type[Method]) -> str:
     return first if select not in _metrics(method) and first in _metrics(method) else select
 
 
-def general_defaults(dataset: Dataset) -> dict[str, Any]:
-    """The lines of an option file for a dataset that has none."""
-    lists, truth = dataset.list_files, dataset.truth_files
-    return {
-        "seed": 234,
-        "method": "clipfusionvad",
-        "classes_num": len(dataset.classes),
-        "embed_dim": 512,
-        "visual_width": 512,
-        "max_epoch": 10,
-        "batch_size": 64,
-        "balanced": True,
-        "lr": 2e-5,
-        "scheduler_rate": 0.1,
-        "scheduler_milestones": [4, 8],
-        "eval_every": 0,
-        "select": "auc1",
-        "model_path": f"model/model_{dataset.name}.pth",
-        "checkpoint_path": f"model/checkpoint_{dataset.name}.pth",
-        "train_list": f"list/{lists['train']}",
-        "test_list": f"list/{lists['test']}",
-        "gt_path": f"list/{truth['frames']}",
-        "gt_segment_path": f"list/{truth['segments']}",
-        "gt_label_path": f"list/{truth['labels']}",
-    }
-
-
 def published_options(parser: Parser, method: str, dataset: Dataset) -> dict[str, Any]:
     """What the published pair of a method and a dataset sets: ``configs/METHOD_DATASET.yaml``, if there is one."""
     path = CONFIGS / f"{method}_{dataset.name}.yaml"
@@ -373,7 +346,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     group.add_argument("--metrics-json", help="write the metrics to this file")
     group.add_argument(
-        "--track", nargs="+", choices=list(TRACKERS), default=[], help="send the curves there too, besides TensorBoard"
+        "--track", nargs="+", choices=list(TRACKERS), help="send the curves there too, besides TensorBoard"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")

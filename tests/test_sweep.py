@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import threading
 
@@ -20,7 +21,8 @@ from tiny import make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.trainer import Trainer
-from clipfusionvad.report.sweep import sweep_text
+from clipfusionvad.report.compare import Difference, compare
+from clipfusionvad.report.sweep import _is_clear, sweep_text
 from clipfusionvad.sweep.plan import describe, read_sweep
 
 ABLATIONS = {"no_gam": {"gam": False}, "same": {"max_epoch": 2}}
@@ -88,6 +90,36 @@ def test_every_cell_is_trained_with_every_seed(swept):
     summary = json.loads((folder / "no_gam" / "metrics.json").read_text())
     assert summary["mean"]["auc1"] == pytest.approx(table["auc1"][2:].mean())
     assert (folder / "no_gam" / "report.html").is_file()
+
+
+def test_the_summary_says_what_is_more_than_chance(swept):
+    """Its differences are those of the table of results, its intervals those of the paired bootstrap."""
+    folder, _, _ = swept
+    text = (folder / "summary.md").read_text()
+    _, _, below = text.partition("Difference from full, in points:\n\n")
+    header, _, *rows = [line.strip("| ").split(" | ") for line in below.splitlines() if line.startswith("|")]
+    table = results(folder).set_index(["cell", "seed"])
+    cells = [cell for cell in table.index.unique("cell") if cell != "full"]
+    assert [row[0] for row in rows] == cells and header[1:3] == ["auc1", "ap1"]
+    for row in rows:
+        runs = [[folder / cell / f"seed{seed}" for seed in (1, 2)] for cell in ("full", row[0])]
+        for one in compare(*runs, metrics=["auc1", "ap1"]):
+            said = re.match(r"(\S+) \[(\S+), (\S+)\]( \*)?$", row[header.index(one.metric)])
+            gap = (table.loc[row[0], one.metric] - table.loc["full", one.metric]).mean() * 100
+            assert float(said[1]) == pytest.approx(gap, abs=0.006)
+            assert (float(said[2]), float(said[3])) == (
+                pytest.approx(one.low, abs=0.006),
+                pytest.approx(one.high, abs=0.006),
+            )
+            assert bool(said[4]) == (one.p < 0.05 and one.seed_p < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("p", "seed_p", "clear"), [(0.01, 0.02, True), (0.01, None, True), (0.2, 0.01, False), (0.01, 0.2, False)]
+)
+def test_a_difference_is_clear_when_neither_videos_nor_seeds_explain_it(p, seed_p, clear):
+    one = Difference("auc1", 90, 88, -2, -3, -1, p, 2000, 0, 3, None, None, seed_p)
+    assert _is_clear(one) == clear
 
 
 def test_a_run_is_the_one_that_training_alone_makes(swept, data, tmp_path):

@@ -33,12 +33,7 @@ class Pair:
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="clipfusionvad compare-features", description=__doc__)
-    parser.add_argument("a", metavar="A", help="feature file (.npy) or folder of them")
-    parser.add_argument("b", metavar="B", help="the same, to compare with; files are paired by path, else by NAME__k")
-    parser.add_argument("--output", metavar="FILE", help="write all figures to this file (.json)")
-    parser.add_argument("--limit", type=positive_int, metavar="N", help="compare N pairs only, spread evenly")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.output:
         check_writable(args.output)
 
@@ -56,6 +51,15 @@ def main(argv: list[str]) -> int:
     if unreadable:
         return EXIT_BAD_INPUT
     return 0 if all(result.agree for _, result in results) else 1
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad compare-features", description=__doc__)
+    parser.add_argument("a", metavar="A", help="feature file (.npy) or folder of them")
+    parser.add_argument("b", metavar="B", help="the same, to compare with; files are paired by path, else by NAME__k")
+    parser.add_argument("--output", metavar="FILE", help="write all figures to this file (.json)")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="compare N pairs only, spread evenly")
+    return parser
 
 
 def _compare_all(pairs: list[Pair]) -> tuple[list[tuple[Pair, Comparison]], int]:

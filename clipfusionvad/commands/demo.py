@@ -16,11 +16,7 @@ from clipfusionvad.runs import states_in
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="clipfusionvad demo", description=__doc__)
-    names = list(DATASETS)
-    parser.add_argument("--dataset", choices=names, default=names[0], help="whose shape the data has")
-    parser.add_argument("--method", choices=method_names(), default="clipfusionvad", help="which detector")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
 
     dataset = find_dataset(args.dataset)
     folder, run = demo_folder(dataset), demo_run(args.method, dataset)
@@ -35,6 +31,14 @@ def main(argv: list[str]) -> int:
             f"next          see {run}/report.html; then: python -m clipfusionvad train --dataset {args.dataset} --help"
         )
     return code
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad demo", description=__doc__)
+    names = list(DATASETS)
+    parser.add_argument("--dataset", choices=names, default=names[0], help="whose shape the data has")
+    parser.add_argument("--method", choices=method_names(), default="clipfusionvad", help="which detector")
+    return parser
 
 
 def demo_run(method: str, dataset: Dataset) -> Path:

@@ -51,7 +51,7 @@ CLIP_OF_WIDTH = {512: "ViT-B/16", 768: "ViT-L/14"}
 
 
 def main(argv: list[str]) -> int:
-    own = _parser().parse_args(argv)
+    own = make_parser().parse_args(argv)
     if bool(own.videos) == bool(own.stream):
         raise UserError("give videos or folders to score, or --stream and a source")
     thresholds = Thresholds(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     return EXIT_INTERRUPTED if stop.is_set() else 0
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad detect", description=__doc__)
     add = parser.add_argument
     add("videos", nargs="*", metavar="VIDEO|DIR", help="video files, and folders of them")

@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[Callable[..., Any], ...]] = {
 
 
 def main(argv: list[str]) -> int:
-    own, rest = _parser().parse_known_args(argv)
+    own, rest = make_parser().parse_known_args(argv)
     if own.list:
         print(_list())
         return 0
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     return EXIT_ERRORS_FOUND if any(finding.level == ERROR for finding in findings) else 0
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="clipfusionvad doctor",
         description=f"{__doc__} It changes nothing.",

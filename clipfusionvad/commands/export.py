@@ -19,7 +19,7 @@ from clipfusionvad.report.table import check_metrics
 
 
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     form, path = form_of(args.output), Path(args.output)
     subject, dataset = _load(args, released=form is RELEASED)
     for written in (path, card_path(path)):
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad export", description=__doc__)
     add = parser.add_argument
     add("checkpoint", help="best.pt or last.pt of a run, a final model file, or a released one with --dataset")

@@ -31,7 +31,7 @@ _ENGINES = {"local": "clipfusionvad.video.local_engine", "ray": "clipfusionvad.v
 
 
 def main(argv: list[str]) -> int:
-    parser = _parser()
+    parser = make_parser()
     return run_main(lambda: _extract(parser.parse_args(argv)))
 
 
@@ -179,7 +179,7 @@ class _Progress:
         self.bar.close()
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="clipfusionvad extract",
         description="Make CLIP features of videos: one file NAME__k.npy for each crop of each video.",

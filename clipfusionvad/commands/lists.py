@@ -11,6 +11,32 @@ from clipfusionvad.options import Parser
 
 
 def main(argv: list[str]) -> int:
+    parser = make_parser()
+
+    def body() -> None:
+        args = parser.parse_args(argv)
+        dataset = find_dataset(args.dataset)
+        built = build_lists(
+            dataset,
+            args.features,
+            args.output,
+            args.annotations,
+            args.split,
+            args.exclude,
+            args.test_crop,
+            protocol=args.protocol,
+            single_label=args.single_label,
+            frames_per_snippet=args.frames_per_snippet,
+            truth=not args.no_truth,
+        )
+        for note in built.notes:
+            warn(note)
+        print(built.summary)
+
+    return run_main(body)
+
+
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad lists", description="Build a dataset's lists and ground truth.")
     parser.add_argument(
         "--dataset", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}, or a YAML file of your own"
@@ -51,25 +77,4 @@ def main(argv: list[str]) -> int:
         metavar="N",
         help="frames that a feature row stands for (default: %(default)s)",
     )
-
-    def body() -> None:
-        args = parser.parse_args(argv)
-        dataset = find_dataset(args.dataset)
-        built = build_lists(
-            dataset,
-            args.features,
-            args.output,
-            args.annotations,
-            args.split,
-            args.exclude,
-            args.test_crop,
-            protocol=args.protocol,
-            single_label=args.single_label,
-            frames_per_snippet=args.frames_per_snippet,
-            truth=not args.no_truth,
-        )
-        for note in built.notes:
-            warn(note)
-        print(built.summary)
-
-    return run_main(body)
+    return parser

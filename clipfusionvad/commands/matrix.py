@@ -21,11 +21,7 @@ from clipfusionvad.report.matrix import Cell, matrix_table, matrix_text
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="clipfusionvad matrix", description=__doc__)
-    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names())
-    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
-    parser.add_argument("--output", type=Path, default=FOLDER, metavar="DIR", help="folder of matrix.csv and matrix.md")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
 
     pairs = [(method, find_dataset(name)) for method in args.methods for name in args.datasets]
     cells = []
@@ -38,6 +34,14 @@ def main(argv: list[str]) -> int:
     write_text(args.output / "matrix.csv", matrix_table(cells).to_csv(index=False))
     print(f"\n{text}\nkept in {args.output}: matrix.md, matrix.csv; the run of each cell: {FOLDER}/DATASET/run_METHOD")
     return 0 if all(cell.learned for cell in cells) else 1
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad matrix", description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names())
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--output", type=Path, default=FOLDER, metavar="DIR", help="folder of matrix.csv and matrix.md")
+    return parser
 
 
 def _run_cell(method: str, dataset: Dataset) -> Cell:

@@ -46,16 +46,21 @@ def main(argv: list[str]) -> int:
 
 def _parse_own(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     """The options that training does not have, and the rest."""
+    parser = make_parser()
+    if {"-h", "--help"} & set(argv):
+        # Those of training follow, from its own parser; its --train-list, --test-list and --method are what counts.
+        print(parser.format_help())
+    return parser.parse_known_args(argv)
+
+
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad pack", description=__doc__, add_help=False, usage="%(prog)s [options]")
     group = parser.add_argument_group("packing")
     group.add_argument("--output", metavar="DIR", help="folder for the packed lists (default: beside the lists)")
     group.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="float32 keeps the features of a float32 extraction exact"
     )
-    if {"-h", "--help"} & set(argv):
-        # Those of training follow, from its own parser; its --train-list, --test-list and --method are what counts.
-        print(parser.format_help())
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def pack_list(args: Namespace, path: str, entries: Sequence[Entry], sampling: Sampling | None, dtype: str) -> None:

@@ -22,7 +22,7 @@ from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.errors import UserError
 from clipfusionvad.models import Method, build_method, find_method, method_names
-from clipfusionvad.options import NO_TRUTH, Parser, general_defaults, parse_options
+from clipfusionvad.options import NO_TRUTH, Parser, parse_options
 from clipfusionvad.origin import CRC, Sources, environment
 
 
@@ -41,7 +41,34 @@ class GeneralOptions:
         self.DATASET = dataset
 
     def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace:
-        return parse_options(argv, self.DATASET, general_defaults(self.DATASET), stored)
+        return parse_options(argv, self.DATASET, _general_defaults(self.DATASET), stored)
+
+
+def _general_defaults(dataset: Dataset) -> dict[str, Any]:
+    """The lines of an option file for a dataset that has none."""
+    lists, truth = dataset.list_files, dataset.truth_files
+    return {
+        "seed": 234,
+        "method": "clipfusionvad",
+        "classes_num": len(dataset.classes),
+        "embed_dim": 512,
+        "visual_width": 512,
+        "max_epoch": 10,
+        "batch_size": 64,
+        "balanced": True,
+        "lr": 2e-5,
+        "scheduler_rate": 0.1,
+        "scheduler_milestones": [4, 8],
+        "eval_every": 0,
+        "select": "auc1",
+        "model_path": f"model/model_{dataset.name}.pth",
+        "checkpoint_path": f"model/checkpoint_{dataset.name}.pth",
+        "train_list": f"list/{lists['train']}",
+        "test_list": f"list/{lists['test']}",
+        "gt_path": f"list/{truth['frames']}",
+        "gt_segment_path": f"list/{truth['segments']}",
+        "gt_label_path": f"list/{truth['labels']}",
+    }
 
 
 def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, list[str]]:

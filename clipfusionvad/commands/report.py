@@ -12,12 +12,7 @@ from clipfusionvad.report.run_page import PAGE, write_report
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="clipfusionvad report", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or the --output-dir of a test")
-    parser.add_argument("--output", type=Path, help=f"where to write the page (default: {PAGE} in that folder)")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[], help="also draw figures in these formats")
-    parser.add_argument("--videos", nargs="+", help="videos whose curves are drawn (default: a dozen of all kinds)")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
 
     output = args.output or args.run / PAGE
     check_writable(output)
@@ -26,3 +21,12 @@ def main(argv: list[str]) -> int:
         print("figures       " + "\n              ".join(map(str, figures)))
     print(f"page          {write_report(args.run, output)}")
     return 0
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad report", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or the --output-dir of a test")
+    parser.add_argument("--output", type=Path, help=f"where to write the page (default: {PAGE} in that folder)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[], help="also draw figures in these formats")
+    parser.add_argument("--videos", nargs="+", help="videos whose curves are drawn (default: a dozen of all kinds)")
+    return parser

@@ -56,6 +56,13 @@ class Record:
 
 
 def main(argv: list[str]) -> int:
+    args = make_parser().parse_args(argv)
+    found = read_record(args.run)
+    with deterministic(bool(found.options.get("deterministic"))), _threads(found.environment):
+        return _rerun(args, found)
+
+
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad rerun", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run (of several seeds too), or of a test")
     parser.add_argument("--output-dir", type=Path, help="folder of the repetition (default: RUN_rerun)")
@@ -67,10 +74,7 @@ def main(argv: list[str]) -> int:
         default=1e-3,
         help="how far apart numbers may be where the same bits cannot be expected (default: %(default)s)",
     )
-    args = parser.parse_args(argv)
-    found = read_record(args.run)
-    with deterministic(bool(found.options.get("deterministic"))), _threads(found.environment):
-        return _rerun(args, found)
+    return parser
 
 
 def read_record(folder: Path) -> Record:

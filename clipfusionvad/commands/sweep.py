@@ -27,7 +27,7 @@ from clipfusionvad.locks import hold
 from clipfusionvad.models import find_method
 from clipfusionvad.options import Parser, build_parser, config_tokens, record
 from clipfusionvad.origin import Sources
-from clipfusionvad.report.sweep import sweep_text
+from clipfusionvad.report.sweep import differences_text, sweep_text
 from clipfusionvad.runs import BEST, DATA, LAST, states_in
 from clipfusionvad.sweep import ray_pool
 from clipfusionvad.sweep.plan import FULL, Cell, Published, read_sweep
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _sweep(argv: list[str]) -> int:
-    args, flags = _parser().parse_known_args(argv)
+    args, flags = make_parser().parse_known_args(argv)
     if args.ray_address and args.engine != "ray":
         raise UserError("--ray-address is for --engine ray")
     option_file = option_file_of(find_dataset(args.dataset))
@@ -94,7 +94,7 @@ def run_trial(trial: Trial, overwrite: bool = False) -> Outcome:
     return Outcome()
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="clipfusionvad sweep",
         description=__doc__,
@@ -183,7 +183,7 @@ class Sweep:
                 own = self._of(cell)
                 if all(trial.is_done() for trial in own):
                     self._conclude_cell(own)
-        text = sweep_text(table, FULL, *self._published())
+        text = sweep_text(table, FULL, *self._published()) + self._differences()
         write_text(self.folder / SUMMARY, text)
         print(f"\n{text}")
         print(f"results       {self.folder}: {SUMMARY}, {RESULTS}, and the runs of each cell in a folder of its own")
@@ -191,6 +191,13 @@ class Sweep:
             print("stopped; the same command goes on from here")
             return EXIT_INTERRUPTED
         return 1 if self.errors else 0
+
+    def _differences(self) -> str:
+        """How far the cells are from the full one, once all that was to be trained has been."""
+        done = {cell: [trial.folder for trial in self._of(cell) if trial.is_done()] for cell in self._known}
+        if self.stopped or not done.get(FULL):
+            return ""
+        return "\n" + differences_text(FULL, {cell: folders for cell, folders in done.items() if folders})
 
     def _published(self) -> tuple[dict[str, Published], list[str]]:
         """What was printed of cells on this dataset, and a line on what was printed on another."""

@@ -40,7 +40,7 @@ MOST_RESAMPLES = 10**5
 
 
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     if not args.runs and not args.readme:
         raise UserError("give the folders of runs, of several seeds or of sweeps, or --readme with --store")
     if args.readme and not args.store:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad table", description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, seeds, sweeps or tests")
     group = parser.add_argument_group("what is shown")

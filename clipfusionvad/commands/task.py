@@ -97,7 +97,7 @@ def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[En
     workers = pick_workers(args.workers, device)
     made = describe(model, clip, dataset, vars(args))
     trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers, team)
-    trainer.trackers = args.track
+    trainer.trackers = args.track or ()
     return trainer, [entries[row] for row in rows]
 
 

@@ -43,6 +43,14 @@ def main(argv: list[str]) -> int:
 
 def _parse_own(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     """The options that testing does not have, and the rest."""
+    parser = make_parser()
+    if {"-h", "--help"} & set(argv):
+        # Those of testing follow, from its own parser.
+        print(parser.format_help())
+    return parser.parse_known_args(argv)
+
+
+def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad uncertainty", description=__doc__, add_help=False, usage="%(prog)s [options]")
     group = parser.add_argument_group("analysis")
     group.add_argument(
@@ -52,10 +60,7 @@ def _parse_own(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     group.add_argument(
         "--curve-pictures", type=non_negative_int, default=10, help="pictures of curves for a class at most; 0: all"
     )
-    if {"-h", "--help"} & set(argv):
-        # Those of testing follow, from its own parser.
-        print(parser.format_help())
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def _load(argv: Sequence[str], option_file: OptionFile) -> tuple[Namespace, Method, VideoSet]:

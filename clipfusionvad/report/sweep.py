@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from clipfusionvad.datasets import find_dataset
+from clipfusionvad.errors import UserError
+from clipfusionvad.report.compare import LEVEL, Difference, Resampler, explain
 from clipfusionvad.sweep.plan import Published
 
 #: Shown where the method has them: the ranking metrics of its branches and the averages of detection mAP.
@@ -40,6 +43,57 @@ def sweep_text(
     below = [*sources, *notes]
     below += [f"failed: {row.cell}, seed {row.seed}: {row.error}" for row in failed.itertuples()]
     return "\n".join(lines + ([""] + below if below else [])) + "\n"
+
+
+def differences_text(reference: str, runs: Mapping[str, Sequence[Path]]) -> str:
+    """A Markdown table: how far each cell is from ``reference``, with the interval over test videos, and what of it is
+    more than chance. ``runs`` are the folders of each cell's finished runs; a cell that cannot be compared says why.
+    """
+    resampler, found, refused = Resampler(metrics=METRICS), dict[str, dict[str, Difference]](), list[str]()
+    for cell, folders in runs.items():
+        if cell == reference:
+            continue
+        try:
+            found[cell] = {one.metric: one for one in resampler.compare(runs[reference], folders)}
+        except UserError as error:
+            refused.append(f"{cell} is not compared: {error}")
+    metrics = [metric for metric in METRICS if any(metric in own for own in found.values())]
+    if not metrics:
+        return "\n".join(refused) + "\n" if refused else ""
+    lines = [
+        f"Difference from {reference}, in points:",
+        "",
+        _row(["cell", *metrics]),
+        _row(["---"] + ["---:"] * len(metrics)),
+    ]
+    lines += [_row([cell, *(_difference(own.get(metric)) for metric in metrics)]) for cell, own in found.items()]
+    everything = [one for own in found.values() for one in own.values()]
+    return "\n".join([*lines, "", *_conclusions(found, metrics), "", explain(everything), *refused]) + "\n"
+
+
+def _difference(one: Difference | None) -> str:
+    return (
+        "-"
+        if one is None
+        else f"{one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}]{' *' if _is_clear(one) else ''}"
+    )
+
+
+def _is_clear(one: Difference) -> bool:
+    """Whether neither other test videos nor, where several were tried, other seeds would likely turn it."""
+    limit = 1 - LEVEL
+    return one.p < limit and (one.seed_p is None or one.seed_p < limit)
+
+
+def _conclusions(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> list[str]:
+    """For each metric the cells that make a clear difference, the largest first."""
+    lines = ["* p < 0.05 for the test videos and for the seeds:"]
+    for metric in metrics:
+        clear = [(cell, own[metric]) for cell, own in found.items() if metric in own and _is_clear(own[metric])]
+        clear.sort(key=lambda pair: -abs(pair[1].difference))
+        said = ", ".join(f"{cell} {one.difference:+.2f}" for cell, one in clear)
+        lines.append(f"- {metric}: {said or 'no cell is clearly apart'}")
+    return lines
 
 
 def _ordered(printed: set[str]) -> list[str]:

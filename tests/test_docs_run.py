@@ -1,0 +1,111 @@
+"""Every command of README and docs/ runs to its end, page by page and in order, on made-up data and small models."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from smaller import shrink
+from test_readme import PAGES, README, commands
+from tiny import TEST, TRAIN, Outcome, quietly
+from workspace import make_clips, make_detection, make_garage, make_workspace
+
+from clipfusionvad.__main__ import main as package_main
+
+ROOT = Path(__file__).resolve().parents[1]
+# What is run elsewhere or needs what tests cannot have, by how the command begins.
+ELSEWHERE = {
+    "make": "its targets are the programs that other tests run, or those tests",
+    "git|cd|eval|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
+    "python benchmarks/": "tests/test_benchmarks.py",
+    "python -m clipfusionvad detect --stream": "tests/test_stream.py; needs a camera",
+    ".*--engine ray": "tests/test_ray.py; needs a cluster",
+    ".*--track wandb": "tests/test_trackers.py; needs a package that is optional",
+    "python -m clipfusionvad demo": "tests/test_scripts.py; takes its time",
+}
+# Where a page begins with data of its own, or a command needs what another page has described.
+BEFORE = {
+    ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),
+    ("detect", "python -m clipfusionvad detect"): make_detection,
+    ("own-data", "python -m clipfusionvad extract"): make_garage,
+    ("real-clips", "python -m clipfusionvad extract"): make_clips,
+}
+# What pages take for granted that speak of models.
+TRAINED = [
+    "python ucf_train.py --output-dir runs/ucf",
+    "python xd_train.py --output-dir runs/xd",
+    "python -m clipfusionvad train --dataset msad",
+    "python -m clipfusionvad train --dataset shanghaitech --method iefvad",
+    "python -m clipfusionvad train --dataset ucf --method anomalyclip --output-dir runs/anomalyclip",
+    "python -m clipfusionvad train --dataset xd --method anomalyclip --output-dir runs/anomalyclip_xd",
+]
+# They begin with videos in place of what the others have.
+LAST = {"own-data", "real-clips"}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """The folder of a user who has features, annotations and released files, and has built lists and trained once."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch.setattr)
+        patch.chdir(tmp_path_factory.mktemp("workspace"))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests/site", ROOT / "tests", ROOT))))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        make_workspace()
+        listed = [words for words in commands(ROOT / "docs/datasets.md") if words[1].startswith("list/")]
+        trained = [line.split() for line in TRAINED]
+        for words in [*listed, *trained]:
+            done = run(words)
+            assert done.code == 0, done.err
+        yield Path.cwd()
+
+
+def run(words):
+    """A command as a shell would run it, but in this process."""
+    # Patterns become names, as in a shell.
+    tool, *rest = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
+    program, argv = (rest[2], rest[3:]) if tool == "torchrun" else (rest[0], rest[1:])
+    if "train" in " ".join(words[:6]) and "--use-checkpoint" not in argv:
+        # Each command stands for itself: an earlier one may have left a run there, or packed for another method.
+        taken = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--output-dir"]
+        for path in [*taken, *Path("list").glob("*.pack")]:
+            shutil.rmtree(path, ignore_errors=True)
+    if tool == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", *rest[:2], program, *argv]
+        command = [str(ROOT / word) if re.fullmatch(r"\w+\.py", word) else word for word in command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+    if program == "-m":
+        return quietly(package_main, argv[1:])
+    found = re.fullmatch(r"(\w+)_(train|test)\.py", program)
+    if found:
+        return quietly({"train": TRAIN, "test": TEST}[found[2]][found[1]], argv)
+    assert program.startswith("list/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *argv])
+        patch.setattr(sys, "path", list(sys.path))
+        return quietly(lambda path: runpy.run_path(path, run_name="__main__"), program)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(PAGES, key=lambda page: (page.stem in LAST, page != README)), ids=lambda p: p.stem
+)
+def test_every_command_of_a_page_runs(page, workspace):
+    failed, before = [], {start: prepare for (stem, start), prepare in BEFORE.items() if stem == page.stem}
+    for words in commands(page):
+        line = " ".join(words)
+        if any(re.match(pattern, line) for pattern in ELSEWHERE):
+            continue
+        for start in [start for start in before if line.startswith(start)]:
+            before.pop(start)()
+        done = run(words)
+        if done.code != 0:
+            failed.append(f"{line}\n{done.err}")
+    assert not failed, "\n".join(failed)
