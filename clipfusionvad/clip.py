@@ -65,6 +65,18 @@ class ClipWeights:
         state = {key: value for key, value in self.state.items() if not key.startswith(_IMAGE_PREFIX)}
         return ClipWeights(state, self.source)
 
+    def check_widths(self, embed_dim: int, visual_width: int) -> None:
+        """Raise ``UserError`` unless this CLIP reads words, and embeds, in as many dimensions as options say."""
+        if self.text_width != embed_dim:
+            raise UserError(
+                f"--embed-dim {embed_dim}, but CLIP {self.source} has text width {self.text_width}; they must be equal"
+            )
+        if self.embed_dim != visual_width:
+            raise UserError(
+                f"--visual-width {visual_width}, but CLIP {self.source} embeds into {self.embed_dim} dimensions; they "
+                f"must be equal"
+            )
+
     @property
     def fingerprint(self) -> str:
         """A short hash of the text tower, equal for equal weights whatever their file or precision."""

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from clipfusionvad.launch import launched
 
@@ -31,6 +31,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1)
     return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+
+
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """Raise ``UserError`` for a value of an option that is none of its choices."""
+    if value not in choices:
+        raise UserError(f"{flag} {value!r}{nearest(value, choices)}: choose from {', '.join(choices)}")
 
 
 def warn(message: str) -> None:

@@ -310,7 +310,7 @@ def test_options_of_the_other_variant_are_refused_unless_every_option_file_sets_
 
 
 def test_unusable_shapes_are_refused():
-    with pytest.raises(UserError, match="--visual-width 32, but CLIP toy has text width 64 and embeds into 64"):
+    with pytest.raises(UserError, match="--visual-width 32, but CLIP toy embeds into 64"):
         small_model(visual_width=32)
     with pytest.raises(UserError, match="--visual-width 48 must be a multiple of 32"):
         small_model(embed_dim=48, visual_width=48)

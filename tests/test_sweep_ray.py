@@ -32,7 +32,7 @@ def working_processes():
         with contextlib.suppress(OSError):
             number = int(stat.parent.name)
             parents[number] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-            if b"train_trial" in (stat.parent / "cmdline").read_bytes():
+            if (stat.parent / "cmdline").read_bytes().startswith(b"ray::train_trial"):
                 working.append(number)
 
     def ours(number):
@@ -63,7 +63,8 @@ def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     configs = write(tmp_path, no_gam={"gam": False})
-    long = ["--max-epoch", 6]
+    # --seeds 1 is one seed, from this one on.
+    long = ["--max-epoch", 6, "--seed", 1]
     here, there = tmp_path / "here", tmp_path / "there"
     assert sweep(data, here, *configs, seeds=[1], flags=long).code == 0
     killed, finished = [], threading.Event()

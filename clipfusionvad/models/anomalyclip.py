@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clipfusionvad.argtypes import layers, non_negative_float, rate, size
 from clipfusionvad.clip import ClipWeights
 from clipfusionvad.data.sampling import GridSampling
-from clipfusionvad.errors import UserError
+from clipfusionvad.errors import UserError, check_choice
 from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
 from clipfusionvad.models.parts.context import ClassVectors, ContextPrompts
 from clipfusionvad.models.parts.temporal import TEMPORAL_MODELS, TemporalModel
@@ -138,10 +138,14 @@ class AnomalyCLIP(Method):
         sparse_weight: float = 8e-3,
     ):
         super().__init__()
-        _check_widths(clip, embed_dim, visual_width, emb_size, heads, dim_heads)
-        _check_choice("--prompts", prompts, PROMPTS)
-        _check_choice("--temporal", temporal, TEMPORAL_MODELS)
-        _check_choice("--selection", selection, SELECTIONS)
+        clip.check_widths(embed_dim, visual_width)
+        if dim_heads is None and emb_size % heads:
+            raise UserError(
+                f"--emb-size {emb_size} is not a multiple of --heads {heads}: change one, or pass --dim-heads"
+            )
+        check_choice("--prompts", prompts, PROMPTS)
+        check_choice("--temporal", temporal, TEMPORAL_MODELS)
+        check_choice("--selection", selection, SELECTIONS)
         _check_selection(num_segments, num_topk, num_bottomk, select_idx_dropout_topk, select_idx_dropout_bottomk)
         self.visual_width, self.visual_length = visual_width, num_segments * seg_length
         self.grid, self.chosen = (num_segments, seg_length), (num_topk, num_bottomk)
@@ -378,24 +382,6 @@ def _mean(values: Tensor) -> Tensor:
 def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
     """The key with the first prefix that it has replaced; None where it has none of them."""
     return next((new + key.removeprefix(old) for old, new in prefixes if key.startswith(old)), None)
-
-
-def _check_widths(
-    clip: ClipWeights, embed_dim: int, visual_width: int, emb_size: int, heads: int, dim_heads: int | None
-) -> None:
-    if clip.text_width != embed_dim:
-        raise UserError(f"--embed-dim {embed_dim}, but CLIP {clip.source} has text width {clip.text_width}")
-    if clip.embed_dim != visual_width:
-        raise UserError(
-            f"--visual-width {visual_width}, but CLIP {clip.source} embeds into {clip.embed_dim} dimensions"
-        )
-    if dim_heads is None and emb_size % heads:
-        raise UserError(f"--emb-size {emb_size} is not a multiple of --heads {heads}: change one, or pass --dim-heads")
-
-
-def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{flag} {value!r}: choose from {', '.join(choices)}")
 
 
 def _check_selection(segments: int, top: int, bottom: int, rate_top: float, rate_bottom: float) -> None:

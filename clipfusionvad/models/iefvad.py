@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipfusionvad import losses
 from clipfusionvad.argtypes import layers, non_negative_float, positive_float, rate, size
 from clipfusionvad.clip import ClipWeights
-from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.errors import UserError, check_choice
 from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
 
 NOISE_MODELS = ("student_t", "gaussian")
@@ -87,9 +87,9 @@ class IEFVAD(Method):
         super().__init__()
         if visual_width % visual_head:
             raise UserError(f"--visual-width {visual_width} is not a multiple of --visual-head {visual_head}")
-        _check_choice("--noise-model", noise_model, NOISE_MODELS)
-        _check_choice("--kl-noise-model", kl_noise_model or noise_model, NOISE_MODELS)
-        _check_choice("--fusion", fusion, FUSIONS)
+        check_choice("--noise-model", noise_model, NOISE_MODELS)
+        check_choice("--kl-noise-model", kl_noise_model or noise_model, NOISE_MODELS)
+        check_choice("--fusion", fusion, FUSIONS)
         self.visual_length, self.visual_width = visual_length, visual_width
         self.reg_weight, self.kl_weight, self.mask_padding = reg_weight, kl_weight, mask_padding
         self.kl_shift = -math.log(_precision_factor(kl_noise_model or noise_model, nu))
@@ -253,8 +253,3 @@ def _wide(values: Tensor) -> Tensor:
 def _rows(values: Tensor, valid: Tensor | None) -> Tensor:
     """The entries of valid snippets."""
     return values if valid is None else values[valid]
-
-
-def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{flag} {value!r}{nearest(value, choices)}: choose from {', '.join(choices)}")

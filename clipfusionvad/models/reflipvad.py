@@ -205,7 +205,7 @@ class PaperReFLIP(ReFLIPVAD):
         temporal = {name: options.pop(name) for name in asdict(TemporalOptions()) if name in options}
         self.refuse(options)
         super().__init__()
-        _check_clip(clip, embed_dim, visual_width)
+        clip.check_widths(embed_dim, visual_width)
         if magnitude_distance not in bag_losses.DISTANCES:
             raise UserError(f"--magnitude-distance {magnitude_distance!r}; known: {', '.join(bag_losses.DISTANCES)}")
         self.visual_length, self.visual_width = visual_length, visual_width
@@ -283,14 +283,6 @@ VARIANTS: dict[str, type[ReFLIPVAD]] = {cls.variant: cls for cls in (ReleasedReF
 
 def _renamed(key: str, old: str, new: str) -> str:
     return new + key.removeprefix(old) if key.startswith(old) else key
-
-
-def _check_clip(clip: ClipWeights, embed_dim: int, visual_width: int) -> None:
-    if (clip.text_width, clip.embed_dim) != (embed_dim, visual_width):
-        raise UserError(
-            f"--embed-dim {embed_dim} and --visual-width {visual_width}, but CLIP {clip.source} has text width "
-            f"{clip.text_width} and embeds into {clip.embed_dim} dimensions; they must be equal"
-        )
 
 
 def _add_temporal_options(group: argparse._ArgumentGroup) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from clipfusionvad.engine.cluster import import_ray, session
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.engine.trainer import stop_on_signals
@@ -63,7 +61,6 @@ def _task(ray: ModuleType, jobs: int) -> Any:
 
     def train_trial(work: Work, trial: Trial, folder: str) -> Outcome:
         os.chdir(folder)
-        torch.set_num_threads(cpus)
         return work(trial)
 
     # What cannot be trained comes back as an outcome: only a lost worker is a reason to try again.

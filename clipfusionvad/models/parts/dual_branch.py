@@ -56,7 +56,8 @@ class DualBranch(Method):
         separation_weight: float = 0.1,
     ):
         super().__init__()
-        _check_shapes(clip, embed_dim, visual_length, visual_width, visual_head, attn_window)
+        clip.check_widths(embed_dim, visual_width)
+        _check_shapes(visual_length, visual_width, visual_head, attn_window)
         self.visual_length, self.visual_width = visual_length, visual_width
         self.separation_weight = separation_weight
         self.product = product
@@ -183,23 +184,7 @@ class DualBranch(Method):
         group.add_argument("--separation-weight", type=non_negative_float, help="weight of the text separation loss")
 
 
-def _check_shapes(
-    clip: ClipWeights,
-    embed_dim: int,
-    visual_length: int,
-    visual_width: int,
-    visual_head: int,
-    attn_window: int,
-) -> None:
-    if clip.text_width != embed_dim:
-        raise UserError(
-            f"--embed-dim {embed_dim}, but CLIP {clip.source} has text width {clip.text_width}; they must be equal"
-        )
-    if clip.embed_dim != visual_width:
-        raise UserError(
-            f"--visual-width {visual_width}, but CLIP {clip.source} embeds into {clip.embed_dim} dimensions; "
-            f"they must be equal"
-        )
+def _check_shapes(visual_length: int, visual_width: int, visual_head: int, attn_window: int) -> None:
     if visual_length % attn_window:
         raise UserError(f"--visual-length {visual_length} is not a multiple of --attn-window {attn_window}")
     if visual_width % visual_head or visual_width % 4:
