@@ -46,7 +46,7 @@ TRAINED = [
     "python -m clipfusionvad train --dataset shanghaitech --method iefvad",
     "python -m clipfusionvad train --dataset ucf --method anomalyclip --output-dir runs/anomalyclip",
     "python -m clipfusionvad train --dataset xd --method anomalyclip --output-dir runs/anomalyclip_xd",
-    "python -m clipfusionvad sweep configs/ablations/no_gam.yaml --dataset ucf --seeds 2 --output-dir runs/sweep",
+    "python -m clipfusionvad sweep configs/ablations/no_gam.yaml --dataset ucf --seeds 1 --output-dir runs/sweep",
 ]
 # They begin with videos in place of what the others have.
 LAST = {"own-data", "real-clips"}
@@ -74,6 +74,9 @@ def run(words):
     # Patterns become names, as in a shell.
     tool, *rest = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
     program, argv = (rest[2], rest[3:]) if tool == "torchrun" else (rest[0], rest[1:])
+    if "sweep" in argv:
+        # One seed is trained as three are.
+        argv += ["--seeds", "1"]
     if "train" in " ".join(words[:6]) and "--use-checkpoint" not in argv:
         # Each command stands for itself: an earlier one may have left a run there, or packed for another method.
         taken = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--output-dir"]

@@ -322,12 +322,15 @@ def test_damaged_runs_are_refused(runs, tmp_path):
     refused(tmp_path, tmp_path / "run", two, "--reference", two, "--rows", "cell", says="holds no scores.npz")
 
 
-def test_seeds_without_a_pair_are_refused(runs, tmp_path):
+def test_seeds_without_a_pair_are_told_and_refused_where_they_were_asked_for(runs, tmp_path):
     folder, _ = runs
     write_run(tmp_path / "other" / "seed8", 8, lr=3)
     write_run(tmp_path / "other" / "seed9", 9, lr=3)
-    says = "no seed in common"
-    refused(tmp_path, folder / "full", tmp_path / "other", "--bootstrap", 20, says=says)
+    asked = [folder / "full", tmp_path / "other", "--bootstrap", 20]
+    refused(tmp_path, *asked, "--reference", folder / "full", says="no seed in common")
+    done = table(*asked)
+    assert done.code == 0 and "is not compared with" in done.err and "no seed in common" in done.err
+    assert "paired" not in done.out
 
 
 # The store.
