@@ -130,7 +130,7 @@ def test_head_names_commands_that_exist(path):
         _, script, *argv = shlex.split(command)
         argv = [str(ROOT / word) if word.startswith("configs/") else word for word in argv]
         if script == "-m" and argv[1] == "sweep":
-            args, rest = sweep._parser().parse_known_args(argv[2:])
+            args, rest = sweep.make_parser().parse_known_args(argv[2:])
             assert args.configs == [str(path)] and not rest
             used.add(args.dataset)
             continue
