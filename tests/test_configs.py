@@ -130,7 +130,7 @@ def test_head_names_commands_that_exist(path):
         _, script, *argv = shlex.split(command)
         argv = [str(ROOT / word) if word.startswith("configs/") else word for word in argv]
         if script == "-m" and argv[1] == "sweep":
-            args, rest = sweep._parser().parse_known_args(argv[2:])
+            args, rest = sweep.make_parser().parse_known_args(argv[2:])
             assert args.configs == [str(path)] and not rest
             used.add(args.dataset)
             continue
@@ -187,6 +187,9 @@ def shrunk(setting: dict) -> dict:
     setting = {"batch_size": 1, **setting}
     small = {key: value // DIVIDED.get(key, 1) if key in DIVIDED else value for key, value in setting.items()}
     small |= {key: min(value, AT_MOST[key]) for key, value in setting.items() if key in AT_MOST}
+    if setting.get("variant") == "repo":  # sizes of the other variant stay as they are
+        known = find_method(setting["method"]).option_defaults()
+        small |= {key: known[key] for key in ("prompt_length", "glimpse_window")}
     if "stream_folders" in small:
         small["stream_folders"] = ["features", "events"]
     return small

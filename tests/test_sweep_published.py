@@ -74,7 +74,7 @@ def test_files_of_two_methods_have_no_full_in_common(tmp_path):
 
 def columns(text):
     """The table of a summary: by cell what stands under each title."""
-    header, _, *rows = [line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines()]
+    header, _, *rows = [line[2:-2].split(" | ") for line in text.split("\n\n")[0].splitlines()]
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 

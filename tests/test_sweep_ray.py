@@ -64,7 +64,7 @@ def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     configs = write(tmp_path, no_gam={"gam": False})
     # --seeds 1 is one seed, from this one on.
-    long = ["--max-epoch", 6, "--seed", 1]
+    long = ["--max-epoch", 4, "--seed", 1]
     here, there = tmp_path / "here", tmp_path / "there"
     assert sweep(data, here, *configs, seeds=[1], flags=long).code == 0
     killed, finished = [], threading.Event()
@@ -80,8 +80,8 @@ def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):
         return True
 
     flags = [*long, "--engine", "ray"]
-    watchers = [once_trained(there / "full" / "seed1" / "losses.csv", kill, finished)]
-    watchers.append(once_trained(there / "no_gam" / "seed1" / "losses.csv", stop, finished))
+    watchers = [once_trained(there / "full" / "seed1" / "last.pt", kill, finished)]
+    watchers.append(once_trained(there / "no_gam" / "seed1" / "last.pt", stop, finished))
     first = sweep(data, there, *configs, seeds=[1], flags=flags)
     finished.set()
     for watcher in watchers:
@@ -90,6 +90,7 @@ def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):
     assert first.code == 130, first.err
     assert "the same command goes on from here" in first.out
     assert (there / "full" / "seed1" / "done.json").is_file()
+    assert "resuming from" in (there / "full" / "seed1" / "train.log").read_text()
     done = sweep(data, there, *configs, seeds=[1], flags=flags)
     assert done.code == 0, done.err
     assert_same_runs(here, there)

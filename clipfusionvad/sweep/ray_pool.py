@@ -63,6 +63,7 @@ def _task(ray: ModuleType, jobs: int) -> Any:
         os.chdir(folder)
         return work(trial)
 
+    # Ray gives a worker as many threads as CPUs, unless OMP_NUM_THREADS says otherwise.
     # What cannot be trained comes back as an outcome: only a lost worker is a reason to try again.
     return ray.remote(train_trial).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False)
 
