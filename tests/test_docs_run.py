@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from smaller import shrink
+from smaller import WIDTH, shrink
 from test_readme import PAGES, README, commands
 from tiny import TEST, TRAIN, Outcome, quietly
 from workspace import forget_extraction, make_clips, make_detection, make_garage, make_workspace
@@ -74,6 +74,8 @@ def run(words):
     # Patterns become names, as in a shell.
     tool, *rest = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
     program, argv = (rest[2], rest[3:]) if tool == "torchrun" else (rest[0], rest[1:])
+    if "extract" in argv and "toy" in argv:
+        argv += ["--embed-dim", str(WIDTH)]
     if "sweep" in argv:
         # One seed is trained as three are.
         argv += ["--seeds", "1"]
