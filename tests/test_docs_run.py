@@ -29,6 +29,7 @@ ELSEWHERE = {
     ".*--engine ray": "tests/test_ray.py; needs a cluster",
     ".*--track wandb": "tests/test_trackers.py; needs a package that is optional",
     "python -m clipfusionvad demo": "tests/test_scripts.py; takes its time",
+    ".*configs/ablations/(anomalyclip|reflipvad)_": "tests/test_configs.py trains all cells of all tables",
 }
 # Where a page begins with data of its own, or a command needs what another page has described.
 BEFORE = {
@@ -79,9 +80,9 @@ def run(words):
     program, argv = (rest[2], rest[3:]) if tool == "torchrun" else (rest[0], rest[1:])
     if "extract" in argv and "toy" in argv:
         argv += ["--embed-dim", str(WIDTH)]
-    if "sweep" in argv:
-        # One seed is trained as three are.
-        argv += ["--seeds", "1"]
+    if "--seeds" in argv:
+        # Two seeds are trained as five are.
+        argv += ["--seeds", *argv[argv.index("--seeds") + 1 :][:2]] if "sweep" not in argv else ["--seeds", "1"]
     if "train" in " ".join(words[:6]) and "--use-checkpoint" not in argv:
         # Each command stands for itself: an earlier one may have left a run there, or packed for another method.
         taken = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--output-dir"]
