@@ -7,14 +7,13 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from smaller import WIDTH, shrink
 from test_readme import PAGES, README, commands
-from tiny import TEST, TRAIN, Outcome, quietly
+from tiny import TEST, TRAIN, quietly
 from workspace import forget_extraction, make_clips, make_detection, make_garage, make_workspace
 
 from clipfusionvad.__main__ import main as package_main
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
     "make": "its targets are the programs that other tests run, or those tests",
     "git|cd|eval|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
+    "torchrun": "tests/test_distributed_runs.py",
     "python benchmarks/": "tests/test_benchmarks.py",
     "python -m clipfusionvad detect --stream": "tests/test_stream.py; needs a camera",
     ".*--engine ray": "tests/test_ray.py; needs a cluster",
@@ -76,23 +76,17 @@ def workspace(tmp_path_factory):
 def run(words):
     """A command as a shell would run it, but in this process."""
     # Patterns become names, as in a shell.
-    tool, *rest = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
-    program, argv = (rest[2], rest[3:]) if tool == "torchrun" else (rest[0], rest[1:])
+    _, program, *argv = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
     if "extract" in argv and "toy" in argv:
         argv += ["--embed-dim", str(WIDTH)]
     if "--seeds" in argv:
-        # Two seeds are trained as five are.
-        argv += ["--seeds", *argv[argv.index("--seeds") + 1 :][:2]] if "sweep" not in argv else ["--seeds", "1"]
-    if "train" in " ".join(words[:6]) and "--use-checkpoint" not in argv:
+        # Three seeds are trained as five are; the third is the default.
+        argv += ["--seeds", *argv[argv.index("--seeds") + 1 :][:3]] if "sweep" not in argv else ["--seeds", "1"]
+    if "train" in " ".join(words[:4]) and "--use-checkpoint" not in argv:
         # Each command stands for itself: an earlier one may have left a run there, or packed for another method.
         taken = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--output-dir"]
         for path in [*taken, *Path("list").glob("*.pack")]:
             shutil.rmtree(path, ignore_errors=True)
-    if tool == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", *rest[:2], program, *argv]
-        command = [str(ROOT / word) if re.fullmatch(r"\w+\.py", word) else word for word in command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        return Outcome(done.returncode, done.stdout, done.stderr)
     if program == "-m":
         return quietly(package_main, argv[1:])
     found = re.fullmatch(r"(\w+)_(train|test)\.py", program)

@@ -131,9 +131,8 @@ def read_attention(model: Method, seen: View, which: int) -> list[Layer]:
     for name, module in modules.items():
 
         def keep(module: nn.Module, args: Any, kwargs: Any, _: Any, name: str = name) -> None:
-            given = inspect.signature(module.forward).bind(*args, **kwargs)
-            given.apply_defaults()
-            found[name] = READERS[type(module)](module, **given.arguments)
+            given = inspect.getcallargs(module.forward, *args, **kwargs)
+            found[name] = READERS[type(module)](module, **{key: given[key] for key in given.keys() - {"self"}})
 
         hooks.append(module.register_forward_hook(keep, with_kwargs=True))
     chosen = slice(which, which + 1)
