@@ -36,6 +36,7 @@ from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 from clipfusionvad.archives import read_torch
 from clipfusionvad.data.store import open_store
 from clipfusionvad.errors import UserError
+from clipfusionvad.files import write_text
 from clipfusionvad.npy import read_array
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,15 +145,19 @@ def _run(command: Command, work: Path, kill_after: float | None) -> _End:
     """Run a command in a process that has imported everything before."""
     work.mkdir(parents=True, exist_ok=True)
     said = work.with_suffix(".txt")
+    said.unlink(missing_ok=True)
     start = time.perf_counter()
     process = _start(_child, command.argv(work), str(said))
     process.join(kill_after)
     killed = process.is_alive()
     process.kill()
     process.join()
-    # It may have come to its end while it was killed.
-    killed = killed and process.exitcode == -9
-    return _End(None if killed else process.exitcode, "" if killed else said.read_text(), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if said.is_file():
+        # Its own word counts: it may have come to its end while it was killed, or multiprocessing lost its exit code.
+        code, _, text = said.read_text().partition("\n")
+        return _End(int(code), text, seconds)
+    return _End(None if killed else process.exitcode, "", seconds)
 
 
 def _start(target: Callable[..., object], *arguments: object) -> multiprocessing.Process:
@@ -167,8 +172,7 @@ def _start(target: Callable[..., object], *arguments: object) -> multiprocessing
 
 def _child(argv: list[str], said: str) -> None:
     outcome = quietly(package_main, argv)
-    Path(said).write_text(outcome.err)
-    sys.exit(outcome.code)
+    write_text(said, f"{outcome.code}\n{outcome.err}")
 
 
 def _unwhole(work: Path) -> list[str]:
