@@ -28,7 +28,7 @@ matrix: $(READY)  ## train and test every method on every dataset's made-up data
 	$(BIN)/python -m clipfusionvad matrix
 
 test: $(READY)  ## run the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(READY)  ## try some 24000 damaged, foreign and absurd inputs on every reader and command, in about ten minutes
 	$(BIN)/python tests/fuzz/run.py
@@ -42,7 +42,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/mypy
 
 coverage: $(READY)  ## run the tests and report the lines that none of them reaches
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # torch is kept: older ones bring gigabytes of CUDA with them.
 oldest:  ## run the core of the tests with the oldest packages that pyproject.toml admits (Python 3.11)

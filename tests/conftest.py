@@ -28,6 +28,15 @@ def ordinary_arithmetic():
     torch.set_flush_denormal(False)
 
 
+# Files that take a minute or more begin first, so that no process is left alone with one of them.
+LONG = ["docs_run", "sweep", "export", "structure", "resume", "scripts", "stream", "bad_input", "torture"]
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def ordinary_signals():
     """Nor are a library's handlers those of the next test."""

@@ -69,7 +69,7 @@ def _make_ucf() -> None:
     names += [part.format(number) for part in NORMAL for number in (1, 3, 4)]
     make_features(Path("features/ucf"), names)
     annotations = "Abuse028_x264  Abuse  20  60  -1  -1\nArson028_x264  Arson  10  40  50  80\n"
-    clips = "".join(f"{name}_x264  {name[:-3]}  10  40  -1  -1\n" for name in CLIPS)
+    clips = "".join(f"{name}_x264  {name[:-3]}  10  30  -1  -1\n" for name in CLIPS)
     normal = "".join(f"Normal_Videos_00{number}_x264  Normal  -1  -1  -1  -1\n" for number in (1, 3, 4))
     Path("annotations/Temporal_Anomaly_Annotation.txt").write_text(annotations + normal)
     Path("annotations/clips.txt").write_text(clips + "Normal_Videos_641_x264  Normal  -1  -1  -1  -1\n")
@@ -163,7 +163,7 @@ def make_clips() -> None:
     shutil.rmtree("features", ignore_errors=True)
     Path("videos").mkdir()
     for name in [*CLIPS, "Normal_Videos_641"]:
-        write_video(f"videos/{name}_x264.mp4", frames=50)
+        write_video(f"videos/{name}_x264.mp4", frames=34)
     shutil.copy("annotations/clips.txt", "annotations/Temporal_Anomaly_Annotation.txt")
     tested = ("Arson016", "Explosion016", "Fighting033", "RoadAccidents133", "Vandalism017")
     Path("test_videos.txt").write_text("".join(f"{name}_x264\n" for name in tested))
