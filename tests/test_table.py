@@ -333,6 +333,12 @@ def test_seeds_without_a_pair_are_told_and_refused_where_they_were_asked_for(run
     assert "paired" not in done.out
 
 
+def test_what_the_store_refuses_writes_nothing_at_all(runs, tmp_path):
+    folder, _ = runs
+    asked = ["--store", tmp_path / "store.csv", "--output", tmp_path / "table.md", "--bootstrap", 0]
+    refused(tmp_path, folder / "full", *asked, says="say by --data")
+
+
 # The store.
 
 

@@ -31,7 +31,7 @@ from clipfusionvad.report.statistics import (
     overview,
     tabulate,
 )
-from clipfusionvad.report.store import DATA, add_to_store, read_store, write_into_readme
+from clipfusionvad.report.store import DATA, add_to_store, merge, read_store, write_into_readme
 from clipfusionvad.sweep.plan import FULL
 
 FORMATS, ROWS = ("markdown", "latex", "csv"), ("method", "dataset", "cell")
@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
     for path in filter(None, (args.output, args.store, args.readme)):
         check_writable(path)
     cells = collect(args.runs) if args.runs else []
+    if cells and args.store:
+        # What it refuses is refused before anything is written.
+        merge(args.store, cells, args.data)
     if cells:
         _show(cells, args)
     if cells and args.store:

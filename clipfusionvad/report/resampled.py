@@ -115,5 +115,8 @@ def _detection(tested: Tested, pooled: Pooled, classes: np.ndarray, weights: np.
         variant: detection_hits(*inputs, None if variant == "released" else NORMAL_IN_TRUTH) for variant in _VARIANTS
     }
     found = {variant: resampled_detection(hits[variant], weights, len(labels), variant) for variant in _VARIANTS}
-    headline = HEADLINE_MAP[str(tested.options.get("protocol", "paper"))]
+    protocol = str(tested.options.get("protocol", "paper"))
+    if protocol not in HEADLINE_MAP:
+        raise UserError(f"a run's protocol is {protocol!r}; it may be {', '.join(HEADLINE_MAP)}")
+    headline = HEADLINE_MAP[protocol]
     return {"map_average": found[headline]} | {f"map_{name}@average": values for name, values in found.items()}

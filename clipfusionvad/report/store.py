@@ -26,7 +26,15 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def add_to_store(path: Path, cells: Sequence[Cell], data: str | None) -> int:
-    """Put the best weights' metrics (percent) of runs into a store, in place of what it says of the same; how many.
+    """Put what ``merge`` gives into a store; how many of its rows are of these runs."""
+    rows, own = merge(path, cells, data)
+    write_csv(path, _COLUMNS, [[row[column] for column in _COLUMNS] for _, row in sorted(rows.items())])
+    return own
+
+
+def merge(path: Path, cells: Sequence[Cell], data: str | None) -> tuple[dict[tuple[str, ...], dict[str, str]], int]:
+    """A store's rows with the best weights' metrics (percent) of runs in place of what it says of the same, and how
+    many they are.
 
     ``data`` says what the runs were tested on, unless they are of the demo. ``UserError`` where it is missing or
     wrong, and where two settings would have the same rows.
@@ -41,8 +49,7 @@ def add_to_store(path: Path, cells: Sequence[Cell], data: str | None) -> int:
             raise UserError(f"{owner[key].name} and {cell.name} are two settings of {' '.join(key)}: store one of them")
         owner[key] = cell
         rows = {old_key: row for old_key, row in rows.items() if old_key[:4] != key} | _rows_of(cell, kind)
-    write_csv(path, _COLUMNS, [[row[column] for column in _COLUMNS] for _, row in sorted(rows.items())])
-    return sum(key[:4] in owner for key in rows)
+    return rows, sum(key[:4] in owner for key in rows)
 
 
 def read_store(path: Path) -> list[dict[str, str]]:
