@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from made_videos import write_video
+from ray_workers import needs_proc, needs_ray, working_processes
 
 from clipfusionvad.errors import UserError
 from clipfusionvad.video import local_engine, ray_engine
 from clipfusionvad.video.jobs import Job, Model, find_videos
 from clipfusionvad.video.snippets import ExtractOptions
-
-WITHOUT = importlib.util.find_spec("ray") is None
-needs_ray = pytest.mark.skipif(WITHOUT, reason="Ray is not installed (pip install ray)")
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 
 
 def jobs(videos, output):
@@ -33,29 +27,11 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def working_processes():
-    """Process numbers of this process's Ray workers that work on a video."""
-    parents, working = {}, []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            number = int(stat.parent.name)
-            parents[number] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-            if (stat.parent / "cmdline").read_bytes().startswith(b"ray::attempt"):
-                working.append(number)
-
-    def ours(number):
-        while number in parents and number != os.getpid():
-            number = parents[number]
-        return number == os.getpid()
-
-    return [number for number in working if ours(number)]
-
-
 def kill_one(output, killed):
     """Kill a worker as soon as one has begun to write."""
     ends = time.monotonic() + 100
     while time.monotonic() < ends and not killed:
-        if any(output.glob(".*.tmp")) and (working := working_processes()):
+        if any(output.glob(".*.tmp")) and (working := working_processes("attempt")):
             os.kill(working[0], signal.SIGKILL)
             killed.append(working[0])
         time.sleep(0.02)

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from ray_workers import needs_proc, needs_ray, working_processes
 from test_sweep import assert_same_runs, sweep, write
 from tiny import make_tiny
-
-WITHOUT = importlib.util.find_spec("ray") is None
-needs_ray = pytest.mark.skipif(WITHOUT, reason="Ray is not installed (pip install ray)")
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_tiny("ucf", tmp_path_factory.mktemp("swept") / "data")
-
-
-def working_processes():
-    """Process numbers of this process's Ray workers that train."""
-    parents, working = {}, []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            number = int(stat.parent.name)
-            parents[number] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-            if (stat.parent / "cmdline").read_bytes().startswith(b"ray::train_trial"):
-                working.append(number)
-
-    def ours(number):
-        while number in parents and number != os.getpid():
-            number = parents[number]
-        return number == os.getpid()
-
-    return [number for number in working if ours(number)]
 
 
 def once_trained(begun, act, finished):
@@ -70,7 +46,7 @@ def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):
     killed, finished = [], threading.Event()
 
     def kill():
-        for number in working_processes():
+        for number in working_processes("train_trial"):
             os.kill(number, signal.SIGKILL)
             killed.append(number)
         return killed
