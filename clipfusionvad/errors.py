@@ -19,6 +19,8 @@ EXIT_LOST = 75
 EXIT_INTERRUPTED = 130
 # What a disk says that takes no more, to whoever writes in a library.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# What torch says that gets no more memory, from a CPU's allocator and from a GPU's.
+_NO_MEMORY = ("allocate memory", "out of memory")
 _LONGEST_LINE = 2000
 
 
@@ -99,7 +101,7 @@ def _run(body: Callable[[], int | None]) -> int:
         # What no file system takes for a name, a disk that fails: the one that reads or writes is not at fault.
         return _refuse(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
     except RuntimeError as error:
-        if "allocate memory" not in str(error):
+        if not any(said in str(error) for said in _NO_MEMORY):
             raise
         return _refuse(f"more memory is needed than there is: {error}")
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ def topk_mean(values: Tensor, lengths: Tensor) -> Tensor:
     Source: released code of VadCLIP (top-k MIL pooling); k is at most L_b for every L_b ≥ 1.
     """
     # Nothing here waits for a GPU: it is not asked what the lengths are.
-    if not lengths.is_cuda and (lengths < 1).any():
+    if lengths.device.type == "cpu" and (lengths < 1).any():
         raise ValueError("every video needs at least one valid snippet")
     k = torch.div(lengths, 16, rounding_mode="floor") + 1
     most = min(values.shape[1], values.shape[1] // 16 + 1)

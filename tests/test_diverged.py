@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 
 import pytest
 import torch
@@ -64,3 +65,27 @@ def test_more_videos_than_a_line_holds_are_counted(data, tmp_path, monkeypatch):
     assert outcome.code == 2
     named = outcome.err.split("features of its videos, ")[1].split(" and ")
     assert len(named[0].split(", ")) == 8 and named[1].startswith("4 more (")
+
+
+def test_a_gpu_without_memory_left_is_one_line(data, tmp_path, monkeypatch):
+    def full(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139.80 GiB in all.")
+
+    monkeypatch.setattr(ClipFusionVAD, "losses", full)
+    outcome = data.at(tmp_path).train()
+    assert outcome.code == 2 and outcome.err.count("error: ") == 1
+    assert "more memory is needed than there is: CUDA out of memory. Tried to allocate 20.00 GiB" in outcome.err
+
+
+def test_an_error_leaves_no_reading_process_behind(data, tmp_path, monkeypatch):
+    """It would keep the program from ending: such a process heeds no signal."""
+    broken = RuntimeError("something that nobody foresaw")
+
+    def fail(self, *args):
+        raise broken
+
+    monkeypatch.setattr(ClipFusionVAD, "losses", fail)
+    with pytest.raises(RuntimeError, match="nobody foresaw"):
+        data.at(tmp_path).train("--workers", 1)
+    # The error is still there, and with it the frames that it came through.
+    assert broken.__traceback__ is not None and not multiprocessing.active_children()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -137,11 +137,13 @@ def load_batches(
     epoch: int = 0,
     start: int = 0,
     part: Callable[[int], slice] = slice,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    pin: bool = False,
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
     """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on.
 
     ``workers`` processes read and sample single files; packed features need none. ``part`` says which rows of a batch
-    of so many are wanted (not given: all); they are those that it has as a whole.
+    of so many are wanted (not given: all); they are those that it has as a whole. What is read from single files is
+    put where a GPU can copy it from while it works, if ``pin``.
     """
     if bags.shelf is not None:
         yield from _gather_batches(bags, bags.shelf, batches, epoch, start, part)
@@ -153,7 +155,7 @@ def load_batches(
         # Mapped features would be copied to processes that are not forked.
         num_workers=workers if bags.entries[0].packed is None else 0,
         worker_init_fn=_heed_no_signals,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
         generator=torch.Generator(),
     )

@@ -136,10 +136,16 @@ class Trainer:
     def _epoch_steps(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> Iterator[None]:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
-        batches = load_batches(self.bags, plan, self.workers, progress.epoch, progress.batch, self.team.part)
+        place = progress.epoch, progress.batch
+        on_gpu = self.device.type == "cuda"
+        batches = load_batches(self.bags, plan, self.workers, *place, self.team.part, pin=on_gpu)
         title = f"{self.label}epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
-        with tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar:
+        # Its processes end with it, also where an error keeps this frame alive.
+        with (
+            contextlib.closing(batches),
+            tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar,
+        ):
             for batch in batches:
                 rows = plan[progress.batch]
                 losses = self._step(*batch, len(rows))

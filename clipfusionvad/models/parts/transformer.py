@@ -118,7 +118,7 @@ class WindowTransformer(Transformer):
         Windows that hold nothing but zeros, as padding does, come out the same in every video: they are
         computed once for each place. Not on a GPU, which would have to wait to learn which they are.
         """
-        if visual.is_cuda or torch.compiler.is_compiling():
+        if visual.device.type != "cpu" or torch.compiler.is_compiling():
             return self(visual + positions)
         windows = visual.unflatten(1, (-1, self.window))
         filled = windows.flatten(2).any(dim=2)
