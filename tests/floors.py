@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def floors() -> dict[str, str]:
-    """Lowest version by package."""
+    """Lowest version by package; not for Python 3.10, which reads no TOML."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = [re.match(r"([\w.-]+)(?:>=|==)([\w.]+)", line) for line in project["dependencies"]]
+    wanted = [line for line in project["dependencies"] if "python_version <" not in line]
+    found = [re.match(r"([\w.-]+)(?:>=|==)([\w.]+)", line) for line in wanted]
     return {match[1].lower(): match[2] for match in found if match}
 
 

@@ -75,30 +75,46 @@ def test_nothing_else_names_a_method_or_a_dataset(path):
             assert node.module.split(".")[-1] not in {name for name in method_names()} - {"clipfusionvad"}
 
 
-@pytest.mark.parametrize("method", method_names())
-def test_without_one_methods_file_the_others_still_work(method, tmp_path):
-    others = [name for name in method_names() if name != method]
-    code = f"""
-import sys
+WITHOUT = """
+import importlib, os, pkgutil, sys
+import matplotlib.pyplot, pandas, sklearn.metrics, torch.utils.tensorboard
+if importlib.util.find_spec("transformers"):
+    import transformers
+
 class Removed:
     def find_spec(self, name, path=None, target=None):
-        if name == "clipfusionvad.models.{method}":
+        if name == f"clipfusionvad.models.{method}":
             raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Removed())
-import pkgutil
-listed = pkgutil.iter_modules
-pkgutil.iter_modules = lambda path=None, prefix="": [m for m in listed(path, prefix) if m.name != {method!r}]
-import clipfusionvad.__main__, clipfusionvad.commands.train, clipfusionvad.commands.test
-from clipfusionvad.errors import UserError
-from clipfusionvad.models import method_names, create_model
-assert method_names() == {others!r}, method_names()
-for name in method_names():
-    try:
-        create_model(name, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
-    except UserError as error:
-        assert "pip install" in str(error), error  # a package that only this method needs
+
+def try_without(method):
+    sys.meta_path.insert(0, Removed())
+    listed = pkgutil.iter_modules
+    pkgutil.iter_modules = lambda path=None, prefix="": [m for m in listed(path, prefix) if m.name != method]
+    import clipfusionvad.__main__, clipfusionvad.commands.train, clipfusionvad.commands.test
+    from clipfusionvad.errors import UserError
+    from clipfusionvad.models import method_names, create_model
+    assert method_names() == [name for name in methods if name != method], method_names()
+    for name in method_names():
+        try:
+            create_model(name, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
+        except UserError as error:
+            assert "pip install" in str(error), error  # a package that only this method needs
+
+methods = sys.argv[1:]
+for method in methods:
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert not code, method
+    else:
+        try_without(method)
+        os._exit(0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_without_one_methods_file_the_others_still_work():
+    """Each in a process that has loaded nothing of the package yet."""
+    program = [sys.executable, "-c", WITHOUT, *method_names()]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
@@ -122,3 +138,11 @@ def test_every_file_that_names_the_version_names_the_same():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE).group(1)
     assert cited["version"] == newest == clipfusionvad.__version__
+
+
+def test_no_command_waits_for_what_only_a_compiled_training_needs():
+    """torch's compiler takes two seconds to load."""
+    names = [path.stem for path in (PACKAGE / "commands").glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(f'clipfusionvad.commands.{name}' for name in names)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not {"torch._dynamo", "transformers", "ray", "optuna", "onnx"} & set(done.stdout.split())

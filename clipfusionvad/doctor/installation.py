@@ -71,6 +71,8 @@ def package_versions(machine: Installation) -> Iterator[Finding]:
     for text in machine.requirements:
         needed = Requirement(text)
         extra = re.search(r"extra == ['\"](\w+)['\"]", text)
+        if needed.marker and not needed.marker.evaluate({"extra": extra.group(1) if extra else ""}):
+            continue
         there = machine.versions.get(_normal(needed.name))
         advice = f"pip install '{needed.name}{needed.specifier}'"
         if there is None and extra:

@@ -22,8 +22,6 @@ class SharedBatchNorm(nn.BatchNorm1d):
     num_batches_tracked: Tensor
     momentum: float
 
-    # Other processes are waited for between graphs, not in them.
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) or (N, C, L), N of this process → the same shape."""
         if not (self.training and self.parted):
@@ -70,5 +68,7 @@ def share_norms(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = SharedBatchNorm
+            # Other processes are waited for between graphs, not in them.
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise NotImplementedError(f"{name}: {type(module).__name__} cannot be shared by several processes")

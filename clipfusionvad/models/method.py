@@ -79,6 +79,7 @@ class Method(nn.Module, ABC):
     visual_length: int
     visual_width: int
     _calibrated = False
+    _uncompiled_text: Callable[[], Any] | None = None
 
     @classmethod
     @abstractmethod
@@ -129,13 +130,19 @@ class Method(nn.Module, ABC):
     def encode_text(self) -> Any:
         """What depends on the class prompts alone; evaluation computes it once and hands it to ``forward``."""
 
-    def encode_once(self) -> Any:
-        """``encode_text``; where no gradients are wanted, ``torch.compile`` leaves it as it is.
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As of every module, but for the text where no gradients are wanted.
 
         In inference text is encoded once for all videos, which pays for no compiling, and comes out with the very
         numbers that an evaluation hands to ``forward``.
         """
-        return self.encode_text() if torch.is_grad_enabled() else _not_compiled(self.encode_text)
+        self._uncompiled_text = torch.compiler.disable(self.encode_text)
+        super().compile(*args, **kwargs)
+
+    def encode_once(self) -> Any:
+        """``encode_text``, for a ``forward`` that is given no text."""
+        uncompiled = None if torch.is_grad_enabled() else self._uncompiled_text
+        return (uncompiled or self.encode_text)()
 
     def context_vectors(self) -> Tensor | None:
         """What the method has learned in place of words of a prompt, as CLIP reads it: (n, W), or (C, n, W) of each
@@ -212,11 +219,6 @@ class Method(nn.Module, ABC):
             if scores.classes is not None:
                 classes.append(scores.classes.flatten(0, 1).float().cpu().numpy())
         return np.concatenate(anomaly, axis=1), np.concatenate(classes) if classes else None
-
-
-@torch.compiler.disable
-def _not_compiled(make: Callable[[], Any]) -> Any:
-    return make()
 
 
 @contextlib.contextmanager

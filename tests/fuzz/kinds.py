@@ -36,6 +36,7 @@ KINDS = {
     "clips": Kind("CLIP files", 8, models.clips),
     "resumed": Kind("training states", 5, models.resumed),
     "runs": Kind("run folders", 15, results.run_folders),
+    "insights": Kind("run folders, looked into", 5, results.insights),
     "scores": Kind("scores (.npz)", 15, results.scores),
     "manifests": Kind("feature manifests", 20, results.manifests),
     "descriptions": Kind("detections (JSON)", 10, results.descriptions),

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import yaml
 
+from clipfusionvad.commands import insight
+from clipfusionvad.insight.result import FORMATS
 from clipfusionvad.report.detection import index_row, read_description, write_index
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.video.jobs import Job, Model, find_videos
 from clipfusionvad.video.manifest import Manifest
 from clipfusionvad.video.snippets import ExtractOptions
 from fuzz.case import Case, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage, damage_archive, disturb
+from fuzz.mutate import damage, damage_archive, disturb, odd_value
 
+#: Files of a run that are damaged here; model files and training states have their own kinds.
+SPOILT = (".json", ".yaml", ".csv", ".npz", ".jsonl")
 DETECTION = {
     "video": {"path": "a.mp4", "fps": 30.0, "frames": 20, "seconds": 0.7},
     "warning": None,
@@ -35,14 +39,32 @@ def run_folders(case: Case) -> str:
     """One damaged file in the folder of a run or a test, and the page or the table of it."""
     rng = case.rng
     folder = case.copy(f"runs/{rng.choice(['training', 'test', 'scored', 'trained'])}", "run")
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".yaml", ".csv", ".npz", ".jsonl")]
-    _spoil(rng.choice(files), rng)
+    _spoil(rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in SPOILT]), rng)
     if rng.random() < 0.5:
         return end(run_command(case, ["table", folder, "--bootstrap", 10, "--reference", folder]))
     argv = ["report", folder, "--output", case.folder / "page.html"]
     outcome = run_command(case, argv)
     if outcome.code == 0:
         require((case.folder / "page.html").read_text(encoding="utf-8").rstrip().endswith("</html>"), "no whole page")
+    return end(outcome)
+
+
+def insights(case: Case) -> str:
+    """Any look at a run: one of its files damaged, or an option odd, or neither."""
+    rng = case.rng
+    folder = case.copy(f"runs/{rng.choice(['test', 'scored', 'trained', 'trained'])}", "run")
+    what = rng.choice(list(insight.KINDS))
+    argv = ["insight", what, folder, "--output", case.folder / f"picture.{rng.choice(FORMATS)}"]
+    if rng.random() < 0.7:
+        _spoil(rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in SPOILT]), rng)
+    flags = insight.KINDS[what].options
+    if flags and rng.random() < 0.5:
+        argv += [rng.choice(flags), rng.choice([odd_value(rng), rng.choice([0, 1, 2, 0.5, 1e9])])]
+    if what not in insight.FROM_SCORES:
+        argv += ["--device", "cpu"]
+    outcome = run_command(case, argv)
+    if outcome.code == 0:
+        require(argv[4].stat().st_size and argv[4].with_suffix(".csv").read_text(encoding="utf-8"), "nothing written")
     return end(outcome)
 
 
