@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--quick] [--output DIR] [--device cuda --precision bf16]
 
-Takes ten to twenty minutes on two cores. Let nothing else run meanwhile. --device, --precision and --compile reach those
-scripts that have them. The protocol runs on a GPU at its true size, and on a CPU at a small share of it.
+Takes ten to twenty minutes on two cores. Let nothing else run meanwhile. --device, --precision and --compile reach
+those scripts that have them. The protocol runs on a GPU at its true size, and on a CPU at a small share of it.
 """
 
 from __future__ import annotations

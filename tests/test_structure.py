@@ -146,3 +146,14 @@ def test_no_command_waits_for_what_only_a_compiled_training_needs():
     code = f"import sys, {', '.join(f'clipfusionvad.commands.{name}' for name in names)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert not {"torch._dynamo", "transformers", "ray", "optuna", "onnx"} & set(done.stdout.split())
+
+
+def test_a_list_of_commands_does_not_wait_for_torch():
+    code = """
+import sys
+from clipfusionvad.__main__ import main
+main(["--help"]), main(["tain"])
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "did you mean 'train'" in done.stderr, done.stderr
