@@ -33,6 +33,8 @@ class Shelf:
         self.mapped = store.features
         self.reads_ahead = device.type != "cpu"
         self.on_gpu = _tensor(self.mapped).to(device) if _fits(self.mapped, device) else None
+        # Where rows of the file go before they are widened, used again: new memory takes longer than the copying.
+        self._taken = np.empty(0, self.mapped.dtype)
 
     def gather(self, indices: Iterator[np.ndarray]) -> Iterator[Tensor]:
         """The features at each of the indices into their first dim, float32 on the device."""
@@ -47,17 +49,23 @@ class Shelf:
             yield from map(self._widen, indices)
 
     def _widen(self, index: np.ndarray) -> Tensor:
+        shape = (*index.shape, *self.mapped.shape[1:])
+        if self._taken.shape != shape:
+            self._taken = np.empty(shape, self.mapped.dtype)
+        self._take(index, self._taken)
         # numpy asks for huge pages: in memory from torch, page faults would take longer than the copying.
-        rows = torch.from_numpy(np.empty((*index.shape, *self.mapped.shape[1:]), np.float32))
-        return rows.copy_(torch.from_numpy(self.mapped.take(index, axis=0)))
+        return torch.from_numpy(np.empty(shape, np.float32)).copy_(torch.from_numpy(self._taken))
 
     def _pin(self, index: np.ndarray) -> Tensor:
         """In the dtype of the store, in memory that a GPU can copy from while it works."""
         shape = (*index.shape, *self.mapped.shape[1:])
         rows = torch.empty(shape, dtype=_DTYPES[self.mapped.dtype.name], pin_memory=self.device.type == "cuda")
-        # Any mode but "raise" writes straight into ``out``.
-        self.mapped.take(index, axis=0, out=rows.numpy(), mode="clip")
+        self._take(index, rows.numpy())
         return rows
+
+    def _take(self, index: np.ndarray, out: np.ndarray) -> None:
+        # Any mode but "raise" writes straight into ``out``.
+        self.mapped.take(index, axis=0, out=out, mode="clip")
 
 
 def make_shelf(store: Store | None, sampling: Sampling, device: torch.device) -> Shelf | None:
