@@ -153,6 +153,8 @@ def test_what_looks_into_a_model(tmp_path):
     for argv in commands("cpu"):
         assert (done := quietly(package_main, strings(argv))).code == 0, done.err
     run_elsewhere(*commands("elsewhere"))
-    for path in places["cpu"].glob("*.csv"):
+    tables = list(places["cpu"].glob("*.csv"))
+    assert len(tables) == 4
+    for path in tables:
         one, other = map(pd.read_csv, (path, places["elsewhere"] / path.name))
         pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-4)
