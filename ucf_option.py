@@ -6,8 +6,8 @@ What a method was published with on this dataset stands in configs/METHOD_ucf.ya
 
 from __future__ import annotations
 
+from clipfusionvad.cli.options import parse_options
 from clipfusionvad.datasets import UCF
-from clipfusionvad.options import parse_options
 
 DATASET = UCF
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import ucf_option
-from clipfusionvad.commands.test import test
-from clipfusionvad.errors import run_main
+from clipfusionvad.cli.test import test
+from clipfusionvad.io.errors import run_main
 
 
 def main(argv=None):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import ucf_option
-from clipfusionvad.commands.train import train
-from clipfusionvad.errors import run_main
+from clipfusionvad.cli.train import train
+from clipfusionvad.io.errors import run_main
 
 
 def main(argv=None):

@@ -28,12 +28,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from clipfusionvad.clip import ClipWeights, openai_clip
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.video.crops import cut_windows, to_canvas
-from clipfusionvad.video.decode import probe, read_frames
-from clipfusionvad.video.encoder import ImageEncoder
-from clipfusionvad.video.jobs import find_videos
+from clipfusionvad.extraction.crops import cut_windows, to_canvas
+from clipfusionvad.extraction.decode import probe, read_frames
+from clipfusionvad.extraction.encoder import ImageEncoder
+from clipfusionvad.extraction.jobs import find_videos
+from clipfusionvad.models.clip import ClipWeights, openai_clip
 
 MADE = {"libx264": "H.264", "libx265": "HEVC"}
 WIDTH, HEIGHT, RATE, BIT_RATE = 1920, 1080, 30, 4_000_000

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks import sizes
 from benchmarks.plain.model import PlainClipFusionVAD
-from clipfusionvad.clip import ClipWeights, toy_state
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, UCF, XD, Dataset
 from clipfusionvad.models import Method, build_method
+from clipfusionvad.models.clip import ClipWeights, toy_state
 
 #: Frames of the anomalous and of the normal test videos.
 TEST_FRAMES = {

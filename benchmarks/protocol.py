@@ -41,7 +41,7 @@ from clipfusionvad.data.loaders import Bags, BalancedPlan
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
-from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models import Method

@@ -33,10 +33,10 @@ from benchmarks.report import Report, main_options
 from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from clipfusionvad.data.lists import Entry, write_list
 from clipfusionvad.data.loaders import Bags, ShuffledPlan, load_batches
-from clipfusionvad.data.pack import write_store
+from clipfusionvad.data.packed.batches import make_shelf
+from clipfusionvad.data.packed.store import FEATURES, open_store
+from clipfusionvad.data.packed.write import write_store
 from clipfusionvad.data.sampling import WindowSampling
-from clipfusionvad.data.shelf import make_shelf
-from clipfusionvad.data.store import FEATURES, open_store
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import count_cores
 

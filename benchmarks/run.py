@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.machine import ROOT, describe
 from benchmarks.report import Claim, Limit, main_options, model_flags, number, read_report
-from clipfusionvad.files import write_text
+from clipfusionvad.io.files import write_text
 
 ON_MODEL = ("training_step", "testing", "linear", "protocol")
 SCRIPTS = ("machine", "flops", "training_step", "testing", "detection", "ranking", "reading", "linear", "protocol")

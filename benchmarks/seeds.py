@@ -29,14 +29,14 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import peak_memory
-from clipfusionvad.clip import toy_state
-from clipfusionvad.commands.prepare import option_file_of
-from clipfusionvad.commands.train import train
+from clipfusionvad.cli.prepare import option_file_of
+from clipfusionvad.cli.train import train
 from clipfusionvad.data.annotations import Annotation, write_annotations_csv
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.files import write_array, write_csv, write_torch
+from clipfusionvad.io.files import write_array, write_csv, write_torch
 from clipfusionvad.models import find_method
+from clipfusionvad.models.clip import toy_state
 
 FRAMES = 16
 

@@ -25,7 +25,7 @@ from benchmarks.machine import gemm_rate, held_gemm_rate, in_turns, peaks_apart,
 from benchmarks.made import made_batch, made_model, pick_size
 from benchmarks.report import Report, main_options, model_flags
 from clipfusionvad.engine.device import autocast, compile_model, pick_device
-from clipfusionvad.engine.schedule import Schedule, make_optimizer
+from clipfusionvad.engine.optim import Schedule, make_optimizer
 
 TIMES_FASTER, SHARE_OF_GEMM = 2.8, 75
 SCHEDULE = Schedule(max_epoch=1, lr=2e-5, eval_every=0, select="auc1", paper=True)

@@ -6,8 +6,8 @@ import importlib
 import sys
 
 import clipfusionvad
-from clipfusionvad.commands import GROUPS, command_names, summary, typed
-from clipfusionvad.errors import UserError, nearest, run_main
+from clipfusionvad.cli import GROUPS, command_names, summary, typed
+from clipfusionvad.io.errors import UserError, nearest, run_main
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def _dispatch(argv: list[str]) -> int:
     if name not in names:
         known = [typed(name) for name in names]
         raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], known)}; there are: {', '.join(known)}")
-    return importlib.import_module(f"clipfusionvad.commands.{name}").main(argv[1:]) or 0
+    return importlib.import_module(f"clipfusionvad.cli.{name}").main(argv[1:]) or 0
 
 
 def _print_commands() -> None:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clipfusionvad.errors import UserError, nearest
-from clipfusionvad.files import read_yaml
+from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.files import read_yaml
 
 # How the released truth arrays mark a normal video, whatever the dataset calls its normal class.
 NORMAL_IN_TRUTH = "A"

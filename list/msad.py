@@ -8,7 +8,7 @@ from pathlib import Path
 # Works from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clipfusionvad.commands.lists import main
+from clipfusionvad.cli.lists import main
 
 if __name__ == "__main__":
     sys.exit(main(["--dataset", "msad", *sys.argv[1:]]))

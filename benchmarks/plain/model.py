@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.spatial.distance import pdist, squareform
 from torch import Tensor, nn
 
-from clipfusionvad.clip import CONTEXT_LENGTH, ClipWeights, tokenize
+from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 
 TEMPERATURE = 0.07
 

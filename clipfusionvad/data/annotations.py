@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.errors import UserError, nearest
-from clipfusionvad.files import read_csv, read_text, write_csv
+from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.files import read_csv, read_text, write_csv
 
 WHAT = "annotation file"
 COLUMNS = ("video", "frames", "label", "start", "end")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from clipfusionvad.data.features import load_video, read_video_shape
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.errors import UserError, warn
+from clipfusionvad.io.errors import UserError, warn
 
 # Files of one extraction have norms within a factor of two; a normalised file among others is ten times off.
 NORM_RANGE = 5

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.errors import UserError
-from clipfusionvad.npy import read_npy_header
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.npy import read_npy_header
 
 #: Frames that one feature row stands for, unless told otherwise.
 FRAMES_PER_SNIPPET = 16

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.errors import UserError
+from clipfusionvad.io.errors import UserError
 
 
 def split_holdout(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.errors import UserError
-from clipfusionvad.files import read_csv, walk_files, write_csv
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import read_csv, walk_files, write_csv
 
 
 @dataclass(frozen=True)

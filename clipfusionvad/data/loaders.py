@@ -14,10 +14,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.packed.batches import Shelf
 from clipfusionvad.data.sampling import Sampling
-from clipfusionvad.data.shelf import Shelf
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.errors import UserError
+from clipfusionvad.io.errors import UserError
 
 
 class BatchPlan(Protocol):

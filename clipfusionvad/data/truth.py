@@ -13,8 +13,8 @@ from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
-from clipfusionvad.errors import UserError, nearest, warn
-from clipfusionvad.npy import read_array
+from clipfusionvad.io.errors import UserError, nearest, warn
+from clipfusionvad.io.npy import read_array
 
 KEYED_SUFFIXES = (".csv", ".json")
 

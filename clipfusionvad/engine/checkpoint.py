@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from clipfusionvad.archives import ForeignObjects, is_plain_tensor, read_torch
-from clipfusionvad.clip import ClipWeights
 from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
-from clipfusionvad.engine.safetensors import SUFFIX, read_safetensors
-from clipfusionvad.errors import UserError
-from clipfusionvad.lightning import read_lightning
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.foreign_checkpoints import read_lightning
+from clipfusionvad.io.safetensors_files import SUFFIX, read_safetensors
+from clipfusionvad.io.torch_files import ForeignObjects, is_plain_tensor, read_torch
 from clipfusionvad.models import Method, find_method, method_names
+from clipfusionvad.models.clip import ClipWeights
 
 FORMAT = "clipfusionvad-1"
 CLIP_PREFIX = "clipmodel."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipfusionvad.errors import UserError
+from clipfusionvad.io.errors import UserError
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 

@@ -29,8 +29,8 @@ from clipfusionvad.engine import collective
 from clipfusionvad.engine.batchnorm import SharedBatchNorm, share_norms
 from clipfusionvad.engine.collective import ProcessLost
 from clipfusionvad.engine.device import deterministic, pick_device
-from clipfusionvad.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST, UserError, error_line
-from clipfusionvad.launch import Place, launched
+from clipfusionvad.io.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST, UserError, error_line
+from clipfusionvad.io.rank import Place, launched
 
 #: For how long a process waits for another that lives but does nothing; the first one checks all files meanwhile.
 TIMEOUT = timedelta(minutes=30)

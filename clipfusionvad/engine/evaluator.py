@@ -17,7 +17,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import Team
-from clipfusionvad.errors import UserError
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import (
     class_metrics,
@@ -27,7 +27,7 @@ from clipfusionvad.metrics import (
     frame_metrics,
     snippet_metrics,
 )
-from clipfusionvad.models.method import Method
+from clipfusionvad.models.base import Method
 
 # The detection mAP that a protocol reports first: the released procedure, or what the papers say of it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clipfusionvad.archives import read_torch
 from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
 from clipfusionvad.engine.checkpoint import FORMAT, ModelFile, load_model_file, model_content, own_state
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import Team
-from clipfusionvad.engine.schedule import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
-from clipfusionvad.errors import UserError
-from clipfusionvad.files import link_or_copy, write_torch
+from clipfusionvad.engine.optim import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
+from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS, NoLog, RunLog
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import link_or_copy, write_torch
+from clipfusionvad.io.torch_files import read_torch
 from clipfusionvad.models import Method
-from clipfusionvad.runs import BEST, LAST, PREVIOUS, NoLog, RunLog
 
 #: Steps after which the losses of a GPU are fetched; it works ahead in between.
 GPU_LOG_EVERY = 25

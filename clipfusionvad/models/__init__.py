@@ -7,8 +7,8 @@ import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
-from clipfusionvad.clip import load_clip
-from clipfusionvad.models.method import Method, build_method, find_method, method_names, register_method
+from clipfusionvad.models.base import Method, build_method, find_method, method_names, register_method
+from clipfusionvad.models.clip import load_clip
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

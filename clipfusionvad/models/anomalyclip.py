@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipfusionvad.argtypes import layers, non_negative_float, rate, size
-from clipfusionvad.clip import ClipWeights
 from clipfusionvad.data.sampling import GridSampling
-from clipfusionvad.errors import UserError, check_choice
-from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
-from clipfusionvad.models.parts.context import ClassVectors, ContextPrompts
-from clipfusionvad.models.parts.temporal import TEMPORAL_MODELS, TemporalModel
-from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts
+from clipfusionvad.io.argtypes import layers, non_negative_float, rate, size
+from clipfusionvad.io.errors import UserError, check_choice
+from clipfusionvad.models.base import Method, Scores, VADOutput, own_stream, register_method
+from clipfusionvad.models.clip import ClipWeights
+from clipfusionvad.models.layers.context import ClassVectors, ContextPrompts
+from clipfusionvad.models.layers.temporal import TEMPORAL_MODELS, TemporalModel
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
 
 # Scores that a dropped segment takes part with: chosen only where fewer than K others are left.
 DROPPED = 1e6

@@ -9,10 +9,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipfusionvad.clip import ClipWeights
-from clipfusionvad.models.method import VADOutput, own_stream, register_method
-from clipfusionvad.models.parts.attention import GlobalAttentionModule
-from clipfusionvad.models.parts.dual_branch import DualBranch
+from clipfusionvad.models.base import VADOutput, own_stream, register_method
+from clipfusionvad.models.clip import ClipWeights
+from clipfusionvad.models.layers.attention import GlobalAttentionModule
+from clipfusionvad.models.layers.dual_branch import DualBranch
 
 
 @register_method

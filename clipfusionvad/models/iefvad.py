@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad import losses
-from clipfusionvad.argtypes import layers, non_negative_float, positive_float, rate, size
-from clipfusionvad.clip import ClipWeights
-from clipfusionvad.errors import UserError, check_choice
-from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
+from clipfusionvad.io.argtypes import layers, non_negative_float, positive_float, rate, size
+from clipfusionvad.io.errors import UserError, check_choice
+from clipfusionvad.models.base import Method, Scores, VADOutput, own_stream, register_method
+from clipfusionvad.models.clip import ClipWeights
 
 NOISE_MODELS = ("student_t", "gaussian")
 FUSIONS = ("uncertainty", "mean", "rgb", "event")

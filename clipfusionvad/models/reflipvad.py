@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipfusionvad.argtypes import layers, non_negative_float, positive_float, size
-from clipfusionvad.clip import TOY, ClipWeights
-from clipfusionvad.errors import UserError, nearest
-from clipfusionvad.models.method import Method, Scores, VADOutput, own_stream, register_method
-from clipfusionvad.models.parts import bag_losses
-from clipfusionvad.models.parts.distilbert import DEFAULT, DistilBert
-from clipfusionvad.models.parts.dual_branch import EMBEDDING_STD, TEMPERATURE, DualBranch
-from clipfusionvad.models.parts.glimpse import EMPHASIZE_INPUTS, FeedForward, GlimpseEmphasize, TemporalOptions
-from clipfusionvad.models.parts.prompt_encoder import MiddlePrompts, PromptEncoder, ShiftedTower
-from clipfusionvad.models.parts.text import ClipTextTower, FixedPrompts, PromptLayout
+from clipfusionvad.io.argtypes import layers, non_negative_float, positive_float, size
+from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.models.base import Method, Scores, VADOutput, own_stream, register_method
+from clipfusionvad.models.clip import TOY, ClipWeights
+from clipfusionvad.models.layers import bag_losses
+from clipfusionvad.models.layers.distilbert import DEFAULT, DistilBert
+from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, TEMPERATURE, DualBranch
+from clipfusionvad.models.layers.glimpse import EMPHASIZE_INPUTS, FeedForward, GlimpseEmphasize, TemporalOptions
+from clipfusionvad.models.layers.prompt_encoder import MiddlePrompts, PromptEncoder, ShiftedTower
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, PromptLayout
 
 RELEASED_CLIP, OWN_CLIP = "ReFLIPmodel.", "clipmodel."
 DISTILBERT = "distilbert_model."

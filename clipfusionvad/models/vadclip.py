@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from clipfusionvad.models.method import register_method
-from clipfusionvad.models.parts.dual_branch import DualBranch
+from clipfusionvad.models.base import register_method
+from clipfusionvad.models.layers.dual_branch import DualBranch
 
 
 @register_method

@@ -10,11 +10,11 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from clipfusionvad.files import without_nan
+from clipfusionvad.io.files import without_nan
 
 
 def render(template: str, **values: Any) -> str:
@@ -65,7 +65,7 @@ def _plotly() -> Markup:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader(__package__),
+        loader=ChoiceLoader([PackageLoader("clipfusionvad.report"), PackageLoader("clipfusionvad.tools.detect")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

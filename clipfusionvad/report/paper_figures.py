@@ -9,19 +9,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from clipfusionvad.errors import UserError, nearest
+from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.metrics import snippet_metrics
-from clipfusionvad.report.curves import (
-    Curve,
-    Pooled,
-    class_confusion,
-    pool,
-    precision_recall,
-    roc,
-    thin,
-)
+from clipfusionvad.report.curves import Curve, Pooled, class_confusion, pool, precision_recall, roc, thin
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR, draw_score_curves, save_figure
-from clipfusionvad.report.run_folder import Run
+from clipfusionvad.report.results import Run
 from clipfusionvad.report.scores import Tested
 from clipfusionvad.report.table import BRANCHES
 

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
-from clipfusionvad.files import atomic_write
+from clipfusionvad.io.files import atomic_write
 
 CURVES = 12
 TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"

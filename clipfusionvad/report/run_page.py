@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from clipfusionvad.engine.evaluator import VideoScores
-from clipfusionvad.files import write_text
+from clipfusionvad.io.files import write_text
 from clipfusionvad.report.curves import Pooled, class_confusion, pool, video_error
 from clipfusionvad.report.page import figure_html, render
 from clipfusionvad.report.page_figures import ranking_figures, training_figures
-from clipfusionvad.report.run_folder import Run, read_run
+from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import Tested, abnormal_spans
 from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, published
 

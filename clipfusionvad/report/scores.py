@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.archives import refuse_bomb
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
-from clipfusionvad.errors import UserError
-from clipfusionvad.files import atomic_write, must_exist, without_nan
-from clipfusionvad.origin import environment as current_environment
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import atomic_write, must_exist, without_nan
+from clipfusionvad.io.provenance import environment as current_environment
+from clipfusionvad.io.torch_files import refuse_bomb
 
 # A test's own numbers compress a few times, constant ones hundreds of times; a bomb does a thousand times.
 _LARGEST_SHARE = 500

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.engine.schedule import LAST_WEIGHTS
-from clipfusionvad.files import read_json
+from clipfusionvad.engine.optim import LAST_WEIGHTS
+from clipfusionvad.engine.run_folder import METRICS, seed_folder
+from clipfusionvad.io.files import read_json
 from clipfusionvad.report.table import metrics_table
-from clipfusionvad.runs import METRICS, seed_folder
 
 
 def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str, Any]:

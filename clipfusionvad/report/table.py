@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from clipfusionvad.errors import UserError
+from clipfusionvad.io.errors import UserError
 
 # Far beyond any metric; larger whole numbers of JSON are no floats.
 _LARGEST = 1e300

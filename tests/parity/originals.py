@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from clipfusionvad import create_model
-from clipfusionvad.archives import read_torch
 from clipfusionvad.engine.checkpoint import ModelFile, load_model_file
 from clipfusionvad.engine.device import compile_model
+from clipfusionvad.io.torch_files import read_torch
 from clipfusionvad.models import Method
 
 METHODS = {"ClipFusionVAD": "clipfusionvad", "CLIPVAD": "vadclip"}

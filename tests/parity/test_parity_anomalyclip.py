@@ -10,11 +10,11 @@ import torch
 from cases import each_case
 from originals import compiled, difference, read_config, relative
 
-from clipfusionvad.archives import read_torch
-from clipfusionvad.clip import clip_in_checkpoint, load_clip, openai_clip
 from clipfusionvad.engine.checkpoint import load_model_file, load_weights, read_model_file
+from clipfusionvad.io.torch_files import read_torch
 from clipfusionvad.models import build_method
 from clipfusionvad.models.anomalyclip import AnomalyCLIP, segment_masks
+from clipfusionvad.models.clip import clip_in_checkpoint, load_clip, openai_clip
 
 # What the cases say that is no option of the model: data, and CLIP's name.
 NOT_OPTIONS = {"labels_file", "normal_id", "stride", "ncrops", "arch", "load_from_features"}

@@ -12,8 +12,8 @@ import pytest
 from cases import cases, each_case, parity_dir
 
 from clipfusionvad.datasets import DATASETS
+from clipfusionvad.io.npy import read_array
 from clipfusionvad.metrics import detection_map
-from clipfusionvad.npy import read_array
 
 MODES = pytest.mark.parametrize("exclude_normal", [False, True], ids=["all", "exclude_normal"])
 

@@ -11,7 +11,7 @@ from cases import cases, parity_dir
 from originals import difference, load_original, read_config, relative, separation
 
 from clipfusionvad.datasets import multi_hot
-from clipfusionvad.models.parts.graph import similarity_adjacency
+from clipfusionvad.models.layers.graph import similarity_adjacency
 
 FOLDERS = list(itertools.chain(cases("clipfusion_"), cases("vadclip_")))
 NONE = pytest.param(None, marks=pytest.mark.skip(reason=f"no model cases in {parity_dir()}; set PARITY_DIR"))

@@ -15,8 +15,8 @@ from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.evaluator import score_videos
+from clipfusionvad.io.npy import read_array
 from clipfusionvad.metrics import detection_map
-from clipfusionvad.npy import read_array
 
 VARIANTS = pytest.mark.parametrize("suffix", ["", "_vadclip"], ids=["clipfusionvad", "vadclip"])
 

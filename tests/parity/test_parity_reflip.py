@@ -13,11 +13,11 @@ from cases import each_case
 from originals import compiled, difference, model_options, read_config, relative, separation
 
 from clipfusionvad import create_model, load_weights
-from clipfusionvad.archives import read_torch
-from clipfusionvad.clip import load_clip
 from clipfusionvad.datasets import multi_hot
 from clipfusionvad.engine.checkpoint import released_state
+from clipfusionvad.io.torch_files import read_torch
 from clipfusionvad.models import Method
+from clipfusionvad.models.clip import load_clip
 
 pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
 

@@ -11,7 +11,7 @@ from cases import each_case
 from clipfusionvad.data import sample_uniform, split_windows
 from clipfusionvad.data.sampling import average_chunks, window_lengths
 from clipfusionvad.datasets import DATASETS, multi_hot
-from clipfusionvad.errors import UserError
+from clipfusionvad.io.errors import UserError
 
 
 @each_case("sampling")

@@ -17,15 +17,15 @@ from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.loaders import Bags
-from clipfusionvad.data.pack import write_store
+from clipfusionvad.data.packed.batches import make_shelf
+from clipfusionvad.data.packed.store import open_store
+from clipfusionvad.data.packed.write import write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
-from clipfusionvad.data.shelf import make_shelf
-from clipfusionvad.data.store import open_store
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.distributed import Team, join
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_together
-from clipfusionvad.engine.schedule import Schedule
+from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
 
 CPU = torch.device("cpu")

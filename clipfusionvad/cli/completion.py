@@ -1,0 +1,54 @@
+"""Print what makes a shell complete commands and options: eval "$(clipfusionvad completion bash)"."""
+
+from __future__ import annotations
+
+import importlib
+from argparse import ArgumentParser
+
+import shtab
+
+from clipfusionvad.cli import command_names, summary, typed
+from clipfusionvad.cli.options import Parser, build_parser
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.models import find_method, method_names
+
+# Commands that take the options of a training or a test too.
+_TRAINING = {"doctor", "insight", "pack", "sweep", "test", "train", "uncertainty"}
+
+
+def main(argv: list[str]) -> int:
+    args = make_parser().parse_args(argv)
+    print(shtab.complete(_everything(), args.shell))
+    return 0
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad completion", description=__doc__)
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="whose script is printed")
+    return parser
+
+
+def _everything() -> ArgumentParser:
+    """One parser of all commands, each with all options that it has for any dataset and method."""
+    top = ArgumentParser(prog="clipfusionvad")
+    commands = top.add_subparsers()
+    for name in command_names():
+        module = importlib.import_module(f"clipfusionvad.cli.{name}")
+        own = [module.make_parser()] if hasattr(module, "make_parser") else []
+        known = {flag for parser in own for action in parser._actions for flag in action.option_strings}
+        made = commands.add_parser(typed(name), parents=own, help=summary(name), add_help="--help" not in known)
+        if name in _TRAINING:
+            _add_training(made)
+    return top
+
+
+def _add_training(parser: ArgumentParser) -> None:
+    """Add the options of all datasets and methods that are not there yet."""
+    if "--dataset" not in parser._option_string_actions:
+        parser.add_argument("--dataset", choices=list(DATASETS), help="which dataset")
+    # Defaults differ by dataset, which completion does not show; options do not.
+    dataset, *_ = DATASETS.values()
+    for method in map(find_method, method_names()):
+        for action in build_parser(dataset, method)._actions:
+            if not any(flag in parser._option_string_actions for flag in action.option_strings):
+                parser._add_action(action)

@@ -1,0 +1,56 @@
+"""Make a small benchmark-shaped dataset, train and test on it, and show the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.prepare import option_file_of
+from clipfusionvad.cli.test import test
+from clipfusionvad.cli.train import train
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.engine.run_folder import states_in
+from clipfusionvad.io.errors import EXIT_INTERRUPTED
+from clipfusionvad.models import method_names
+from clipfusionvad.tools.demo import demo_folder
+
+
+def main(argv: list[str]) -> int:
+    args = make_parser().parse_args(argv)
+
+    dataset = find_dataset(args.dataset)
+    folder, run = demo_folder(dataset), demo_run(args.method, dataset)
+    if (run / "metrics.json").exists():
+        print(f"data and model are there already (delete {folder} to start over); testing the model")
+    code = run_demo(args.method, dataset)
+    if code == EXIT_INTERRUPTED:
+        print("or give this command again")
+    if code == 0:
+        print(f"data          {folder}: features/, annotations.csv, list/")
+        print(
+            f"next          see {run}/report.html; then: python -m clipfusionvad train --dataset {args.dataset} --help"
+        )
+    return code
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad demo", description=__doc__)
+    names = list(DATASETS)
+    parser.add_argument("--dataset", choices=names, default=names[0], help="whose shape the data has")
+    parser.add_argument("--method", choices=method_names(), default="clipfusionvad", help="which detector")
+    return parser
+
+
+def demo_run(method: str, dataset: Dataset) -> Path:
+    """The run folder of a method's demo."""
+    return demo_folder(dataset) / f"run_{method}"
+
+
+def run_demo(method: str, dataset: Dataset) -> int:
+    """Train a method on a dataset's demo data, or test the model if that is done; returns the exit code."""
+    option_file, run = option_file_of(dataset), demo_run(method, dataset)
+    options = ["--demo", "--method", method, "--output-dir", str(run)]
+    if (run / "metrics.json").exists():
+        return test(options, option_file)
+    resume = ["--use-checkpoint"] if states_in(run) else []
+    return train(option_file.parse_args([*options, *resume]), dataset)

@@ -1,0 +1,68 @@
+"""Write a trained model for other programs: ONNX, torch.export, safetensors, or as the original code loads it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from clipfusionvad.cli.load import load_model, parse_over_model
+from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.prepare import option_file_of
+from clipfusionvad.datasets import Dataset, find_dataset
+from clipfusionvad.engine.checkpoint import dataset_of, describe, read_model_file
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import check_writable
+from clipfusionvad.models import method_names
+from clipfusionvad.report.table import check_metrics
+from clipfusionvad.tools.export.card import card_path, write_card
+from clipfusionvad.tools.export.forms import FORMS, RELEASED, Subject, form_of
+
+
+def main(argv: list[str]) -> int:
+    args = make_parser().parse_args(argv)
+    form, path = form_of(args.output), Path(args.output)
+    subject, dataset = _load(args, released=form is RELEASED)
+    for written in (path, card_path(path)):
+        check_writable(written)
+    checked = form.write(path, subject)
+    write_card(path, subject, dataset, args.checkpoint, form, checked)
+    print(f"wrote {path}: {subject.model.name} on {dataset.title}, {form.title}")
+    if checked:
+        print(checked)
+    print(f"what it is and how to run it: {card_path(path)}")
+    return 0
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad export", description=__doc__)
+    add = parser.add_argument
+    add("checkpoint", help="best.pt or last.pt of a run, a final model file, or a released one with --dataset")
+    suffixes = ", ".join(FORMS)
+    add("--output", required=True, help=f"the file to write; its suffix says the form: {suffixes}")
+    add("--clip", help="CLIP model name or file (default: the one it was trained with)")
+    add("--method", choices=method_names(), help="of a file that does not say")
+    add("--dataset", metavar="NAME", help="of a file that does not say: its classes and options")
+    add("--config", help="YAML file of model options, for a released file with others than published")
+    add("--calibration", help="calibration.pt of a run, for a released file that lacks it")
+    add("--train-list", help="training list instead, whose normal videos' features are read")
+    return parser
+
+
+def _load(args: Namespace, released: bool) -> tuple[Subject, Dataset]:
+    """The model that a file holds, with what is known of it."""
+    file = read_model_file(args.checkpoint)
+    if released and not file.made:
+        raise UserError(f"{args.checkpoint} is no file of ours: it is in the released form already")
+    method = args.method or file.method
+    if not method or not (args.dataset or file.made):
+        missing = "dataset" if method else "method"
+        raise UserError(f"{args.checkpoint} does not say its {missing}: pass --{missing}")
+    dataset = find_dataset(args.dataset) if args.dataset else dataset_of(file)
+    flags = {"method": method, "model-path": args.checkpoint}
+    flags |= {name: getattr(args, name.replace("-", "_")) for name in ("config", "clip", "calibration", "train-list")}
+    tokens = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    options, file = parse_over_model(tokens, option_file_of(dataset))
+    if file.metrics is not None:
+        check_metrics(file.metrics, f"metrics in {args.checkpoint}")
+    model, clip = load_model(options, dataset, file)
+    return Subject(model, clip, describe(model, clip, dataset, vars(options)), file.metrics), dataset

@@ -1,0 +1,67 @@
+"""Train and test every method on the demo data of every dataset, and keep the table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from clipfusionvad.cli.demo import demo_run, run_demo
+from clipfusionvad.cli.options import Parser
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.io.errors import warn
+from clipfusionvad.io.files import write_text
+from clipfusionvad.models import method_names
+from clipfusionvad.tools.demo import FOLDER
+from clipfusionvad.tools.tables.matrix import Cell, matrix_table, matrix_text
+
+
+def main(argv: list[str]) -> int:
+    args = make_parser().parse_args(argv)
+
+    pairs = [(method, find_dataset(name)) for method in args.methods for name in args.datasets]
+    cells = []
+    for method, dataset in (bar := tqdm(pairs, "matrix", disable=None)):
+        bar.set_postfix_str(f"{method} on {dataset.title}")
+        cells.append(_run_cell(method, dataset))
+        print(cells[-1].line(), flush=True)
+    text = matrix_text(cells)
+    write_text(args.output / "matrix.md", text)
+    write_text(args.output / "matrix.csv", matrix_table(cells).to_csv(index=False))
+    print(f"\n{text}\nkept in {args.output}: matrix.md, matrix.csv; the run of each cell: {FOLDER}/DATASET/run_METHOD")
+    return 0 if all(cell.learned for cell in cells) else 1
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad matrix", description=__doc__)
+    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names())
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--output", type=Path, default=FOLDER, metavar="DIR", help="folder of matrix.csv and matrix.md")
+    return parser
+
+
+def _run_cell(method: str, dataset: Dataset) -> Cell:
+    """Train, or take the run that is there, and test it; what both print goes to ``matrix.log`` in the run's folder."""
+    run, start = demo_run(method, dataset), time.perf_counter()
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "matrix.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        trained = (run / "metrics.json").exists() or run_demo(method, dataset) == 0
+        if not trained or run_demo(method, dataset) != 0:
+            # A training that was asked to stop has saved its state and returned.
+            warn(f"stopped at {method} on {dataset.title}; the same command goes on from there")
+            raise KeyboardInterrupt
+    results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()
+    return Cell(
+        method,
+        dataset,
+        losses.iloc[0],
+        losses.iloc[-1],
+        untrained=results["untrained"],
+        trained=results["best"],
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,32 @@
+"""Write the page of a run or a test, and its figures for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipfusionvad.cli.options import Parser
+from clipfusionvad.io.files import check_writable
+from clipfusionvad.report.paper_figures import FORMATS, draw_figures
+from clipfusionvad.report.results import read_run
+from clipfusionvad.report.run_page import PAGE, write_report
+
+
+def main(argv: list[str]) -> int:
+    args = make_parser().parse_args(argv)
+
+    output = args.output or args.run / PAGE
+    check_writable(output)
+    if args.formats:
+        figures = draw_figures(read_run(args.run), output.parent / "figures", args.formats, args.videos)
+        print("figures       " + "\n              ".join(map(str, figures)))
+    print(f"page          {write_report(args.run, output)}")
+    return 0
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="clipfusionvad report", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or the --output-dir of a test")
+    parser.add_argument("--output", type=Path, help=f"where to write the page (default: {PAGE} in that folder)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[], help="also draw figures in these formats")
+    parser.add_argument("--videos", nargs="+", help="videos whose curves are drawn (default: a dozen of all kinds)")
+    return parser

@@ -1,0 +1,194 @@
+"""From the anomaly scores of consecutive snippets to segments, of a whole video at once or while it goes on.
+
+A segment starts with a snippet that reaches the high threshold and goes on while snippets reach the low one. Then
+segments are merged over short gaps, and what is still too short is dropped. n snippets, C classes (0 is *normal*),
+n + 1 bounds: snippet i is frames bounds[i] … bounds[i + 1] - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from clipfusionvad.io.errors import UserError
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores at which a segment starts (high) and below which it ends (low), its least length, gaps to merge over.
+
+    A segment as long as the whole video is never too short.
+    """
+
+    high: float = 0.5
+    low: float = 0.4
+    min_seconds: float = 1.0
+    merge_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise UserError(f"the low threshold {self.low} is above the high one, {self.high}")
+
+    def least_frames(self, fps: float, whole: int) -> float:
+        """Frames of the shortest segment in a video of ``whole`` frames."""
+        return min(_frames(self.min_seconds, fps), whole)
+
+    def merged_frames(self, fps: float) -> float:
+        """Frames of the longest gap that is merged over."""
+        return _frames(self.merge_seconds, fps)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames start_frame … end_frame - 1; start and end are those bounds in seconds.
+
+    ``confidence`` is the mean, ``peak`` the highest anomaly score of its snippets. ``label`` is the anomalous class
+    of highest mean probability, ``class_probability`` that mean; None where the method does not tell classes apart.
+    """
+
+    start: float
+    end: float
+    start_frame: int
+    end_frame: int
+    confidence: float
+    peak: float
+    label: str | None = None
+    class_probability: float | None = None
+
+
+def find_segments(
+    anomaly: np.ndarray,
+    classes: np.ndarray | None,
+    bounds: np.ndarray,
+    fps: float,
+    labels: Sequence[str],
+    thresholds: Thresholds,
+) -> list[Segment]:
+    """Segments of one video: anomaly (n,), classes (n, C) or None, bounds (n + 1,) in frames."""
+    spans = find_spans(anomaly, bounds, fps, thresholds)
+    segments = []
+    for first, last in spans:
+        part, known = anomaly[first:last], None if classes is None else classes[first:last].mean(axis=0)
+        frames = int(bounds[first]), int(bounds[last])
+        segments.append(_segment(frames, fps, float(part.mean()), float(part.max()), known, labels))
+    return segments
+
+
+def find_spans(anomaly: np.ndarray, bounds: np.ndarray, fps: float, thresholds: Thresholds) -> np.ndarray:
+    """The segments as snippets [first, last), (k, 2) int."""
+    if not len(anomaly):
+        return np.empty((0, 2), dtype=np.int64)
+    verdict = np.where(anomaly >= thresholds.high, 1, np.where(anomaly < thresholds.low, -1, 0))
+    # Where a score decides nothing, the last one that did still holds.
+    decided = np.maximum.accumulate(np.where(verdict != 0, np.arange(len(verdict)), 0))
+    inside = verdict[decided] == 1
+    spans = np.flatnonzero(np.diff(inside, prepend=False, append=False)).reshape(-1, 2)
+    gaps = bounds[spans[1:, 0]] - bounds[spans[:-1, 1]] > thresholds.merged_frames(fps)
+    starts, ends = spans[np.insert(gaps, 0, True)[: len(spans)], 0], spans[np.append(gaps, True)[: len(spans)], 1]
+    long = bounds[ends] - bounds[starts] >= thresholds.least_frames(fps, int(bounds[-1] - bounds[0]))
+    return np.stack([starts, ends], axis=1)[long]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A segment has begun (and lasted long enough to count), or it has ended; the segment as known by then."""
+
+    kind: Literal["start", "end"]
+    segment: Segment
+
+
+class OnlineSegments:
+    """``find_segments`` snippet by snippet, in constant memory: alerts add up to the same segments."""
+
+    def __init__(self, fps: float, labels: Sequence[str], thresholds: Thresholds):
+        self.fps, self.labels, self.thresholds = fps, labels, thresholds
+        self.merged = thresholds.merged_frames(fps)
+        self.first: int | None = None
+        self.last = 0
+        self.inside = self.announced = False
+        self.run: _Sums | None = None
+        self.gap: _Sums | None = None
+
+    def add(self, start: int, end: int, anomaly: float, classes: np.ndarray | None = None) -> list[Alert]:
+        """The next snippet, frames start … end - 1, its score and class probabilities (C,) or None."""
+        self.first, self.last = start if self.first is None else self.first, end
+        self.inside = anomaly >= self.thresholds.high or (self.inside and anomaly >= self.thresholds.low)
+        alerts = []
+        if self.run and (start if self.inside else end) - self.run.end > self.merged:
+            alerts = self._close()
+        snippet = _Sums(start, end, 1, anomaly, anomaly, classes)
+        if self.inside:
+            self.run = snippet if self.run is None else self.run.then(self.gap).then(snippet)
+            self.gap = None
+            alerts += self._announce(self.thresholds.least_frames(self.fps, 1 << 62))
+        elif self.run:
+            self.gap = snippet if self.gap is None else self.gap.then(snippet)
+        return alerts
+
+    def finish(self) -> list[Alert]:
+        """The stream has ended; the object may be used anew."""
+        alerts: list[Alert] = []
+        if self.run:
+            alerts = self._announce(self.thresholds.least_frames(self.fps, self.last - (self.first or 0)))
+            alerts += self._close()
+        self.first, self.inside = None, False
+        return alerts
+
+    def _announce(self, least: float) -> list[Alert]:
+        if self.announced or self.run is None or self.run.end - self.run.start < least:
+            return []
+        self.announced = True
+        return [Alert("start", self.run.segment(self.fps, self.labels))]
+
+    def _close(self) -> list[Alert]:
+        told = self.run if self.announced else None
+        alerts = [Alert("end", told.segment(self.fps, self.labels))] if told else []
+        self.run = self.gap = None
+        self.announced = False
+        return alerts
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What is kept of consecutive snippets."""
+
+    start: int
+    end: int
+    count: int
+    anomaly: float
+    peak: float
+    classes: np.ndarray | None
+
+    def then(self, other: _Sums | None) -> _Sums:
+        if other is None:
+            return self
+        classes = None if self.classes is None else self.classes + other.classes
+        peak = max(self.peak, other.peak)
+        return _Sums(self.start, other.end, self.count + other.count, self.anomaly + other.anomaly, peak, classes)
+
+    def segment(self, fps: float, labels: Sequence[str]) -> Segment:
+        classes = None if self.classes is None else self.classes / self.count
+        return _segment((self.start, self.end), fps, self.anomaly / self.count, self.peak, classes, labels)
+
+
+def _segment(
+    frames: tuple[int, int],
+    fps: float,
+    mean: float,
+    peak: float,
+    classes: np.ndarray | None,
+    labels: Sequence[str],
+) -> Segment:
+    start, end = frames
+    if classes is None:
+        return Segment(start / fps, end / fps, start, end, mean, peak)
+    best = 1 + int(np.argmax(classes[1:]))
+    return Segment(start / fps, end / fps, start, end, mean, peak, labels[best], float(classes[best]))
+
+
+def _frames(seconds: float, fps: float) -> float:
+    # Rounded, so that 0.7 s at 10 frames a second are 7 frames and not a hair more.
+    return round(seconds * fps, 6)

@@ -1,0 +1,303 @@
+"""The one door to CLIP: OpenAI's weights by name, from a local file, or a small random toy; and its tokenizer.
+
+Weights travel as a state dict with OpenAI's names, from which models build the parts that they need.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import urllib.error
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.foreign_checkpoints import is_torchscript, read_torchscript
+from clipfusionvad.io.torch_files import is_plain_tensor, read_torch
+
+TOY = "toy"
+CONTEXT_LENGTH = 77
+_VOCABULARY = 49408
+_FIRST_LAYER = "transformer.resblocks.0."
+# Wrappers under which other files keep CLIP: training checkpoints and models that contain it.
+_ENVELOPES = ("model_state_dict", "state_dict", "checkpoint")
+_PREFIX = "clipmodel."
+# Marks CLIP's weights in the files of event-CLIP, among those of its other encoder.
+_EVENT_ENCODER = "encoder_k."
+_IMAGE_PREFIX = "visual."
+# Numbers that OpenAI's files hold beside the weights, and that its own model does not take.
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+_TEXT_KEYS = (
+    "token_embedding.weight",
+    "positional_embedding",
+    "text_projection",
+    "ln_final.weight",
+    "ln_final.bias",
+)
+
+
+@dataclass(frozen=True)
+class ClipWeights:
+    """A CLIP state dict under OpenAI's names, and where it came from."""
+
+    state: dict[str, Tensor]
+    source: str
+
+    @property
+    def text_width(self) -> int:
+        return self.state["ln_final.weight"].shape[0]
+
+    @property
+    def embed_dim(self) -> int:
+        return self.state["text_projection"].shape[1]
+
+    @property
+    def text_tower(self) -> ClipWeights:
+        """The text tower alone: the image tower is the larger part, and models have no use for it."""
+        state = {key: value for key, value in self.state.items() if not key.startswith(_IMAGE_PREFIX)}
+        return ClipWeights(state, self.source)
+
+    def check_widths(self, embed_dim: int, visual_width: int) -> None:
+        """Raise ``UserError`` unless this CLIP reads words, and embeds, in as many dimensions as options say."""
+        if self.text_width != embed_dim:
+            raise UserError(
+                f"--embed-dim {embed_dim}, but CLIP {self.source} has text width {self.text_width}; they must be equal"
+            )
+        if self.embed_dim != visual_width:
+            raise UserError(
+                f"--visual-width {visual_width}, but CLIP {self.source} embeds into {self.embed_dim} dimensions; they "
+                f"must be equal"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the text tower, equal for equal weights whatever their file or precision."""
+        return self._hash(_TEXT_KEYS[1:])
+
+    @property
+    def image_fingerprint(self) -> str:
+        """The same for the image tower."""
+        return self._hash(sorted(key for key in self.state if key.startswith(_IMAGE_PREFIX)))
+
+    def _hash(self, keys: Iterable[str]) -> str:
+        digest = hashlib.sha256()
+        for key in keys:
+            digest.update(self.state[key].float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_clip(source: str, width: int = 512) -> ClipWeights:
+    """Load CLIP by model name (downloaded by openai-clip), from a local file, or ``toy`` of the given width.
+
+    A file may be OpenAI's TorchScript archive, a plain state dict, a checkpoint that holds CLIP under
+    ``clipmodel.``, or one of event-CLIP (``checkpoint`` with entries named ``encoder_k.``; spec of IEF-VAD's code).
+    Raises ``UserError`` where nothing usable is found.
+    """
+    if source == TOY:
+        if width >= 128 and width % 64:
+            raise UserError(f"--clip toy cannot be {width} wide: a multiple of 64, or less than 128")
+        return ClipWeights(toy_state(width), TOY)
+    if Path(source).is_file():
+        return ClipWeights(_read_file(source), source)
+    return ClipWeights(_download(source), source)
+
+
+def clip_in_checkpoint(state: dict[str, Tensor], source: str) -> ClipWeights | None:
+    """The CLIP inside a model's state dict (keys ``clipmodel.*``), or None where it is absent or incomplete."""
+    inner = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+    return ClipWeights(inner, source) if all(key in inner for key in _TEXT_KEYS) else None
+
+
+def tokenize(texts: list[str]) -> Tensor:
+    """CLIP's byte-pair tokens of each text, (C, 77) int64: SOT, words, EOT, zeros."""
+    try:
+        return openai_clip().tokenize(list(texts), context_length=CONTEXT_LENGTH).long()
+    except RuntimeError as error:
+        raise UserError(f"a class prompt is too long for CLIP: {error}") from error
+
+
+def token_words(tokens: Iterable[int]) -> list[str]:
+    """What tokens of CLIP's vocabulary stand for; a part of a word that goes on ends in "…"."""
+    texts = [_tokenizer().decode([token]) for token in tokens]
+    return [text.strip() if text.endswith(" ") or text.startswith("<|") else f"{text}…" for text in texts]
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    openai_clip()
+    from clip.simple_tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@functools.cache
+def openai_clip() -> ModuleType:
+    """Import openai-clip, or say in one line what is missing."""
+    with warnings.catch_warnings():
+        # openai-clip still imports pkg_resources, which announces its own end at every import.
+        warnings.simplefilter("ignore")
+        try:
+            _import_torchvision()
+            import clip
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"CLIP needs the Python module {error.name!r}, which is not installed: {_remedy(error.name)}"
+            ) from error
+        except ImportError as error:
+            raise UserError(f"openai-clip cannot be imported ({error}); reinstall requirements.txt") from error
+    if not hasattr(clip, "tokenize"):
+        raise UserError(
+            "the installed package 'clip' is not OpenAI's; run: pip uninstall clip; pip install openai-clip"
+        )
+    return clip
+
+
+def _remedy(module: str | None) -> str:
+    if module == "pkg_resources":
+        return "pip install 'setuptools<81' (later versions no longer carry it)"
+    return f"pip install {'openai-clip' if module == 'clip' else module}"
+
+
+def _import_torchvision() -> None:
+    """Import torchvision, also its PyPI wheel (built for CUDA) beside a CPU-only torch.
+
+    There its compiled operators do not load and the import dies on the missing schema of ``nms``; CLIP uses
+    neither operator, so declaring the two schemas is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _DECLARED.append(library)
+        import torchvision  # noqa: F401
+
+
+# A torch.library declaration lives as long as its object.
+_DECLARED: list[torch.library.Library] = []
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    clip = openai_clip()
+    known = [*clip.available_models(), TOY]
+    if name not in known:
+        raise UserError(
+            f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}; known: {', '.join(known)}"
+        )
+    try:
+        model, _ = clip.load(name, device="cpu")
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"CLIP {name} could not be downloaded ({error}): "
+            f"check the network, or fetch the file elsewhere and pass --clip FILE"
+        ) from error
+    return model.state_dict()
+
+
+def _read_file(path: str) -> dict[str, Tensor]:
+    state = read_torchscript(path) if is_torchscript(path) else read_torch(path, "CLIP file")
+    for key in _ENVELOPES:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"CLIP file {path} holds no state dict")
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    event = {key.partition(_EVENT_ENCODER)[2]: value for key, value in state.items() if _EVENT_ENCODER in key}
+    state = event or state
+    inside = clip_in_checkpoint(state, path)
+    state = inside.state if inside else dict(state)
+    missing = [key for key in _TEXT_KEYS if key not in state]
+    if missing:
+        raise UserError(f"{path} is not a CLIP file in OpenAI's format: it has no {missing[0]}")
+    weights = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
+    _check_weights(weights, path)
+    return weights
+
+
+def _check_weights(state: Mapping[str, Tensor], path: str) -> None:
+    """Raise ``UserError`` unless every tensor has plain finite numbers, and those of the text tower fit each other."""
+    for key, value in state.items():
+        if not is_plain_tensor(value) or (value.is_floating_point() and not value.isfinite().all()):
+            raise UserError(f"{path} is not a CLIP file: {key} does not hold plain finite numbers")
+    sizes = [tuple(state[key].shape) for key in _TEXT_KEYS]
+    width, dim = (sizes[2] * 2)[:2]
+    if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
+        raise UserError(f"{path} is not a CLIP file in OpenAI's format: its text tower has the shapes {sizes}")
+    if not any(key.startswith(_FIRST_LAYER) for key in state):
+        raise UserError(f"{path} is not a CLIP file in OpenAI's format: its text tower has no layers")
+
+
+def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """A seeded random CLIP of ``width`` (a multiple of 64, or less than 128) with the real vocabulary.
+
+    Its attention is scaled up so that, unlike in a freshly initialised CLIP, the word before EOT decides the
+    text feature: classes then lie apart as they do for trained weights.
+    """
+    openai_clip()
+    from clip.model import CLIP
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(
+            embed_dim=width,
+            image_resolution=224,
+            vision_layers=2,
+            vision_width=64,
+            vision_patch_size=32,
+            context_length=CONTEXT_LENGTH,
+            vocab_size=_VOCABULARY,
+            transformer_width=width,
+            transformer_heads=max(1, width // 64),
+            transformer_layers=layers,
+        )
+    state = model.state_dict()
+    state["token_embedding.weight"] *= 50
+    for layer in range(layers):
+        state[f"transformer.resblocks.{layer}.attn.out_proj.weight"] *= 4
+    return state
+
+
+def image_tower(weights: ClipWeights) -> nn.Module:
+    """OpenAI's image tower with these weights, frozen, float32: (n, 3, R, R) -> (n, D).
+
+    R is its ``input_resolution``, D its ``output_dim``. Raises ``UserError`` where the weights are of no known kind.
+    """
+    openai_clip()
+    from clip.model import ModifiedResNet, VisionTransformer
+
+    state = {
+        key.removeprefix(_IMAGE_PREFIX): value.float() if value.is_floating_point() else value
+        for key, value in weights.state.items()
+        if key.startswith(_IMAGE_PREFIX)
+    }
+    try:
+        # Built without memory or random numbers of its own: it takes the given tensors.
+        with torch.device("meta"):
+            tower = _build_vit(VisionTransformer, state) if "proj" in state else _build_resnet(ModifiedResNet, state)
+        tower.load_state_dict(state, assign=True)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"CLIP {weights.source} has no image tower of a known kind ({error})") from error
+    return tower.eval().requires_grad_(False)
+
+
+def _build_vit(kind: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    width, _, _, patch = state["conv1.weight"].shape
+    layers = sum(key.endswith(".attn.in_proj_weight") for key in state)
+    grid = math.isqrt(len(state["positional_embedding"]) - 1)
+    return kind(grid * patch, patch, width, layers, width // 64, state["proj"].shape[1])
+
+
+def _build_resnet(kind: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    width = len(state["layer1.0.conv1.weight"])
+    layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{part}.")}) for part in (1, 2, 3, 4)]
+    grid = math.isqrt(len(state["attnpool.positional_embedding"]) - 1)
+    return kind(layers, len(state["attnpool.c_proj.weight"]), width * 32 // 64, grid * 32, width)

@@ -1,0 +1,184 @@
+"""ReFLIP-VAD's temporal network: Feature Intensify Module, Glimpse (along time), Emphasize (across channels).
+
+B videos, T snippets, D feature width; ``valid`` (B, T) marks the snippets that are no padding. Padding is zero where
+a convolution along time reads it and is not attended to, so that once trained it changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models.base import own_stream
+
+# By how much the channel squeezers narrow the features (paper: D/32 and D/16).
+GLIMPSE_SQUEEZE, EMPHASIZE_SQUEEZE = 32, 16
+EMPHASIZE_INPUTS = ("full", "squeezed")
+
+
+@dataclass(frozen=True)
+class TemporalOptions:
+    """What is in the network, and how we read what the paper leaves open; the help texts say more of each.
+
+    ``glimpse_window`` 0 stands for all of T. With ``emphasize_input`` "full" the Glimpse features are projected
+    back to D and added to the intensified ones before Emphasize, which the text lets squeeze from D; with
+    "squeezed" Emphasize reads the D/32 channels that Glimpse gives. ``block_residual`` adds to attention, self
+    product and feed-forward layers what they were given.
+    """
+
+    fim: bool = True
+    fim_alpha: float = 0.1
+    fim_kernel: int = 3
+    glimpse: bool = True
+    glimpse_window: int = 64
+    glimpse_scale: bool = False
+    emphasize: bool = True
+    emphasize_input: str = "full"
+    sam_mean: bool = True
+    squeeze_kernel: int = 3
+    ffn_expansion: int = 4
+    block_residual: bool = True
+
+
+class FeedForward(nn.Sequential):
+    """Linear D → expansion · D, GELU, Linear back."""
+
+    def __init__(self, width: int, expansion: int):
+        super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+
+
+class FeatureIntensify(nn.Module):
+    """g + α · Conv1d(‖g‖₂): the norm of every snippet, spread over its D channels."""
+
+    def __init__(self, width: int, kernel: int, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+        self.conv = nn.Conv1d(1, width, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)."""
+        return x + self.alpha * self.conv(x.norm(dim=-1)[:, None]).transpose(1, 2)
+
+
+class SegmentAttention(nn.Module):
+    """Single-head attention along time within windows; the dot products are not scaled unless ``scaled``.
+
+    The last window may be shorter. q, k and v come from one convolution of kernel 1.
+    """
+
+    def __init__(self, channels: int, window: int, scaled: bool):
+        super().__init__()
+        self.window, self.scaled = window, scaled
+        self.qkv = nn.Conv1d(channels, 3 * channels, kernel_size=1)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x (B, T, c), valid (B, T) → (B, T, c)."""
+        batch, steps, channels = x.shape
+        window = min(self.window or steps, steps)
+        padding = -steps % window
+        qkv = F.pad(self.qkv(x.transpose(1, 2)), (0, padding)).transpose(1, 2)
+        q, k, v = qkv.reshape(-1, 1, window, 3 * channels).chunk(3, dim=-1)
+        seen = F.pad(valid, (0, padding)).view(-1, 1, window)
+        # Padding sees everything: a row of the softmax must not be empty.
+        mask = seen[:, :, None, :] | ~seen[:, :, :, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=None if self.scaled else 1.0)
+        return attended.reshape(batch, -1, channels)[:, :steps]
+
+
+class Glimpse(nn.Module):
+    """Channel squeezer, segment-level transformer and feed-forward layer, the last two after a LayerNorm."""
+
+    def __init__(self, width: int, channels: int, options: TemporalOptions):
+        super().__init__()
+        self.residual = options.block_residual
+        self.squeeze = _same_length(width, channels, options.squeeze_kernel)
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.attention = SegmentAttention(channels, options.glimpse_window, options.glimpse_scale)
+        self.ffn = FeedForward(channels, options.ffn_expansion)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x (B, T, D), valid (B, T) → (B, T, channels)."""
+        x = self.squeeze(x.transpose(1, 2)).transpose(1, 2)
+        x = self.attention(self.attention_norm(x), valid) + self.residual * x
+        return self.ffn(self.ffn_norm(x)) + self.residual * x
+
+
+class Emphasize(nn.Module):
+    """BatchNorm, channel squeezer, self product (SAM, without weights) and feed-forward layer.
+
+    The self product of channels a is a_l · Σ_m a_m, over the number of channels with ``sam_mean``: summed over
+    both indices, as printed, nothing would be left of the channels. BatchNorm counts padded snippets, too.
+    """
+
+    def __init__(self, width: int, channels: int, options: TemporalOptions):
+        super().__init__()
+        self.residual, self.mean = options.block_residual, options.sam_mean
+        self.norm = nn.BatchNorm1d(width)
+        self.squeeze = _same_length(width, channels, options.squeeze_kernel)
+        self.ffn_norm = nn.LayerNorm(channels)
+        self.ffn = FeedForward(channels, options.ffn_expansion)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x (B, T, width), valid (B, T) → (B, T, channels)."""
+        x = self.squeeze(self.norm(x.transpose(1, 2)) * valid[:, None]).transpose(1, 2)
+        others = x.mean(dim=-1, keepdim=True) if self.mean else x.sum(dim=-1, keepdim=True)
+        x = x * others + self.residual * x
+        return self.ffn(self.ffn_norm(x)) + self.residual * x
+
+
+class GlimpseEmphasize(nn.Module):
+    """The three modules in a row, each of which may be left out, and a linear layer back to D.
+
+    Raises ``UserError`` where D is no multiple of 32, a kernel is even or ``emphasize_input`` unknown.
+    """
+
+    def __init__(self, width: int, options: TemporalOptions):
+        super().__init__()
+        _check(width, options)
+        squeezed, emphasized = width // GLIMPSE_SQUEEZE, width // EMPHASIZE_SQUEEZE
+        full = options.emphasize_input == "full" or not options.glimpse
+        self.fim = self.glimpse = self.project = self.emphasize = None
+        if options.fim:
+            with own_stream("fim"):
+                self.fim = FeatureIntensify(width, options.fim_kernel, options.fim_alpha)
+        if options.glimpse:
+            with own_stream("glimpse"):
+                self.glimpse = Glimpse(width, squeezed, options)
+                self.project = nn.Linear(squeezed, width) if full else None
+        channels = width if full else squeezed
+        if options.emphasize:
+            with own_stream("emphasize"):
+                self.emphasize = Emphasize(channels, emphasized, options)
+        with own_stream("output"):
+            self.output = nn.Linear(emphasized if options.emphasize else channels, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), valid (B, T) → features (B, T, D), and the norms (B, T) of what the last layer is given."""
+        kept = valid[..., None]
+        x = x * kept
+        if self.fim is not None:
+            x = self.fim(x) * kept
+        if self.glimpse is not None:
+            seen = self.glimpse(x, valid)
+            x = seen if self.project is None else x + self.project(seen)
+        if self.emphasize is not None:
+            x = self.emphasize(x, valid)
+        return self.output(x), torch.linalg.vector_norm(x, dim=-1)
+
+
+def _same_length(width: int, channels: int, kernel: int) -> nn.Conv1d:
+    return nn.Conv1d(width, channels, kernel, padding=kernel // 2)
+
+
+def _check(width: int, options: TemporalOptions) -> None:
+    if width % GLIMPSE_SQUEEZE:
+        raise UserError(f"--visual-width {width} must be a multiple of {GLIMPSE_SQUEEZE}")
+    if options.emphasize_input not in EMPHASIZE_INPUTS:
+        raise UserError(f"--emphasize-input {options.emphasize_input!r}; known: {', '.join(EMPHASIZE_INPUTS)}")
+    for flag, kernel in (("--fim-kernel", options.fim_kernel), ("--squeeze-kernel", options.squeeze_kernel)):
+        if kernel % 2 == 0:
+            raise UserError(f"{flag} {kernel} must be odd, so that the length stays")

@@ -1,0 +1,163 @@
+"""Class prompts: learned context around class names, encoded by CLIP's frozen text tower."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
+from clipfusionvad.models.layers.transformer import Transformer, split_heads
+
+
+class ClipTextTower(nn.Module):
+    """CLIP's text transformer with OpenAI's parameter names, frozen, in float32."""
+
+    def __init__(self, clip: ClipWeights):
+        super().__init__()
+        state, width = clip.state, clip.text_width
+        layers = 1 + max(
+            (int(found[1]) for key in state if (found := re.match(r"transformer\.resblocks\.(\d+)\.", key))), default=0
+        )
+        self.token_embedding = nn.Embedding(*state["token_embedding.weight"].shape)
+        self.positional_embedding = nn.Parameter(torch.empty_like(state["positional_embedding"], dtype=torch.float32))
+        self.transformer = Transformer(width, layers, heads=max(1, width // 64))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty_like(state["text_projection"], dtype=torch.float32))
+        own = self.state_dict()
+        missing = [key for key in own if key not in state or state[key].shape != own[key].shape]
+        if missing:
+            raise UserError(f"CLIP {clip.source} does not fit OpenAI's layout at {missing[0]}")
+        self.load_state_dict({key: state[key] for key in own})
+        self.requires_grad_(False)
+
+    def forward(self, embeddings: Tensor, layout: PromptLayout, projection: Tensor | None = None) -> Tensor:
+        """Token embeddings of prompts (C, n, W) → text features (C, E).
+
+        A ``projection`` (W, E) takes the place of CLIP's own.
+        """
+        x = layout.pack(embeddings + self.positional_embedding[: embeddings.shape[1]])
+        x = self.transformer(x, layout.attend)[layout.last]
+        return self.ln_final(x) @ (self.text_projection if projection is None else projection)
+
+
+class PromptLayout(nn.Module):
+    """Which tokens of C prompts are computed at all, side by side in one row of P tokens.
+
+    CLIP's text attention is causal, so what comes after a prompt's EOT changes nothing, and the first ``shared``
+    tokens, where they are the same in all prompts, have the same keys and values in all: they are computed once.
+    The row holds them first, then the other tokens of each prompt up to its EOT.
+    """
+
+    ends: Tensor
+    taken: Tensor
+    last: Tensor
+    places: Tensor
+    kept: Tensor
+    visible: Tensor
+
+    def __init__(self, ends: Tensor, shared: int = 0):
+        """ends (C,): position of each EOT. At most the tokens before the first EOT can be shared."""
+        super().__init__()
+        self.shared = min(shared, int(ends.min()))
+        columns = torch.arange(int(ends.max()) + 1)
+        own = columns[self.shared :] <= ends[:, None]
+        taken = (columns <= ends[:, None]) & (columns >= self.shared)
+        taken[0, : self.shared] = True
+        counts = own.sum(dim=1)
+        # Padding stands for any token: it comes after EOT, where nothing looks.
+        places = torch.zeros(own.shape, dtype=torch.long)
+        places[own] = torch.arange(int(counts.sum()))
+        visible = columns <= columns[self.shared :, None]
+        for name, value in {
+            "ends": ends,
+            "taken": taken.flatten().nonzero().squeeze(1),
+            "last": self.shared + counts.cumsum(0) - 1,
+            "places": places,
+            "kept": own.flatten().nonzero().squeeze(1),
+            "visible": visible,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Tokens (C, n, W) → (P, W)."""
+        return x.flatten(0, 1).index_select(0, self.taken)
+
+    def attend(self, qkv: Tensor, heads: int) -> Tensor:
+        """Causal attention of each prompt to itself: (P, 3W) → (P, W)."""
+        first = qkv[: self.shared]
+        own = qkv[self.shared :].index_select(0, self.places.flatten()).view(*self.places.shape, -1)
+        q, k, v = split_heads(first, heads)
+        own_q, own_k, own_v = split_heads(own, heads)
+        seen_k, seen_v = (torch.cat([a.expand(len(b), -1, -1, -1), b], dim=2) for a, b in ((k, own_k), (v, own_v)))
+        own = F.scaled_dot_product_attention(own_q, seen_k, seen_v, attn_mask=self.visible)
+        own = own.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, self.kept)
+        if not self.shared:
+            return own
+        first = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.cat([first.transpose(0, 1).flatten(1), own])
+
+
+class FixedPrompts(nn.Module):
+    """Hand-written prompts: the class text put into a template such as ``a video of {}``."""
+
+    tokens: Tensor
+
+    def __init__(self, class_prompts: list[str], template: str):
+        super().__init__()
+        if "{}" not in template:
+            raise UserError(f"--prompt-template {template!r} has no {{}} where the class text goes")
+        tokens = tokenize([template.replace("{}", text) for text in class_prompts])
+        ends = tokens.argmax(dim=1)
+        alike = (tokens == tokens[0]).all(dim=0).long()
+        self.layout = PromptLayout(ends, shared=int(alike.cumprod(0).sum()))
+        self.register_buffer("tokens", tokens[:, : int(ends.max()) + 1], persistent=False)
+
+    def forward(self, tower: ClipTextTower) -> Tensor:
+        """Text features (C, E)."""
+        return tower(tower.token_embedding(self.tokens), self.layout)
+
+
+class LearnedPrompts(nn.Module):
+    """Learned context around each class name.
+
+    A class whose tokens are [SOT, w1 … wk, EOT at i] becomes: SOT at 0, the words at prefix+1 … prefix+k, EOT
+    at prefix+i+postfix, and rows of the learned table (one for all classes) everywhere else.
+    Source: released code of VadCLIP.
+    """
+
+    learned: Tensor
+    tokens: Tensor
+
+    def __init__(self, class_prompts: list[str], prefix: int, postfix: int):
+        super().__init__()
+        tokens = tokenize(class_prompts)
+        ends = tokens.argmax(dim=1)
+        longest = prefix + int(ends.max()) + postfix + 1
+        if longest > CONTEXT_LENGTH:
+            raise UserError(
+                f"--prompt-prefix {prefix} and --prompt-postfix {postfix} make a prompt of {longest} tokens; "
+                f"CLIP reads {CONTEXT_LENGTH}"
+            )
+        placed = torch.full((len(tokens), longest), -1)
+        for row, end in enumerate(ends.tolist()):
+            placed[row, 0] = tokens[row, 0]
+            placed[row, prefix + 1 : prefix + end] = tokens[row, 1:end]
+            placed[row, prefix + end + postfix] = tokens[row, end]
+        self.register_buffer("learned", (placed < 0).unsqueeze(-1), persistent=False)
+        self.register_buffer("tokens", placed.clamp(min=0), persistent=False)
+        self.layout = PromptLayout(prefix + ends + postfix, shared=1 + prefix)
+
+    @property
+    def seen(self) -> Tensor:
+        """Which of the n rows of the learned table stand before EOT in the prompt of any class, (n,) bool."""
+        before = torch.arange(self.learned.shape[1], device=self.learned.device) < self.layout.ends[:, None]
+        return (self.learned.squeeze(-1) & before).any(dim=0)
+
+    def forward(self, tower: ClipTextTower, context: Tensor) -> Tensor:
+        """context (77, W), the learned table → text features (C, E)."""
+        words = tower.token_embedding(self.tokens)
+        return tower(torch.where(self.learned, context[: words.shape[1]], words), self.layout)

@@ -1,0 +1,151 @@
+"""A small made-up benchmark: real class names, plausible lengths and events, features with something to learn.
+
+A snippet's RGB feature is a scene of its own per video that drifts slowly, plus noise, plus, during an event, the
+direction of the event's class in the toy CLIP's text space, faint at its borders. Its event-camera feature holds no
+scene, more noise, and the same events in directions of its own. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipfusionvad.data.annotations import Annotation, write_annotations_csv
+from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.io.files import write_array, write_text
+from clipfusionvad.models import find_method
+from clipfusionvad.models.clip import TOY, load_clip
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
+from clipfusionvad.tools.lists.build import build_lists
+
+FOLDER = Path("demo")
+WIDTH = 64
+SEED = 0
+TRAIN_PER_CLASS, TEST_PER_CLASS, TRAIN_CROPS = 4, 2, 3
+
+
+def demo_folder(dataset: Dataset) -> Path:
+    return FOLDER / dataset.name
+
+
+def demo_defaults(dataset: Dataset, method: str) -> dict[str, Any]:
+    """What ``--demo`` sets instead of the option file's lines."""
+    folder = demo_folder(dataset)
+    lists = folder / "list"
+    return {
+        "clip": "toy",
+        "embed_dim": WIDTH,
+        "visual_width": WIDTH,
+        "visual_length": 128,
+        "attn_window": 8,
+        "max_epoch": 16,
+        "batch_size": 16,
+        "lr": 2e-3,
+        "scheduler_milestones": [8, 12],
+        "eval_every": 0,
+        "stream_folders": list(find_method(method).streams),
+        "train_list": str(lists / dataset.list_files["train"]),
+        "test_list": str(lists / dataset.list_files["test"]),
+        "gt_path": str(lists / dataset.list_files["truth"]),
+        "model_path": str(folder / f"model_{method}.pt"),
+        "checkpoint_path": str(folder / f"checkpoint_{method}.pt"),
+    }
+
+
+def make_demo(dataset: Dataset) -> None:
+    """Make the demo data of a dataset, unless it is there already: features, annotations, lists, truth."""
+    folder = demo_folder(dataset)
+    done = folder / "README.txt"
+    if done.exists():
+        return
+    # Two streams of numbers, so that the RGB features do not depend on what else is made.
+    rng, event_rng = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
+    directions = class_directions(dataset)
+    motions = np.linalg.qr(event_rng.normal(size=(WIDTH, WIDTH)))[0][: len(directions)]
+    splits: dict[str, list[Annotation]] = {}
+    for split, per_class, first, crops in (
+        ("train", TRAIN_PER_CLASS, 1, range(TRAIN_CROPS)),
+        ("test", TEST_PER_CLASS, 501, [dataset.test_crop]),
+    ):
+        anomalies = [column for column in range(1, len(directions)) for _ in range(per_class)]
+        columns = anomalies + [0] * len(anomalies)
+        splits[split] = []
+        for number, column in enumerate(columns, start=first):
+            video, scenes, strength = _make_video(rng, dataset, column, number, directions, len(crops))
+            splits[split].append(video)
+            for crop, rgb in zip(crops, scenes, strict=True):
+                place = Path(split, video.label or "", f"{video.video}__{crop}.npy")
+                write_array(folder / "features" / "rgb" / place, rgb)
+                write_array(folder / "features" / "event" / place, _make_events(event_rng, strength, motions))
+    write_annotations_csv(folder / "annotations.csv", splits["test"])
+    build_lists(dataset, folder / "features" / "rgb", folder / "list", [folder / "annotations.csv"])
+    # Written last: its presence says that everything else is complete.
+    write_text(done, f"Made-up data in the shape of {dataset.title}. Delete this folder to have it made anew.\n")
+
+
+def class_directions(dataset: Dataset) -> np.ndarray:
+    """Unit vectors (C, WIDTH) along which the classes' prompts differ in the toy CLIP's text space."""
+    with torch.inference_mode():
+        text = FixedPrompts(dataset.prompts, "{}")(ClipTextTower(load_clip(TOY, WIDTH))).numpy()
+    centred = text - text.mean(axis=0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+
+def _make_video(
+    rng: np.random.Generator, dataset: Dataset, column: int, number: int, directions: np.ndarray, crops: int
+) -> tuple[Annotation, list[np.ndarray], np.ndarray]:
+    """One video of a class: its annotation, the features (n, WIDTH) float16 of each crop, its class strengths."""
+    snippets = _length(rng)
+    events = _events(rng, snippets) if column else []
+    classes = [column] * len(events)
+    if dataset.multi_label and len(events) > 1:
+        classes[1] = 1 + column % (len(directions) - 1)
+    labels = [dataset.labels[c] for c in classes]
+    label = "-".join([*labels, "0"][:3]) if dataset.multi_label and column else dataset.labels[column]
+    strength = _strength(snippets, events, classes, len(directions))
+    # Norms near 10, as unnormalised CLIP features have; noise is what differs between crops.
+    scene = rng.normal(size=WIDTH) + np.cumsum(rng.normal(size=(snippets, WIDTH)), axis=0) * 0.05
+    features = [
+        (0.6 * (scene + 0.5 * rng.normal(size=scene.shape)) + 4 * strength @ directions).astype(np.float16)
+        for _ in range(crops)
+    ]
+    bounds = [(FRAMES_PER_SNIPPET * start, FRAMES_PER_SNIPPET * end) for start, end in events]
+    frames = FRAMES_PER_SNIPPET * snippets + int(rng.integers(0, FRAMES_PER_SNIPPET))
+    name = dataset.demo_name.format(label=label, number=number)
+    return Annotation(name, bounds, labels, frames, label), features, strength
+
+
+def _make_events(rng: np.random.Generator, strength: np.ndarray, motions: np.ndarray) -> np.ndarray:
+    """What an event camera's features would show of a video: its classes, and no scene. (n, WIDTH) float16."""
+    return (rng.normal(size=(len(strength), WIDTH)) + 3 * strength @ motions).astype(np.float16)
+
+
+def _length(rng: np.random.Generator) -> int:
+    """Snippets of a video: log-normal around 100, as surveillance clips are, between 12 and 600."""
+    return int(np.clip(rng.lognormal(np.log(100), 0.8), 12, 600))
+
+
+def _events(rng: np.random.Generator, snippets: int) -> list[tuple[int, int]]:
+    """One or two events [start, end) in snippets that together cover a tenth to a third of the video."""
+    count = 2 if snippets > 60 and rng.random() < 0.4 else 1
+    slots = np.linspace(0, snippets, count + 1).astype(int)
+    events = []
+    for low, high in zip(slots[:-1], slots[1:], strict=True):
+        length = max(3, int((high - low) * rng.uniform(0.12, 0.35)))
+        start = int(rng.integers(low, high - length + 1))
+        events.append((start, start + length))
+    return events
+
+
+def _strength(snippets: int, events: list[tuple[int, int]], classes: list[int], total: int) -> np.ndarray:
+    """How much of each class shows in each snippet, (n, C) with rows summing to 1; events rise and fall."""
+    strength = np.zeros((snippets, total))
+    for (start, end), column in zip(events, classes, strict=True):
+        ramp = np.minimum(np.arange(1, end - start + 1), np.arange(end - start, 0, -1))
+        strength[start:end, column] = np.minimum(ramp / 2, 1)
+    strength[:, 0] = 1 - strength[:, 1:].sum(axis=1)
+    return strength

@@ -1,0 +1,240 @@
+"""What a sweep trains: cells, each of them a name and the options in which it differs from the others.
+
+A YAML file given to a sweep is either a ``--config`` file, which makes one cell, or says itself what to try::
+
+    options: {max_epoch: 5}               # of every cell of this file
+    cells:                                # one by one
+      no gate: {gam: false}
+    grid:                                 # every combination
+      attn_window: [8, 64, 256]
+      visual_layers: [1, 2]
+    search:                               # Optuna chooses
+      lr: {low: 1.0e-6, high: 1.0e-3, log: true}
+      separation_weight: {low: 0, high: 1}
+      visual_head: [1, 2, 4]
+    trials: 20                            # of the search
+    maximize: auc1
+
+A table of a paper also says whose it is and what was printed, in percent; ``full`` has the figures of the file::
+
+    method: some_method                   # of every cell, and of the unchanged one
+    dataset: ucf                          # that the figures are of
+    source: who printed them, and where
+    published: {auc1: 86.36}
+    cells:
+      no gate: {gam: false, published: {auc1: 85.59}}
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipfusionvad.cli.options import read_config
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.models import method_names
+
+#: The cell in which nothing is changed; the others are compared with it.
+FULL = "full"
+_PAPER = {"method", "dataset", "source", "published"}
+_SECTIONS = {"options", "cells", "grid", "search", "trials", "maximize"} | _PAPER
+_SPEAKING = {"cells", "grid", "search"}
+#: Metrics, named as in results.csv, that papers print; all in percent there.
+PRINTED = tuple(f"{metric}{branch}" for branch in (1, 2) for metric in ("auc", "ap", "ano_auc"))
+PRINTED += ("mauc", "mean_ap", *(f"map@0.{iou}" for iou in range(1, 6)), "map_average")
+_RANGE = {"low", "high", "log", "step"}
+# Names become folders.
+_NAME = re.compile(r"[\w][\w .,=+-]*")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was printed of a cell: ``figures`` in percent by metric, of a ``method`` on a ``dataset``; the ``source``
+    in words."""
+
+    figures: Mapping[str, float]
+    method: str
+    dataset: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting: its ``name``, the ``options`` that are set, and the file ``source`` that says so."""
+
+    name: str
+    options: Mapping[str, Any]
+    source: str
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search: what is the same in all its trials (``options``), and the space of the rest.
+
+    ``space`` gives each option a list of choices or a range: ``low``, ``high`` and, if wanted, ``log`` or ``step``.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    space: Mapping[str, Any]
+    trials: int
+    maximize: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the files of a sweep say: cells, searches, and the ``method`` of all that do not name another one."""
+
+    cells: list[Cell]
+    searches: list[Search]
+    method: str | None
+
+
+def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
+    """What YAML files say is to be trained; ``full`` puts the unchanged cell before it."""
+    contents = {path: read_config(path) for path in paths}
+    tables = {path: content for path, content in contents.items() if _SPEAKING & content.keys()}
+    of_full = _published_of_full(tables)
+    cells = [Cell(FULL, {}, "", of_full)] if full else []
+    searches: list[Search] = []
+    for path, content in contents.items():
+        if path in tables:
+            cells += _cells_of(content, path)
+            searches += _search_of(content, path)
+        else:
+            cells.append(Cell(Path(path).stem, content, path))
+    taken: dict[str, str] = {}
+    named: list[Cell | Search] = [*cells, *searches]
+    for item in named:
+        if not _NAME.fullmatch(item.name):
+            raise UserError(f"{item.source}: {item.name!r} cannot be the name of a folder; name the cell otherwise")
+        # File systems may not tell letters of either case apart.
+        if item.name.lower() in taken:
+            places = " and ".join(filter(None, (taken[item.name.lower()], item.source)))
+            raise UserError(f"two cells are named {item.name!r}: {places}")
+        taken[item.name.lower()] = item.source
+    return Plan(cells, searches, _method_of(tables))
+
+
+def _method_of(tables: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The method that the files name; they have one unchanged cell in common, so it must be the same."""
+    methods = {path: content["method"] for path, content in tables.items() if "method" in content}
+    for path, method in methods.items():
+        if method not in method_names():
+            raise UserError(f"sweep {path}: unknown method {method!r}{nearest(str(method), method_names())}")
+    if len(set(methods.values())) > 1:
+        raise UserError(f"{' and '.join(methods)} are of different methods: sweep them one after the other")
+    return next(iter(methods.values()), None)
+
+
+def _published_of_full(tables: Mapping[str, Mapping[str, Any]]) -> Published | None:
+    """The figures of the unchanged method from all files; of several datasets those that the first is of."""
+    found = [one for path, content in tables.items() if (one := _published(content, content, path, "the file"))]
+    alike = [one for one in found if one.dataset == found[0].dataset]
+    figures = {metric: value for one in reversed(alike) for metric, value in one.figures.items()}
+    return replace(alike[0], figures=figures) if alike else None
+
+
+def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, what: str) -> Published | None:
+    """The figures that ``part`` of a file gives, with what the file says of all its figures."""
+    if "published" not in part:
+        return None
+    figures = part["published"]
+    if not isinstance(figures, dict) or not figures:
+        raise UserError(f"sweep {path}: published of {what} must hold metrics and percentages")
+    for metric, value in figures.items():
+        if metric not in PRINTED:
+            raise UserError(
+                f"sweep {path}: published of {what}: unknown metric {metric!r}{nearest(str(metric), PRINTED)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise UserError(f"sweep {path}: published of {what}: {metric} must be a percentage, not {value!r}")
+    dataset, source = content.get("dataset"), content.get("source")
+    if "method" not in content:
+        raise UserError(f"sweep {path}: published figures need 'method: NAME', that they are of")
+    if dataset not in DATASETS:
+        raise UserError(f"sweep {path}: published figures need 'dataset: NAME', one of {', '.join(DATASETS)}")
+    if not isinstance(source, str) or not source.strip():
+        raise UserError(f"sweep {path}: published figures need 'source: …', the paper and its table")
+    return Published(figures, str(content["method"]), str(dataset), source)
+
+
+def _cells_of(content: Mapping[str, Any], path: str) -> Iterator[Cell]:
+    for key in content.keys() - _SECTIONS:
+        known = ", ".join(sorted(_SECTIONS))
+        raise UserError(f"sweep {path}: unknown section {key!r}{nearest(key, _SECTIONS)}; it takes {known}")
+    shared = _mapping(content, "options", path)
+    for name, options in _mapping(content, "cells", path).items():
+        if options is not None and not isinstance(options, dict):
+            raise UserError(f"sweep {path}: cell {name!r} must hold options and values")
+        own = _underscored(options or {})
+        published = _published(content, own, path, f"cell {name!r}")
+        own.pop("published", None)
+        yield Cell(str(name), shared | own, path, published)
+    grid = _mapping(content, "grid", path)
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"sweep {path}: grid: {key} must list the values to try")
+    if grid:
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            yield Cell(describe(chosen), shared | chosen, path)
+
+
+def _search_of(content: Mapping[str, Any], path: str) -> Iterator[Search]:
+    space = _mapping(content, "search", path)
+    for key in {"trials", "maximize"} & content.keys() if not space else ():
+        raise UserError(f"sweep {path}: {key} belongs to a search, and there is none")
+    if not space:
+        return
+    for key, values in space.items():
+        ranged = isinstance(values, dict) and {"low", "high"} <= values.keys() <= _RANGE and _rising(values)
+        if not ranged and not (isinstance(values, list) and values):
+            raise UserError(
+                f"sweep {path}: search: {key} must list choices or give low and high (a number each), and may give "
+                f"log: true or step"
+            )
+    trials = content.get("trials")
+    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
+        raise UserError(f"sweep {path}: a search needs 'trials: N', the number of settings to try")
+    maximize = content.get("maximize")
+    if not isinstance(maximize, str):
+        raise UserError(f"sweep {path}: a search needs 'maximize: METRIC', such as auc1")
+    yield Search(Path(path).stem, _mapping(content, "options", path), space, trials, maximize, path)
+
+
+def _rising(values: Mapping[str, Any]) -> bool:
+    low, high = values["low"], values["high"]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (low, high))
+    return numbers and low < high and not (values.get("log") and (low <= 0 or "step" in values))
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """A name for a setting, made of its options: ``attn_window=8,lr=0.0001``."""
+    return ",".join(f"{key}={_shown(value)}" for key, value in options.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "+".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
+
+
+def _mapping(content: Mapping[str, Any], section: str, path: str) -> dict[str, Any]:
+    value = content.get(section) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"sweep {path}: {section} must hold names and values")
+    return _underscored(value) if section != "cells" else value
+
+
+def _underscored(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key).replace("-", "_"): value for key, value in options.items()}

@@ -1,0 +1,178 @@
+"""Tables and pictures of how far a model trusts its two modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.io.files import atomic_write, write_csv
+from clipfusionvad.report.plots import TRUTH_COLOUR, save_figure
+from clipfusionvad.tools.uncertainty.measure import MODALITIES, Judged, Observation, SweepPoint
+
+# Frames along the time axis of one picture. Source: released code of IEF-VAD.
+CHUNK = 3000
+COLOURS = dict(zip(MODALITIES, ("#56b4e9", "#e69f00"), strict=True))
+SCORE_COLOUR, BORDER_COLOUR = "#1f4e79", "#999999"
+TABLE = {"brier": "Brier", "kl": "KL", "auc": "AUC", "ap": "AP", "image_weight": "w image", "event_weight": "w event"}
+PARTS = ("anomalous", "normal")
+
+
+def sweep_table(points: Sequence[SweepPoint]) -> str:
+    """The sweep as text, a line per corruption."""
+    lines = [f"{'corrupted':10}{'level':>7}" + "".join(f"{title:>10}" for title in TABLE.values())]
+    for point in points:
+        values = "".join(f"{point.metrics[key]:10.4f}" for key in TABLE)
+        lines.append(f"{point.modality:10}{point.level:7.2f}{values}")
+    return "\n".join(lines)
+
+
+def write_sweep(folder: Path, points: Sequence[SweepPoint]) -> None:
+    """``uncertainty.csv``, and the change of each dimension's mean weight in ``weight_change_image.csv``, ``…_event``.
+
+    All have a row for each corrupted modality and level; a change is that of the modality in the file's name.
+    """
+    names = list(points[0].metrics)
+    corrupted = ("corrupted", "level")
+    rows = [(point.modality, point.level, *(point.metrics[name] for name in names)) for point in points]
+    write_csv(folder / "uncertainty.csv", (*corrupted, *names), rows)
+    for index, modality in enumerate(MODALITIES):
+        changes = [(point.modality, point.level, *point.change[index].tolist()) for point in points]
+        dimensions = range(len(points[0].change[index]))
+        write_csv(folder / f"weight_change_{modality}.csv", (*corrupted, *map(str, dimensions)), changes)
+
+
+def write_averages(folder: Path, averages: Sequence[Mapping[str, Any]]) -> None:
+    """``weights_by_class.csv`` and ``distances.csv`` of what ``class_averages`` gives."""
+    for name, curves in (("weights_by_class", ("weight",)), ("distances", ("cosine", "euclidean"))):
+        header = ["class", "part", "frames", *(f"{kind}_{curve}" for curve in curves for kind in MODALITIES)]
+        write_csv(folder / f"{name}.csv", header, [[row[column] for column in header] for row in averages])
+
+
+def write_curves(path: Path, videos: VideoSet, observations: Sequence[Observation]) -> None:
+    """All curves by snippet, the videos one after the other, as one .npz.
+
+    ``videos``, ``labels`` and ``snippets`` hold each video's name, label and length; every curve is one vector of
+    all videos' snippets, to be cut by ``snippets``.
+    """
+    arrays = {
+        "videos": np.array([entry.video for entry in videos.entries]),
+        "labels": np.array([entry.label for entry in videos.entries]),
+        "snippets": np.array([len(video.anomaly) for video in observations]),
+        "anomaly": np.concatenate([video.anomaly for video in observations]),
+    }
+    for name in observations[0].by_modality:
+        arrays[name] = np.concatenate([video.by_modality[name] for video in observations])
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def draw_class_curves(
+    folder: Path,
+    videos: VideoSet,
+    observations: Sequence[Observation],
+    judged: Sequence[Judged],
+    classes: Sequence[str],
+    limit: int,
+) -> None:
+    """``CLASS_0.png`` …: a class's videos one after the other, 3000 frames a picture, ``limit`` pictures (0: all)."""
+    for name in dict.fromkeys(classes):
+        members = [index for index, own in enumerate(classes) if own == name]
+        curves = {"anomaly": np.concatenate([observations[index].anomaly for index in members])}
+        for curve in observations[0].by_modality:
+            curves[curve] = np.concatenate([observations[index].by_modality[curve] for index in members])
+        frames = np.concatenate([judged[index].frames for index in members])
+        truth = np.concatenate([videos.known_truth.frames[index] for index in members])
+        borders = np.cumsum([len(videos.known_truth.frames[index]) for index in members])
+        starts = range(0, len(truth), CHUNK)
+        for number, start in enumerate(starts[:limit] if limit else starts):
+            figure = Figure(figsize=(12, 8), layout="constrained")
+            figure.suptitle(f"{name}, frames from {start} of the videos joined")
+            _draw_chunk(figure, start, curves, frames, truth, borders)
+            save_figure(figure, folder / f"{name}_{number}.png")
+
+
+def _draw_chunk(
+    figure: Figure,
+    start: int,
+    curves: Mapping[str, np.ndarray],
+    frames: np.ndarray,
+    truth: np.ndarray,
+    borders: np.ndarray,
+) -> None:
+    end = min(start + CHUNK, len(truth))
+    edges = np.concatenate([[0], np.cumsum(frames)])
+    shown = slice(np.searchsorted(edges, start, "right") - 1, np.searchsorted(edges, end))
+    axes = figure.subplots(4, 1, sharex=True)
+    axes[0].stairs(curves["anomaly"][shown], edges[shown.start : shown.stop + 1], color=SCORE_COLOUR, baseline=None)
+    axes[0].set_ylim(0, 1)
+    for axis, curve in zip(axes[1:], ("weight", "cosine", "euclidean"), strict=True):
+        for kind in MODALITIES:
+            values = curves[f"{kind}_{curve}"][shown]
+            axis.stairs(values, edges[shown.start : shown.stop + 1], color=COLOURS[kind], baseline=None, label=kind)
+    titles = ("anomaly probability", "mean weight", "cosine to fused", "distance to fused")
+    for axis, title in zip(axes, titles, strict=True):
+        for low, high in _spans(truth[start:end]):
+            axis.axvspan(start + low, start + high, color=TRUTH_COLOUR, lw=0, zorder=0)
+        for border in borders[(borders > start) & (borders < end)]:
+            axis.axvline(border, color=BORDER_COLOUR, lw=0.6, ls=":")
+        axis.set_ylabel(title, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_xlim(start, end)
+    axes[1].legend(loc="upper right", frameon=False, fontsize=8, ncols=2)
+    axes[-1].set_xlabel("frames; shaded: annotated anomaly, dotted: the next video")
+
+
+def _spans(truth: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Bounds [start, end) of the runs of ones."""
+    edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
+    return ((start, end) for start, end in edges.reshape(-1, 2).tolist())
+
+
+def draw_class_bars(path: Path, averages: Sequence[Mapping[str, Any]], curves: Mapping[str, str]) -> None:
+    """Bars of both modalities per class, over its anomalous and its normal frames.
+
+    ``averages`` are those of ``class_averages``; ``curves`` (weight, cosine, euclidean) have a row and a title each.
+    """
+    figure = Figure(figsize=(15, 3.2 * len(curves) + 1), layout="constrained")
+    axes = figure.subplots(len(curves), len(PARTS), sharey="row", squeeze=False)
+    for row, (curve, title) in zip(axes, curves.items(), strict=True):
+        for axis, part in zip(row, PARTS, strict=True):
+            _draw_bars(axis, [average for average in averages if average["part"] == part], curve)
+            axis.set_title(f"{title}, {part} frames", fontsize=9, loc="left")
+    axes[0, 0].legend(frameon=False, fontsize=8, ncols=2)
+    save_figure(figure, path)
+
+
+def _draw_bars(axis: matplotlib.axes.Axes, rows: Sequence[Mapping[str, Any]], curve: str) -> None:
+    places = np.arange(len(rows))
+    for shift, kind in zip((-0.2, 0.2), MODALITIES, strict=True):
+        axis.bar(places + shift, [row[f"{kind}_{curve}"] for row in rows], 0.4, color=COLOURS[kind], label=kind)
+    axis.set_xticks(places, [row["class"] for row in rows], rotation=35, ha="right", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
+    """What is in ``uncertainty.csv`` against the level, a line for each corrupted modality."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    for axis, (key, title) in zip(figure.subplots(2, 3).flat, TABLE.items(), strict=True):
+        # Weights also over anomalous and over normal frames alone.
+        styles = {key: "-", f"{key}_{PARTS[0]}": "--", f"{key}_{PARTS[1]}": ":"}
+        for modality in MODALITIES:
+            own = [point for point in points if point.modality == modality]
+            for name, style in styles.items():
+                if name in points[0].metrics:
+                    values = [point.metrics[name] for point in own]
+                    label = f"{modality} corrupted{name.removeprefix(key).replace('_', ', ')}"
+                    axis.plot([point.level for point in own], values, style, color=COLOURS[modality], label=label)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("share of attenuated positions", fontsize=9)
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False, fontsize=8)
+    save_figure(figure, path)

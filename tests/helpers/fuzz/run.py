@@ -1,0 +1,212 @@
+"""Runs the fuzzing in worker processes and prints a table: ``python tests/helpers/fuzz/run.py`` (``make fuzz``).
+
+A case is decided by its kind, its number and the seed alone, so that any of them can be repeated:
+``python tests/helpers/fuzz/run.py --seed 1 --kind features --case 17``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fuzz.case import OUTCOMES, Case  # noqa: E402
+from fuzz.kinds import KINDS  # noqa: E402
+from fuzz.seeds import make_seeds  # noqa: E402
+
+SECONDS = 10
+# A worker that does not even answer its alarm hangs in a library.
+PATIENCE = 30
+# Memory of a worker: what asks for more has to be refused, not to bring the machine down.
+MEMORY = 8 * 2**30
+
+
+class Hang(BaseException):
+    """Raised by the alarm; nothing catches it."""
+
+
+def run_case(kind: str, number: int, seed: int, seeds: Path, work: Path) -> tuple[str, str]:
+    """The outcome of one case, "failed" with a reason where it is none of ``OUTCOMES``."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    case = Case(random.Random(f"{seed}/{kind}/{number}"), work, seeds)
+    signal.signal(signal.SIGALRM, _ring)
+    here = os.getcwd()
+    os.chdir(work)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        outcome = KINDS[kind].run(case)
+        return (outcome, "") if outcome in OUTCOMES else ("failed", f"no outcome: {outcome!r}")
+    except Hang:
+        return "failed", f"hangs for more than {SECONDS} s: " + _where()
+    except BaseException as error:
+        return "failed", f"{type(error).__name__}: {str(error)[:600]}" + _where()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.chdir(here)
+
+
+def _ring(number: int, frame: object) -> None:
+    raise Hang
+
+
+def _where() -> str:
+    """The last places in the package that an exception went through."""
+    frames = traceback.extract_tb(sys.exc_info()[2])
+    own = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames if "clipfusionvad" in f.filename]
+    last = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}"
+    return f" [{' < '.join(reversed(own[-3:]))}; {last}]"
+
+
+def counts_of(cases: int, kinds: list[str]) -> dict[str, int]:
+    """Cases of each kind, by their weights."""
+    total = sum(KINDS[kind].weight for kind in kinds)
+    return {kind: max(1, round(cases * KINDS[kind].weight / total)) for kind in kinds}
+
+
+def work_off(args: argparse.Namespace) -> None:
+    """A worker: for each line ``KIND NUMBER`` a line with the outcome."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    answers = os.fdopen(os.dup(1), "w")
+    # What libraries print goes nowhere.
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    for line in sys.stdin:
+        kind, number = line.split()
+        outcome, reason = run_case(kind, int(number), args.seed, args.seeds, args.work)
+        print(outcome, " ".join(reason.split()), file=answers, flush=True)
+
+
+class Worker:
+    """A worker process, started again where a case has killed it."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, number: int):
+        self.args, self.folder, self.number = args, folder, number
+        self.process: subprocess.Popen | None = None
+        self.case: tuple[str, int] | None = None
+        self.since = 0.0
+
+    def give(self, case: tuple[str, int]) -> None:
+        if self.process is None:
+            paths = ["--seeds", self.folder / "seeds", "--work", self.folder / f"work{self.number}"]
+            command = [sys.executable, __file__, "--worker", "--seed", self.args.seed, *paths]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            self.process = subprocess.Popen(list(map(str, command)), text=True, env=environment, **pipes)
+        self.case, self.since = case, time.monotonic()
+        self.process.stdin.write(f"{case[0]} {case[1]}\n")
+        self.process.stdin.flush()
+
+    def take(self) -> tuple[str, str]:
+        """The answer that has come, or that there will be none."""
+        self.case = None
+        if line := self.process.stdout.readline():
+            outcome, _, reason = line.rstrip("\n").partition(" ")
+            return outcome, reason
+        code, self.process = self.process.wait(), None
+        return "failed", f"the process died with code {code}"
+
+    @property
+    def stuck(self) -> bool:
+        # A new process first imports everything.
+        return self.case is not None and time.monotonic() - self.since > PATIENCE + 60
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+def run_all(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Counter], list[str]]:
+    counts = counts_of(args.cases, args.kind or list(KINDS))
+    waiting = iter([(kind, number) for kind, count in counts.items() for number in range(count)])
+    table, failures = {kind: Counter() for kind in counts}, []
+    workers = [Worker(args, folder, number) for number in range(args.workers)]
+    try:
+        while True:
+            for worker in workers:
+                if worker.case is None and (case := next(waiting, None)):
+                    worker.give(case)
+            busy = [worker for worker in workers if worker.case]
+            if not busy:
+                return table, failures
+            ready, _, _ = select.select([worker.process.stdout for worker in busy], [], [], 1)
+            for worker in busy:
+                if worker.stuck:
+                    worker.process.kill()
+                elif worker.process.stdout not in ready:
+                    continue
+                (kind, number), (outcome, reason) = worker.case, worker.take()
+                table[kind][outcome] += 1
+                if outcome == "failed":
+                    again = f"--seed {args.seed} --kind {kind} --case {number}"
+                    failures.append(f"{again}: {reason}")
+                    if sys.stderr.isatty() or args.verbose:
+                        print(failures[-1], file=sys.stderr, flush=True)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def table_text(table: dict[str, Counter]) -> str:
+    columns = [*OUTCOMES, "failed"]
+    lines = [f"{'input':28}{'cases':>8}" + "".join(f"{column:>10}" for column in columns)]
+    rows = [(KINDS[kind].title, found) for kind, found in table.items()]
+    rows.append(("all", sum(table.values(), Counter())))
+    for title, found in rows:
+        lines.append(f"{title:28}{found.total():>8}" + "".join(f"{found[column]:>10}" for column in columns))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=24000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kind", action="append", choices=list(KINDS))
+    parser.add_argument("--case", type=int, help="this one case of --kind, in this process")
+    parser.add_argument("--verbose", action="store_true", help="say every failure at once")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=Path, help="folder of valid files, made if it is not there")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work_off(args)
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        if args.seeds and args.seeds.is_dir():
+            (folder / "seeds").symlink_to(args.seeds.resolve())
+        else:
+            make_seeds(args.seeds or folder / "seeds")
+            if args.seeds:
+                (folder / "seeds").symlink_to(args.seeds.resolve())
+        if args.case is not None:
+            print(*run_case(args.kind[0], args.case, args.seed, folder / "seeds", folder / "work"))
+            return 0
+        start = time.monotonic()
+        table, failures = run_all(args, folder)
+        print("\n".join([*failures, table_text(table), f"{time.monotonic() - start:.0f} s, seed {args.seed}"]))
+        return 1 if failures else 0
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

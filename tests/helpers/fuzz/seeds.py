@@ -1,0 +1,147 @@
+"""Valid files of every kind, small enough to be damaged thousands of times."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from made_videos import write_video
+from safetensors.torch import save_file
+from small_detect import write_model
+from small_report import made_test, write_test, write_training
+from tiny import METHOD_FLAGS, make_tiny, quietly, strings
+
+from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.datasets import DATASETS, XD
+from clipfusionvad.engine.checkpoint import CLIP_PREFIX, read_model_file
+from clipfusionvad.models.clip import load_clip, toy_state
+from clipfusionvad.report.results import RUN_SCORES
+from clipfusionvad.report.scores import save_scores
+
+WIDTH = 64
+ANNOTATIONS = {
+    "ucf.txt": "Abuse500_x264.mp4  Abuse  16  240  -1  -1\nRobbery501_x264.mp4 Robbery 10 50 60 99\n"
+    "Normal504_x264.mp4 Normal -1 -1 -1 -1\n",
+    "xd.txt": "v=tiny500__#1_label_B1-0-0 0 151 197 303\nv=tiny501__#1_label_B2-G-0 5 9\n",
+    "xd_classes.txt": "v=tiny500__#1_label_B1-0-0 B1 0 151 B1 197 303\nv=tiny501__#1_label_B2-G-0 B2 5 9 G 11 20\n",
+    "shanghaitech.txt": "01_0014 car 5 5 10 40 -1 -1\n04_0012_1 running 3 80\n04_0012_2 stoop 90 120\n",
+    "msad.txt": "Fire_1 street 10 90\nWater_incident_3 road 3 40\nMSAD_normal_testing_1 shop -1 -1\n",
+}
+DATASET_FILE = """name: shop
+title: Our shop
+classes: {normal: a quiet shop, theft: somebody steals, fall: somebody falls}
+fps: 12.5
+multi_label: false
+label_pattern: '^([a-z]+)_'
+aliases: {stealing: theft}
+test_crop: 0
+"""
+
+
+def make_seeds(folder: Path) -> None:
+    """Write everything below ``folder``."""
+    for name in DATASETS:
+        make_tiny(name, folder / "data" / name)
+    _make_texts(folder)
+    _make_models(folder)
+    _make_runs(folder)
+    _make_videos(folder)
+
+
+def _make_texts(folder: Path) -> None:
+    for name, text in ANNOTATIONS.items():
+        _put(folder / "annotations" / name, text)
+    events = [{"start_frame": 3, "end_frame": 40}, {"start_frame": 60, "end_frame": 70}]
+    videos = [
+        {"video_name": "Fire_1.mp4", "label": "Fire", "num_frames": 500, "anomalous": events},
+        {"video_name": "MSAD_normal_testing_1", "label": "Normal", "num_frames": 300, "anomalous": []},
+    ]
+    _put(folder / "annotations" / "msad.json", json.dumps({"videos": videos}))
+    _put(folder / "shop.yaml", DATASET_FILE)
+
+
+def _make_models(folder: Path) -> None:
+    clip = load_clip("toy", WIDTH)
+    whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()}
+    (folder / "models").mkdir()
+    for name in METHOD_FLAGS:
+        model = write_model(folder / "models" / f"{name}.pth", name)
+        state = model.to_released(dict(model.state_dict()) | whole)
+        # The embedding of 49408 tokens is most of such a file.
+        state = {key: value for key, value in state.items() if "token_embedding" not in key}
+        torch.save(state, folder / "models" / f"{name}_released.pth")
+    _make_safetensors(folder / "models")
+    released = torch.load(folder / "models" / "anomalyclip_released.pth")
+    content = {"pytorch-lightning_version": "1.8.3", "epoch": 3, "state_dict": released, "callbacks": {"x": made_test}}
+    torch.save(content, folder / "models" / "lightning.ckpt")
+    assert read_model_file(folder / "models" / "lightning.ckpt").method == "anomalyclip"
+    _make_clips(folder / "clips")
+
+
+def _make_safetensors(folder: Path) -> None:
+    """A file of ours, and the bare tensors of one that others wrote."""
+    outcome = quietly(
+        package_main, strings(["export", folder / "iefvad.pth", "--output", folder / "iefvad.safetensors"])
+    )
+    assert outcome.code == 0, outcome.err
+    save_file(torch.load(folder / "iefvad_released.pth"), folder / "bare.safetensors")
+
+
+def _make_clips(folder: Path) -> None:
+    from clip.model import CLIP
+
+    folder.mkdir()
+    state = {key: value.half() if value.is_floating_point() else value for key, value in toy_state(WIDTH).items()}
+    torch.save(state, folder / "plain.pt")
+    torch.save({"checkpoint": {f"module.encoder_k.{key}": value for key, value in state.items()}}, folder / "event.pt")
+    model = CLIP(WIDTH, 224, 2, 64, 32, 77, 49408, WIDTH, 1, 2)
+    model.load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model.half().float().eval(), (torch.zeros(1, 3, 224, 224), torch.zeros(1, 77).long())).save(
+            folder / "script.pt"
+        )
+
+
+def _make_runs(folder: Path) -> None:
+    tiny = make_tiny("ucf", folder / "trained")
+    outcome = tiny.train("--max-epoch", 1)
+    assert outcome.code == 0, outcome.err
+    packed = make_tiny("ucf", folder / "packed")
+    flags = [flag for flag in packed.train_flags()]
+    outcome = quietly(package_main, ["pack", "--dataset", "ucf", *flags])
+    assert outcome.code == 0, outcome.err
+    write_training(folder / "runs" / "training", steps=40)
+    write_test(folder / "runs" / "test")
+    scores, videos = made_test(5, dataset=XD, truth=False)
+    save_scores(folder / "runs" / "scored" / RUN_SCORES, scores, videos, {"method": "vadclip", "dataset": "xd"})
+    shutil.copytree(tiny.work / "run", folder / "runs" / "trained")
+    shutil.rmtree(folder / "runs" / "trained" / "tensorboard")
+
+
+def _make_videos(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    kinds = {"a.mp4": "libx264", "b.mkv": "libx264", "c.avi": "mpeg4", "d.ts": "mpeg2video", "e.webm": "libvpx"}
+    for name, codec in kinds.items():
+        write_video(folder / "videos" / name, codec=codec)
+    write_video(folder / "videos" / "turned.mp4", codec="mpeg4", rotation=90, frames=9)
+    output = folder / "extracted"
+    flags = ["--clip", "toy", "--embed-dim", WIDTH, "--device", "cpu", "--crops", 1]
+    argv = ["extract", "--videos", folder / "videos" / "a.mp4", "--output", output, *flags]
+    outcome = quietly(package_main, strings(argv))
+    assert outcome.code == 0, outcome.err
+    with open(output / "manifest.jsonl", "a", encoding="utf-8") as file:
+        file.write(
+            json.dumps({"video": "other", "state": "failed", "time": "2026", "source": "x.mp4", "error": "e"}) + "\n"
+        )
+    shutil.rmtree(folder / "videos" / "__pycache__", ignore_errors=True)
+    np.save(folder / "plain.npy", np.zeros((3, WIDTH), np.float16))
+
+
+def _put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,55 @@
+"""A training in a process of its own that has imported everything before, so that a kill meets it at work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import threading
+import time
+
+import matplotlib.pyplot  # noqa: F401
+from tiny import TRAIN, package_main, quietly
+from tqdm import tqdm
+
+import clipfusionvad.cli.extract
+import clipfusionvad.cli.pack
+import clipfusionvad.cli.train
+import clipfusionvad.extraction.local_engine  # noqa: F401
+import clipfusionvad.io.event_log  # noqa: F401
+from clipfusionvad.io.files import atomic_write
+from clipfusionvad.io.locks import hold
+from clipfusionvad.models.clip import openai_clip
+
+openai_clip()
+with contextlib.suppress(ImportError):
+    import transformers  # noqa: F401
+# By default a lock that processes share, and that stays taken when its holder is killed.
+tqdm.set_lock(threading.RLock())
+
+
+def train(dataset, argv):
+    sys.exit(quietly(TRAIN[dataset], argv).code)
+
+
+def limited(argv, limit, told):
+    """A command in a process whose files may not grow beyond ``limit`` bytes, as on a full disk; tells how it ended."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    told.send(quietly(package_main, argv))
+
+
+def hold_until_killed(tell, folder, name, shared, forks):
+    """Hold a folder; tells the process that it has forked, if it should."""
+    with hold(folder, name, shared):
+        child = os.fork() if forks else None
+        if child != 0:
+            tell.send(child)
+        time.sleep(600)
+
+
+def write_until_killed(tell, folder, name, *ignored):
+    """Be in the middle of writing a file."""
+    with atomic_write(folder / name):
+        tell.send(None)
+        time.sleep(600)

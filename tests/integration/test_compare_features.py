@@ -1,0 +1,277 @@
+"""``compare-features``: every cause is made on purpose, and must be named; real features where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import quietly
+
+from clipfusionvad.__main__ import main
+from clipfusionvad.tools.features.compare import IDENTICAL, SAME, compare_rows
+
+DIM = 64
+SHARED = Path(os.environ.get("SHARED_DIR") or Path(__file__).resolve().parents[3] / "shared")
+REAL = SHARED / "data" / "real_clip_features"
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def make_frames(count=800, seed=0, view=None):
+    """Per-frame features of a video: a scene, slow motion, quick motion, all of length near 10.
+
+    ``view`` is the seed of what one crop shows beside what all crops of the video show.
+    """
+    rng = np.random.default_rng(seed)
+    scene = 1.2 * rng.normal(size=DIM)
+    slow = np.cumsum(rng.normal(size=(count // 8 + 2, DIM)) * 0.35, axis=0)
+    at = np.arange(count) / 8
+    low = at.astype(int)
+    slow = slow[low] + (at - low)[:, None] * (slow[low + 1] - slow[low])
+    rows = scene + slow + 0.25 * rng.normal(size=(count, DIM))
+    if view is not None:
+        rows = rows + 0.7 * np.random.default_rng(view).normal(size=DIM)
+    norms = 10 + 0.4 * np.sin(at) + 0.05 * rng.normal(size=count)
+    return (unit(rows) * norms[:, None]).astype(np.float32)
+
+
+def means(frames, stride=16):
+    return frames[: len(frames) // stride * stride].reshape(-1, stride, frames.shape[1]).mean(axis=1)
+
+
+FRAMES = make_frames()
+ROWS = means(FRAMES)
+
+
+def noise(size, seed=5):
+    return np.random.default_rng(seed).normal(size=ROWS.shape).astype(np.float32) * size
+
+
+def other_resize(rows):
+    """The same few percent everywhere, and a little of its own in each row; as long as before."""
+    fixed = np.random.default_rng(9).normal(size=DIM)
+    changed = unit(rows) + 0.12 * fixed / np.linalg.norm(fixed) + 0.06 * unit(noise(1))
+    return (unit(changed) * np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def turned(rows):
+    turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(DIM, DIM)))
+    return (rows @ turn).astype(np.float32)
+
+
+CASES = {
+    "the same": (ROWS, ROWS.copy(), IDENTICAL),
+    "stored in half precision": (ROWS, ROWS.astype(np.float16), SAME),
+    "computed in half precision": (ROWS, ROWS + noise(1e-3), SAME),
+    "a row more": (ROWS, ROWS[:-1], "rows differ by one (tail rule)"),
+    "another last row": (ROWS, np.vstack([ROWS[:-1], 0.5 * ROWS[-1:] + 3]), "last row differs (tail rule)"),
+    "cut short": (ROWS[:30], ROWS, "one is cut short"),
+    "L2-normalised": (ROWS, unit(ROWS), "L2-normalised"),
+    "normalised per frame": (ROWS, means(unit(FRAMES)), "normalised per frame"),
+    "another scale": (ROWS, 2.5 * ROWS, "other scale"),
+    "scale by row": (ROWS, ROWS * np.linspace(0.5, 2, len(ROWS))[:, None], "other scale by row"),
+    "means over frames": (FRAMES, ROWS, "means of 16 frames"),
+    "means over frames, the other way round": (ROWS, FRAMES, "means of 16 frames"),
+    "means over eight frames": (FRAMES, means(FRAMES, 8), "means of 8 frames"),
+    "means that start later": (FRAMES, means(FRAMES[5:]), "means of 16 frames, shifted by 5 frames"),
+    "means and normalised": (FRAMES, unit(ROWS), "means of 16 frames + L2-normalised"),
+    "the middle frame": (FRAMES, FRAMES[8::16], "one frame instead of the mean (the middle one of 16)"),
+    "the first frame": (FRAMES, FRAMES[::16], "one frame instead of the mean (number 0 of 16)"),
+    "a frame against a mean": (ROWS, FRAMES[8::16], "one frame instead of the mean (B)"),
+    "a mean against a frame": (FRAMES[8::16], ROWS, "one frame instead of the mean (A)"),
+    "shifted by rows, and normalised": (ROWS[2:], unit(ROWS), "shifted by 2 rows + L2-normalised"),
+    "other resize": (ROWS, other_resize(ROWS), "other resize or decoder"),
+    "other resize, and normalised": (ROWS, unit(other_resize(ROWS)), "other resize or decoder + L2-normalised"),
+    "other model": (ROWS, turned(ROWS), "other model"),
+    "other width": (ROWS, ROWS[:, :32], "other model"),
+    "other video": (ROWS, unit(means(make_frames(seed=8)) + 1.2 * ROWS.mean(axis=0)) * 10, "other video"),
+    "a few rows": (ROWS, np.vstack([ROWS[:20], turned(ROWS[20:25]), ROWS[25:]]), "some rows differ"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cause_is_named(case):
+    a, b, cause = CASES[case]
+    found = compare_rows(a, b)
+    assert found.cause == cause, found
+    assert found.agree == (cause in (IDENTICAL, SAME))
+    assert found.rows == (len(a), len(b)) and found.evidence
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_hardly_any_rows(rows):
+    assert compare_rows(ROWS[:rows], ROWS[:rows].astype(np.float16)).cause == SAME
+    assert not compare_rows(ROWS[:rows], turned(ROWS[:rows])).agree
+    assert not compare_rows(ROWS[:rows], ROWS[: rows + 1]).agree
+
+
+def test_figures_are_those_of_a_plain_loop():
+    other = other_resize(ROWS)[:-3] * 1.5
+    found = compare_rows(ROWS, other)
+    cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(ROWS, other, strict=False)]
+    ratios = [np.linalg.norm(y) / np.linalg.norm(x) for x, y in zip(ROWS, other, strict=False)]
+    assert found.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert found.min_cosine == pytest.approx(min(cosines), abs=1e-5)
+    assert found.norm_ratio == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert found.max_difference == pytest.approx(max(abs(x - y).max() for x, y in zip(ROWS, other, strict=False)))
+
+
+@given(shift=st.integers(-12, 12).filter(bool), seed=st.integers(0, 20), half=st.booleans())
+def test_rows_shifted_by_any_number_are_found(shift, seed, half):
+    rows = means(make_frames(900, seed))
+    a, b = (rows[shift:], rows) if shift < 0 else (rows, rows[shift:])
+    if shift < 0:
+        a, b = rows, np.vstack([noise(3, seed)[:-shift], rows])
+    found = compare_rows(a, b.astype(np.float16 if half else np.float32))
+    assert found.cause == f"shifted by {abs(shift)} row{'s' if abs(shift) > 1 else ''}", found
+    assert found.offset == shift
+
+
+@given(shift=st.integers(-15, 15), first=st.integers(0, 15), seed=st.integers(0, 20))
+def test_any_frame_and_any_shift_in_frames_is_found(shift, first, seed):
+    frames = make_frames(640, seed)
+    late = frames[shift:] if shift >= 0 else np.vstack([noise(3, seed)[:-shift], frames])
+    found = compare_rows(frames, means(late))
+    assert found.cause == (f"means of 16 frames, shifted by {abs(shift)} frames" if shift else "means of 16 frames")
+    found = compare_rows(frames, frames[first::16].astype(np.float16))
+    name = "the middle one of 16" if first == 8 else f"number {first} of 16"
+    assert found.cause == f"one frame instead of the mean ({name})"
+
+
+@pytest.mark.parametrize("frames", [3, 5, 8, -4])
+def test_means_that_start_some_frames_later_are_told_from_rows_alone(frames):
+    later = means(FRAMES[frames:]) if frames > 0 else means(np.vstack([FRAMES[:-frames], FRAMES]))
+    found = compare_rows(ROWS, later[: len(ROWS)])
+    assert found.cause.startswith("shifted by about "), found
+    assert abs(int(found.cause.split()[3]) - abs(frames)) <= 1, found
+    assert ("next" if frames > 0 else "previous") in found.evidence
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders of two videos with three crops each, equal so far."""
+    for side in "ab":
+        for video in range(2):
+            for crop in (0, 1, 5):
+                rows = means(make_frames(480, seed=video, view=100 + crop))
+                path = tmp_path / side / "Arson" / f"Arson00{video}_x264__{crop}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, rows)
+    return tmp_path
+
+
+def compare(*argv):
+    return quietly(main, ["compare-features", *map(str, argv)])
+
+
+def test_folders_that_agree(folders):
+    done = compare(folders / "a", folders / "b")
+    assert done.code == 0 and "6 pairs compared: 6 × identical" in done.out
+
+
+def test_crops_that_were_exchanged_are_named(folders):
+    one, other = (folders / "b" / "Arson" / f"Arson001_x264__{crop}.npy" for crop in (0, 5))
+    centre, mirrored = np.load(one), np.load(other)
+    np.save(one, mirrored)
+    np.save(other, unit(centre))
+    done = compare(folders / "a", folders / "b", "--output", folders / "out.json")
+    assert done.code == 1
+    record = json.loads((folders / "out.json").read_text())
+    causes = {pair["file"]: pair["cause"] for pair in record["pairs"]}
+    assert causes["Arson/Arson001_x264__0.npy"] == "other crop (5 for 0, mirrored) + L2-normalised"
+    assert causes["Arson/Arson001_x264__5.npy"] == "other crop (0 for 5, mirrored)"
+    assert record["causes"][IDENTICAL] == 4 and not record["agree"]
+    # The worst come first.
+    assert {pair["file"][-5] for pair in record["pairs"][:2]} == {"0", "5"}
+
+
+def test_files_are_paired_by_name_where_folders_differ(folders):
+    (folders / "b" / "Arson").rename(folders / "b" / "test")
+    (folders / "b" / "test" / "Arson000_x264__0.npy").unlink()
+    done = compare(folders / "a", folders / "b")
+    assert done.code == 0 and "5 pairs compared" in done.out
+    assert "1 files below" in done.err and "Arson000_x264__0.npy" in done.err
+
+
+def test_a_file_without_crop_number_finds_its_crop(folders, tmp_path):
+    single = tmp_path / "own"
+    single.mkdir()
+    np.save(single / "Arson001_x264.npy", np.load(folders / "a" / "Arson" / "Arson001_x264__1.npy"))
+    done = compare(single, folders / "b")
+    assert done.code == 1 and "1 × other crop (1)" in done.out
+
+
+def test_limit_compares_some_pairs(folders):
+    done = compare(folders / "a", folders / "b", "--limit", 3)
+    assert done.code == 0 and "3 pairs compared" in done.out
+
+
+def test_missing_rows_of_event_features_may_agree(folders):
+    rows = ROWS.copy()
+    rows[3] = np.nan
+    for name in ("one.npy", "two.npy"):
+        np.save(folders / name, rows)
+    assert compare(folders / "one.npy", folders / "two.npy").code == 0
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (("a", "nowhere"), "not found"),
+        (("a", "empty"), "no feature files (.npy) below"),
+        (("a", "a/Arson/Arson001_x264__0.npy"), "two files or two folders"),
+        (("a", "strange"), "neither paths nor names agree"),
+    ],
+)
+def test_unusable_input_is_one_line(folders, paths, says):
+    (folders / "empty").mkdir()
+    (folders / "strange").mkdir()
+    np.save(folders / "strange" / "z.npy", ROWS)
+    done = compare(*(folders / path for path in paths))
+    assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1 and says in done.err
+
+
+def test_a_damaged_file_is_named_and_the_others_are_compared(folders):
+    path = folders / "b" / "Arson" / "Arson001_x264__0.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    done = compare(folders / "a", folders / "b")
+    assert done.code == 2 and "is truncated" in done.err and "5 pairs compared" in done.out
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"needs real CLIP features, {REAL} (SHARED_DIR)")
+class TestRealFeatures:
+    def test_frames_against_their_means(self):
+        done = compare(*(REAL / "ucf5" / f"Abuse023_x264_{kind}.npy" for kind in ("frames_fp16", "snip16mean_fp32")))
+        assert done.code == 1 and "1 × means of 16 frames\n" in done.out
+
+    @pytest.mark.parametrize("frame", [0, 8, 15])
+    def test_a_frame_against_the_mean(self, frame):
+        frames = np.load(REAL / "ucf5" / "Abuse023_x264_frames_fp16.npy").astype(np.float32)
+        assert compare_rows(means(frames), frames[frame::16]).cause == "one frame instead of the mean (B)"
+
+    @pytest.mark.parametrize("shift", [1, 2, 4, 6, 8])
+    def test_means_shifted_by_frames(self, shift):
+        frames = np.load(REAL / "ucf5" / "Abuse023_x264_frames_fp16.npy").astype(np.float32)
+        found = compare_rows(means(frames), means(frames[shift:]))
+        assert found.cause == f"shifted by about {shift} frame{'s' if shift > 1 else ''} of 16"
+        assert compare_rows(frames, means(frames[shift:])).cause == f"means of 16 frames, shifted by {shift} frames"
+
+    def test_scale_and_rows_of_whole_videos(self):
+        for path in sorted((REAL / "cctv10").glob("*0*.npy")):
+            rows = np.load(path).astype(np.float32)
+            assert compare_rows(rows, unit(rows)).cause == "L2-normalised"
+            assert compare_rows(rows, rows[:-1]).cause == "rows differ by one (tail rule)"
+            assert compare_rows(rows, rows[3:]).cause == "shifted by 3 rows"
+            assert compare_rows(rows, turned(rows[:, :DIM])).cause == "other model"
+
+    def test_videos_that_have_nothing_in_common(self):
+        videos = [np.load(path) for path in sorted((REAL / "cctv10").glob("*0*.npy"))]
+        causes = {compare_rows(one, other).cause for one, other in zip(videos, videos[1:], strict=False)}
+        assert causes == {"other video"}

@@ -1,0 +1,126 @@
+"""Every command of README and docs/ runs to its end, page by page and in order, on made-up data and small models."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from smaller import WIDTH, shrink
+from test_readme import PAGES, README, commands
+from tiny import TEST, TRAIN, quietly
+from workspace import forget_extraction, make_clips, make_detection, make_garage, make_workspace
+
+from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.cli import task
+
+ROOT = Path(__file__).resolve().parents[2]
+# What is run elsewhere or needs what tests cannot have, by how the command begins.
+ELSEWHERE = {
+    "make": "its targets are the programs that other tests run, or those tests",
+    "git|cd|eval|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
+    "torchrun": "tests/test_distributed_runs.py",
+    "python benchmarks/": "tests/test_benchmarks.py",
+    "python -m clipfusionvad detect --stream": "tests/test_stream.py; needs a camera",
+    ".*--engine ray": "tests/test_ray.py; needs a cluster",
+    ".*--track wandb": "tests/test_trackers.py; needs a package that is optional",
+    "python -m clipfusionvad demo": "tests/test_scripts.py; takes its time",
+    ".*configs/ablations/(anomalyclip|reflipvad)_": "tests/test_configs.py trains all cells of all tables",
+}
+# Where a page begins with data of its own, or a command needs what another page has described.
+BEFORE = {
+    ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),
+    ("detect", "python -m clipfusionvad detect"): make_detection,
+    ("scaling", "python -m clipfusionvad extract"): forget_extraction,
+    ("own-data", "python -m clipfusionvad extract"): make_garage,
+    ("real-clips", "python -m clipfusionvad extract"): make_clips,
+}
+# What pages take for granted that speak of models.
+TRAINED = [
+    "python ucf_train.py --output-dir runs/ucf",
+    "python xd_train.py --output-dir runs/xd",
+    "python -m clipfusionvad train --dataset msad",
+    "python -m clipfusionvad train --dataset shanghaitech --method iefvad",
+    "python -m clipfusionvad train --dataset ucf --method anomalyclip --output-dir runs/anomalyclip",
+    "python -m clipfusionvad train --dataset xd --method anomalyclip --output-dir runs/anomalyclip_xd",
+    "python -m clipfusionvad sweep configs/ablations/no_gam.yaml --dataset ucf --seeds 1 --output-dir runs/sweep",
+]
+# They begin with videos in place of what the others have.
+LAST = {"own-data", "real-clips"}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """The folder of a user who has features, annotations and released files, and has built lists and trained once.
+
+    The value is what has been run: a command that stands on several pages needs to be run but once.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch.setattr)
+        # Pictures take longer than these trainings, and are drawn in other tests.
+        patch.setattr(task, "draw_score_curves", lambda *args: None)
+        patch.setattr(task, "draw_training", lambda *args: None)
+        patch.chdir(tmp_path_factory.mktemp("workspace"))
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests/helpers/site", ROOT / "tests/helpers", ROOT)))
+        )
+        patch.setenv("OMP_NUM_THREADS", "1")
+        make_workspace()
+        listed = [words for words in commands(ROOT / "docs/datasets.md") if words[1].startswith("list/")]
+        trained = [line.split() for line in TRAINED]
+        for words in [*listed, *trained]:
+            done = run(words)
+            assert done.code == 0, done.err
+        yield set()
+
+
+def run(words):
+    """A command as a shell would run it, but in this process."""
+    # Patterns become names, as in a shell.
+    _, program, *argv = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
+    if "extract" in argv and "toy" in argv:
+        argv += ["--embed-dim", str(WIDTH)]
+    if "--seeds" in argv:
+        # Three seeds are trained as five are; the third is the default.
+        argv += ["--seeds", *argv[argv.index("--seeds") + 1 :][:3]] if "sweep" not in argv else ["--seeds", "1"]
+    if "train" in " ".join(words[:4]) and "--use-checkpoint" not in argv:
+        # Each command stands for itself: an earlier one may have left a run there, or packed for another method.
+        taken = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--output-dir"]
+        for path in [*taken, *Path("list").glob("*.pack")]:
+            shutil.rmtree(path, ignore_errors=True)
+    if program == "-m":
+        return quietly(package_main, argv[1:])
+    found = re.fullmatch(r"(\w+)_(train|test)\.py", program)
+    if found:
+        return quietly({"train": TRAIN, "test": TEST}[found[2]][found[1]], argv)
+    assert program.startswith("list/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *argv])
+        patch.setattr(sys, "path", list(sys.path))
+        return quietly(lambda path: runpy.run_path(path, run_name="__main__"), program)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(PAGES, key=lambda page: (page.stem in LAST, page != README)), ids=lambda p: p.stem
+)
+def test_every_command_of_a_page_runs(page, workspace):
+    # What the last pages say is said of other videos.
+    known = set() if page.stem in LAST else workspace
+    failed, before = [], {start: prepare for (stem, start), prepare in BEFORE.items() if stem == page.stem}
+    for words in commands(page):
+        line = " ".join(words)
+        if line in known or any(re.match(pattern, line) for pattern in ELSEWHERE):
+            continue
+        for start in [start for start in before if line.startswith(start)]:
+            before.pop(start)()
+        done = run(words)
+        if done.code != 0:
+            failed.append(f"{line}\n{done.err}")
+        else:
+            known.add(line)
+    assert not failed, "\n".join(failed)

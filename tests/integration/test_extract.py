@@ -1,0 +1,398 @@
+"""From folders of videos to feature files: what is written, resumed, refused, and told."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_videos import opencv_frames, plain_event_rows, plain_rgb_row, write_sound, write_video
+from tiny import quietly
+
+from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.data.features import load_features, read_shape
+from clipfusionvad.extraction import local_engine
+from clipfusionvad.extraction.jobs import Job, Model, find_videos, take_shard
+from clipfusionvad.extraction.manifest import Manifest
+from clipfusionvad.extraction.snippets import ExtractOptions
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.provenance import code
+from clipfusionvad.models.clip import image_tower, load_clip
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+TOY = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Three good videos in the folders of their classes, and a file that is none and is not taken for one."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, frames in {"Abuse/a.mp4": 40, "Normal/b__1.x.avi": 33, "Normal/c.MKV": 17}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_video(folder / name, frames, codec="mpeg4" if "avi" in name else "libx264", size=(160, 120))
+    (folder / "Normal" / "readme.txt").write_text("notes")
+    return folder
+
+
+ROWS = {"Abuse/a": 2, "Normal/b__1.x": 2, "Normal/c": 1}
+
+
+def extract(output, *more, videos=(), toy=True):
+    paths = [str(path) for path in videos]
+    argv = ["extract", "--videos", *paths, "--output", str(output), *(TOY if toy else []), *map(str, more)]
+    return quietly(package_main, argv)
+
+
+def contents(folder):
+    """Feature files by their path, as bytes; nothing else but manifests may be there."""
+    files = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
+    assert all(name.endswith(".npy") or name.startswith("manifest") for name in files), sorted(files)
+    return {name: path.read_bytes() for name, path in files.items() if name.endswith(".npy")}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    """Ten crops of the three videos."""
+    output = tmp_path_factory.mktemp("whole")
+    outcome = extract(output, videos=[videos])
+    assert outcome.code == 0, outcome.err
+    return output
+
+
+def test_a_file_for_each_crop_in_the_folder_of_its_class(whole, videos):
+    files = contents(whole)
+    assert sorted(files) == sorted(f"{name}__{crop}.npy" for name in ROWS for crop in range(10))
+    for name, rows in ROWS.items():
+        for crop in range(10):
+            path = whole / f"{name}__{crop}.npy"
+            assert read_shape(path) == (rows, 64)
+            features = np.load(path)
+            assert features.dtype == np.float16
+            np.save(path.parent / "again.tmp.npy", features)
+            assert (path.parent / "again.tmp.npy").read_bytes() == files[f"{name}__{crop}.npy"]
+            (path.parent / "again.tmp.npy").unlink()
+
+
+@pytest.mark.parametrize("stream", ["rgb", "event"])
+def test_files_equal_the_plain_way_through_the_video(videos, tmp_path, stream):
+    flags = ["--dtype", "float32", "--stream", stream]
+    outcome = extract(tmp_path, *flags, videos=[videos / "Normal" / "c.MKV"])
+    assert outcome.code == 0 and ("--event-clip" in outcome.err) == (stream == "event")
+    tower, frames = image_tower(load_clip("toy", 64)), list(opencv_frames(videos / "Normal" / "c.MKV"))[:16]
+    for crop in range(10):
+        plain = (
+            plain_rgb_row(tower, frames, crop) if stream == "rgb" else plain_event_rows(tower, [frames], crop, 10)[0]
+        )
+        np.testing.assert_allclose(np.load(tmp_path / f"c__{crop}.npy"), plain[None], atol=1e-5)
+
+
+def test_event_clip_is_the_encoder_of_events_only(videos, tmp_path):
+    import torch
+
+    torch.save({"checkpoint": {f"encoder_k.{k}": v for k, v in load_clip("toy", 128).state.items()}}, tmp_path / "e.pt")
+    flags = ["--event-clip", tmp_path / "e.pt", "--crops", 1]
+    for stream, width in (("rgb", 64), ("event", 128)):
+        outcome = extract(tmp_path / stream, *flags, "--stream", stream, videos=[videos / "Abuse"])
+        assert outcome.code == 0 and "warning" not in outcome.err
+        assert read_shape(tmp_path / stream / "a__0.npy") == (2, width)
+
+
+def test_the_manifest_says_what_was_made_of_what(whole, videos):
+    records = lines(whole / "manifest.jsonl")
+    assert [(record["video"], record["state"]) for record in records] == [
+        *((name, "begun") for name in ROWS),
+        *((name, "done") for name in ROWS),
+    ]
+    record = records[3]
+    source = videos / "Abuse" / "a.mp4"
+    assert record["source"] == str(source) and record["bytes"] == source.stat().st_size
+    assert record["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert (record["fps"], record["frames"], record["rows"]) == (30, 40, 2)
+    assert record["files"] == [f"Abuse/a__{crop}.npy" for crop in range(10)]
+    assert record["model"] == {"clip": "toy", "fingerprint": load_clip("toy", 64).image_fingerprint, "dim": 64}
+    assert record["code"] == code()
+    assert record["options"] == {
+        **{"stride": 16, "reduce": "mean", "crops": list(range(10)), "stream": "rgb", "tail": "floor"},
+        **{"resize": "released", "dtype": "float16", "precision": "fp32"},
+    }
+
+
+def test_the_end_says_where_features_are_and_what_is_next(videos, tmp_path):
+    outcome = extract(tmp_path, "--crops", 1, videos=[videos])
+    assert "3 videos extracted (90 frames" in outcome.out and str(tmp_path) in outcome.out
+    assert f"lists --dataset NAME --features {tmp_path} --output list\n" in outcome.out
+    by_frame = extract(tmp_path / "none", "--crops", 1, "--reduce", "none", videos=[videos])
+    assert "--frames-per-snippet 1\n" in by_frame.out
+    assert read_shape(tmp_path / "none" / "Abuse" / "a__0.npy") == (40, 64)
+
+
+def test_a_second_run_leaves_everything_alone(whole, videos):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    outcome = extract(whole, videos=[videos])
+    assert outcome.code == 0 and "0 videos extracted" in outcome.out and "3 were there already" in outcome.out
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_what_is_missing_is_made_again(whole, videos, tmp_path):
+    output = tmp_path / "features"
+    assert extract(output, videos=[videos]).code == 0
+    (output / "Normal" / "c__3.npy").unlink()
+    outcome = extract(output, videos=[videos])
+    assert "1 videos extracted" in outcome.out and contents(output) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--crops", 1], "crops"),
+        (["--stride", 8], "stride"),
+        (["--dtype", "float32"], "dtype"),
+        (["--precision", "bf16"], "precision"),
+        (["--embed-dim", 128], "model"),
+        (["--stream", "event"], "event_threshold"),
+    ],
+)
+def test_other_options_are_refused_and_nothing_is_touched(whole, videos, flags, word):
+    before = contents(whole), (whole / "manifest.jsonl").read_bytes()
+    outcome = extract(whole, *flags, videos=[videos])
+    assert outcome.code == 2 and word in outcome.err and "--overwrite" in outcome.err
+    assert "2 more videos" in outcome.err
+    assert [line.split(":")[0] for line in outcome.err.splitlines() if not line.startswith("warning")] == ["error"]
+    assert (contents(whole), (whole / "manifest.jsonl").read_bytes()) == before
+
+
+def test_overwrite_replaces_and_a_changed_video_is_noticed(videos, tmp_path):
+    path = write_video(tmp_path / "v.mp4", 20)
+    output = tmp_path / "features"
+    assert extract(output, "--crops", 1, videos=[path]).code == 0
+    first = contents(output)
+    assert extract(output, "--crops", 1, "--stride", 8, "--overwrite", videos=[path]).code == 0
+    assert read_shape(output / "v__0.npy")[0] == 2
+    assert extract(output, "--crops", 1, "--stride", 8, videos=[path]).out.startswith("0 videos extracted")
+    write_video(path, 40)
+    refused = extract(output, "--crops", 1, "--stride", 8, videos=[path])
+    assert refused.code == 2 and "video (" in refused.err and contents(output) != first
+
+
+def test_files_of_unknown_origin_are_not_replaced(videos, tmp_path):
+    """Released features, say."""
+    (tmp_path / "Abuse").mkdir()
+    np.save(tmp_path / "Abuse" / "a__0.npy", np.zeros((2, 64)))
+    outcome = extract(tmp_path, videos=[videos])
+    assert outcome.code == 2 and "no manifest says how it was made" in outcome.err
+    assert list(contents(tmp_path)) == ["Abuse/a__0.npy"] and not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_bad_videos_are_told_and_the_others_go_on(videos, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    write_video(folder / "good.mp4", 20)
+    write_video(folder / "short.mp4", 15)
+    write_sound(folder / "sound.mp4")
+    (folder / "text.mp4").write_text("text")
+    (folder / "zero.mp4").touch()
+    content = write_video(folder / "whole.mp4", 100, movflags="faststart").read_bytes()
+    (folder / "whole.mp4").rename(folder / "cut.mp4")
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    outcome = extract(tmp_path / "out", "--crops", 5, videos=[folder])
+    assert outcome.code == 1
+    told = [line for line in outcome.err.splitlines() if line.startswith("failed: ")]
+    assert [line.split("/")[-1].split()[0] for line in told] == [
+        "cut.mp4",
+        "short.mp4",
+        "sound.mp4",
+        "text.mp4",
+        "zero.mp4",
+    ]
+    assert "5 of 6 videos failed" in outcome.err and "Traceback" not in outcome.err
+    assert sorted(contents(tmp_path / "out")) == [f"good__{crop}.npy" for crop in range(5)]
+    records = {record["video"]: record for record in lines(tmp_path / "out" / "manifest.jsonl")}
+    assert {name: record["state"] for name, record in records.items()} == {
+        **dict.fromkeys(["cut", "short", "sound", "text", "zero"], "failed"),
+        "good": "done",
+    }
+    assert "of 100 frames" in records["cut"]["error"] and "--tail ceil" in records["short"]["error"]
+    # Failures are tried again; what is mended is made.
+    write_video(folder / "zero.mp4", 20)
+    again = extract(tmp_path / "out", "--crops", 5, videos=[folder])
+    assert again.code == 1 and "1 videos extracted" in again.out and "4 of 6 videos failed" in again.err
+
+
+@pytest.mark.parametrize(
+    ("frames", "tail", "rows"), [(1, "ceil", 1), (16, "floor", 1), (17, "ceil", 2), (528, "released", 32)]
+)
+def test_rows_at_the_end(tmp_path, frames, tail, rows):
+    path = write_video(tmp_path / "v.mp4", frames, size=(32, 32))
+    assert extract(tmp_path / "out", "--crops", 1, "--tail", tail, videos=[path]).code == 0
+    assert read_shape(tmp_path / "out" / "v__0.npy")[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--crop-ids", 10], "crops must be"),
+        (["--resize", "clip"], "crop 0"),
+        (["--stream", "event", "--reduce", "none"], "event image"),
+        (["--shard", "3/2"], "--shard"),
+        (["--clip", "absent.pt"], "absent.pt"),
+        (["--precision", "fp16"], "GPU"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--ray-address", "auto"], "--engine ray"),
+        (["--batch-size", 0], "--batch-size"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_starts(videos, tmp_path, flags, words):
+    outcome = extract(tmp_path / "out", *flags, videos=[videos])
+    assert outcome.code == 2 and words in outcome.err and "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_extract_is_an_error(tmp_path):
+    assert "no videos below" in extract(tmp_path / "out", videos=[tmp_path]).err
+    absent = extract(tmp_path / "out", videos=[tmp_path / "absent.mp4"])
+    assert absent.code == 2 and "not found" in absent.err
+
+
+def test_videos_and_the_names_of_their_features(videos, tmp_path):
+    assert [name for _, name in find_videos([videos])] == list(ROWS)
+    assert [name for _, name in find_videos([videos / "Abuse", videos / "Normal" / "c.MKV"])] == ["a", "c"]
+    with pytest.raises(UserError, match="both become a:"):
+        write_video(tmp_path / "a.avi", 2, codec="mpeg4")
+        find_videos([videos / "Abuse", tmp_path])
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{videos}/Abuse/a.mp4\n\nhttps://host/bucket/Normal/Normal%20Video.mp4?key=1\na.avi\n")
+    assert find_videos([listing]) == [
+        (f"{videos}/Abuse/a.mp4", "Abuse/a"),
+        ("https://host/bucket/Normal/Normal%20Video.mp4?key=1", "Normal/Normal Video"),
+        (str(tmp_path / "a.avi"), "a"),
+    ]
+
+
+def test_shards_make_the_same_files_and_a_manifest_each(whole, videos, tmp_path):
+    for shard in ("2/2", "1/2"):
+        assert extract(tmp_path, "--shard", shard, videos=[videos]).code == 0
+    assert contents(tmp_path) == contents(whole)
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["manifest-1-of-2.jsonl", "manifest-2-of-2.jsonl"]
+    assert len(lines(tmp_path / "manifest-1-of-2.jsonl")) == 4 and len(lines(tmp_path / "manifest-2-of-2.jsonl")) == 2
+    # Whoever comes next reads them all.
+    assert "3 were there already" in extract(tmp_path, videos=[videos]).out
+    assert not (tmp_path / "manifest.jsonl").exists()
+
+
+def jobs_of(videos, output, count=10):
+    options, model = ExtractOptions(crops=tuple(range(count))), Model("toy", 64, "cpu")
+    return [Job(source, name, str(output), options, model) for source, name in find_videos([videos])]
+
+
+def test_every_job_is_in_one_shard(videos, tmp_path):
+    jobs = jobs_of(videos, tmp_path) * 5
+    for of in (1, 2, 4, 20):
+        parts = [take_shard(jobs, number, of) for number in range(1, of + 1)]
+        assert sorted(map(id, sum(parts, []))) == sorted(map(id, jobs))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_workers_make_the_same_files_and_leave_nothing_half_written(whole, videos, tmp_path, monkeypatch):
+    """One of them is killed while it makes a fourth, long video."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    long = write_video(tmp_path / "long.mp4", 900)
+    output = tmp_path / "out"
+    jobs = jobs_of(videos, output) + jobs_of(long, output)
+    with closing(local_engine.run(jobs, 2)) as outcomes:
+        made = [next(outcomes) for _ in ROWS]
+        assert {outcome.job.name for outcome in made} == set(ROWS) and not any(outcome.error for outcome in made)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="worker process died with 1 videos to go"):
+            next(outcomes)
+    assert not multiprocessing.active_children()
+    assert contents(output) == contents(whole)
+
+
+def test_the_number_of_workers_reaches_the_engine(videos, tmp_path, monkeypatch):
+    asked = []
+
+    def run(jobs, workers, on_frames):
+        asked.append(workers)
+        yield from ()
+
+    monkeypatch.setattr(local_engine, "run", run)
+    extract(tmp_path, "--workers", 3, videos=[videos])
+    assert asked == [3]
+
+
+def test_what_was_not_put_on_record_is_made_again(whole, videos, tmp_path):
+    """Killed between the last file and its line in the manifest."""
+    assert extract(tmp_path, videos=[videos]).code == 0
+    *kept, _ = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "manifest.jsonl").write_text("".join(kept))
+    outcome = extract(tmp_path, videos=[videos])
+    assert outcome.code == 0 and "1 videos extracted" in outcome.out
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path):
+    folder, output = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name, frames in {"a": 20, "b": 150, "c": 20}.items():
+        write_video(folder / f"{name}.mp4", frames, size=(160, 120))
+    command = [sys.executable, "-m", "clipfusionvad", "extract", "--videos", folder, "--output", output, *TOY]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=-3, stderr=-3)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(output.glob(".b__9.npy.*.tmp")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    found = {path.name for path in output.iterdir()}
+    assert any(name.startswith(".b__") for name in found), "killed too late to say anything"
+    finished = sorted(name for name in found if name.endswith(".npy"))
+    assert finished == [f"a__{crop}.npy" for crop in range(10)]
+    assert all(load_features(output / name, 64).shape == (1, 64) for name in finished)
+    outcome = extract(output, videos=[folder])
+    assert "2 videos extracted" in outcome.out and "1 were there already" in outcome.out
+    assert extract(tmp_path / "straight", videos=[folder]).code == 0
+    assert contents(output) == contents(tmp_path / "straight")
+
+
+def test_a_line_that_was_cut_off_is_no_line(videos, tmp_path):
+    (job, *_) = jobs_of(videos, tmp_path, 1)
+    manifest = Manifest(tmp_path)
+    manifest.append(job.name, "begun", {})
+    manifest.append("other", "done", {"model": {}, "options": {}, "bytes": 1, "source": "x"})
+    content = manifest.path.read_bytes()
+    manifest.path.write_bytes(content[:-20])
+    again = Manifest(tmp_path)
+    assert list(again.records) == [job.name]
+    again.append("third", "begun", {})
+    assert list(Manifest(tmp_path).records) == [job.name, "third"]
+    manifest.path.write_text('{"something": "else"}\n')
+    with pytest.raises(UserError, match="line 1, is not from a manifest"):
+        Manifest(tmp_path)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real clips of ../shared/data")
+def test_real_clips_give_the_rows_of_the_benchmark(tmp_path):
+    with open(SHARED / "benchmarks" / "ucf_test_videos.csv", newline="") as file:
+        frames = {row["video"]: int(row["n_frames"]) for row in csv.DictReader(file)}
+    names = ["RoadAccidents017_x264", "RoadAccidents133_x264"]
+    clips = [SHARED / "ucf_clips" / f"{name}.mp4" for name in names]
+    assert extract(tmp_path, "--crop-ids", 5, "--reduce", "middle", videos=clips).code == 0
+    for name in names:
+        assert read_shape(tmp_path / f"{name}__5.npy")[0] == frames[name] // 16
+    assert [record["frames"] for record in lines(tmp_path / "manifest.jsonl")[2:]] == [frames[name] for name in names]

@@ -1,0 +1,371 @@
+"""Files made to do harm: each would under the plain reader, and is refused here in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import tracemalloc
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from refusal import RunsCode
+from small_report import made_test, write_test
+from tiny import FRAMES, quietly, strings
+
+from clipfusionvad.__main__ import main
+from clipfusionvad.data.annotations import read_annotations
+from clipfusionvad.data.features import load_features
+from clipfusionvad.data.lists import read_list
+from clipfusionvad.data.packed.store import open_store
+from clipfusionvad.datasets import MSAD, UCF
+from clipfusionvad.engine.checkpoint import read_model_file
+from clipfusionvad.extraction.extract import extract_video
+from clipfusionvad.extraction.jobs import Job, Model, find_videos
+from clipfusionvad.extraction.manifest import Manifest
+from clipfusionvad.extraction.snippets import ExtractOptions
+from clipfusionvad.io.errors import UserError, error_line
+from clipfusionvad.io.files import read_json, read_yaml
+from clipfusionvad.io.npy import read_array
+from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.models.clip import load_clip
+from clipfusionvad.report.page import render
+from clipfusionvad.report.results import TEST_SCORES
+from clipfusionvad.report.scores import read_scores
+
+PACKAGE = Path(__file__).resolve().parents[2] / "clipfusionvad"
+
+
+def refused(read, says=""):
+    """The one line with which a reader refuses."""
+    with pytest.raises(UserError) as caught:
+        read()
+    line = error_line(caught.value)
+    assert line.isprintable() and says in line
+    return line
+
+
+# Pickles.
+
+
+def torch_file(path, ran):
+    torch.save({"model_state_dict": {"weight": torch.zeros(1)}, "more": RunsCode(ran)}, path)
+
+
+def lightning_file(path, ran):
+    content = {"pytorch-lightning_version": "1.8.3", "state_dict": {"w": torch.zeros(1)}, "callbacks": RunsCode(ran)}
+    torch.save(content, path)
+
+
+def object_array(path, ran):
+    array = np.empty(1, object)
+    array[0] = RunsCode(ran)
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=True)
+
+
+def object_archive(path, ran):
+    array = np.empty(1, object)
+    array[0] = RunsCode(ran)
+    with open(path, "wb") as file:
+        np.savez(file, about=array)
+
+
+def load_all(path):
+    with np.load(path, allow_pickle=True) as file:
+        return {name: file[name] for name in file.files}
+
+
+def plain_torch(path):
+    return torch.load(path, weights_only=False)
+
+
+def plain_numpy(path):
+    return np.load(path, allow_pickle=True)
+
+
+PICKLES = {
+    "checkpoint": (torch_file, plain_torch, read_model_file),
+    "calibration": (torch_file, plain_torch, lambda path: read_torch(path, "calibration file")),
+    "CLIP": (torch_file, plain_torch, lambda path: load_clip(str(path))),
+    "ground truth": (object_array, plain_numpy, lambda path: read_array(path, "truth")),
+    "features": (object_array, plain_numpy, load_features),
+    "scores": (object_archive, load_all, read_scores),
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_pickles_do_not_run(case, tmp_path):
+    make, plain, read = PICKLES[case]
+    path, ran = tmp_path / "file", tmp_path / "ran"
+    make(path, ran)
+    refused(lambda: read(path), str(path))
+    assert not ran.exists()
+    plain(path)
+    assert ran.exists()
+
+
+def test_a_lightning_checkpoint_is_read_without_running(tmp_path):
+    lightning_file(tmp_path / "last.ckpt", tmp_path / "ran")
+    assert list(read_model_file(tmp_path / "last.ckpt").state) == ["w"]
+    assert not (tmp_path / "ran").exists()
+    plain_torch(tmp_path / "last.ckpt")
+    assert (tmp_path / "ran").exists()
+
+
+class Script(torch.nn.Module):
+    """TorchScript that works as it is loaded: ``__setstate__`` is run by ``torch.jit.load``."""
+
+    def __init__(self):
+        super().__init__()
+        self.training = False
+        self.weight = torch.zeros(2)
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        assert state[0].sum() > 5, "the archive's code was run"
+        self.weight, self.training = state[0], state[1]
+
+    def forward(self, x):
+        return x + self.weight
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_not_run(tmp_path):
+    path = str(tmp_path / "clip.pt")
+    torch.jit.script(Script()).save(path)
+    with pytest.raises(torch.jit.Error, match="the archive's code was run"):
+        torch.jit.load(path)
+    assert "code was run" not in refused(lambda: load_clip(path), "not a CLIP file")
+
+
+# What would take all memory or time.
+
+
+def header_of(shape, dtype="<f4", data=b"\0" * 64):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+@pytest.mark.parametrize("shape", [(10**9, 64), (10**12, 64), (2**63, 2**63), (-4, -4)])
+def test_arrays_that_are_larger_than_their_file(shape, tmp_path):
+    path = tmp_path / "huge.npy"
+    path.write_bytes(header_of(shape))
+    tracemalloc.start()
+    refused(lambda: load_features(path), str(path))
+    refused(lambda: read_array(path, "truth"), str(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_lists_within_lists_within_lists(tmp_path):
+    """A pickle of a few hundred bytes that stands for 2**60 items."""
+    item = ["A"]
+    for _ in range(60):
+        item = [item, item]
+    array = np.empty(1, object)
+    array[0] = item
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    assert (tmp_path / "a.npy").stat().st_size < 2000
+    refused(lambda: read_array(tmp_path / "a.npy", "truth"), "far more items")
+
+
+def test_a_pickle_that_wants_sixty_gigabytes_for_its_memo(tmp_path):
+    program = b"\x80\x02]r\xff\xff\xff\xff."
+    (tmp_path / "a.npy").write_bytes(header_of((1,), "|O", program))
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as archive:
+        archive.writestr("last/data.pkl", program)
+    refused(lambda: read_array(tmp_path / "a.npy", "truth"), "not a readable .npy")
+    refused(lambda: read_model_file(tmp_path / "last.ckpt"), "last.ckpt")
+
+
+def test_zip_bombs(tmp_path):
+    write_test(tmp_path)
+    with np.load(tmp_path / TEST_SCORES) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["anomaly"] = np.zeros((2, 10**7))
+    np.savez_compressed(tmp_path / "bomb.npz", **arrays)
+    torch.save({"w": torch.zeros(10**6)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old:
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+    tracemalloc.start()
+    refused(lambda: read_scores(tmp_path / "bomb.npz"), "bomb.npz")
+    refused(lambda: read_model_file(tmp_path / "bomb.pth"), "bomb.pth")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    "text", [LAUGHS * 9, "a: " + "[" * 5000, "a: 1\na: 2", "a: !!python/name:os.system", "#" * 10**6]
+)
+def test_yaml_bombs(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    refused(lambda: read_yaml(tmp_path / "a.yaml", "config"), "not readable YAML")
+
+
+def test_deep_json(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('{"videos":' * 100_000)
+    refused(lambda: read_json(path, "metrics"), "not readable JSON")
+    refused(lambda: read_annotations(path, MSAD), "not valid JSON")
+    assert Manifest(tmp_path).records == {}
+    refused(lambda: find_videos([path]), "no videos")
+
+
+# Paths.
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/../../escaped", "a\nb", "\x1b[2J", "a\0b", ""])
+def test_names_in_a_manifest_stay_in_their_folder(name, tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps({"video": name, "source": "a.mp4"}) + "\n")
+    refused(lambda: find_videos([path]), "cannot be the name")
+
+
+def test_a_link_out_of_the_output_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    job = Job("a.mp4", "sub/a", str(tmp_path / "out"), ExtractOptions(crops=(0,)), Model("toy", 64, "cpu"))
+    refused(lambda: extract_video(job), "leads out of")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out" / "manifest.jsonl").symlink_to(tmp_path / "new")
+    refused(lambda: Manifest(tmp_path / "out").append("a", "begun", {}), "manifest.jsonl")
+    assert not (tmp_path / "new").exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_paths_in_lists_stay_below_the_feature_root(tmp_path):
+    (tmp_path / "root").mkdir()
+    np.save(tmp_path / "secret.npy", np.zeros((2, 4), np.float32))
+    path = tmp_path / "lists" / "very" / "deep" / "list.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("path,label\n../secret.npy,Normal\n")
+    refused(lambda: read_list(path, tmp_path / "root", UCF), "not found")
+    path.write_text('path,label\n"a\n\x1b[2Jb.npy",Normal\n')
+    refused(lambda: read_list(path, tmp_path / "root", UCF), "not found")
+
+
+def test_a_store_that_says_more_than_it_has(tmp_path):
+    folder = tmp_path / "list.pack"
+    folder.mkdir()
+    manifest = {"list": "../../x", "list_sha256": "", "streams": ["rgb"], "width": 64, "sampling": None}
+    manifest |= {"dtype": "float16", "videos": 10**9, "rounding": 0.0, "crc32": 0, "format": "clipfusionvad-pack-1"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("videos.npy", "sources.npy", "features.npy"):
+        (folder / name).write_bytes(header_of((10**9, 2), "<i8"))
+    refused(lambda: open_store(folder), "damaged")
+
+
+@pytest.mark.parametrize("key, value", [("dataset", "../x"), ("dataset", "os.path"), ("method", []), ("options", 3)])
+def test_origins_in_a_model_file(key, value, tmp_path):
+    made = {"method": "iefvad", "dataset": "ucf", "options": {}, "clip": None} | {key: value}
+    content = {"format": "clipfusionvad-1", "made": made, "model_state_dict": {"w": torch.zeros(1)}}
+    torch.save(content, tmp_path / "model.pth")
+    refused(lambda: read_model_file(tmp_path / "model.pth"), "how it was made")
+
+
+# Pages.
+
+NAMES = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "{{7*7}}",
+]
+
+
+class Elements(HTMLParser):
+    """Every element of a page with the names of its attributes, and what stands in scripts that run."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.code, self._runs = set(), [], False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.found.add((tag, *sorted(name for name, _ in attributes)))
+        self._runs = tag == "script" and ("type", "application/json") not in attributes
+
+    def handle_endtag(self, tag):
+        self._runs = False
+
+    def handle_data(self, data):
+        if self._runs:
+            self.code.append(data)
+
+
+def run_page(tmp_path, name):
+    scores, videos = made_test(4)
+    entries = [
+        type(entry)(Path(f"{index}{name}__5.npy".replace("/", "∕")), entry.label, 2)
+        for index, entry in enumerate(videos.entries)
+    ]
+    changed = type(videos)(entries, videos.dataset, 4, videos.truth, FRAMES)
+    write_test(tmp_path, scores, changed, options={"method": name, "dataset": name, "model_path": name, name: name})
+    outcome = quietly(main, strings(["report", tmp_path]))
+    assert outcome.code == 0, outcome.err
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def detection_page(tmp_path, name):
+    segment = {"start": 0.5, "end": 1.1, "label": name, "confidence": 0.9}
+    values = {"title": name, "video": f"{name}.mp4", "fps": 30.0, "seconds": [0.3, 0.8], "anomaly": [0.1, 0.9]}
+    return render(
+        "detection.html.j2",
+        **values,
+        classes={"normal": [0.5, 0.2], name: [0.5, 0.8]},
+        segments=[segment],
+        threshold=0.5,
+        facts={name: name},
+    )
+
+
+def index_page(tmp_path, name):
+    row = {"name": name, "page": f"{name}.html", "verdict": name, "max_score": 0.5, "segments": 1, "seconds": 3.0}
+    return render("index.html.j2", title=name, rows=[row])
+
+
+@pytest.mark.parametrize("make", [run_page, detection_page, index_page])
+def test_no_name_becomes_an_element_or_an_attribute(make, tmp_path):
+    plain = Elements(make(tmp_path / "plain", "plain"))
+    for number, name in enumerate(NAMES):
+        text = make(tmp_path / str(number), name)
+        hostile = Elements(text)
+        assert hostile.found == plain.found and hostile.code == plain.code
+        assert "49" not in re.findall(r"<h1>(.*?)</h1>", text)
+
+
+# The network.
+
+
+def test_nothing_listens_on_the_network():
+    """Pages are files; torchrun and Ray, where asked for, bring their own sockets, Ray's web page is off."""
+    listens = re.compile(r"\.listen\(|\.bind\(|http\.server|socketserver|HTTPServer|0\.0\.0\.0|TCPStore\(")
+    for path in PACKAGE.rglob("*.py"):
+        assert not listens.search(path.read_text(encoding="utf-8")), path
+    starts = [path for path in PACKAGE.rglob("*.py") if "ray.init(" in path.read_text(encoding="utf-8")]
+    assert starts == [PACKAGE / "engine" / "cluster.py"]
+    ray = starts[0].read_text(encoding="utf-8")
+    assert "include_dashboard=False" in ray and '"_node_ip_address": "127.0.0.1"' in ray
+
+
+def test_a_pickle_alone_is_no_torch_file(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
+    refused(lambda: read_model_file(tmp_path / "a.pth"), "a.pth")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,250 @@
+"""Insights into scores, against slow formulas over frames and thresholds one at a time."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_report import made_test, write_test
+from tiny import quietly
+
+from clipfusionvad.__main__ import main
+from clipfusionvad.datasets import MSAD, UCF
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.metrics import frame_metrics
+from clipfusionvad.metrics.segments import Thresholds, find_spans
+from clipfusionvad.report import scores as stored
+from clipfusionvad.report.curves import pool
+from clipfusionvad.tools.analysis import calibration
+from clipfusionvad.tools.analysis.alarms import alarm_curve, find_alarms, first_alarms, timeline
+from clipfusionvad.tools.analysis.classes import class_results
+from clipfusionvad.tools.analysis.confusion import confuse_frames, confuse_videos
+from clipfusionvad.tools.analysis.latency import by_class, latencies
+
+RULE = Thresholds(min_seconds=1.0, merge_seconds=1.0)
+
+
+def made(**kind):
+    scores, videos = made_test(**kind)
+    return stored.Tested({}, {}, scores, videos)
+
+
+def by_frame(test, index, curve):
+    """Scores of one video repeated for 16 frames, cut or held to its true number of them."""
+    places = np.minimum(np.arange(len(test.videos.truth.frames[index])) // 16, len(curve) - 1)
+    return curve[places]
+
+
+def slow_alarms(test, threshold, rule):
+    """(video, start, end, false) of every alarm, in frames of its video; runs over frames one by one."""
+    found = []
+    for index, video in enumerate(test.scores):
+        truth = test.videos.truth.frames[index]
+        inside = by_frame(test, index, video.anomaly[0]) >= threshold
+        runs = []
+        for frame, on in enumerate(inside):
+            if on and runs and frame - runs[-1][1] <= (rule.merge_seconds * 30 if runs[-1][1] < frame else 0):
+                runs[-1][1] = frame + 1
+            elif on:
+                runs.append([frame, frame + 1])
+        for start, end in runs:
+            if end - start >= min(rule.min_seconds * 30, len(truth)):
+                found.append((index, start, end, not truth[start:end].any()))
+    return found
+
+
+@given(st.integers(0, 40), st.sampled_from([0.0, 0.6, 1.0, 2.0]), st.sampled_from([0.0, 0.6, 1.0, 3.0]))
+@settings(max_examples=8)
+def test_alarms_and_latencies_are_those_found_frame_by_frame(seed, least, gap):
+    test, rule = made(videos=6, seed=seed), Thresholds(min_seconds=least, merge_seconds=gap)
+    line = timeline(test, pool(test.scores, test.videos))
+    offsets = np.cumsum(line.frames) - line.frames
+    thresholds = np.array([2.0, 0.9, 0.7, 0.52, 0.3, 0.05])
+    curve = np.concatenate([video.anomaly[0] for video in test.scores])
+    alarms = find_alarms(line, curve, thresholds, rule)
+    delays = first_alarms(line, alarms, len(thresholds))
+    for row, threshold in enumerate(thresholds):
+        slow = slow_alarms(test, threshold, rule)
+        own = alarms.row == row
+        expected = [(offsets[v] + start, offsets[v] + end, false) for v, start, end, false in slow]
+        assert list(zip(alarms.start[own], alarms.end[own], alarms.false[own], strict=True)) == expected
+        for event, (start, end) in enumerate(line.events):
+            hits = [max(first - start, 0) for first, last, _ in expected if first < end and last > start]
+            assert delays[row, event] == (min(hits) if hits else np.inf)
+
+
+def test_alarms_are_the_segments_that_detection_finds():
+    test = made(videos=8)
+    line = timeline(test, pool(test.scores, test.videos))
+    curve = np.concatenate([video.anomaly[0] for video in test.scores])
+    alarms = find_alarms(line, curve, np.array([0.6]), RULE)
+    spans, offset = [], 0
+    for index, video in enumerate(test.scores):
+        total = len(test.videos.truth.frames[index])
+        bounds = np.minimum(np.arange(video.anomaly.shape[1] + 1) * 16, total)
+        bounds[-1] = total
+        rule = Thresholds(0.6, 0.6, RULE.min_seconds, RULE.merge_seconds)
+        spans += (bounds[find_spans(video.anomaly[0], bounds, 30, rule)] + offset).tolist()
+        offset += total
+    assert np.stack([alarms.start, alarms.end], axis=1).tolist() == spans
+
+
+def test_rates_of_a_curve_and_its_operating_points():
+    test = made(videos=12, seed=3)
+    pooled = pool(test.scores, test.videos)
+    line = timeline(test, pooled)
+    curve = alarm_curve(line, pooled.anomaly[0], RULE)
+    assert (np.diff(curve.thresholds) < 0).all()
+    for values in (curve.recall, curve.frame_rate, curve.frame_recall):
+        assert (np.diff(values) >= 0).all(), "a lower threshold finds no less"
+    assert curve.recall[-1] == 1 and curve.frame_rate[-1] == 1
+    hours = sum((frames == 0).sum() for frames in test.videos.truth.frames) / 30 / 3600
+    for at in (0, 5, len(curve.thresholds) // 2, -1):
+        slow = slow_alarms(test, curve.thresholds[at], RULE)
+        assert curve.per_hour[at] == pytest.approx(sum(false for *_, false in slow) / hours)
+        under = sum((test.videos.truth.frames[v][start:end] == 0).sum() for v, start, end, _ in slow)
+        assert curve.frame_rate[at] == pytest.approx(under / hours / 30 / 3600)
+    at = curve.at_recall(0.7)
+    assert curve.recall[at] >= 0.7 > curve.recall[at - 1]
+    at = curve.at_rate(40)
+    assert (curve.per_hour[: at + 1] <= 40).all() and curve.per_hour[at + 1] > 40
+    assert curve.at_rate(-1) == -1 and curve.at_recall(1.1) == -1
+
+
+def test_latencies_of_a_class_are_those_of_its_events():
+    test = made(videos=16, seed=5)
+    found = latencies(test, RULE, (200.0, 20.0))
+    assert found.rates == (20.0, 200.0) and found.thresholds[0] >= found.thresholds[1]
+    rows = {(rate, label): rest for rate, label, *rest in by_class(found)}
+    for rate, seconds in zip(found.rates, found.seconds, strict=True):
+        own = [value for value, names in zip(seconds, found.labels, strict=True) if UCF.labels[-1] in names]
+        hits = [value for value in own if value < np.inf]
+        events, missed, *_ = rows[rate, UCF.labels[-1]]
+        assert (events, missed) == (len(own), 1 - len(hits) / len(own))
+        assert rows[rate, "all"][0] == len(found.labels)
+
+
+def test_class_results_are_those_of_the_frames_of_its_videos():
+    test = made(videos=20, seed=2)
+    for result in class_results(test):
+        own = [i for i, entry in enumerate(test.videos.entries) if entry.label == result.label]
+        truth = np.concatenate([test.videos.truth.frames[i] for i in own])
+        scores = np.concatenate([by_frame(test, i, test.scores[i].anomaly[0]) for i in own])
+        found = frame_metrics(scores, truth)
+        assert (result.videos, result.share_abnormal) == (len(own), pytest.approx(truth.mean()))
+        assert (result.video_auc, result.video_ap) == (pytest.approx(found["auc"]), pytest.approx(found["ap"]))
+    aps = [result.video_ap for result in class_results(test)]
+    assert aps == sorted(aps, reverse=True)
+
+
+def test_confusion_counts_every_frame_and_every_video():
+    test = made(videos=14, seed=4)
+    found = confuse_frames(test)
+    table = np.zeros_like(found.table)
+    for index, video in enumerate(test.scores):
+        anomaly, classes = by_frame(test, index, video.anomaly[0]), by_frame(test, index, video.classes)
+        for frame, abnormal in enumerate(test.videos.truth.frames[index]):
+            taken = 1 + classes[frame, 1:].argmax() if anomaly[frame] >= found.threshold else 0
+            spans = zip(test.videos.truth.segments[index], test.videos.truth.labels[index], strict=True)
+            names = {name for (start, end), name in spans if start <= frame < end} if abnormal else {UCF.labels[0]}
+            for name in names:
+                table[UCF.labels.index(name), taken] += 1
+    assert found.table.tolist() == table.tolist()
+    videos = confuse_videos(test)
+    assert videos.table.sum(axis=1)[0] == 7 and videos.table.sum() == 14
+    plain = made(videos=14, classes=False, dataset=MSAD)
+    assert confuse_frames(plain).table.shape == (len(MSAD.labels), 2)
+    assert confuse_videos(plain).table.sum() == 14
+
+
+def slow_error(scores, truth, bins):
+    """ECE over frames, equal-width bins."""
+    place = np.minimum((scores * bins).astype(int), bins - 1)
+    parts = [place == b for b in range(bins) if (place == b).any()]
+    return sum(part.mean() * abs(scores[part].mean() - truth[part].mean()) for part in parts)
+
+
+def test_calibration_errors_are_those_over_frames():
+    test = made(videos=10, seed=6)
+    pooled = pool(test.scores, test.videos)
+    weights = pooled.anomaly[0].astype(np.float64), pooled.positives, pooled.frames
+    scores = np.concatenate([by_frame(test, i, v.anomaly[0]) for i, v in enumerate(test.scores)]).astype(np.float64)
+    truth = np.concatenate(test.videos.truth.frames)
+    assert calibration.equal_width(*weights, 7).error == pytest.approx(slow_error(scores, truth, 7))
+    assert calibration.brier(*weights) == pytest.approx(np.mean((scores - truth) ** 2))
+    held = calibration.equal_mass(*weights, 5)
+    assert held.frames.sum() == len(truth) and (np.diff(held.score) > 0).all()
+    assert held.frames.max() < 2 * len(truth) / 5
+    total = sum(score * frames for score, frames in zip(held.score, held.frames, strict=True))
+    assert total == pytest.approx(scores.sum())
+
+
+def test_the_temperature_is_the_one_that_was_put_on():
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(0.02, 0.98, 3000)
+    frames = np.full(3000, 1000)
+    positives = frames * probability
+    hot = calibration.tempered(probability, 1 / 2.5)
+    found = calibration.fit_temperature(hot, positives, frames)
+    assert found == pytest.approx(2.5, rel=1e-4)
+    np.testing.assert_allclose(calibration.tempered(hot, found), probability, atol=1e-3)
+
+
+def test_a_half_is_scaled_by_the_truth_of_the_other_half_only():
+    test = made(videos=12, seed=8)
+    pooled = pool(test.scores, test.videos)
+    found = calibration.calibrate(pooled.anomaly[0], pooled, test.videos.anomalous)
+    order = {True: 0, False: 0}
+    half = []
+    for kind in test.videos.anomalous.tolist():
+        half.append(order[kind] % 2)
+        order[kind] += 1
+    own = np.repeat(np.array(half) == 0, pooled.snippets)
+    other = calibration.fit_temperature(
+        pooled.anomaly[0][~own].astype(np.float64), pooled.positives[~own], pooled.frames[~own]
+    )
+    assert found.temperatures[0] == pytest.approx(other)
+    np.testing.assert_allclose(found.after[own], calibration.tempered(pooled.anomaly[0][own], other), rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["classes", "confusion", "alarms", "latency", "calibration"])
+@pytest.mark.parametrize("classes", [True, False])
+def test_every_insight_into_scores_makes_its_picture_and_numbers(what, classes, tmp_path):
+    write_test(tmp_path / "run", *made_test(videos=12, classes=classes))
+    out = tmp_path / "out" / f"{what}.png"
+    done = quietly(main, ["insight", what, str(tmp_path / "run"), "--output", str(out), "--formats", "svg"])
+    assert done.code == 0, done.err
+    assert out.read_bytes().startswith(b"\x89PNG") and b"<svg" in out.with_suffix(".svg").read_bytes()
+    rows = list(csv.reader(out.with_suffix(".csv").open()))
+    assert len(rows) > 1 and len({len(row) for row in rows}) == 1
+    assert str(out) in done.out and "nan" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["alarm", "x"], "did you mean 'alarms'"),
+        (["alarms", "nowhere", "--output", "a.png"], "no such folder: nowhere"),
+        (["alarms", "nowhere", "--output", "a.gif"], "must end in one of: .png, .pdf, .svg"),
+        (["classes", "nowhere", "--output", "a.png", "--rates", "1"], "unknown argument '--rates'"),
+        (["gates", "nowhere", "--output", "a.png"], "run or model file not found: nowhere"),
+    ],
+)
+def test_wrong_commands_end_in_one_line(argv, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = quietly(main, ["insight", *argv])
+    assert done.code == 2 and said in done.err and len(done.err.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_truth_or_events_there_are_no_alarms(tmp_path):
+    scores, videos = made_test(truth=False)
+    with pytest.raises(ValueError):
+        timeline(stored.Tested({}, {}, scores, videos), pool(scores, videos))
+    scores, videos = made_test()
+    quiet = stored.Tested({}, {}, scores, videos).only([1, 3])
+    with pytest.raises(UserError, match="annotated events"):
+        timeline(quiet, pool(quiet.scores, quiet.videos))

@@ -1,0 +1,363 @@
+"""A training that was killed, stopped or broke off goes on to the same bits as one that was not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import preloaded
+import pytest
+import torch
+from tiny import TRAIN, Tiny, make_tiny, quietly
+
+import ucf_option
+from clipfusionvad import load_weights
+from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli.prepare import prepare_model
+from clipfusionvad.engine import trainer as trainer_module
+from clipfusionvad.engine.checkpoint import own_state, released_state
+from clipfusionvad.engine.run_folder import RunLog
+from clipfusionvad.engine.trainer import Trainer
+from clipfusionvad.models.clip import load_clip
+
+ROOT = Path(__file__).resolve().parents[2]
+# Evaluations after steps 2, 3 and 4 of an epoch of 4: the released eval mode and the reload are crossed.
+PAPER = ["--eval-every", 6]
+CLEAN = ["--protocol", "clean", "--holdout", 0.3, "--no-balanced", "--batch-size", 5, "--select", "ap2"]
+
+
+@pytest.fixture(scope="module", params=["paper", "clean"])
+def case(request, tmp_path_factory):
+    """A tiny benchmark, further flags and the folder of a training with them that nothing disturbed."""
+    options = {"paper": PAPER, "clean": CLEAN}[request.param]
+    tiny = make_tiny({"paper": "ucf", "clean": "xd"}[request.param], tmp_path_factory.mktemp("data") / "tiny")
+    whole = tiny.at(tmp_path_factory.mktemp("whole"))
+    assert whole.train(*options).code == 0
+    return tiny, options, whole
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
+
+
+def assert_same(one: Tiny, other: Tiny):
+    """Final model, whole state, records of every step and every evaluation are equal to the last bit."""
+    for name in ("model.pth", "run/best.pt", "run/last.pt"):
+        contents = [torch.load(tiny.work / name, weights_only=True) | {"run": None} for tiny in (one, other)]
+        assert_equal(*contents, name)
+    for name in ("losses.csv", "metrics.jsonl", "metrics.csv", "metrics.json"):
+        assert (one.work / "run" / name).read_text() == (other.work / "run" / name).read_text(), name
+
+
+def assert_equal(one, other, place):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_equal(one[key], other[key], f"{place} {key}")
+    else:
+        assert one == other, place
+
+
+class Broken(BaseException):
+    """Nothing in the package catches it, as nothing catches a kill."""
+
+
+def break_after(monkeypatch, place, name, count):
+    """Let the ``count``-th call of a function be the last thing that happens."""
+    original, calls = getattr(place, name), []
+
+    def broken(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls.append(name)
+        if len(calls) == count:
+            raise Broken
+        return result
+
+    monkeypatch.setattr(place, name, broken)
+
+
+def resume_until_done(tiny, options, places):
+    """Train, breaking off once at each of ``places``, then to the end; returns how often it broke off."""
+    broken = 0
+    for place, name, count in places:
+        with pytest.MonkeyPatch.context() as patch:
+            break_after(patch, place, name, count)
+            try:
+                tiny.train(*options, "--use-checkpoint")
+            except Broken:
+                broken += 1
+    assert tiny.train(*options, "--use-checkpoint").code == 0
+    return broken
+
+
+def test_broken_off_after_every_step(case, tmp_path, no_plots):
+    tiny, options, whole = case
+    steps = torch.load(whole.work / "run/last.pt", weights_only=True)["progress"]["step"]
+    for step in range(1, steps + 1):
+        work = tiny.at(tmp_path / str(step))
+        assert resume_until_done(work, options, [(Trainer, "_step", step)]) == 1
+        assert_same(work, whole)
+
+
+def test_broken_off_around_every_write(case, tmp_path, no_plots):
+    """Between an evaluation, its record, best.pt, last.pt and the checkpoint beside it."""
+    tiny, options, whole = case
+    work = tiny.at(tmp_path)
+    kinds = [(RunLog, "log_evaluation"), (trainer_module, "write_torch"), (trainer_module, "link_or_copy")]
+    places = [(place, name, count) for count in (1, 2) for place, name in kinds] * 2
+    assert resume_until_done(work, options, places) >= len(kinds)
+    assert_same(work, whole)
+
+
+def test_stopped_before_an_evaluation_and_broken_after_it(case, tmp_path, no_plots, monkeypatch):
+    """The state of the stop and the evaluation are of the same step, and still it is recorded only once."""
+    tiny, _, _ = case
+    whole, work = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "stopped")
+    assert whole.train("--max-epoch", 1).code == 0
+    steps = torch.load(whole.work / "run/last.pt", weights_only=True)["progress"]["step"]
+    with stopping_at(monkeypatch, steps):
+        assert work.train("--max-epoch", 1).code == 130
+    assert resume_until_done(work, ["--max-epoch", 1], [(RunLog, "log_evaluation", 1)]) == 1
+    assert_same(work, whole)
+
+
+@contextmanager
+def stopping_at(monkeypatch, step, kind=signal.SIGTERM):
+    """Trainings within get a signal at the start of a step."""
+    original = Trainer._step
+
+    def stopped(self, *args):
+        if self.progress.step + 1 == step:
+            os.kill(os.getpid(), kind)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopped)
+        yield
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_at_the_next_step(case, tmp_path, no_plots, monkeypatch, kind):
+    tiny, options, whole = case
+    work = tiny.at(tmp_path)
+    with stopping_at(monkeypatch, 3, kind):
+        outcome = work.train(*options)
+    assert outcome.code == 130
+    assert f"--use-checkpoint --output-dir {work.work / 'run'}" in outcome.out
+    assert torch.load(work.work / "run/last.pt", weights_only=True)["progress"]["step"] == 3
+    assert not (work.work / "model.pth").exists()
+    assert work.train(*options, "--use-checkpoint").code == 0
+    assert_same(work, whole)
+
+
+def test_killed_at_random_moments(case, tmp_path, monkeypatch):
+    """SIGKILL, from start-up to the last steps; then once more to the end."""
+    tiny, options, whole = case
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    work, rng = tiny.at(tmp_path), random.Random(tiny.dataset)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    arguments = (tiny.dataset, work.train_flags(*options, "--use-checkpoint"))
+
+    for kill in range(6):
+        process = context.Process(target=preloaded.train, args=arguments)
+        process.start()
+        # Every other time from the moment on at which the training has begun.
+        if kill % 2:
+            wait_for_change(work.work / "run" / "last.pt", process)
+        process.join(rng.uniform(0, 0.3))
+        process.kill()
+        process.join()
+    process = context.Process(target=preloaded.train, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert_same(work, whole)
+
+
+def wait_for_change(path, process):
+    def stamp():
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    before = stamp()
+    while stamp() == before and process.is_alive():
+        time.sleep(0.005)
+
+
+def test_killed_as_a_user_does(tmp_path):
+    """The same through the command line, which also kills it while Python starts."""
+    tiny = make_tiny("ucf", tmp_path / "data")
+    whole, work = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "killed")
+    assert whole.train().code == 0
+    command = [sys.executable, ROOT / "ucf_train.py", *work.train_flags("--use-checkpoint")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for wait_for in (None, work.work / "run" / "last.pt"):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + (60 if wait_for else 1)
+        while time.monotonic() < deadline and not (wait_for and wait_for.exists()):
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+    assert_same(work, whole)
+
+
+def test_nothing_to_resume(case, tmp_path, no_plots):
+    tiny, options, whole = case
+    work = tiny.at(tmp_path)
+    outcome = work.train(*options, "--use-checkpoint")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: nothing to resume")
+    assert_same(work, whole)
+
+
+def test_a_finished_run_stays_as_it_is(case, tmp_path, no_plots):
+    tiny, options, whole = case
+    work = tiny.at(tmp_path)
+    assert work.train(*options).code == 0
+    assert work.train(*options, "--use-checkpoint").code == 0
+    assert_same(work, whole)
+
+
+def test_without_an_output_folder_the_latest_run_is_resumed(case, tmp_path, no_plots, monkeypatch):
+    tiny, options, whole = case
+    monkeypatch.chdir(tmp_path)
+    work = tiny.at(tmp_path)
+    argv = work.train_flags(*options)
+    place = argv.index("--output-dir")
+    del argv[place : place + 2]
+    with stopping_at(monkeypatch, 3):
+        assert quietly(TRAIN[tiny.dataset], argv).code == 130
+    assert quietly(TRAIN[tiny.dataset], [*argv, "--use-checkpoint"]).code == 0
+    (folder,) = Path("runs").iterdir()
+    folder.rename("run")
+    assert_same(work, whole)
+
+
+def test_the_checkpoint_of_another_run_is_not_taken(case, tmp_path, no_plots, monkeypatch):
+    tiny, options, whole = case
+    work = tiny.at(tmp_path)
+    with stopping_at(monkeypatch, 3):
+        assert work.train(*options, "--output-dir", tmp_path / "other", "--seed", 1).code == 130
+    outcome = work.train(*options, "--use-checkpoint")
+    assert outcome.code == 0
+    assert f"is the state of the run {tmp_path / 'other'}" in outcome.err
+    assert_same(work, whole)
+
+
+def test_other_options_do_not_resume(case, tmp_path, no_plots, monkeypatch):
+    """Half a training with one seed, learning rate or loss and half with another would be no training at all."""
+    tiny, options, _ = case
+    work = tiny.at(tmp_path)
+    with stopping_at(monkeypatch, 3):
+        assert work.train(*options).code == 130
+    before = (work.work / "run/last.pt").read_bytes()
+    for other in (["--seed", 1], ["--lr", 1e-5], ["--batch-size", 2], ["--separation-weight", 0.5]):
+        outcome = work.train(*options, "--use-checkpoint", *other)
+        assert outcome.code == 2
+        assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+        assert (work.work / "run/last.pt").read_bytes() == before
+
+
+# A training checkpoint as the original code writes it.
+
+
+def original_checkpoint(work, path, epoch, ap=0.25):
+    """Two AdamW steps over all parameters of the whole CLIP and the model, as the original's loop makes them."""
+    args = ucf_option.parse_args(work.train_flags())
+    model, _ = prepare_model(args, ucf_option.DATASET)
+    clip = load_clip("toy", 64)
+    names = list(released_state(model, clip))
+    own = dict(model.named_parameters())
+    state = released_state(model, clip)
+    parameters = {
+        key: own.get(key, torch.nn.Parameter(state[key], requires_grad=False))
+        for key in names
+        if state[key].is_floating_point() and not key.endswith(("running_mean", "running_var"))
+    }
+    optimizer = torch.optim.AdamW(parameters.values(), lr=args.lr)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        for parameter in own.values():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    content = {
+        "epoch": epoch,
+        "model_state_dict": released_state(model, clip),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "ap": ap,
+    }
+    torch.save(content, path)
+    moments = {key: optimizer.state[own[key]] for key in own if own[key].requires_grad}
+    return model, moments
+
+
+@pytest.fixture
+def released(tmp_path, no_plots):
+    return make_tiny("ucf", tmp_path / "data").at(tmp_path)
+
+
+def test_a_checkpoint_of_the_original_code_is_resumed(released, tmp_path, monkeypatch):
+    model, moments = original_checkpoint(released, tmp_path / "checkpoint.pth", epoch=0)
+    taken = {}
+
+    def look(self, *args):
+        if not taken:
+            taken["moments"] = {
+                name: {key: value.clone() for key, value in self.optimizer.state[parameter].items()}
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+            taken["state"] = own_state(self.model)
+            taken["epoch"], taken["lr"] = self.progress.epoch, self.optimizer.param_groups[0]["lr"]
+            taken["best"] = self.progress.best_score
+        return step(self, *args)
+
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", look)
+    assert released.train("--use-checkpoint").code == 0
+    assert taken["epoch"] == 1 and taken["best"] == 0.25
+    # The one milestone of this schedule is the end of the first epoch.
+    args = ucf_option.parse_args(released.train_flags())
+    assert taken["lr"] == pytest.approx(args.lr * args.scheduler_rate)
+    assert all(torch.equal(value, own_state(model)[key]) for key, value in taken["state"].items())
+    assert taken["moments"].keys() == moments.keys()
+    for name, expected in moments.items():
+        assert all(torch.equal(taken["moments"][name][key], value) for key, value in expected.items()), name
+
+
+def test_a_finished_checkpoint_of_the_original_code_is_tested(released, tmp_path):
+    model, _ = original_checkpoint(released, tmp_path / "checkpoint.pth", epoch=1)
+    expected = own_state(model)
+    outcome = released.train("--use-checkpoint")
+    assert outcome.code == 0, outcome.err
+    load_weights(model, tmp_path / "model.pth")
+    assert all(torch.equal(value, expected[key]) for key, value in own_state(model).items())
+
+
+@pytest.mark.parametrize("key", ["epoch", "ap"])
+def test_an_incomplete_checkpoint_is_refused(released, tmp_path, key):
+    original_checkpoint(released, tmp_path / "checkpoint.pth", epoch=0)
+    content = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    del content[key]
+    torch.save(content, tmp_path / "checkpoint.pth")
+    outcome = released.train("--use-checkpoint")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

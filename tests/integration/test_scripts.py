@@ -1,0 +1,323 @@
+"""The programs as a user runs them, on a tiny made-up benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import FRAMES, LENGTH, TEST_LENGTHS, TRAIN, WIDTH, make_tiny, quietly, strings
+
+from clipfusionvad import create_model, load_weights
+from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.cli import task as task_module
+from clipfusionvad.data.lists import read_list, split_crop
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.engine import evaluator
+from clipfusionvad.metrics import frame_metrics
+from clipfusionvad.models.clip import load_clip
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {"options.yaml", "environment.json", "metrics.json", "metrics.jsonl", "metrics.csv", "losses.csv"}
+FILES |= {"last.pt", "previous.pt", "best.pt", "data.csv", "scores.png", "training.png", "tensorboard", "scores.npz"}
+FILES |= {"report.html"}
+
+
+def run_script(name, argv, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *strings([ROOT / name] if name.endswith(".py") else ["-m", name]), *strings(argv)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model_state_dict"]
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module", params=[("ucf", "clipfusionvad"), ("xd", "clipfusionvad"), ("xd", "vadclip")])
+def trained(request, tmp_path_factory):
+    """A tiny benchmark with a trained model: --no-gam where there is a GAM."""
+    dataset, method = request.param
+    tiny = make_tiny(dataset, tmp_path_factory.mktemp(dataset) / "data").at(tmp_path_factory.mktemp("work"))
+    options = ["--method", method] + (["--no-gam"] if method == "clipfusionvad" else [])
+    outcome = tiny.train(*options, "--metrics-json", tiny.work / "metrics.json")
+    assert outcome.code == 0, outcome.err
+    return tiny, method
+
+
+@pytest.fixture(scope="module")
+def ucf(tmp_path_factory):
+    return make_tiny("ucf", tmp_path_factory.mktemp("ucf") / "data")
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
+
+
+def test_metrics(trained):
+    """Testing gives what training reported, in the agreed form; the switches of the model need no repeating."""
+    tiny, method = trained
+    outcome = tiny.test("--method", method, "--metrics-json", tiny.work / "tested.json")
+    assert outcome.code == 0, outcome.err
+    metrics = read_json(tiny.work / "tested.json")
+    assert metrics == read_json(tiny.work / "metrics.json") == read_json(tiny.work / "run/metrics.json")["best"]
+    names = [f"{name}{branch}" for name in ("auc", "ap", "ano_auc") for branch in (1, 2)]
+    assert {*names, "map", "map_average"} <= metrics.keys()
+    assert all(0 <= metrics[name] <= 1 for name in names)
+    assert list(metrics["map"]) == ["0.1", "0.2", "0.3", "0.4", "0.5"]
+    assert all(0 <= value <= 100 for value in metrics["map"].values())
+    assert metrics["map_average"] == pytest.approx(np.mean(list(metrics["map"].values())))
+    assert f"{100 * metrics['auc1']:.2f}" in outcome.out and str(tiny.work / "model.pth") in outcome.out
+
+
+def test_run_folder(trained):
+    tiny, method = trained
+    run = tiny.work / "run"
+    assert {path.name for path in run.iterdir()} == FILES
+    assert set(read_json(run / "metrics.json")) == {"last", "best"}
+    evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # Evaluated after each of two epochs; best.pt is the best by the metric of the option file.
+    steps = len((run / "losses.csv").read_text().splitlines()) - 1
+    assert [item["step"] for item in evaluations] == [steps // 2, steps]
+    select = yaml.safe_load((run / "options.yaml").read_text())["select"]
+    best = max(evaluations, key=lambda item: item["metrics"][select])
+    assert torch.load(run / "best.pt", weights_only=True)["step"] == best["step"]
+    assert_same_weights(weights(run / "best.pt"), weights(tiny.work / "model.pth"))
+    assert read_json(run / "environment.json")["packages"]["torch"]
+
+
+def test_options_file_repeats_the_run(trained, tmp_path, no_plots):
+    tiny, _ = trained
+    argv = strings(["--config", tiny.work / "run/options.yaml", "--output-dir", tmp_path / "run"])
+    argv += strings(["--model-path", tmp_path / "model.pth", "--checkpoint-path", tmp_path / "checkpoint.pth"])
+    assert quietly(TRAIN[tiny.dataset], argv).code == 0
+    assert_same_weights(weights(tmp_path / "model.pth"), weights(tiny.work / "model.pth"))
+    for name in ("losses.csv", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_text() == (tiny.work / "run" / name).read_text()
+
+
+def test_another_seed_gives_another_run(trained, tmp_path, no_plots):
+    tiny, method = trained
+    assert tiny.at(tmp_path).train("--method", method, "--seed", 1).code == 0
+    assert (tmp_path / "run/losses.csv").read_text() != (tiny.work / "run/losses.csv").read_text()
+
+
+def test_keyed_truth_equals_the_arrays(trained, tmp_path):
+    tiny, method = trained
+    keyed = ["--gt-path", tiny.folder / "truth.csv", "--metrics-json", tmp_path / "keyed.json"]
+    assert tiny.test("--method", method, *keyed).code == 0
+    assert read_json(tmp_path / "keyed.json") == read_json(tiny.work / "metrics.json")
+
+
+def test_foreign_paths_are_found_below_the_feature_root(trained, tmp_path):
+    tiny, method = trained
+    listed = tiny.test_list.read_text().replace("features/", "/far/away/UCF/features/")
+    (tmp_path / "foreign.csv").write_text(listed)
+    flags = ["--method", method, "--test-list", tmp_path / "foreign.csv"]
+    outcome = tiny.test(*flags)
+    assert outcome.code == 2 and "--feature-root" in outcome.err
+    outcome = tiny.test(*flags, "--feature-root", tiny.folder, "--metrics-json", tmp_path / "found.json")
+    assert outcome.code == 0, outcome.err
+    assert read_json(tmp_path / "found.json") == read_json(tiny.work / "metrics.json")
+
+
+def test_export(trained, tmp_path):
+    """The exported file is in the released form: CLIP inside, and the same outputs and metrics."""
+    tiny, method = trained
+    exported = tmp_path / "released.pth"
+    assert quietly(package_main, strings(["export", tiny.work / "model.pth", "--output", exported])).code == 0
+    state = torch.load(exported, weights_only=True)
+    own = weights(tiny.work / "model.pth")
+    clip = {f"clipmodel.{key}" for key in load_clip("toy", WIDTH).state}
+    assert any(key.startswith("clipmodel.visual.") for key in clip)
+    assert state.keys() == own.keys() | clip
+
+    options = yaml.safe_load((tiny.work / "run/options.yaml").read_text())
+    made = torch.load(tiny.work / "model.pth", weights_only=True)["made"]["options"]
+    assert all(options[key] == value for key, value in made.items())
+    visual = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for seed, path in enumerate((tiny.work / "model.pth", exported)):
+        torch.manual_seed(seed)
+        model = create_model(method, DATASETS[tiny.dataset].prompts, "toy", **made).eval()
+        load_weights(model, path)
+        outputs.append(model(visual, torch.tensor([LENGTH, 5])))
+    assert all(torch.equal(*pair) for pair in zip(vars(outputs[0]).values(), vars(outputs[1]).values(), strict=True))
+
+    switches = ["--method", method] + (["--no-gam"] if method == "clipfusionvad" else [])
+    metrics = tmp_path / "metrics.json"
+    assert tiny.test(*switches, "--model-path", exported, "--metrics-json", metrics).code == 0
+    assert read_json(metrics) == read_json(tiny.work / "metrics.json")
+
+
+@pytest.mark.parametrize("length", sorted(TEST_LENGTHS))
+def test_two_videos_of_any_length(trained, tmp_path, length):
+    """One snippet, and lengths around multiples of the window: as if each video were scored by itself."""
+    tiny, method = trained
+    made = torch.load(tiny.work / "model.pth", weights_only=True)["made"]["options"]
+    model = create_model(method, DATASETS[tiny.dataset].prompts, "toy", **made)
+    load_weights(model, tiny.work / "model.pth")
+    rng, frames = np.random.default_rng(1), length * FRAMES
+    scores, listed, truth = [], ["path,label"], ["video,frames,label,start,end"]
+    for video, event in ((tiny.videos[0], f"{tiny.videos[0].classes[0]},8,{frames}"), (tiny.videos[-1], ",,")):
+        features = rng.normal(size=(length, WIDTH)).astype(np.float32)
+        np.save(tmp_path / f"{video.name}__5.npy", features)
+        scores.append(model.score_video(features)[0])
+        listed.append(f"{video.name}__5.npy,{video.label}")
+        truth.append(f"{video.name},{frames},{event}")
+    (tmp_path / "test.csv").write_text("\n".join(listed))
+    (tmp_path / "truth.csv").write_text("\n".join(truth))
+    flags = ["--test-list", tmp_path / "test.csv", "--gt-path", tmp_path / "truth.csv"]
+    outcome = tiny.test("--method", method, *flags, "--metrics-json", tmp_path / "metrics.json")
+    assert outcome.code == 0, outcome.err
+    abnormal = (np.arange(2 * frames) >= 8) & (np.arange(2 * frames) < frames)
+    expected = frame_metrics(np.repeat(np.concatenate(scores), FRAMES), abnormal)
+    found = read_json(tmp_path / "metrics.json")
+    assert (found["auc1"], found["ap1"]) == pytest.approx((expected["auc"], expected["ap"]))
+
+
+# The clean protocol.
+
+
+def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_path, no_plots, monkeypatch):
+    tiny, method = trained
+    trained_on, scored = set(), []
+    load = task_module.Bags.__getitem__
+    score, fit = evaluator.score_videos, task_module.Trainer.fit
+
+    def watched_load(self, item):
+        trained_on.add(self.entries[item[0]].path)
+        return load(self, item)
+
+    def watched_score(model, features, *args):
+        scored.append(features)
+        return score(model, features, *args)
+
+    selection = []
+
+    def watched_fit(self, *args):
+        fit(self, *args)
+        selection.extend(scored)
+
+    monkeypatch.setattr(task_module.Bags, "__getitem__", watched_load)
+    monkeypatch.setattr(evaluator, "score_videos", watched_score)
+    monkeypatch.setattr(task_module.Trainer, "fit", watched_fit)
+    work = tiny.at(tmp_path)
+    outcome = work.train("--method", method, "--protocol", "clean", "--holdout", 0.3, "--batch-size", 2)
+    assert outcome.code == 0, outcome.err
+
+    entries = read_list(tiny.train_list)
+    videos = {entry.path: entry.video for entry in entries}
+    contents = {np.load(entry.path).tobytes(): entry.video for entry in entries}
+    held_out = {contents[features.tobytes()] for group in selection for features in group}
+    assert selection and held_out
+    # Whole videos: no crop of a video that selects is trained on.
+    assert held_out.isdisjoint(videos[path] for path in trained_on)
+    assert {entry.video for entry in entries} == held_out | {videos[path] for path in trained_on}
+    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+        assert not {"map", "ano_auc1"} & json.loads(line)["metrics"].keys()
+    # The test set is met once, for the last and the best weights.
+    final = read_json(tmp_path / "run/metrics.json")
+    assert all("map" in final[name] for name in ("last", "best"))
+    assert len(scored) == len(selection) + 2
+    assert all(len(group) == len(tiny.videos) for group in scored[len(selection) :])
+
+
+def test_paper_protocol_selects_on_the_test_set(ucf, tmp_path, no_plots):
+    work = ucf.at(tmp_path)
+    assert work.train().code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    best = max(line["metrics"]["auc1"] for line in lines)
+    assert read_json(tmp_path / "run/metrics.json")["best"]["auc1"] == best
+
+
+@pytest.mark.parametrize("kept", ["Normal", "anomalous"])
+def test_clean_protocol_needs_both_kinds(ucf, tmp_path, kept):
+    """One normal video, or one of each anomalous label, cannot be both trained on and held out."""
+    header, *rows = (ucf.folder / "train.csv").read_text().splitlines()
+    of_kind = [row for row in rows if row.endswith("Normal") == (kept == "Normal")]
+    others = {}
+    for row in rows:
+        if row not in of_kind:
+            others.setdefault(row.split(",")[1], row)
+    rows = [row.replace("features/", f"{ucf.folder}/features/") for row in [*of_kind, *others.values()]]
+    (tmp_path / "train.csv").write_text("\n".join([header, *rows]) + "\n")
+    options = ["--protocol", "clean", "--no-balanced", "--train-list", tmp_path / "train.csv"]
+    outcome = ucf.at(tmp_path).train(*options)
+    assert outcome.code == 2 and "--protocol clean" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+# Through processes.
+
+
+def test_scripts_and_commands_are_one(ucf, tmp_path):
+    """python ucf_train.py and python -m clipfusionvad train --dataset ucf do the same, from any folder."""
+    script, command = ucf.at(tmp_path / "script"), ucf.at(tmp_path / "command")
+    outcome = run_script("ucf_train.py", script.train_flags(), tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "detection mAP" in outcome.stdout and str(script.work / "model.pth") in outcome.stdout
+    assert "Traceback" not in outcome.stderr and "arning" not in outcome.stderr
+    outcome = run_script("clipfusionvad", ["train", "--dataset", "ucf", *command.train_flags()], tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert_same_weights(weights(script.work / "model.pth"), weights(command.work / "model.pth"))
+    assert script.test("--metrics-json", tmp_path / "m.json").code == 0
+    tested = ["test", "--dataset", "ucf", *command.test_flags("--metrics-json", tmp_path / "n.json")]
+    assert quietly(package_main, tested).code == 0
+    assert read_json(tmp_path / "m.json") == read_json(tmp_path / "n.json")
+
+
+def test_lists_command_feeds_the_scripts(trained, tmp_path):
+    """Lists and truth that the command builds stand for those that the test wrote by hand."""
+    tiny, method = trained
+    output = tmp_path / "list"
+    argv = ["lists", "--dataset", tiny.dataset, "--features", tiny.folder / "features", "--test-crop", 5]
+    argv += ["--annotations", tiny.folder / "truth.csv", "--output", output]
+    outcome = quietly(package_main, strings(argv))
+    assert outcome.code == 0, outcome.err
+    names = DATASETS[tiny.dataset].truth_files | DATASETS[tiny.dataset].list_files
+    flags = ["--test-list", output / names["test"], "--gt-path", output / names["frames"]]
+    flags += ["--gt-segment-path", output / names["segments"], "--gt-label-path", output / names["labels"]]
+    metrics = tmp_path / "metrics.json"
+    assert tiny.test("--method", method, *flags, "--metrics-json", metrics).code == 0
+    # The same videos, in another order.
+    assert {video.name for video in tiny.videos} == {entry.video for entry in read_list(output / names["test"])}
+    found, expected = read_json(metrics), read_json(tiny.work / "metrics.json")
+    for name in ("auc1", "ap1", "auc2", "ap2", "map_average"):
+        assert found[name] == pytest.approx(expected[name])
+    rows = read_list(output / names["train"])
+    assert {split_crop(entry.path.stem)[0] for entry in rows} == {entry.video for entry in read_list(tiny.train_list)}
+
+
+def test_demo(tmp_path, monkeypatch):
+    """Made-up data, one epoch of training on it, and the command that finds both and only tests."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("demo/ucf/run_clipfusionvad")
+    outcome = quietly(TRAIN["ucf"], strings(["--demo", "--max-epoch", 1, "--output-dir", run]))
+    assert outcome.code == 0, outcome.err
+    assert "untrained" in outcome.out
+    made = {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.npy")}
+    assert len(read_list("demo/ucf/list/ucf_CLIP_rgb.csv")) == len(
+        list(Path("demo/ucf/features/rgb/train").rglob("*.npy"))
+    )
+    outcome = quietly(package_main, ["demo"])
+    assert outcome.code == 0, outcome.err
+    assert "testing the model" in outcome.out and "detection mAP" in outcome.out
+    assert read_json(run / "test_metrics.json") == read_json(run / "metrics.json")["best"]
+    assert made == {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.npy")}

@@ -1,0 +1,387 @@
+"""The table command: what it finds, what it says of it, in which forms, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from refusal import snapshot
+from scipy import stats
+from small_report import made_test, write_test
+from tiny import make_tiny, quietly, strings
+
+from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
+from clipfusionvad.report.scores import save_scores
+from clipfusionvad.tools.tables.compare import compare, difference_text
+from clipfusionvad.tools.tables.grid import Grid, escape, fitted, latex
+from clipfusionvad.tools.tables.resampled import read_tested
+
+OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
+
+
+def table(*argv):
+    return quietly(package_main, strings(["table"], argv))
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def write_run(folder, seed, noise=0.0, sees=0.0, **options):
+    """The folder of a run, whose scores are those of ``made_test`` with noise of the seed; ``sees`` adds the truth."""
+    scores, videos = made_test(24)
+    rng = np.random.default_rng([seed, 7])
+    changed = []
+    for index, video in enumerate(scores):
+        edges = np.linspace(0, len(videos.truth.frames[index]), video.anomaly.shape[1] + 1).astype(int)
+        truth = np.array([videos.truth.frames[index][a:b].mean() for a, b in zip(edges, edges[1:], strict=False)])
+        anomaly = video.anomaly + noise * rng.normal(size=video.anomaly.shape) + sees * truth
+        changed.append(VideoScores(anomaly.astype(np.float32), video.classes))
+    options = OPTIONS | {"seed": seed, "output_dir": str(folder)} | options
+    best = evaluate(changed, videos) | evaluate_classes(changed, videos)
+    last = evaluate(scores, videos)
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"last": last, "best": best}))
+    (folder / "options.yaml").write_text(yaml.safe_dump(options))
+    save_scores(folder / "scores.npz", changed, videos, options)
+    return best
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two settings with three seeds each, the second of which knows some of the truth, and the metrics of each."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {
+        name: [write_run(folder / name / f"seed{seed}", seed, 0.1, sees, lr=sees) for seed in (1, 2, 3)]
+        for name, sees in (("full", 0.0), ("better", 0.6))
+    }
+    return folder, found
+
+
+def test_mean_deviation_and_interval_are_those_of_scipy(runs):
+    folder, found = runs
+    done = table(folder, "--format", "csv", "--bootstrap", 0)
+    assert done.code == 0, done.err
+    rows = {(row["cell"], row["metric"], row["weights"]): row for row in read_csv(done.out)}
+    for name, metrics in found.items():
+        values = np.array([100 * one["ap1"] for one in metrics])
+        row = rows[name, "ap1", "best"]
+        low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+        expected = {"mean": values.mean(), "std": values.std(ddof=1), "low": low, "high": high}
+        assert {key: float(row[key]) for key in expected} == pytest.approx(expected)
+        assert (row["n"], row["interval"]) == ("3", "seeds")
+        released = [one["map_released"]["average"] for one in metrics]
+        assert float(rows[name, "map_released@average", "best"]["mean"]) == pytest.approx(np.mean(released))
+
+
+def test_the_papers_figure_stands_beside_what_it_is_of(runs):
+    folder, found = runs
+    rows = read_csv(table(folder, "--format", "csv", "--bootstrap", 0).out)
+    judged = {(row["cell"], row["metric"]): row for row in rows if row["weights"] == "best" and row["paper"]}
+    # The changed setting of an ablation is not what was published.
+    assert {cell for cell, _ in judged} == {"full"}
+    row = judged["full", "auc1"]
+    assert float(row["paper"]) == pytest.approx(88.02) and row["source"]
+    assert row["inside"] == str(float(row["low"]) <= 88.02 <= float(row["high"]))
+    assert float(judged["full", "map_released@average"]["paper"]) == 6.68
+
+
+def test_made_up_data_and_other_protocols_are_not_judged(tmp_path):
+    write_run(tmp_path / "demo", 1, demo=True)
+    write_run(tmp_path / "clean", 1, protocol="clean")
+    rows = read_csv(table(tmp_path, "--format", "csv", "--bootstrap", 0).out)
+    assert {row["metric"] for row in rows if row["paper"]} == {"auc1", "ano_auc1", "map_released@average"}
+    assert {row["cell"] for row in rows if row["paper"]} == {"clean"}
+    assert {row["data"] for row in rows if row["cell"] == "demo"} == {"UCF-Crime (demo)"}
+
+
+def test_a_single_run_is_judged_over_its_videos(runs):
+    folder, found = runs
+    done = table(folder / "full" / "seed1", "--format", "csv", "--bootstrap", 50, "--bootstrap-seed", 4)
+    rows = {row["metric"]: row for row in read_csv(done.out) if row["weights"] == "best"}
+    drawn = np.random.default_rng(4).multinomial(24, np.full(24, 1 / 24), 50)
+    tested = read_tested(folder / "full" / "seed1")
+    scores, videos = tested.scores, tested.videos
+    values = []
+    for counts in drawn:
+        copies = np.repeat(np.arange(24), counts)
+        truth = videos.truth.only(copies)
+        part = type(videos)([videos.entries[i] for i in copies], videos.dataset, 4, truth)
+        values.append(100 * evaluate([scores[i] for i in copies], part)["auc1"])
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    row = rows["auc1"]
+    assert (row["interval"], row["std"]) == ("videos", "")
+    assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+    assert "videos: of this one run" in table(folder / "full" / "seed1", "--bootstrap", 20).out
+
+
+def test_differences_are_paired_by_seed(runs):
+    folder, found = runs
+    full, better = ([folder / name / f"seed{seed}" for seed in (1, 2, 3)] for name in ("full", "better"))
+    shuffled = [better[2], better[0], better[1]]
+    one = {found.metric: found for found in compare(full, shuffled, resamples=300)}
+    gaps = np.array([100 * (b["auc1"] - a["auc1"]) for a, b in zip(found["full"], found["better"], strict=True)])
+    auc = one["auc1"]
+    assert auc.difference == pytest.approx(gaps.mean()) and auc.seeds == 3
+    assert (auc.seed_low, auc.seed_high) == pytest.approx(stats.t.interval(0.95, 2, gaps.mean(), stats.sem(gaps)))
+    assert auc.seed_p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+    # It knows the truth: no resample says otherwise.
+    assert auc.low > 0 and auc.p == pytest.approx(2 / 301)
+    assert auc.low < auc.difference < auc.high
+    for key, value in {"map_average": found["better"][0]["map_average"]}.items():
+        alone = {d.metric: d for d in compare(full[:1], better[:1], [key], resamples=20)}
+        assert alone.keys() == {key}
+        assert alone[key].other == pytest.approx(value)
+        assert alone[key].seed_p is None
+
+
+def test_equal_runs_do_not_differ(runs):
+    folder, _ = runs
+    seeds = [folder / "full" / f"seed{seed}" for seed in (1, 2)]
+    for one in compare(seeds, seeds, resamples=50):
+        assert (one.difference, one.low, one.high, one.p, one.seed_p) == (0, 0, 0, 1, 1)
+    text = difference_text(compare(seeds, seeds, ["auc1"], resamples=50))
+    assert "50 paired resamples of the test videos" in text and "paired t over the seeds" in text
+
+
+def test_an_ablation_says_which_settings_differ(runs):
+    folder, found = runs
+    done = table(folder, "--bootstrap", 200)
+    assert done.code == 0, done.err
+    section = done.out[done.out.index("AUC, coarse branch: difference from full") :]
+    cells = [cell.strip() for cell in re.search(r"^\| better.*$", section, re.MULTILINE).group().strip("|").split("|")]
+    gap = 100 * np.mean([b["auc1"] - a["auc1"] for a, b in zip(found["full"], found["better"], strict=True)])
+    assert cells[1:3] == ["3", f"{gap:+.2f}"]
+    assert "not corrected for how many comparisons" in done.out
+    other = table(folder, "--bootstrap", 20, "--reference", folder / "better")
+    assert "difference from better" in other.out and "difference from full" not in other.out
+
+
+def test_what_is_printed_fits_the_terminal(runs, monkeypatch):
+    folder, _ = runs
+    for columns in (80, 130):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for by in ("method", "dataset", "cell"):
+            out = table(folder, "--rows", by, "--bootstrap", 20).out
+            assert max(len(line) for line in out.splitlines() if line.startswith("|")) <= columns, by
+
+
+def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    best = write_run(tmp_path / "one", 1)
+    write_run(tmp_path / "two", 1, method="iefvad")
+    number = f"{100 * best['ap1']:.2f} (1)"
+    by_method, by_dataset = (table(tmp_path, "--rows", by, "--bootstrap", 0).out for by in ("method", "dataset"))
+    assert re.search(rf"^\| vadclip .*{re.escape(number)}", by_method, re.MULTILINE)
+    assert re.search(rf"^\| UCF-Crime .*{re.escape(number)}", by_dataset, re.MULTILINE)
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv"])
+def test_what_is_written_is_whole(runs, tmp_path, form):
+    folder, _ = runs
+    path = tmp_path / "deep" / "table.out"
+    done = table(folder, "--format", form, "--output", path, "--bootstrap", 20)
+    assert done.code == 0 and str(path) in done.out
+    text = path.read_text()
+    if form == "csv":
+        rows = read_csv(text)
+        assert {row["cell"] for row in rows} == {"full", "better"}
+        gap = next(row for row in rows if (row["cell"], row["metric"], row["weights"]) == ("better", "auc1", "best"))
+        assert gap["reference"] == "full" and float(gap["difference_difference"]) > 0
+        assert {row["reference"] for row in rows if row["weights"] == "last"} == {""}
+    elif form == "latex":
+        check_latex(text)
+    else:
+        for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def check_latex(text):
+    opened = re.findall(r"\\(begin|end)\{(\w+)\}", text)
+    depth = []
+    for kind, name in opened:
+        depth.append(name) if kind == "begin" else depth.remove(name)
+    assert not depth and text.count(r"\toprule") == text.count(r"\bottomrule") > 0
+    bare = re.sub(r"\\.", "", text)
+    assert bare.count("{") == bare.count("}")
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+
+
+def test_names_are_escaped():
+    hostile = Grid("a_b & 50 %", ("x", "y"), ((r"{\input} $#", "1 ± 2 ~^"), ("a|b\n\x1b[31m", "")))
+    check_latex(latex(hostile))
+    assert escape("a_b & 50 % ± {}") == r"a\_b \& 50 \% $\pm$ \{\}"
+    assert r"\input" not in latex(hostile)
+    assert r"a\|b ?[31m" in fitted(hostile, 80)
+
+
+def test_runs_are_found_once_and_named_apart(tmp_path):
+    write_run(tmp_path / "a" / "run" / "seed1", 1)
+    write_run(tmp_path / "a" / "run" / "seed2", 2, noise=0.1)
+    write_run(tmp_path / "b" / "run", 1, lr=0.2)
+    write_run(tmp_path / "c", 2)
+    done = table(tmp_path / "a", tmp_path, "--format", "csv", "--bootstrap", 0)
+    assert {(row["cell"], row["n"]) for row in read_csv(done.out)} == {("a/run", "2"), ("b/run", "1")}
+    assert "c is the same setting and seed as" in done.err and "counted once" in done.err
+
+
+def test_a_test_of_a_released_model_can_be_compared(tmp_path):
+    test = made_test(24)
+    write_test(tmp_path / "released", *test, options=OPTIONS)
+    write_run(tmp_path / "own", 5, sees=0.5)
+    done = table(tmp_path, "--reference", tmp_path / "released", "--bootstrap", 50, "--metrics", "auc1")
+    assert done.code == 0, done.err
+    assert "difference from released" in done.out
+    # They are not seeds of one setting, whatever options they share.
+    assert all(re.search(rf"^\| {name} ", done.out, re.MULTILINE) for name in ("released", "own"))
+
+
+def test_a_sweep_as_it_was_trained(tmp_path, monkeypatch):
+    for picture in ("draw_score_curves", "draw_training"):
+        monkeypatch.setattr(f"clipfusionvad.cli.task.{picture}", lambda *args: None)
+    data = make_tiny("ucf", tmp_path / "data")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"cells": {"no_gam": {"gam": False}}}))
+    argv = [plan, "--dataset", "ucf", data.train_flags("--max-epoch", 1), "--seeds", 1, 2]
+    flat = strings(*[item if isinstance(item, list) else [item] for item in argv])
+    swept = quietly(package_main, ["sweep", *flat, "--output-dir", str(tmp_path / "out")])
+    assert swept.code == 0, swept.err
+    done = table(tmp_path / "out", "--format", "csv", "--bootstrap", 30)
+    assert done.code == 0, done.err
+    rows = [row for row in read_csv(done.out) if row["weights"] == "best"]
+    results = read_csv((tmp_path / "out" / "results.csv").read_text())
+    for name in ("full", "no_gam"):
+        values = [100 * float(row["auc1"]) for row in results if row["cell"] == name]
+        row = next(row for row in rows if (row["cell"], row["metric"]) == (name, "auc1"))
+        assert float(row["mean"]) == pytest.approx(np.mean(values)) and row["n"] == "2"
+    assert {row["reference"] for row in rows if row["cell"] == "no_gam"} == {"full", ""}
+
+
+# Bad input.
+
+
+def refused(folder, *argv, says):
+    before = snapshot(folder)
+    done = table(*argv)
+    assert done.code == 2, done
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and says in done.err, done.err
+    assert snapshot(folder) == before
+
+
+def test_what_cannot_be_tabled_is_refused(runs, tmp_path):
+    folder, _ = runs
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path, says="give the folders of runs")
+    refused(tmp_path, tmp_path / "empty", says="holds no finished run")
+    refused(tmp_path, tmp_path / "nowhere", says="no such folder")
+    refused(tmp_path, folder, "--reference", "fulk", says="did you mean 'full'?")
+    refused(tmp_path, folder, "--metrics", "auc", says="no run has a metric 'auc'")
+    refused(tmp_path, folder, "--output", tmp_path / "empty", says="it is a folder")
+    refused(tmp_path, folder, "--readme", tmp_path / "page.md", says="results store")
+
+
+def test_runs_on_other_videos_or_truth_are_not_paired(runs, tmp_path):
+    folder, _ = runs
+    scores, videos = made_test(24)
+    fewer = type(videos)(videos.entries[:20], videos.dataset, 4, videos.truth.only(range(20)))
+    write_test(tmp_path / "fewer", scores[:20], fewer, options=OPTIONS)
+    moved = replace(videos.truth, frames=[np.roll(frames, 1) for frames in videos.truth.frames])
+    write_test(tmp_path / "moved", scores, type(videos)(videos.entries, videos.dataset, 4, moved), options=OPTIONS)
+    one = folder / "full" / "seed1"
+    for name, what in (("fewer", "videos"), ("moved", "truth")):
+        argv = [one, tmp_path / name, "--reference", one, "--bootstrap", 20]
+        refused(tmp_path, *argv, says=f"were tested on different {what}")
+
+
+def test_damaged_runs_are_refused(runs, tmp_path):
+    write_run(tmp_path / "run", 1)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for name, content, says in (
+        ("scores.npz", whole["scores.npz"][:500], "not readable"),
+        ("metrics.json", b"{}", "neither best nor last"),
+        ("metrics.json", b'{"best": {"auc1": "x"}}', "not a number"),
+        ("options.yaml", b"- 1", "name no method and dataset"),
+    ):
+        (tmp_path / "run" / name).write_bytes(content)
+        refused(tmp_path, tmp_path / "run", "--bootstrap", 20, says=says)
+        (tmp_path / "run" / name).write_bytes(whole[name])
+    (tmp_path / "run" / "scores.npz").unlink()
+    assert table(tmp_path / "run", "--bootstrap", 20).code == 0
+    two = runs[0] / "full"
+    refused(tmp_path, tmp_path / "run", two, "--reference", two, "--rows", "cell", says="holds no scores.npz")
+
+
+def test_seeds_without_a_pair_are_told_and_refused_where_they_were_asked_for(runs, tmp_path):
+    folder, _ = runs
+    write_run(tmp_path / "other" / "seed8", 8, lr=3)
+    write_run(tmp_path / "other" / "seed9", 9, lr=3)
+    asked = [folder / "full", tmp_path / "other", "--bootstrap", 20]
+    refused(tmp_path, *asked, "--reference", folder / "full", says="no seed in common")
+    done = table(*asked)
+    assert done.code == 0 and "is not compared with" in done.err and "no seed in common" in done.err
+    assert "paired" not in done.out
+
+
+def test_what_the_store_refuses_writes_nothing_at_all(runs, tmp_path):
+    folder, _ = runs
+    asked = ["--store", tmp_path / "store.csv", "--output", tmp_path / "table.md", "--bootstrap", 0]
+    refused(tmp_path, folder / "full", *asked, says="say by --data")
+
+
+# The store.
+
+
+def test_the_store_keeps_the_newest_of_each_and_readme_shows_it(runs, tmp_path):
+    folder, found = runs
+    store, page = tmp_path / "results.csv", tmp_path / "README.md"
+    page.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
+    write_run(tmp_path / "demo" / "seed1", 1, demo=True)
+    assert table(tmp_path / "demo", "--store", store, "--bootstrap", 0).code == 0
+    first = read_csv(store.read_text())
+    assert {row["data"] for row in first} == {"demo"}
+    assert table("--store", store, "--readme", page).code == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "None of them was measured here" in " ".join(text.split()) and "not measured" in text
+
+    for name in ("better", "full"):
+        flags = ["--store", store, "--data", "full", "--readme", page, "--bootstrap", 0]
+        assert table(folder / name, *flags).code == 0
+    rows = read_csv(store.read_text())
+    assert [row for row in rows if row["data"] == "demo"] == first
+    auc = [row for row in rows if (row["data"], row["metric"]) == ("full", "auc1")]
+    assert len(auc) == 1 and auc[0]["n"] == "3"
+    mean = np.mean([100 * one["auc1"] for one in found["full"]])
+    assert math.isclose(float(auc[0]["mean"]), mean, abs_tol=1e-4)
+    line = re.search(r"^\| vadclip +\| UCF-Crime +\| AUC .*$", page.read_text(), re.MULTILINE).group()
+    assert f"{mean:.2f}" in line and "88.02" in line
+    assert "None of them was measured here" not in " ".join(page.read_text().split())
+
+
+def test_the_store_refuses_what_would_mislead(runs, tmp_path):
+    folder, _ = runs
+    write_run(tmp_path / "demo", 1, demo=True)
+    store = tmp_path / "results.csv"
+    flags = ["--store", store, "--bootstrap", 0]
+    refused(tmp_path, folder / "full", *flags, says="say by --data what its videos are")
+    refused(tmp_path, folder / "full", *flags, "--data", "demo", says="is not of the demo")
+    refused(tmp_path, tmp_path / "demo", *flags, "--data", "full", says="cannot be stored as anything else")
+    refused(tmp_path, folder, *flags, "--data", "full", says="are two settings of vadclip ucf full")
+    store.write_text("a,b\n1,2\n")
+    refused(tmp_path, tmp_path / "demo", *flags, says="has no column")
+    page = Path(tmp_path / "page.md")
+    page.write_text("no marks")
+    store.unlink()
+    assert table(tmp_path / "demo", *flags).code == 0
+    refused(tmp_path, "--store", store, "--readme", page, says="needs one line")

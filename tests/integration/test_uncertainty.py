@@ -1,0 +1,236 @@
+"""The analysis of how a model trusts its modalities, against slow formulas over frames."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import LENGTH, WIDTH, make_tiny, quietly, strings
+
+from clipfusionvad import create_model
+from clipfusionvad.__main__ import main
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.truth import Truth
+from clipfusionvad.datasets import XD
+from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.metrics import frame_metrics
+from clipfusionvad.models.base import VADOutput
+from clipfusionvad.tools.uncertainty.measure import (
+    MODALITIES,
+    Corruption,
+    bernoulli_kl,
+    class_averages,
+    judge,
+    observe_videos,
+    sweep,
+    sweep_metrics,
+)
+
+CPU = torch.device("cpu")
+LABELS = ["B1-0-0", "A", "B1-G-0", "G-0-0"]
+SNIPPETS, FRAMES, T, D = [4, 9, 21, 16], [55, 144, 345, 250], 8, 16
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("iefvad", XD.prompts, visual_width=D, visual_head=2, visual_length=T, num_refinement_steps=2)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Four videos whose true lengths cut the last snippet short or hold it, three of them with an event."""
+    rng = np.random.default_rng(1)
+    truth = [np.zeros(count, np.uint8) for count in FRAMES]
+    for index in (0, 2, 3):
+        truth[index][20 + index : 50 + index] = 1
+    folder = tmp_path_factory.mktemp("videos")
+    entries = [Entry(folder / f"v{i}__0.npy", label, i + 2) for i, label in enumerate(LABELS)]
+    videos = VideoSet(entries, XD, D, Truth(truth, [], []))
+    # As if they had been read.
+    videos._loaded = {row: rng.standard_normal((n, 2 * D)).astype(np.float16) for row, n in enumerate(SNIPPETS)}
+    return videos
+
+
+@pytest.fixture(scope="module")
+def clean(model, videos):
+    return observe_videos(model, videos.features, judge(videos), CPU)
+
+
+def by_frame(curve, frames):
+    """One video's values repeated 16 times, cut or held to its true number of frames."""
+    return np.array([curve[min(frame // 16, len(curve) - 1)] for frame in range(frames)], dtype=np.float64)
+
+
+def frames_of(observations, curve):
+    curves = [getattr(video, curve) if curve == "anomaly" else video.by_modality[curve] for video in observations]
+    return np.concatenate([by_frame(values, frames) for values, frames in zip(curves, FRAMES, strict=True)])
+
+
+def test_observations_are_those_of_the_models_output(model, videos, clean):
+    for features, observed in zip(videos.features, clean, strict=True):
+        np.testing.assert_allclose(observed.anomaly, model.score_video(features)[0], atol=1e-6)
+        padded = np.zeros((-(-len(features) // T) * T, 2 * D), np.float32)
+        padded[: len(features)] = features
+        with torch.no_grad():
+            out = model(torch.from_numpy(padded.reshape(-1, T, 2 * D)))
+        fused = out.fused.reshape(-1, D).numpy()
+        for kind in MODALITIES:
+            weight = getattr(out, f"{kind}_weight").reshape(-1, D).numpy()
+            mu = getattr(out, f"{kind}_mu").reshape(-1, D).numpy()
+            for t in range(len(features)):
+                cosine = fused[t] @ mu[t] / (np.linalg.norm(fused[t]) * np.linalg.norm(mu[t]))
+                assert observed.by_modality[f"{kind}_weight"][t] == pytest.approx(weight[t].mean(), abs=1e-5)
+                assert observed.by_modality[f"{kind}_cosine"][t] == pytest.approx(cosine, abs=1e-5)
+                distance = math.sqrt(((fused[t] - mu[t]) ** 2).sum())
+                assert observed.by_modality[f"{kind}_euclidean"][t] == pytest.approx(distance, abs=1e-5)
+
+
+def test_exactly_the_chosen_rows_are_attenuated():
+    windows = np.random.default_rng(0).standard_normal((3, 30, 2 * D)).astype(np.float32)
+    for modality in (0, 1):
+        corruption = Corruption(modality, 0.3, seed=4)
+        corrupted = corruption.apply(windows, video=7)
+        chosen = set(corruption.positions(7, 30).tolist())
+        assert len(chosen) == 9
+        for window in range(3):
+            for t in range(30):
+                streams = [windows[window, t, :D].copy(), windows[window, t, D:].copy()]
+                if t in chosen:
+                    streams[modality] *= 0.01
+                np.testing.assert_allclose(corrupted[window, t], np.concatenate(streams), rtol=1e-6)
+
+
+@given(
+    st.integers(1, 300),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**32),
+    st.integers(0, 5),
+)
+def test_positions_of_a_level_hold_those_of_lower_ones(length, low, high, seed, video):
+    low, high = sorted((low, high))
+    few, many = (set(Corruption(0, level, seed).positions(video, length).tolist()) for level in (low, high))
+    assert len(few) == math.floor(length * low) and few <= many <= set(range(length))
+    assert many == set(Corruption(1, high, seed).positions(video, length).tolist()), "the same for both modalities"
+
+
+def test_positions_differ_between_videos_and_seeds():
+    drawn = [tuple(Corruption(0, 0.5, seed).positions(video, 256)) for seed in (0, 1) for video in (0, 1)]
+    assert len(set(drawn)) == 4
+
+
+def test_level_zero_changes_nothing(model, videos, clean):
+    judged = judge(videos)
+    points = sweep(model, videos.features, judged, CPU, levels=[0.0])
+    assert [(point.modality, point.level) for point in points] == [("image", 0), ("event", 0)]
+    scores, truth = frames_of(clean, "anomaly"), np.concatenate(videos.truth.frames)
+    for point in points:
+        assert point.metrics["kl"] == 0 and not point.change.any()
+        assert point.metrics["brier"] == pytest.approx(np.mean((scores - truth) ** 2), rel=1e-9)
+
+
+def test_the_sweeps_numbers_are_means_over_frames(model, videos, clean):
+    judged = judge(videos)
+    corrupt = observe_videos(model, videos.features, judged, CPU, corruption=Corruption(1, 0.5, seed=3))
+    metrics = sweep_metrics(clean, corrupt, judged)
+    p, q = frames_of(clean, "anomaly"), frames_of(corrupt, "anomaly")
+    truth = np.concatenate(videos.truth.frames)
+    assert np.abs(p - q).max() > 1e-3
+    divergence = [a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)) for a, b in zip(p, q, strict=True)]
+    expected = {"brier": np.mean((q - truth) ** 2), "kl": np.mean(divergence), **frame_metrics(q, truth)}
+    for kind in MODALITIES:
+        weights = frames_of(corrupt, f"{kind}_weight")
+        expected[f"{kind}_weight"] = weights.mean()
+        expected[f"{kind}_weight_anomalous"] = weights[truth == 1].mean()
+        expected[f"{kind}_weight_normal"] = weights[truth == 0].mean()
+    assert metrics == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+
+
+def test_the_change_of_a_dimension_is_that_of_its_mean_weight(model, videos, clean):
+    judged = judge(videos)
+    (point,) = sweep(model, videos.features, judged, CPU, levels=[0.5], seed=3)[1:]
+    corrupt = observe_videos(model, videos.features, judged, CPU, corruption=Corruption(1, 0.5, seed=3))
+    for index, kind in enumerate(MODALITIES):
+        before, after = (frames_of(run, f"{kind}_weight").mean() for run in (clean, corrupt))
+        assert point.change.shape == (2, D)
+        assert point.change[index].mean() == pytest.approx(before - after, rel=1e-4)
+    assert point.change[1].mean() == pytest.approx(-point.change[0].mean(), rel=1e-4), "the weights sum to one"
+
+
+def test_the_same_seed_gives_the_same_result(model, videos):
+    runs = [sweep(model, videos.features, judge(videos), CPU, levels=[0.3], seed=seed) for seed in (5, 5, 6)]
+    assert runs[0][0].metrics == runs[1][0].metrics and np.array_equal(runs[0][0].change, runs[1][0].change)
+    assert runs[0][0].metrics["kl"] != runs[2][0].metrics["kl"]
+
+
+def test_certain_probabilities_are_clipped():
+    p, q = np.array([0.0, 1.0, 1.0, 0.5]), np.array([1.0, 0.0, 1.0, 0.5])
+    far = (1 - 1e-8) * math.log((1 - 1e-8) / 1e-8) + 1e-8 * math.log(1e-8 / (1 - 1e-8))
+    np.testing.assert_allclose(bernoulli_kl(p, q), [far, far, 0, 0], rtol=1e-6)
+
+
+def test_class_averages_are_means_over_frames(videos, clean):
+    rows = class_averages(clean, judge(videos), ["B1", "A", "B1", "G"])
+    found = {(row["class"], row["part"]): row for row in rows}
+    assert found.keys() == {(c, p) for c in ("B1", "G") for p in ("all", "anomalous", "normal")} | {
+        ("A", "all"),
+        ("A", "normal"),
+    }
+    for curve in ("event_weight", "image_cosine", "event_euclidean"):
+        joined = [by_frame(clean[index].by_modality[curve], FRAMES[index]) for index in (0, 2)]
+        values = np.concatenate(joined)[np.concatenate([videos.truth.frames[index] for index in (0, 2)]) == 1]
+        assert found["B1", "anomalous"][curve] == pytest.approx(values.mean(), rel=1e-6)
+        assert found["B1", "anomalous"]["frames"] == len(values) == 60
+
+
+def test_a_model_without_weights_is_refused(model, videos, monkeypatch):
+    judged, message = judge(videos)[:1], "does not weigh two modalities"
+    plain = VADOutput(torch.zeros(1, T, 1), None, None)
+    monkeypatch.setattr(type(model), "forward", lambda self, visual, lengths, text: plain)
+    with pytest.raises(UserError, match=message):
+        observe_videos(model, videos.features[:1], judged, CPU)
+    monkeypatch.setattr(type(model), "streams", ("rgb",))
+    with pytest.raises(UserError, match=message):
+        observe_videos(model, [videos.features[0][:, :D]], judged, CPU)
+
+
+def test_the_command_writes_every_table_and_picture(tmp_path):
+    tiny = make_tiny("ucf", tmp_path / "data")
+    network = ["--visual-head", 4, "--visual-layers", 1, "--num-refinement-steps", 2]
+    model = create_model(
+        "iefvad", ["a", "b"], visual_width=WIDTH, visual_head=4, visual_layers=1, num_refinement_steps=2
+    )
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    paths = ["--test-list", tiny.test_list, "--gt-path", tiny.folder / "truth.csv", "--feature-root", tiny.folder]
+    paths += ["--stream-folders", "features", "events", "--model-path", tmp_path / "model.pth", "--device", "cpu"]
+    sizes = ["--visual-width", WIDTH, "--visual-length", LENGTH, "--levels", 0.5, 0, "--curve-pictures", 1]
+    argv = strings(["uncertainty", "--dataset", "ucf", "--method", "iefvad"], paths, sizes, network)
+    assert "--output-dir is needed" in quietly(main, argv).err
+    out = tmp_path / "out"
+    outcome = quietly(main, [*argv, "--output-dir", str(out)])
+    assert outcome.code == 0, outcome.err
+
+    table = list(csv.DictReader((out / "uncertainty.csv").open()))
+    assert [(row["corrupted"], float(row["level"])) for row in table] == [
+        (modality, level) for modality in MODALITIES for level in (0, 0.5)
+    ]
+    for name in ("image", "event"):
+        changes = np.genfromtxt(out / f"weight_change_{name}.csv", delimiter=",", skip_header=1)[:, 2:]
+        assert changes.shape == (4, WIDTH) and not changes[[0, 2]].any() and changes[[1, 3]].any(axis=1).all()
+    by_class = list(csv.DictReader((out / "weights_by_class.csv").open()))
+    assert {row["class"] for row in by_class} == {"Normal", "Abuse", "Robbery"}
+    assert {"image_cosine", "event_euclidean"} <= csv.DictReader((out / "distances.csv").open()).__next__().keys()
+    curves = np.load(out / "curves.npz")
+    assert curves["videos"].tolist() == [video.name for video in tiny.videos]
+    assert len(curves["event_weight"]) == curves["snippets"].sum()
+    pictures = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    assert pictures == {"uncertainty.png", "weights_by_class.png", "distances.png"} | {
+        f"curves/{name}_0.png" for name in ("Normal", "Abuse", "Robbery")
+    }

@@ -1,0 +1,227 @@
+"""AnomalyCLIP against plain formulas: forward pass, class order, centre of normality, prompts, whole videos."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_anomalyclip import CLASSES, FRAMES, TARGETS, E, S, small_batch, small_model, toy_clip
+from torch import nn
+
+from clipfusionvad.datasets import find_dataset
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models.anomalyclip import TERMS
+from clipfusionvad.models.clip import tokenize
+
+
+@pytest.fixture
+def visual():
+    return small_batch()
+
+
+def test_forward_equals_the_plain_formulas(visual):
+    model = small_model()
+    norm = model.selector_model["bn_layer"]
+    nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2)
+    with torch.no_grad():
+        out, text, centre = model(visual), model.encode_text(), model.ncentroid
+        alphabetical = ["abuse", "car accident", "riot", "shooting"]
+        for ours, prompt in enumerate(CLASSES[1:]):
+            released = alphabetical.index(prompt)
+            direction = text[CLASSES.index(prompt)] - centre
+            direction = direction / direction.norm()
+            for b, t in ((0, 0), (4, 7)):
+                projected = (visual[b, t] - centre) @ direction
+                expected = (projected - norm.running_mean[released]) / (norm.running_var[released] + 1e-5).sqrt()
+                torch.testing.assert_close(out.similarity[b, t, ours], expected, atol=1e-4, rtol=1e-4)
+        # From the similarities on: the temporal model and the joint probabilities.
+        temporal = model.temporal_model
+        grid = temporal.projection(visual - centre).view(5, S, FRAMES, E).permute(0, 3, 1, 2)
+        logits = temporal.classifier(temporal.axial_attn(grid).permute(0, 2, 3, 1)).view(5, S * FRAMES)
+        scores = model.scores(out)
+    torch.testing.assert_close(out.coarse_logits[..., 0], logits)
+    s = torch.sigmoid(logits)
+    torch.testing.assert_close(scores.anomaly[0], s)
+    torch.testing.assert_close(scores.classes[..., 0], 1 - s)
+    torch.testing.assert_close(scores.classes[..., 1:], s[..., None] * out.similarity.softmax(-1))
+    torch.testing.assert_close(out.fine_logits.softmax(-1), scores.classes)
+
+
+def test_training_statistics_run_over_every_frame_of_the_batch(visual):
+    model = small_model().train()
+    with torch.no_grad():
+        similarity = model(visual).similarity.flatten(0, 1)
+    torch.testing.assert_close(similarity.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(similarity.var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+
+
+# Class names in the order of their ids, which is that of the released parameters.
+RELEASED = {
+    "shanghaitech": (
+        "car, chasing, circuit, fall, fighting, hurdle, jumping, monocycle, normal, push, robbery, running, "
+        "skateboard, step, stoop, throwing object, vaudeville, vehicle"
+    ),
+    "ucf": (
+        "Abuse, Arrest, Arson, Assault, Burglary, Explosion, Fighting, Normal, RoadAccidents, Robbery, Shooting, "
+        "Shoplifting, Stealing, Vandalism"
+    ),
+    "xd": "Abuse, Car_accident, Explosion, Fighting, Normal, Riot, Shooting",
+}
+
+
+@pytest.mark.parametrize("dataset", RELEASED)
+def test_parameters_have_the_released_order_whatever_that_of_the_classes(dataset):
+    released = [name.replace("_", " ") for name in RELEASED[dataset].split(", ")]
+    prompts = find_dataset(dataset).prompts
+    model = small_model(prompts)
+    tokens = model.prompt_learner.tokens
+    expected = tokenize([" ".join(["X"] * 8) + f" {name}." for name in released])
+    assert torch.equal(tokens, expected[:, : tokens.shape[1]]) and not expected[:, tokens.shape[1] :].any()
+    places = [[name.lower() for name in released].index(prompt.lower()) for prompt in prompts]
+    assert model.rank.tolist() == places
+    # Tensors of the anomalous classes alone have no column for the normal one.
+    assert model.columns.tolist() == [place - (place > places[0]) for place in places[1:]]
+
+
+def test_reordered_classes_give_reordered_outputs(visual):
+    order = [0, 3, 1, 4, 2]
+    one, other = (
+        small_model(concat_features=True),
+        small_model([CLASSES[c] for c in order], concat_features=True, seed=1),
+    )
+    nn.init.normal_(one.selector_model["bn_layer"].running_mean)
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        first, second = one(visual), other(visual)
+    torch.testing.assert_close(first.coarse_logits, second.coarse_logits)
+    torch.testing.assert_close(first.fine_logits[..., order], second.fine_logits)
+    torch.testing.assert_close(first.text_features[order], second.text_features)
+    torch.testing.assert_close(first.similarity[..., [c - 1 for c in order[1:]]], second.similarity)
+
+
+def test_calibrate_takes_the_mean_of_all_rows():
+    rng = np.random.default_rng(0)
+    videos = [(100 + rng.standard_normal((n, 64))).astype(np.float16) for n in (1, 40, 7)]
+    model = small_model(calibrated=False)
+    assert not model.calibrated
+    model.calibrate(iter(videos))
+    assert model.calibrated
+    expected = np.concatenate(videos).astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(model.ncentroid, expected, rtol=1e-6)
+
+
+def test_without_a_centre_there_is_no_forward(visual):
+    with pytest.raises(UserError, match=r"mean feature of the normal training videos.*calibrate\(\)"):
+        small_model(calibrated=False)(visual)
+    with pytest.raises(UserError, match="normal training videos, but there is none"):
+        small_model(calibrated=False).calibrate([])
+
+
+def test_without_recentring_similarity_is_a_cosine(visual):
+    model = small_model(recentre=False, calibrated=False)
+    with torch.no_grad():
+        out, text = model(visual), model.encode_text()
+        cosine = nn.functional.cosine_similarity(visual[:, :, None], text[1:], dim=-1)
+        raw = model.temporal_model(visual, model.grid)
+    torch.testing.assert_close(out.similarity, cosine / math.sqrt(1 + 1e-5), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out.coarse_logits, raw)
+    model.calibrate([np.ones((3, 64))])
+    with torch.no_grad():
+        torch.testing.assert_close(model(visual).coarse_logits, raw)
+
+
+def test_context_may_start_as_words():
+    model = small_model(ctx_init="a_photo_of_a", n_ctx=99)
+    embedding = toy_clip().state["token_embedding.weight"]
+    words = embedding[tokenize(["a photo of a"])[0, 1:5]]
+    assert torch.equal(model.prompt_learner.ctx, words.expand(5, 4, 64))
+    fixed = small_model(prompts="fixed", prompt_template="a photo of a {}.")
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(), fixed.encode_text())
+
+
+def test_shared_context_is_one_for_all_classes():
+    shared, own = small_model(shared_context=True, n_ctx=3), small_model(n_ctx=3)
+    assert shared.prompt_learner.ctx.shape == (3, 64) and own.prompt_learner.ctx.shape == (5, 3, 64)
+    with torch.no_grad():
+        own.prompt_learner.ctx.copy_(shared.prompt_learner.ctx.expand(5, 3, 64))
+        torch.testing.assert_close(shared.encode_text(), own.encode_text())
+
+
+def test_frozen_projection_and_fixed_prompts_do_not_learn(visual):
+    for options, learned in (
+        ({"learn_projection": False}, {"prompt_learner.ctx"}),
+        ({"prompts": "fixed"}, {"text_encoder.text_projection"}),
+        ({"prompts": "fixed", "learn_projection": False}, set()),
+        ({"prompts": "direct"}, {"prompt_learner.vectors"}),
+    ):
+        model = small_model(**options)
+        sum(model.losses(model(visual), TARGETS, None).values()).backward()
+        with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert {name for name in with_gradient if not name.startswith("temporal_model.")} == learned
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"),
+    [
+        ({"recentre": False}, "ncentroid"),
+        ({"learn_projection": False}, "-"),
+        ({"prompts": "fixed"}, "prompt_learner."),
+        ({"prompts": "direct"}, "prompt_learner."),
+        ({"selection": "magnitude"}, "-"),
+        *(({"temporal": kind}, "temporal_model.axial_attn.") for kind in ("mlp", "short", "long", "mtn")),
+    ],
+)
+def test_all_else_starts_from_the_same_weights(options, gone):
+    full, without = small_model().state_dict(), small_model(**options).state_dict()
+    assert {key for key in full.keys() - without.keys()} == {key for key in full if key.startswith(gone)}
+    for key in full.keys() & without.keys():
+        assert torch.equal(full[key], without[key]), key
+
+
+def test_directions_may_be_learned_without_any_text(visual):
+    model = small_model(prompts="direct")
+    with torch.no_grad():
+        out = model(visual)
+        for column, place in enumerate(model.rank[1:]):
+            direction = nn.functional.normalize(model.prompt_learner.vectors[place], dim=0)
+            expected = (visual - model.ncentroid) @ direction / math.sqrt(1 + 1e-5)
+            torch.testing.assert_close(out.similarity[..., column], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 11, 12, 13, 30])
+def test_score_video_of_any_length(count):
+    model = small_model().train()
+    features = np.random.default_rng(count).standard_normal((count, 64)).astype(np.float16)
+    anomaly, classes = model.score_video(features)
+    assert anomaly.shape == (count,) and classes.shape == (count, 5) and model.training
+    np.testing.assert_allclose(classes.sum(1), 1, atol=1e-5)
+    model.eval()
+    inputs = -(-count // (S * FRAMES))
+    expected = np.full(inputs * S * FRAMES, np.nan)
+    for j in range(inputs):
+        places = [(n * inputs + j) * FRAMES + f for n in range(S) for f in range(FRAMES)]
+        with torch.no_grad():
+            out = model(torch.from_numpy(features[[place % count for place in places]]).float()[None])
+        expected[places] = out.coarse_logits.sigmoid()[0, :, 0]
+    np.testing.assert_allclose(anomaly, expected[:count], atol=1e-5)
+
+
+def test_errors_name_what_is_wrong():
+    for options, message in (
+        ({"embed_dim": 512}, "--embed-dim 512, but CLIP toy has text width 64"),
+        ({"visual_width": 512}, "--visual-width 512, but CLIP toy embeds into 64"),
+        ({"heads": 3}, "--emb-size 16 is not a multiple of --heads 3"),
+        ({"num_topk": 5}, "--num-topk 5 is more than the --num-segments 4"),
+        ({"select_idx_dropout_bottomk": 1.0}, "--select-idx-dropout-bottomk 1.0 must be"),
+        ({"n_ctx": 80}, "too long for CLIP"),
+        ({"temporal": "rnn"}, "--temporal 'rnn': choose from axial, short, long, mtn, mlp"),
+        ({"temporal": "mtn", "emb_size": 20}, "--temporal mtn takes an --emb-size that is a multiple of 8, not 20"),
+        ({"selection": "chance"}, "--selection 'chance': choose from similarity, magnitude"),
+        ({f"{term}_weight": 0.0 for term in TERMS}, "nothing to train on"),
+    ):
+        with pytest.raises(UserError, match=message):
+            small_model(calibrated=False, **options)
+    assert small_model(heads=3, dim_heads=4).sampling.length == S * FRAMES

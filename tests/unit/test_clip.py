@@ -1,0 +1,188 @@
+"""The door to CLIP, and prompts through its text tower."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.error
+
+import pytest
+import torch
+
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip, openai_clip, tokenize, toy_state
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts
+
+TEXTS = ["normal", "roadAccidents", "car accident"]
+
+
+@pytest.fixture(scope="module")
+def state():
+    return toy_state(64)
+
+
+@pytest.fixture(scope="module")
+def official(state):
+    """The same weights in OpenAI's own model, which rounds them to half precision."""
+    openai_clip()
+    from clip.model import build_model
+
+    return build_model(dict(state)).float()
+
+
+@pytest.fixture(scope="module")
+def tower(official):
+    return ClipTextTower(ClipWeights(official.state_dict(), "official"))
+
+
+def test_toy_is_the_same_every_time_and_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = toy_state(64)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, first[key]) for key, value in toy_state(64).items())
+    assert load_clip("toy", 128).text_width == load_clip("toy", 128).embed_dim == 128
+
+
+def test_fixed_prompts_equal_openais_encode_text(tower, official):
+    with torch.no_grad():
+        ours = FixedPrompts(TEXTS, "a video of {}")(tower)
+        expected = official.encode_text(openai_clip().tokenize([f"a video of {text}" for text in TEXTS]))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("prefix", "postfix"), [(10, 10), (0, 0), (3, 0), (0, 5), (40, 30)])
+def test_learned_prompts_equal_the_full_77_tokens(tower, official, prefix, postfix):
+    """Position by position, without cutting after the last EOT."""
+    context = torch.randn(77, 64, generator=torch.Generator().manual_seed(1))
+    expected = []
+    with torch.no_grad():
+        for tokens in tokenize(TEXTS):
+            end = int(tokens.argmax())
+            sequence = context.clone()
+            sequence[0] = official.token_embedding(tokens[0])
+            for word in range(1, end):
+                sequence[prefix + word] = official.token_embedding(tokens[word])
+            sequence[prefix + end + postfix] = official.token_embedding(tokens[end])
+            x = official.transformer((sequence + official.positional_embedding)[:, None])[:, 0]
+            expected.append(official.ln_final(x)[prefix + end + postfix] @ official.text_projection)
+        ours = LearnedPrompts(TEXTS, prefix, postfix)(tower, context)
+    torch.testing.assert_close(ours, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_context_that_is_overwritten_or_behind_eot_gets_a_zero_gradient(tower):
+    context = torch.randn(77, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    LearnedPrompts(["normal"], 2, 3)(tower, context).square().sum().backward()
+    # SOT 0, learned 1-2, "normal" 3, learned 4-6, EOT 7.
+    touched = context.grad.abs().sum(1) > 0
+    assert touched.nonzero().flatten().tolist() == [1, 2, 4, 5, 6]
+
+
+def test_files(tmp_path, state):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(half, tmp_path / "plain.pt")
+    torch.save({"state_dict": half}, tmp_path / "wrapped.pt")
+    torch.save(
+        {f"clipmodel.{key}": value for key, value in half.items()} | {"gc1.weight": torch.ones(2)}, tmp_path / "in.pth"
+    )
+    expected = load_clip(str(tmp_path / "plain.pt"))
+    for name in ("wrapped.pt", "in.pth"):
+        loaded = load_clip(str(tmp_path / name))
+        assert loaded.fingerprint == expected.fingerprint
+        assert torch.equal(loaded.state["text_projection"], half["text_projection"])
+    assert expected.fingerprint != load_clip("toy", 64).fingerprint  # rounded to half
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_openais_torchscript_archive(tmp_path, official):
+    class Archive(torch.nn.Module):
+        """A scripted module whose state dict has OpenAI's names."""
+
+        def __init__(self):
+            super().__init__()
+            self.token_embedding, self.ln_final = official.token_embedding, official.ln_final
+            self.positional_embedding, self.text_projection = official.positional_embedding, official.text_projection
+            self.transformer = official.transformer
+
+        def forward(self, x):
+            return self.ln_final(x)
+
+    path = str(tmp_path / "archive.pt")
+    torch.jit.trace(Archive(), torch.zeros(1, 64)).save(path)
+    loaded = load_clip(path)
+    assert torch.equal(loaded.state["text_projection"], official.text_projection)
+    ClipTextTower(loaded)
+
+
+def test_checkpoint_without_the_whole_tower_holds_no_clip(state):
+    partial = {f"clipmodel.{key}": value for key, value in state.items() if key != "token_embedding.weight"}
+    assert clip_in_checkpoint(partial, "x") is None
+
+
+def test_unusable_files(tmp_path):
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
+    torch.save(torch.ones(2), tmp_path / "tensor.pt")
+    with pytest.raises(UserError, match="not a readable torch file"):
+        load_clip(str(tmp_path / "text.pt"))
+    with pytest.raises(UserError, match="not a CLIP file.*token_embedding"):
+        load_clip(str(tmp_path / "other.pt"))
+    with pytest.raises(UserError, match="holds no state dict"):
+        load_clip(str(tmp_path / "tensor.pt"))
+    with pytest.raises(UserError, match="did you mean 'ViT-B/16'"):
+        load_clip("ViT-B16")
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(openai_clip(), "load", no_network)
+    with pytest.raises(UserError, match="ViT-B/16 could not be downloaded.*no route.*--clip FILE"):
+        load_clip("ViT-B/16")
+
+
+def test_a_prompt_longer_than_clip_reads():
+    with pytest.raises(UserError, match="too long"):
+        tokenize(["word " * 100])
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [("torchvision", "pip install torchvision"), ("pkg_resources", "setuptools<81"), ("clip", "openai-clip")],
+)
+def test_a_missing_package_is_one_line(module, remedy):
+    code = f"""
+import sys
+from clipfusionvad.io.errors import run_main
+from clipfusionvad.models.clip import openai_clip
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+sys.exit(run_main(lambda: openai_clip() and 0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and remedy in done.stderr
+
+
+def test_torchvision_built_for_another_torch_is_helped(tmp_path):
+    """A stand-in that dies on the missing operator, as the PyPI wheel does beside a CPU-only torch."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import torch\n"
+        "torch.ops.torchvision  # the namespace is always there, its operators are not\n"
+        "torch.library.register_fake('torchvision::nms')(lambda dets, scores, iou_threshold: dets)\n"
+    )
+    (package / "transforms.py").write_text(
+        "Compose = Resize = CenterCrop = ToTensor = Normalize = object\nclass InterpolationMode:\n    BICUBIC = 3\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + (
+        "from clipfusionvad.models.clip import tokenize\nprint(tuple(tokenize(['normal']).shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "(1, 77)\n", done.stderr

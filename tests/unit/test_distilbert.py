@@ -1,0 +1,176 @@
+"""Where ReFLIP-VAD's DistilBERT comes from, and that nothing in a folder is run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models.layers.distilbert import DEFAULT, DistilBert
+
+transformers = pytest.importorskip("transformers", reason="DistilBERT needs: pip install transformers")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "car", "accident", "shop", "##lift", "##ing"]
+CONFIG = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "vocab_size": len(WORDS)}
+CONFIG |= {"max_position_embeddings": 16, "model_type": "distilbert"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    return huggingface_hub
+
+
+def weights(folder, seed):
+    torch.manual_seed(seed)
+    return DistilBert.find(str(folder)).build().state_dict()
+
+
+def same(model, state):
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_the_toy_is_the_same_every_time_and_tells_words_apart(no_network):
+    toy = DistilBert.find("toy")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, other = toy.build().eval(), toy.build()
+    assert torch.equal(before, torch.get_rng_state()) and same(one, other.state_dict())
+    ids = toy.tokens(["normal", "Car accident", "x"])
+    assert ids.shape == (3, 2 + len("caraccident")) and (ids != 1).all()
+    assert ids[2].tolist()[3:] == [0] * (ids.shape[1] - 3)
+    states = one(ids).last_hidden_state.mean(1)
+    assert (states[0] - states[1]).abs().max() > 0.1
+
+
+def test_a_folder_gives_shape_and_words(folder, no_network):
+    found = DistilBert.find(str(folder))
+    model = found.build()
+    assert model.config.dim == 8 and len(model.transformer.layer) == 1
+    assert found.tokens(["car accident", "Shoplifting", "fire"]).tolist() == [
+        [2, 5, 6, 3, 0],
+        [2, 7, 8, 9, 3],
+        [2, 1, 3, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "distilbert."])
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_are_read_from_either_file_with_or_without_a_head(folder, kind, prefix, no_network):
+    wanted = weights(folder, 1)
+    stored = {prefix + key: value for key, value in wanted.items()} | {"vocab_transform.weight": torch.zeros(8, 8)}
+    if kind == "model.safetensors":
+        from safetensors.torch import save_file
+
+        save_file(stored, folder / kind)
+    else:
+        torch.save(stored, folder / kind)
+    torch.manual_seed(2)
+    assert same(DistilBert.find(str(folder)).build(), wanted)
+
+
+def test_without_weights_they_are_drawn(folder):
+    assert torch.equal(
+        weights(folder, 1)["embeddings.word_embeddings.weight"], weights(folder, 1)["embeddings.word_embeddings.weight"]
+    )
+    assert not torch.equal(
+        weights(folder, 1)["embeddings.word_embeddings.weight"], weights(folder, 2)["embeddings.word_embeddings.weight"]
+    )
+
+
+class Malicious:
+    def __reduce__(self):
+        return (pytest.fail, ("code in a weights file was run",))
+
+
+def test_a_pickle_is_refused_without_running_it(folder):
+    torch.save({"embeddings": Malicious()}, folder / "pytorch_model.bin", pickle_module=pickle)
+    with pytest.raises(UserError, match="could run foreign code; refused"):
+        DistilBert.find(str(folder)).build()
+
+
+BROKEN = {
+    "no config": ("config.json", None, "DistilBERT's config not found"),
+    "no JSON": ("config.json", "{", "config.json is not readable JSON"),
+    "another model": ("config.json", '{"model_type": "bert"}', "does not describe a DistilBERT"),
+    "odd heads": ("config.json", json.dumps(CONFIG | {"n_heads": 3}), "makes no DistilBERT"),
+    "a word for a number": ("config.json", json.dumps(CONFIG | {"dim": "wide"}), "makes no DistilBERT"),
+    "cut weights": ("model.safetensors", "cut", "not a readable safetensors file"),
+    "no tensors": ("pytorch_model.bin", "text", "not a readable torch file"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_one_line(folder, case):
+    name, content, message = BROKEN[case]
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        DistilBert.find(str(folder)).build()
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    state = weights(folder, 1)
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"hidden_dim": 12}))
+    with pytest.raises(UserError, match="do not fit its config.json at transformer.layer.0.ffn.lin1.weight"):
+        DistilBert.find(str(folder)).build()
+
+
+def test_words_need_a_vocabulary(folder):
+    (folder / "vocab.txt").unlink()
+    found = DistilBert.find(str(folder))
+    found.build()
+    with pytest.raises(UserError, match="has no vocab.txt"):
+        found.tokens(["car"])
+
+
+def test_a_name_is_fetched_once_and_must_bring_weights(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder,
+    )
+    with pytest.raises(UserError, match=f"--prompt-encoder {DEFAULT}: that model has no model.safetensors"):
+        DistilBert.find(DEFAULT)
+    from safetensors.torch import save_file
+
+    wanted = weights(folder, 3)
+    save_file(wanted, folder / "model.safetensors")
+    found = DistilBert.find(DEFAULT)
+    assert same(found.build(), wanted) and len(found.tokens(["car"])) == 1
+    assert len(asked) == 2 and not any(pattern.endswith((".bin", ".py", "*")) for pattern in asked[0][1])
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nmore"), ValueError("no such name"), ConnectionError("offline")])
+def test_what_cannot_be_fetched_is_one_line(error, monkeypatch):
+    import huggingface_hub
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        UserError, match="'distilbrt' is neither a folder nor a model that could be downloaded"
+    ) as caught:
+        DistilBert.find("distilbrt")
+    assert "\n" not in str(caught.value)

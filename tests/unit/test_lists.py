@@ -1,0 +1,282 @@
+"""Reading lists and feature files: what is found, and what is said when it is not."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipfusionvad.data import checks
+from clipfusionvad.data.features import load_features, read_shape
+from clipfusionvad.data.lists import Entry, read_list, split_crop, write_list
+from clipfusionvad.datasets import UCF, XD
+from clipfusionvad.io.errors import UserError
+
+
+def save(path, rows=2, dim=3, dtype=np.float16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.ones((rows, dim), dtype=dtype))
+    return path
+
+
+def write(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def message(call, *args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@given(st.text(min_size=1).filter(lambda name: "\0" not in name), st.integers(0, 99))
+def test_only_the_last_crop_suffix_is_cut(name, crop):
+    assert split_crop(f"{name}__{crop}") == (name, crop)
+
+
+@pytest.mark.parametrize(
+    "stem, video, crop",
+    [
+        ("Abuse001_x264__5", "Abuse001_x264", 5),
+        ("v=S-7rRLrxnVQ__#1_label_B4-0-0__0", "v=S-7rRLrxnVQ__#1_label_B4-0-0", 0),
+        (
+            "Bad.Boys.1995__#01-33-51_01-34-37_label_B2-0-0",
+            "Bad.Boys.1995__#01-33-51_01-34-37_label_B2-0-0",
+            None,
+        ),
+        ("assault001", "assault001", None),
+    ],
+)
+def test_video_and_crop_of_a_file(tmp_path, stem, video, crop):
+    entry = Entry(tmp_path / f"{stem}.npy", "x", 2)
+    assert (entry.video, entry.crop) == (video, crop)
+
+
+def test_labels_are_stripped_and_rows_are_file_lines(tmp_path):
+    file = save(tmp_path / "a.npy")
+    path = write(tmp_path / "list.csv", "path,label", f"{file}, Assault", "", f"{file},Normal")
+    assert read_list(path, dataset=UCF) == [Entry(file, "Assault", 2), Entry(file, "Normal", 4)]
+
+
+def test_write_and_read_back(tmp_path):
+    entries = [Entry(save(tmp_path / f"v=a,b__#{k}__{k}.npy"), "B1-G-0", k + 2) for k in range(3)]
+    write_list(tmp_path / "list.csv", entries)
+    assert read_list(tmp_path / "list.csv", dataset=XD) == entries
+
+
+def test_relative_to_the_list_and_to_the_folder_above(tmp_path):
+    beside, above = save(tmp_path / "list/sub/a.npy"), save(tmp_path / "features/b.npy")
+    path = write(tmp_path / "list/l.csv", "path,label", "sub/a.npy,Normal", "features/b.npy,Normal")
+    assert [entry.path.resolve() for entry in read_list(path)] == [beside, above]
+
+
+@pytest.mark.parametrize("listed", ["/home/x/UCF/Abuse/a__0.npy", "C:\\UCF\\Abuse\\a__0.npy", "UCF/../Abuse/a__0.npy"])
+def test_foreign_paths_are_found_by_their_longest_tail(tmp_path, listed):
+    wanted = save(tmp_path / "root/Abuse/a__0.npy")
+    save(tmp_path / "root/a__0.npy")
+    path = write(tmp_path / "l.csv", "path,label", f"{listed},Abuse")
+    assert read_list(path, tmp_path / "root")[0].path == wanted
+
+
+def test_a_file_is_searched_for_below_the_root(tmp_path):
+    wanted = save(tmp_path / "root/deep/er/Abuse/a.npy")
+    save(tmp_path / "root/deep/er/Normal/a.npy")
+    path = write(tmp_path / "l.csv", "path,label", "/home/x/Abuse/a.npy,Abuse")
+    assert read_list(path, tmp_path / "root")[0].path == wanted
+
+
+def test_a_tie_between_two_files_names_both(tmp_path):
+    one, two = save(tmp_path / "root/p/a.npy"), save(tmp_path / "root/q/a.npy")
+    path = write(tmp_path / "l.csv", "path,label", "/home/x/a.npy,Abuse")
+    text = message(read_list, path, tmp_path / "root")
+    assert str(one) in text and str(two) in text and "row 2" in text
+
+
+def test_linked_files_are_no_tie_and_linked_loops_end(tmp_path):
+    one = save(tmp_path / "root/p/a.npy")
+    (tmp_path / "root/q").mkdir()
+    (tmp_path / "root/q/a.npy").symlink_to(one)
+    (tmp_path / "root/q/loop").symlink_to(tmp_path / "root", target_is_directory=True)
+    path = write(tmp_path / "l.csv", "path,label", "/home/x/a.npy,Abuse")
+    assert read_list(path, tmp_path / "root")[0].path.samefile(one)
+
+
+def test_missing_files_are_counted_in_one_line(tmp_path):
+    path = write(tmp_path / "l.csv", "path,label", f"{save(tmp_path / 'a.npy')},Abuse", "/x/b.npy,Abuse", "c.npy,Abuse")
+    text = message(read_list, path)
+    assert "2 of 3" in text and "row 3: /x/b.npy" in text and "--feature-root" in text
+    assert "--feature-root" in message(read_list, path, tmp_path)
+    assert "nowhere" in message(read_list, path, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        (b"", ["is empty"]),
+        (b"path,label\n", ["no videos"]),
+        (b"file,label\na,b\n", ["'path'", "file,label"]),
+        (b"path,class\na,b\n", ["'label'"]),
+        (b"path,label\n,Abuse\n", ["row 2", "path is empty"]),
+        (b"path,label\n\na.npy,\n", ["row 3", "label is empty"]),
+        (b"path,label\na.npy\n", ["row 2", "label is empty"]),
+        (b"path,label\na,b.npy,Abuse\n", ["row 2", "3 cells"]),
+        (b'path,label\n"a.npy,Abuse\n', ["row 2", "CSV"]),
+        (b"\x93NUMPY\x01\x00v\x00", ["not a text file"]),
+        (b"path,label\na\0b,Abuse\n", ["not a text file"]),
+    ],
+)
+def test_malformed_lists(tmp_path, content, parts):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    text = message(read_list, path)
+    assert all(part in text for part in [*parts, str(path)])
+
+
+def test_missing_list(tmp_path):
+    assert str(tmp_path / "no.csv") in message(read_list, tmp_path / "no.csv")
+
+
+def test_unknown_label_names_row_and_nearest(tmp_path):
+    file = save(tmp_path / "a.npy")
+    path = write(tmp_path / "l.csv", "path,label", f"{file},Abuse", f"{file},RoadAccident")
+    text = message(read_list, path, dataset=UCF)
+    assert "row 3" in text and "'RoadAccident'" in text and "'RoadAccidents'" in text
+
+
+def test_forty_thousand_rows_are_fast(tmp_path):
+    for k in range(40):
+        save(tmp_path / f"root/features/{k}.npy")
+    lines = [f"/home/someone/data/XD/train/{k % 40}.npy,A" for k in range(40_000)]
+    path = write(tmp_path / "l.csv", "path,label", *lines)
+    start = time.perf_counter()
+    assert len(read_list(path, tmp_path / "root", XD)) == 40_000
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_features_keep_values_and_dtype(tmp_path, dtype, order):
+    array = np.asarray(np.random.default_rng(0).normal(size=(5, 4)), dtype=dtype, order=order)
+    np.save(tmp_path / "a.npy", array)
+    assert read_shape(tmp_path / "a.npy") == (5, 4)
+    loaded = load_features(tmp_path / "a.npy", 4)
+    assert loaded.dtype == np.dtype(dtype).newbyteorder("=") and loaded.flags.c_contiguous
+    np.testing.assert_array_equal(loaded, array)
+
+
+@pytest.mark.parametrize(
+    "array, part",
+    [
+        (np.ones((10, 32, 512), np.float16), "(10, 32, 512); one file holds one crop"),
+        (np.ones(512, np.float32), "(512,)"),
+        (np.ones((0, 512), np.float32), "no features"),
+        (np.ones((2, 4), np.int64), "int64"),
+        (np.array([[None, "x"]], dtype=object), "object"),
+        (np.array([[1, 2], [1, np.nan], [np.inf, 1]], np.float16), "snippet 1 "),
+        (np.ones((2, 5), np.float16), "dim 5"),
+    ],
+)
+def test_bad_features_name_the_file(tmp_path, array, part):
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    text = message(load_features, tmp_path / "bad.npy", 2)
+    assert part in text and str(tmp_path / "bad.npy") in text
+
+
+def npy_header(shape, descr="'<f2'"):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (npy_header("(4, 2)") + bytes(15), "truncated"),
+        (npy_header("(4, 2)") + bytes(17), "damaged"),
+        (npy_header("(10**12, 512)"), "not a readable"),
+        (npy_header("(1000000000000, 512)") + bytes(64), "truncated"),
+        (npy_header("(-1, 512)"), "no features"),
+        (npy_header("(2, 2)", "'no type'"), "not a readable"),
+        (npy_header("(2, (")[:-40], "not a readable"),
+        (b"", "not a readable"),
+        (b"PK\x03\x04", "not a readable"),
+    ],
+)
+def test_damaged_files_are_found_from_the_header(tmp_path, content, part):
+    (tmp_path / "bad.npy").write_bytes(content)
+    text = message(read_shape, tmp_path / "bad.npy")
+    assert part in text and str(tmp_path / "bad.npy") in text
+
+
+# Parts of a damaged header may be Python text that its own parser warns about.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+@given(st.binary(max_size=200), st.integers(0, 140))
+def test_no_damage_makes_read_shape_crash(tmp_path_factory, noise, at):
+    path = tmp_path_factory.getbasetemp() / "noise.npy"
+    whole = bytearray(npy_header("(4, 2)") + bytes(16))
+    whole[at : at + len(noise)] = noise
+    path.write_bytes(whole)
+    try:
+        rows, dim = read_shape(path)
+        assert rows > 0 and dim > 0
+    except UserError as error:
+        assert str(path) in str(error)
+
+
+def entries_of(*paths):
+    return [Entry(path, "Abuse", row) for row, path in enumerate(paths, 2)]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_check_features_counts_snippets_in_order(tmp_path, read):
+    entries = entries_of(*(save(tmp_path / f"{k}.npy", rows=k) for k in range(1, 30)))
+    assert checks.check_features(entries, 3, "l.csv", read) == list(range(1, 30))
+
+
+def test_check_features_names_the_first_bad_row_and_counts_the_rest(tmp_path):
+    good, narrow, empty = (
+        save(tmp_path / "a.npy"),
+        save(tmp_path / "b.npy", dim=2),
+        save(tmp_path / "c.npy", rows=0),
+    )
+    text = message(checks.check_features, entries_of(good, narrow, empty), 3, "train.csv")
+    assert text.startswith("train.csv, row 3:") and str(narrow) in text and "1 other" in text
+
+
+def test_check_features_reads_values_only_when_asked(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[np.nan, 1]], np.float32))
+    assert checks.check_features(entries_of(tmp_path / "a.npy"), 2, "l.csv", read=False) == [1]
+    assert "NaN" in message(checks.check_features, entries_of(tmp_path / "a.npy"), 2, "l.csv")
+
+
+def test_check_features_draws_no_bar_into_logs(tmp_path, capfd):
+    checks.check_features(entries_of(save(tmp_path / "a.npy")), 3, "l.csv")
+    assert capfd.readouterr().err == ""
+
+
+def test_overlap_is_warned_about(tmp_path, capsys):
+    train = entries_of(tmp_path / "a__0.npy", tmp_path / "b__1.npy")
+    checks.check_overlap(train, entries_of(tmp_path / "other/b__5.npy", tmp_path / "c__5.npy"))
+    assert capsys.readouterr().err.startswith("warning: 1 test videos")
+    checks.check_overlap(train, entries_of(tmp_path / "c__5.npy"))
+    assert capsys.readouterr().err == ""
+
+
+def test_features_of_another_scale_are_pointed_out(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    entries = []
+    for name, scale in (("plain", 1.0), ("close", 2.0), ("normalised", 0.1)):
+        np.save(tmp_path / f"{name}__0.npy", (scale * rng.normal(size=(5, 8))).astype(np.float32))
+        entries.append(Entry(tmp_path / f"{name}__0.npy", "Normal", 2))
+    assert checks.check_features(entries[:2], 8, "a.csv") == [5, 5]
+    assert capsys.readouterr().err == ""
+    assert checks.check_features(entries, 8, "a.csv") == [5, 5, 5]
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: a.csv: features differ in scale")
+    assert "normalised__0.npy" in warning and "close__0.npy" in warning
+    checks.check_features(entries, 8, "a.csv", read=False)
+    assert capsys.readouterr().err == ""

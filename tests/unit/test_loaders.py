@@ -1,0 +1,99 @@
+"""Batch plans: which rows, how often, and the same again for the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipfusionvad.data.holdout import split_holdout
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.loaders import Bags, BalancedPlan, ShuffledPlan, load_batches, make_plan
+from clipfusionvad.data.sampling import WindowSampling, sample_uniform
+from clipfusionvad.datasets import XD
+from clipfusionvad.io.errors import UserError
+
+sizes = st.integers(1, 40)
+
+
+def feature_path(label, number, crop):
+    return Path(f"{label}{number:03d}_x264__{crop}.npy")
+
+
+@given(sizes, sizes, st.integers(0, 5), st.integers(0, 3))
+def test_a_shuffled_epoch_holds_every_row_once(count, batch_size, seed, epoch):
+    rows = np.arange(100, 100 + count)
+    batches = ShuffledPlan(rows, batch_size, seed).epoch(epoch)
+    assert sorted(np.concatenate(batches)) == rows.tolist()
+    assert all(len(batch) == batch_size for batch in batches[:-1]) and 1 <= len(batches[-1]) <= batch_size
+
+
+@given(sizes, sizes, st.integers(1, 10), st.integers(0, 5), st.integers(0, 3))
+def test_a_balanced_epoch_is_half_normal_half_anomalous(normal, anomalous, batch_size, seed, epoch):
+    rows = np.arange(normal), np.arange(1000, 1000 + anomalous)
+    if min(normal, anomalous) < batch_size:
+        with pytest.raises(UserError, match="lower --batch-size"):
+            BalancedPlan(*rows, batch_size, seed)
+        return
+    batches = BalancedPlan(*rows, batch_size, seed).epoch(epoch)
+    assert len(batches) == min(normal, anomalous) // batch_size
+    for batch in batches:
+        assert (batch[:batch_size] < 1000).all() and (batch[batch_size:] >= 1000).all()
+        assert len(batch) == 2 * batch_size
+    drawn = np.concatenate(batches)
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_plans_repeat_by_seed_and_differ_by_epoch():
+    plan, again = (ShuffledPlan(np.arange(50), 8, seed=3) for _ in range(2))
+    order = np.concatenate(plan.epoch(1))
+    np.testing.assert_array_equal(order, np.concatenate(again.epoch(1)))
+    assert (order != np.concatenate(plan.epoch(2))).any()
+    assert (order != np.concatenate(ShuffledPlan(np.arange(50), 8, seed=4).epoch(1))).any()
+
+
+def test_the_plan_uses_only_the_given_rows():
+    targets = np.zeros((10, 3))
+    targets[::2, 0], targets[1::2, 1] = 1, 1
+    plan = make_plan(targets, np.array([0, 1, 2, 3, 5]), batch_size=2, balanced=True, seed=0)
+    (batch,) = plan.epoch(0)
+    assert set(batch[:2]) == {0, 2} and set(batch[2:]) < {1, 3, 5}
+
+
+def test_batches_hold_what_the_files_hold(tmp_path):
+    entries = []
+    for row, (label, count) in enumerate([("A", 5), ("B1-G-0", 40), ("G-0-0", 16)]):
+        path = tmp_path / f"v{row}__0.npy"
+        np.save(path, np.random.default_rng(row).standard_normal((count, 4)).astype(np.float16))
+        entries.append(Entry(path, label, row + 2))
+    bags = Bags(entries, XD, WindowSampling(16), width=4)
+    ((visual, lengths, targets),) = load_batches(bags, [np.array([2, 0, 1])], workers=0)
+    assert lengths.tolist() == [16, 5, 16]
+    for position, row in enumerate([2, 0, 1]):
+        expected, _ = sample_uniform(np.load(entries[row].path), 16)
+        np.testing.assert_array_equal(visual[position], expected.astype(np.float32))
+        np.testing.assert_array_equal(targets[position], XD.encode(entries[row].label))
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.integers(1, 4), st.floats(0.05, 0.99), st.integers(0, 3))
+def test_holdout_keeps_videos_whole_and_every_label_on_both_sides(normal, abuse, crops, share, seed):
+    videos = [("Normal", n) for n in range(normal)] + [("Abuse", n) for n in range(abuse)]
+    entries = [Entry(feature_path(label, n, crop), label, 0) for label, n in videos for crop in range(crops)]
+    train, held_out = split_holdout(entries, np.array([e.label == "Normal" for e in entries]), share, seed)
+    train_videos, held_videos = ({entries[row].video for row in rows} for rows in (train, held_out))
+    assert not train_videos & held_videos
+    assert len(held_out) == len(held_videos)  # one crop each
+    assert len(train_videos | held_videos) == normal + abuse
+    assert {entries[row].label for row in held_out} == {"Normal", "Abuse"}
+    assert {entries[row].label for row in train} == {"Normal", "Abuse"}
+
+
+def test_holdout_needs_two_kinds_of_videos():
+    entries = [Entry(feature_path("Abuse", n, 0), "Abuse", 0) for n in range(4)]
+    entries += [Entry(feature_path("Normal", 0, crop), "Normal", 0) for crop in range(3)]
+    normal = np.array([entry.label == "Normal" for entry in entries])
+    with pytest.raises(UserError, match="--protocol clean.*no two normal videos"):
+        split_holdout(entries, normal, 0.3, 0)

@@ -1,0 +1,178 @@
+"""Flags, option files and configs: names and defaults of the original scripts, and their precedence."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from clipfusionvad.cli.options import record
+from clipfusionvad.io.errors import UserError
+
+# Names and defaults of the released option files of ClipFusionVAD.
+SHARED = {
+    "seed": 234,
+    "embed_dim": 512,
+    "visual_length": 256,
+    "visual_width": 512,
+    "visual_head": 1,
+    "prompt_prefix": 10,
+    "prompt_postfix": 10,
+    "max_epoch": 10,
+    "use_checkpoint": False,
+    "checkpoint_path": "model/checkpoint.pth",
+    "scheduler_rate": 0.1,
+}
+RELEASED = {
+    "ucf": SHARED
+    | {
+        "visual_layers": 2,
+        "attn_window": 8,
+        "classes_num": 14,
+        "model_path": "model/model_ucf.pth",
+        "batch_size": 64,
+        "train_list": "list/ucf_CLIP_rgb.csv",
+        "test_list": "list/ucf_CLIP_rgbtest.csv",
+        "gt_path": "list/gt_ucf.npy",
+        "gt_segment_path": "list/gt_segment_ucf.npy",
+        "gt_label_path": "list/gt_label_ucf.npy",
+        "lr": 2e-5,
+        "scheduler_milestones": [4, 8],
+    },
+    "xd": SHARED
+    | {
+        "visual_layers": 3,
+        "attn_window": 64,
+        "classes_num": 7,
+        "model_path": "model/model_xd.pth",
+        "batch_size": 96,
+        "train_list": "list/xd_CLIP_rgb.csv",
+        "test_list": "list/xd_CLIP_rgbtest.csv",
+        "gt_path": "list/gt.npy",
+        "gt_segment_path": "list/gt_segment.npy",
+        "gt_label_path": "list/gt_label.npy",
+        "lr": 1e-5,
+        "scheduler_milestones": [3, 6, 10],
+    },
+}
+DATASETS = pytest.mark.parametrize("dataset", sorted(RELEASED))
+
+
+def parse(dataset, *argv, **kwargs):
+    return importlib.import_module(f"{dataset}_option").parse_args(list(argv), **kwargs)
+
+
+def fails(capsys, dataset, *argv):
+    """The single line that parsing ends with."""
+    with pytest.raises(SystemExit) as stop:
+        parse(dataset, *argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        (tmp_path / "config.yaml").write_text(text)
+        return str(tmp_path / "config.yaml")
+
+    return write
+
+
+@DATASETS
+def test_names_and_defaults_of_the_released_option_files(dataset):
+    args = vars(parse(dataset))
+    assert {name: args[name] for name in RELEASED[dataset]} == RELEASED[dataset]
+
+
+def test_another_method_brings_its_own_defaults():
+    assert parse("xd", "--method", "vadclip").visual_layers == 1
+    assert parse("xd", "--method", "vadclip", "--visual-layers", "2").visual_layers == 2
+    assert parse("ucf", "--method", "vadclip").visual_layers == 2
+
+
+def test_default_below_config_below_flag(config):
+    path = config("lr: 1e-3\nvisual-layers: 1\nscheduler_milestones: [2, 5]\ngraph: false\nmethod: vadclip\n")
+    args = parse("ucf", "--config", path, "--lr", "5e-4")
+    assert (args.lr, args.visual_layers, args.scheduler_milestones) == (5e-4, 1, [2, 5])
+    assert (args.graph, args.method, args.batch_size) == (False, "vadclip", 64)
+    assert parse("ucf", "--config", path, "--graph").graph is True
+    assert parse("ucf", "--config", path, "--method", "clipfusionvad").method == "clipfusionvad"
+
+
+def test_stored_options_lie_below_config_and_flags(config):
+    stored = {"visual_layers": 4, "gam": False, "clip": "toy"}
+    args = parse("ucf", "--config", config("visual-layers: 3\n"), "--gam", stored=stored)
+    assert (args.visual_layers, args.gam, args.clip) == (3, True, "toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning-rate: 1", "unknown key 'learning_rate'"),
+        ("visual-layer: 1", "did you mean 'visual_layers'"),
+        ("graph: 'no'", "graph must be true or false"),
+        ("use_checkpoint: 0", "use_checkpoint must be true or false"),
+        ("lr: [1, 2]", "lr takes one value"),
+        ("lr: null", "lr cannot be None"),
+        ("lr: true", "lr cannot be True"),
+        ("config: other.yaml", "unknown key 'config'"),
+        ("- lr", "must hold lines"),
+        ("lr: [", "not readable YAML"),
+    ],
+)
+def test_what_a_config_cannot_say(config, text, message):
+    with pytest.raises(UserError, match=message):
+        parse("ucf", "--config", config(text))
+
+
+def test_config_values_are_checked_by_the_parser(config, capsys):
+    for text in ("lr: fast", "max-epoch: 1.5", "select: auc3", "gam: true\nmethod: clipfusionvad\nprompts: none"):
+        assert "config.yaml: argument --" in fails(capsys, "ucf", "--config", config(text))
+
+
+def test_an_option_of_another_method_is_unknown(config, capsys):
+    with pytest.raises(UserError, match="unknown key 'gam'"):
+        parse("ucf", "--config", config("method: vadclip\ngam: false"))
+    assert "unknown argument '--no-gam'" in fails(capsys, "ucf", "--method", "vadclip", "--no-gam")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--visual-lenght", "3"], "did you mean '--visual-length'"),
+        (["--visual", "3"], "unknown argument '--visual'"),
+        (["--lr", "0"], "--lr: must be a positive number, got '0'"),
+        (["--lr", "nan"], "--lr: must be a positive number"),
+        (["--batch-size", "many"], "--batch-size: must be a positive whole number, got 'many'"),
+        (["--use-checkpoint", "True"], "unknown argument 'True'"),
+        (["--holdout", "1.5"], "--holdout: must be a number between 0 and 1"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, argv, message):
+    assert message in fails(capsys, "ucf", *argv)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(UserError, match="unknown method 'vadcilp'.*'vadclip'"):
+        parse("ucf", "--method", "vadcilp")
+
+
+def test_a_missing_config():
+    with pytest.raises(UserError, match="config not found: nowhere.yaml"):
+        parse("ucf", "--config", "nowhere.yaml")
+
+
+def test_the_wrong_number_of_classes():
+    with pytest.raises(UserError, match="--classes-num 7, but UCF-Crime has 14 classes"):
+        parse("ucf", "--classes-num", "7")
+
+
+@DATASETS
+def test_a_run_record_is_a_config_that_says_the_same(dataset, config):
+    import yaml
+
+    first = parse(dataset, "--no-gam", "--lr", "3e-4", "--scheduler-milestones", "1", "2", "--output-dir", "x")
+    again = parse(dataset, "--config", config(yaml.safe_dump(record(first))))
+    assert record(again) == record(first)

@@ -1,0 +1,344 @@
+"""Packed features: the numbers of the single files, and a store that does not fit is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipfusionvad.data.features import load_video
+from clipfusionvad.data.lists import Entry, write_list
+from clipfusionvad.data.loaders import Bags, ShuffledPlan, load_batches
+from clipfusionvad.data.packed import batches as shelf
+from clipfusionvad.data.packed import write as pack
+from clipfusionvad.data.packed.store import FEATURES, MANIFEST, SOURCES, VIDEOS, open_store
+from clipfusionvad.data.sampling import GridSampling, WindowSampling
+from clipfusionvad.datasets import XD
+from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import atomic_folder
+
+WIDTH, T = 3, 8
+CPU = torch.device("cpu")
+SAMPLINGS = {"window": WindowSampling(T), "grid": GridSampling(4, 2)}
+STREAMS = ("rgb", "event")
+LABELS = ("A", "B1-0-0", "B2-G-0")
+
+
+def make_list(folder, lengths, dtype="float16", streams=1):
+    """Feature files and the list that names them; the second stream lacks a snippet here and there."""
+    rng = np.random.default_rng(len(lengths))
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for row, length in enumerate(lengths):
+        paths = [folder / f"v{row:03d}_{stream}__0.npy" for stream in STREAMS[:streams]]
+        for stream, path in enumerate(paths):
+            values = rng.standard_normal((length, WIDTH))
+            if stream:
+                values[rng.random(length) < 0.2] = np.nan
+            # What is float64 here is exact in float32.
+            np.save(path, values.astype(np.float32).astype(dtype))
+        entries.append(Entry(paths[0], LABELS[row % 3], row + 2, tuple(paths[1:])))
+    write_list(folder / "list.csv", entries)
+    return entries
+
+
+def pack_up(entries, sampling=SAMPLINGS["window"], dtype="float16", workers=2):
+    folder, streams = entries[0].path.parent, STREAMS[: len(entries[0].paths)]
+    pack.write_store(folder / "list.pack", entries, folder / "list.csv", streams, WIDTH, sampling, dtype, workers)
+    return open_store(folder / "list.pack")
+
+
+def batches_of(entries, sampling, seed=5, store=None, start=0, epoch=1):
+    entries = entries if store is None else store.attach(entries)
+    bags = Bags(entries, XD, sampling, WIDTH, seed, shelf.make_shelf(store, sampling, CPU))
+    plan = ShuffledPlan(np.arange(len(entries)), 4, seed)
+    return list(load_batches(bags, plan.epoch(epoch), workers=0, epoch=epoch, start=start))
+
+
+def assert_same_batches(found, wanted):
+    assert len(found) == len(wanted) > 0
+    for batch, other in zip(found, wanted, strict=True):
+        for one, two in zip(batch, other, strict=True):
+            assert one.dtype == two.dtype
+            torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    streams=st.integers(1, 2),
+    packed_as=st.sampled_from(["window", "grid"]),
+    sampled_as=st.sampled_from(["window", "grid"]),
+    start=st.integers(0, 1),
+)
+def test_batches_and_videos_are_those_of_the_files(
+    tmp_path_factory, lengths, dtype, streams, packed_as, sampled_as, start
+):
+    entries = make_list(tmp_path_factory.mktemp("list"), lengths, dtype, streams)
+    store = pack_up(entries, SAMPLINGS[packed_as], "float16" if dtype == "float16" else "float32")
+    sampling = SAMPLINGS[sampled_as]
+    assert store.manifest.rounding == 0 and store.whole == (packed_as == "grid")
+    if not store.whole and sampled_as == "grid":
+        with pytest.raises(UserError, match="holds the inputs of WindowSampling.length=8., not whole videos"):
+            shelf.make_shelf(store, sampling, CPU)
+        return
+    start = start if len(lengths) > 4 else 0
+    assert_same_batches(
+        batches_of(entries, sampling, store=store, start=start), batches_of(entries, sampling, start=start)
+    )
+    if store.whole:
+        for entry, features in zip(entries, VideoSet(store.attach(entries), XD, WIDTH).features, strict=True):
+            wanted = load_video(entry.paths, WIDTH)
+            np.testing.assert_array_equal(features, wanted)
+            assert features.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("way", ["on_gpu", "reads_ahead"])
+def test_the_ways_of_a_gpu_give_the_same_batches(way, name, tmp_path, monkeypatch):
+    """On the CPU, where only the transfers are missing."""
+    entries, sampling = make_list(tmp_path, range(1, 30)), SAMPLINGS[name]
+    store = pack_up(entries, sampling)
+    if way == "on_gpu":
+        monkeypatch.setattr(shelf, "_fits", lambda features, device: True)
+    else:
+        made = shelf.Shelf.__init__
+        monkeypatch.setattr(
+            shelf.Shelf, "__init__", lambda self, *args: (made(self, *args), setattr(self, "reads_ahead", True))[0]
+        )
+    built = shelf.make_shelf(store, sampling, CPU)
+    assert built.reads_ahead or built.on_gpu is not None
+    assert_same_batches(batches_of(entries, sampling, store=store), batches_of(entries, sampling))
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread_behind(tmp_path, monkeypatch):
+    import threading
+
+    entries = make_list(tmp_path, [9] * 60)
+    bags = Bags(
+        entries, XD, SAMPLINGS["window"], WIDTH, 0, shelf.make_shelf(pack_up(entries), SAMPLINGS["window"], CPU)
+    )
+    bags.shelf.reads_ahead = True
+    before = threading.active_count()
+    batches = load_batches(bags, ShuffledPlan(np.arange(60), 2, 0).epoch(0), workers=0)
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_rounding_is_told_and_is_that_of_the_values(sampling, tmp_path):
+    entries = make_list(tmp_path, [5, 8, 30], "float32")
+    store = pack_up(entries, sampling)
+    worst = 0.0
+    for row, entry in enumerate(entries):
+        features = load_video(entry.paths)
+        exact = features if store.whole else sampling.sample(features, None)[0]
+        found = store.video(row) if store.whole else store.features[row]
+        for stored, true in zip(found.astype(np.float64), exact.astype(np.float64), strict=True):
+            worst = max(worst, np.abs(stored - true).max() / max(np.abs(true).max(), 1e-30))
+    assert 0 < worst < 2**-11
+    assert store.manifest.rounding == pytest.approx(worst, rel=1e-4)
+
+
+def test_values_beyond_half_precision_name_their_file(tmp_path):
+    entries = make_list(tmp_path, [3, 4], "float32")
+    np.save(entries[1].path, np.full((4, WIDTH), 7e4, np.float32))
+    with pytest.raises(UserError, match=r"list.csv, row 3: .*v001_rgb__0.npy holds 70000.*--dtype float32"):
+        pack_up(entries)
+    assert not (tmp_path / "list.pack").exists()
+    assert pack_up(entries, dtype="float32").manifest.rounding == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (np.full((4, WIDTH), np.nan, np.float16), "holds NaN"),
+        (np.ones((4, WIDTH + 1), np.float16), "dim 4, but 3 are expected"),
+        (np.ones((4, WIDTH), np.int64), "features must be float"),
+    ],
+)
+def test_bad_files_are_named_and_nothing_is_written(bad, said, tmp_path):
+    entries = make_list(tmp_path, [3, 4, 5])
+    np.save(entries[1].path, bad)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(UserError, match=f"row 3: .*v001_rgb__0.npy.*{said}"):
+        pack_up(entries)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_interrupted_packing_leaves_what_was_there(tmp_path, monkeypatch):
+    entries = make_list(tmp_path, [5] * 20)
+    pack_up(entries)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "list.pack").iterdir()}
+    written = pack._Writer.add
+
+    def stop(self, rows):
+        written(self, rows)
+        if self.file.tell() > 1500:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pack._Writer, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack_up(entries, dtype="float32")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "list.pack").iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_leftovers_of_killed_runs_go(tmp_path):
+    """Also of one that was killed between putting the old store away and the new one in its place."""
+    for name in (".list.pack.one.tmp", ".list.pack.two.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FEATURES).write_bytes(name.encode())
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "list.pack"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["list.pack"]
+    assert (tmp_path / "list.pack" / FEATURES).read_bytes() == b".list.pack.two.old.tmp"
+
+
+def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
+    entries = make_list(tmp_path, [5])
+    (tmp_path / "list.pack").mkdir()
+    (tmp_path / "list.pack" / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="is no store: move it away"):
+        pack_up(entries)
+    assert (tmp_path / "list.pack" / "mine.txt").exists()
+
+
+def test_memory_does_not_grow_with_the_list(tmp_path):
+    def peak(name, videos):
+        entries = make_list(tmp_path / name, [4000] * videos, "float32")
+        tracemalloc.start()
+        pack_up(entries, SAMPLINGS["grid"], "float32")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak("long", 80) < 1.5 * peak("short", 20)
+
+
+def touch(path):
+    os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda entries, fit: write_list(fit["list_path"], entries[:-1]), "list.csv has changed"),
+        (lambda entries, fit: fit.update(sampling=WindowSampling(T + 1)), "not those of WindowSampling.length=9."),
+        (lambda entries, fit: fit.update(sampling=None), "not whole videos"),
+        (lambda entries, fit: fit.update(width=WIDTH + 1), "have dim 3, not 4"),
+        (lambda entries, fit: fit.update(streams=["rgb"]), "streams rgb event, not rgb"),
+        (lambda entries, fit: touch(entries[3].path), "v003_rgb__0.npy has changed"),
+        (lambda entries, fit: touch(entries[3].further[0]), "v003_event__0.npy has changed"),
+        (lambda entries, fit: entries[0].path.write_bytes(b""), "v000_rgb__0.npy has changed"),
+    ],
+)
+def test_a_store_that_does_not_fit_says_why(change, said, tmp_path):
+    entries = make_list(tmp_path, [5, 9, 8, 7], streams=2)
+    store = pack_up(entries)
+    fit = {"list_path": tmp_path / "list.csv", "streams": STREAMS, "width": WIDTH, "sampling": WindowSampling(T)}
+    store.check_fit(**fit)
+    store.check_sources(entries)
+    change(entries, fit)
+    with pytest.raises(UserError, match=f"list.pack does not fit: .*{said}.*pack again, or .*--no-packed"):
+        store.check_fit(**fit)
+        store.check_sources(entries)
+
+
+def edit(name, value):
+    def change(folder):
+        content = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps(content | {name: value}))
+
+    return change
+
+
+def bump(name):
+    """One more in an array, which nothing but its checksum tells."""
+
+    def change(folder):
+        array = np.load(folder / name)
+        array.flat[-1] += 2 if name == VIDEOS else 1
+        np.save(folder / name, array)
+
+    return change
+
+
+DAMAGE = {
+    "truncated": lambda folder: os.truncate(folder / FEATURES, (folder / FEATURES).stat().st_size - 1),
+    "longer": lambda folder: (folder / FEATURES).write_bytes((folder / FEATURES).read_bytes() + b"0"),
+    "no features": lambda folder: (folder / FEATURES).unlink(),
+    "other features": lambda folder: np.save(folder / FEATURES, np.ones((4, T, 5), np.float16)),
+    "flat features": lambda folder: np.save(folder / FEATURES, np.ones(4, np.float16)),
+    "Fortran features": lambda folder: np.save(folder / FEATURES, np.ones((4, T, WIDTH), np.float16, order="F")),
+    "no lengths": lambda folder: (folder / VIDEOS).unlink(),
+    "zero length": lambda folder: np.save(folder / VIDEOS, np.array([[0, 2], [8, 2], [8, 2], [7, 2]])),
+    "length beyond": lambda folder: np.save(folder / VIDEOS, np.array([[5, 2], [9, 2], [8, 2], [7, 2]])),
+    "float lengths": lambda folder: np.save(folder / VIDEOS, np.array([[5.0, 2], [8, 2], [8, 2], [7, 2]])),
+    "odd sizes": lambda folder: np.save(folder / VIDEOS, np.array([[5, 2], [8, 3], [8, 2], [7, 2]])),
+    "few sources": lambda folder: np.save(folder / SOURCES, np.zeros((3, 1, 2), np.int64)),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "no JSON": lambda folder: (folder / MANIFEST).write_text("{"),
+    "not of ours": lambda folder: (folder / MANIFEST).write_text("[]"),
+    "other format": edit("format", "clipfusionvad-pack-0"),
+    "extra key": edit("more", 1),
+    "text for a number": edit("videos", "four"),
+    "other dtype": edit("dtype", "float32"),
+    "no dtype": edit("dtype", "complex"),
+    "called whole": edit("sampling", None),
+    "another time of a file": bump(SOURCES),
+    "another size of a value": bump(VIDEOS),
+    "another list": edit("list", "other.csv"),
+    "another rounding": edit("rounding", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_store_is_one_clear_line(name, tmp_path):
+    entries = make_list(tmp_path, [5, 9, 8, 7])
+    pack_up(entries)
+    DAMAGE[name](tmp_path / "list.pack")
+    with pytest.raises(UserError, match="list.pack is damaged: .*pack again, or .*--no-packed") as raised:
+        open_store(tmp_path / "list.pack")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_flipped_bit_is_found_when_the_data_is_read_again(tmp_path):
+    store = pack_up(make_list(tmp_path, [5, 9, 8, 7]))
+    store.check_data()
+    path = tmp_path / "list.pack" / FEATURES
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not what was written"):
+        store.check_data()
+
+
+def test_files_that_are_gone_are_no_matter_but_others_must_be_as_they_were(tmp_path):
+    entries = make_list(tmp_path, [5, 9, 8])
+    store = pack_up(entries)
+    wanted = batches_of(entries, SAMPLINGS["window"])
+    entries[0].path.unlink()
+    store.check_sources(entries)
+    assert_same_batches(batches_of(entries, SAMPLINGS["window"], store=store), wanted)
+    touch(entries[2].path)
+    with pytest.raises(UserError, match="v002_rgb__0.npy has changed"):
+        store.check_sources(entries)
+
+
+def test_a_moved_list_takes_its_store_along(tmp_path):
+    store = pack_up(make_list(tmp_path / "here", [5, 9, 8]))
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    store.check_fit(Path(tmp_path / "there" / "list.csv"), ["rgb"], WIDTH, WindowSampling(T))

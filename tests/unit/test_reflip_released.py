@@ -1,0 +1,84 @@
+"""ReFLIP-VAD's released variant: VadCLIP with a DistilBERT term, and its files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_reflip import PROMPTS, SMALL, TARGETS, disturbed, small_batch, small_model
+
+from clipfusionvad import create_model
+from clipfusionvad.engine.checkpoint import own_state, released_state
+from clipfusionvad.models import find_method
+from clipfusionvad.models.clip import load_clip
+from clipfusionvad.models.layers.text import PromptLayout
+
+pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
+
+
+@pytest.fixture
+def batch():
+    return small_batch()
+
+
+def test_labels_shift_all_their_prompt_embeddings():
+    model = disturbed(small_model(variant="repo")).eval()
+    prompts, tower = model.prompts, model.clipmodel
+    with torch.no_grad():
+        ours = model.encode_text()
+        words = torch.where(prompts.learned, model.text_prompt_embeddings.weight[: prompts.learned.shape[1]], 0)
+        words = words + torch.where(prompts.learned, 0, tower.token_embedding(prompts.tokens))
+        for row, ids in enumerate(model.label_ids):
+            states = model.distilbert_model(ids[None]).last_hidden_state[0]
+            mean = sum(states) / len(ids)
+            expected = tower((words[row] + mean)[None], PromptLayout(prompts.layout.ends[row : row + 1]))[0]
+            torch.testing.assert_close(ours[row], expected, atol=1e-3, rtol=1e-3)
+        assert (model.label_ids == 0).any()  # padding, which counts in the mean
+
+
+@pytest.mark.parametrize("prompts", ["learned", "fixed"])
+def test_residual_changes_the_text_and_what_hangs_on_it(prompts, batch):
+    options = {"variant": "repo", "prompts": prompts}
+    with_term, without = (small_model(**options, residual=value).eval() for value in (True, False))
+    assert with_term.state_dict().keys() == without.state_dict().keys()
+    with torch.no_grad():
+        one, other = with_term(*batch), without(*batch)
+    assert torch.equal(one.coarse_logits, other.coarse_logits)
+    assert (one.text_features - other.text_features).abs().max() > 1e-2
+    assert (one.fine_logits - other.fine_logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("product", [True, False])
+def test_without_the_term_it_is_vadclip(product, batch):
+    model = disturbed(small_model(variant="repo", residual=False, product=product)).eval()
+    other = create_model("vadclip", PROMPTS, clip="toy", **SMALL, product=product).eval()
+    other.load_state_dict({key: value for key, value in model.state_dict().items() if "distilbert" not in key})
+    with torch.no_grad():
+        ours, theirs = model(*batch), other(*batch)
+        assert torch.equal(ours.coarse_logits, theirs.coarse_logits)
+        assert torch.equal(ours.fine_logits, theirs.fine_logits)
+        assert model.losses(ours, TARGETS, batch[1]) == other.losses(theirs, TARGETS, batch[1])
+
+
+def test_distilbert_is_trained_along_and_widened_where_needed(batch):
+    model = small_model(variant="repo", embed_dim=128, visual_width=128)
+    assert model.distilbert_projection.weight.shape == (128, 64)
+    wide = torch.cat([batch[0], batch[0]], dim=-1)
+    sum(model.losses(model(wide, batch[1]), TARGETS, batch[1]).values()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("clipmodel."), name
+    assert not [key for key in small_model(variant="repo").state_dict() if "projection" in key and "clip" not in key]
+
+
+def test_released_names_and_back():
+    model, clip = small_model(variant="repo"), load_clip("toy", 64)
+    released = released_state(model, clip)
+    assert {key for key in released if "clip" in key.lower()} == set()
+    assert {f"ReFLIPmodel.{key}" for key in clip.state} <= released.keys()
+    cls = find_method("reflipvad")
+    assert cls.recognises(released) and cls.recognises(small_model().state_dict())
+    old = {**released, "distilbert_model.embeddings.position_ids": torch.arange(77)[None]}
+    back = cls.from_released(old)
+    own = own_state(model)
+    assert {key for key in back if not key.startswith("clipmodel.")} == own.keys()
+    assert all(torch.equal(back[key], own[key]) for key in own)
+    torch.testing.assert_close(back["clipmodel.text_projection"], clip.state["text_projection"])

@@ -1,0 +1,369 @@
+"""ReFLIP-VAD: every module of the paper against plain loops, and what each option changes."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_reflip import (
+    PROMPTS,
+    SMALL,
+    TARGETS,
+    disturbed,
+    plain_attention,
+    plain_emphasize,
+    plain_glimpse,
+    plain_intensify,
+    small_batch,
+    small_model,
+)
+
+from clipfusionvad import create_model
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models import find_method
+from clipfusionvad.models.clip import tokenize
+from clipfusionvad.models.layers.glimpse import GlimpseEmphasize, SegmentAttention, TemporalOptions
+from clipfusionvad.models.layers.text import PromptLayout
+
+pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
+
+
+@pytest.fixture
+def batch():
+    return small_batch()
+
+
+# ---- temporal network
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 5, 64])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_segment_attention_equals_the_loop_over_snippets(window, scaled):
+    torch.manual_seed(0)
+    attention = SegmentAttention(6, window, scaled)
+    x, lengths = torch.randn(3, 12, 6), [12, 1, 7]
+    ours = attention(x, torch.arange(12) < torch.tensor(lengths)[:, None])
+    for video, length, given in zip(x, lengths, ours, strict=True):
+        expected = plain_attention(video[:length], attention, window, scaled)
+        torch.testing.assert_close(given[:length], expected, atol=1e-5, rtol=1e-4)
+
+
+CHOICES = [
+    {},
+    {"fim": False},
+    {"fim_alpha": 0.7, "fim_kernel": 5, "squeeze_kernel": 1},
+    {"glimpse": False},
+    {"glimpse_window": 0, "glimpse_scale": True},
+    {"glimpse_window": 8, "block_residual": False},
+    {"emphasize": False},
+    {"emphasize_input": "squeezed", "ffn_expansion": 2},
+    {"emphasize_input": "squeezed", "emphasize": False},
+    {"emphasize_input": "squeezed", "glimpse": False},
+    {"sam_mean": False},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, choice)) or "as read")
+def test_temporal_network_equals_plain_loops(choice, batch):
+    options = TemporalOptions(**choice)
+    torch.manual_seed(0)
+    network = disturbed(GlimpseEmphasize(64, options)).eval()
+    visual, lengths = batch
+    with torch.no_grad():
+        features, magnitudes = network(visual, torch.arange(32) < lengths[:, None])
+        for row, length in enumerate(lengths.tolist()):
+            x = visual[row, :length]
+            if options.fim:
+                x = plain_intensify(x, network.fim.conv, options.fim_alpha)
+            if options.glimpse:
+                seen = plain_glimpse(x, network.glimpse, options)
+                full = options.emphasize_input == "full"
+                x = x + network.project(seen) if full else seen
+            if options.emphasize:
+                x = plain_emphasize(x, network.emphasize, options)
+            torch.testing.assert_close(features[row, :length], network.output(x), atol=1e-4, rtol=1e-3)
+            norms = torch.tensor([sum(v * v for v in snippet.tolist()) ** 0.5 for snippet in x])
+            torch.testing.assert_close(magnitudes[row, :length], norms, atol=1e-4, rtol=1e-3)
+
+
+def test_squeezers_narrow_by_32_and_16():
+    network = GlimpseEmphasize(512, TemporalOptions())
+    assert network.glimpse.squeeze.weight.shape == (16, 512, 3)
+    assert network.emphasize.squeeze.weight.shape == (32, 512, 3)
+    narrow = GlimpseEmphasize(512, TemporalOptions(emphasize_input="squeezed"))
+    assert narrow.emphasize.squeeze.weight.shape == (32, 16, 3)
+
+
+def test_batch_norm_learns_the_statistics_of_the_batch(batch):
+    network = disturbed(GlimpseEmphasize(64, TemporalOptions(fim=False, glimpse=False))).train()
+    norm, x = network.emphasize.norm, batch[0]
+    before = norm.running_mean.clone()
+    network(x, torch.ones(5, 32, dtype=torch.bool))
+    torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * x.flatten(0, 1).mean(0))
+
+
+# ---- heads
+
+
+@pytest.mark.parametrize("product", [True, False])
+def test_heads_equal_the_loop_over_videos(product, batch):
+    model = disturbed(small_model(product=product, temperature=0.3)).eval()
+    visual, lengths = batch
+    with torch.no_grad():
+        out = model(visual, lengths)
+        text = model.encode_text()
+        features, magnitudes = model.temporal(visual, torch.arange(32) < lengths[:, None])
+        torch.testing.assert_close(out.magnitudes, magnitudes)
+        for row, length in enumerate(lengths.tolist()):
+            g = features[row, :length]
+            logits = model.classifier(model.coarse_ffn(g) + g)
+            torch.testing.assert_close(out.coarse_logits[row, :length], logits, atol=1e-5, rtol=1e-4)
+            classes = text
+            if product:
+                prompt = sum(torch.sigmoid(a) * snippet for a, snippet in zip(logits, g, strict=True))
+                prompt = prompt / prompt.norm()
+                classes = torch.stack([model.prompt_ffn(t + prompt) + t for t in text])
+            for t, snippet in enumerate(g):
+                cosines = [snippet @ c / (snippet.norm() * c.norm()) / 0.3 for c in classes]
+                torch.testing.assert_close(out.fine_logits[row, t], torch.stack(cosines), atol=1e-4, rtol=1e-3)
+        scores = model.scores(out)
+    torch.testing.assert_close(scores.anomaly[0], torch.sigmoid(out.coarse_logits[..., 0]))
+    torch.testing.assert_close(scores.anomaly[1], 1 - out.fine_logits.softmax(-1)[..., 0])
+
+
+def test_padding_changes_nothing(batch):
+    model = disturbed(small_model(visual_length=64)).eval()
+    visual, lengths = batch
+    with torch.no_grad():
+        before = model(visual, lengths)
+        changed = visual.clone()
+        for row, length in enumerate(lengths.tolist()):
+            changed[row, length:] = 7.0
+        after = model(F.pad(changed, (0, 0, 0, 9)), lengths)
+    for row, length in enumerate(lengths.tolist()):
+        for name in ("coarse_logits", "fine_logits", "magnitudes"):
+            ours, theirs = getattr(before, name)[row, :length], getattr(after, name)[row, :length]
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["paper", "repo"])
+def test_videos_do_not_see_each_other_and_their_order_does_not_matter(variant, batch):
+    model = disturbed(small_model(variant=variant)).eval()
+    visual, lengths = batch
+    order = torch.tensor([3, 0, 4, 2, 1])
+    with torch.no_grad():
+        out, permuted = model(visual, lengths), model(visual[order], lengths[order])
+        torch.testing.assert_close(permuted.coarse_logits, out.coarse_logits[order], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(permuted.fine_logits, out.fine_logits[order], atol=1e-4, rtol=1e-4)
+        before = model.losses(out, TARGETS, lengths)
+        after = model.losses(permuted, TARGETS[order], lengths[order])
+        for name in before:
+            torch.testing.assert_close(before[name], after[name], atol=1e-5, rtol=1e-4)
+        alone = model(visual[2:3], lengths[2:3])
+    torch.testing.assert_close(alone.fine_logits, out.fine_logits[2:3], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["paper", "repo"])
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
+def test_score_video_of_any_length(variant, count):
+    model = small_model(variant=variant).train()
+    features = np.random.default_rng(count).standard_normal((count, 64)).astype(np.float16)
+    anomaly, classes = model.score_video(features)
+    assert anomaly.shape == (count,) and classes.shape == (count, 3) and model.training
+    assert ((anomaly >= 0) & (anomaly <= 1)).all()
+    np.testing.assert_allclose(classes.sum(1), 1, atol=1e-5)
+
+
+# ---- prompts
+
+
+@pytest.mark.parametrize("length", [1, 5, 24])
+@pytest.mark.parametrize("class_contexts", [False, True])
+def test_class_name_stands_in_the_middle_of_the_reparameterised_prompt(length, class_contexts):
+    model = disturbed(small_model(prompt_length=length, class_contexts=class_contexts)).eval()
+    encoder, tower = model.prompt_encoder, model.clipmodel
+    assert model.prompt_embeddings.shape == ((3, length, 64) if class_contexts else (length, 64))
+    with torch.no_grad():
+        ours = model.encode_text()
+        for row, name in enumerate(PROMPTS):
+            learned = model.prompt_embeddings[row] if class_contexts else model.prompt_embeddings
+            hidden = encoder.distilbert(inputs_embeds=encoder.widen(learned)[None]).last_hidden_state[0]
+            phi = learned + encoder.narrow(hidden)
+            tokens = tokenize([name])[0]
+            words = tower.token_embedding(tokens[: int(tokens.argmax()) + 1])
+            half = length // 2
+            prompt = torch.cat([words[:1], phi[:half], words[1:-1], phi[half:], words[-1:]])
+            expected = tower(prompt[None], PromptLayout(torch.tensor([len(prompt) - 1])))[0]
+            torch.testing.assert_close(ours[row], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_prompt_encoder_starts_as_the_identity():
+    model = small_model().train()
+    assert torch.equal(model.prompt_encoder(model.prompt_embeddings), model.prompt_embeddings)
+    plain = small_model(reparameterise=False)
+    assert torch.equal(plain.encode_text(), model.encode_text())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_frozen_distilbert_keeps_its_weights_and_works_without_dropout(trained, batch):
+    model = disturbed(small_model(train_prompt_encoder=trained)).train()
+    frozen = not trained
+    assert torch.equal(model.encode_text(), model.encode_text()) == frozen
+    sum(model.losses(model(*batch), TARGETS, batch[1]).values()).backward()
+    for name, parameter in model.named_parameters():
+        # DistilBERT's table of words is not read: its input are embeddings.
+        still = name.startswith("clipmodel.") or name == "prompt_encoder.distilbert.embeddings.word_embeddings.weight"
+        still |= frozen and name.startswith("prompt_encoder.distilbert.")
+        assert (parameter.grad is None) == still, name
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="--prompt-length 80, but beside the class names CLIP has room for 7"):
+        small_model(prompt_length=80)
+
+
+# ---- options
+
+SWITCHES = {
+    "fim": (False, ("temporal.fim.",), {"text"}),
+    "glimpse": (False, ("temporal.glimpse.", "temporal.project."), {"text"}),
+    "emphasize": (False, ("temporal.emphasize.",), {"text"}),
+    "reparameterise": (False, ("prompt_encoder.",), {"text", "coarse", "magnitudes", "fine"}),
+    "product": (False, ("prompt_ffn.",), {"text", "coarse", "magnitudes"}),
+    "prompts": ("fixed", ("prompt_e",), {"coarse", "magnitudes"}),
+    "fim_alpha": (0.5, (), {"text"}),
+    "glimpse_window": (4, (), {"text"}),
+    "glimpse_scale": (True, (), {"text"}),
+    "sam_mean": (False, (), {"text"}),
+    "block_residual": (False, (), {"text"}),
+    "temperature": (0.1, (), {"text", "coarse", "magnitudes"}),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_changes_what_it_says_and_nothing_else(switch, batch):
+    value, gone, untouched = SWITCHES[switch]
+    full, without = small_model().eval(), small_model(**{switch: value}).eval()
+    ours, theirs = full.state_dict(), without.state_dict()
+    assert ours.keys() - theirs.keys() == {name for name in ours if name.startswith(gone or ("-",))}
+    for name in theirs.keys() - {"temporal.output.weight", "temporal.output.bias"}:
+        assert torch.equal(theirs[name], ours[name]), f"{switch}: {name} starts from other weights"
+    before, after = stages(full, batch), stages(without, batch)
+    assert {name for name in before if torch.allclose(before[name], after[name], atol=1e-6)} == untouched
+
+
+def stages(model, batch):
+    with torch.no_grad():
+        out = model(*batch)
+    return {
+        "coarse": out.coarse_logits,
+        "fine": out.fine_logits,
+        "text": out.text_features,
+        "magnitudes": out.magnitudes,
+    }
+
+
+def test_loss_options_reach_the_losses(batch):
+    def losses(**options):
+        model = small_model(**options).eval()
+        with torch.no_grad():
+            return model.losses(model(*batch), TARGETS, batch[1])
+
+    plain, weighted = losses(margin=2.0), losses(margin=2.0, fine_weight=0.5, magnitude_weight=0.25)
+    assert plain.keys() == {"coarse", "fine", "magnitude"}
+    torch.testing.assert_close(weighted["fine"], plain["fine"] * 50)
+    torch.testing.assert_close(weighted["magnitude"], plain["magnitude"] * 250)
+    assert torch.equal(weighted["coarse"], plain["coarse"])
+    assert losses(margin=3.0)["magnitude"] > plain["magnitude"]
+    assert losses(margin=2.0, magnitude_distance="minmax")["magnitude"] != plain["magnitude"]
+    assert losses(margin=2.0, single_normal=False)["coarse"] < plain["coarse"]
+
+
+def test_every_option_has_a_flag_and_every_flag_is_an_option():
+    parser = argparse.ArgumentParser()
+    cls = find_method("reflipvad")
+    cls.add_options(parser.add_argument_group())
+    flags = {action.dest for action in parser._actions} - {"help"}
+    assert flags | {"embed_dim", "visual_length", "visual_width"} == set(cls.option_names())
+    assert (
+        set(small_model().option_names()) == set(small_model(variant="repo").option_names()) == set(cls.option_names())
+    )
+
+
+def test_options_of_the_other_variant_are_refused_unless_every_option_file_sets_them():
+    with pytest.raises(UserError, match="^--fim-alpha is no option of --variant repo$"):
+        small_model(variant="repo", fim_alpha=0.5)
+    with pytest.raises(UserError, match="^--residual is no option of --variant paper$"):
+        small_model(residual=False)
+    with pytest.raises(UserError, match="^--graph is no option of --variant paper$"):
+        small_model(graph=False)
+    with pytest.raises(UserError, match="--variant 'papr' .did you mean 'paper'"):
+        small_model(variant="papr")
+    names = find_method("reflipvad").option_defaults()
+    plain, told = small_model(), small_model(**{**names, **SMALL, "attn_window": 64, "visual_layers": 3})
+    assert plain.state_dict().keys() == told.state_dict().keys()
+
+
+def test_unusable_shapes_are_refused():
+    with pytest.raises(UserError, match="--visual-width 32, but CLIP toy embeds into 64"):
+        small_model(visual_width=32)
+    with pytest.raises(UserError, match="--visual-width 48 must be a multiple of 32"):
+        small_model(embed_dim=48, visual_width=48)
+    with pytest.raises(UserError, match="--squeeze-kernel 4 must be odd"):
+        small_model(squeeze_kernel=4)
+    with pytest.raises(UserError, match="--emphasize-input 'half'; known: full, squeezed"):
+        small_model(emphasize_input="half")
+    with pytest.raises(UserError, match="--magnitude-distance 'max'; known: mean_topk, minmax"):
+        small_model(magnitude_distance="max")
+
+
+def test_a_copy_is_of_the_same_variant(batch):
+    for variant in ("paper", "repo"):
+        model = small_model(variant=variant).eval()
+        copied = copy.deepcopy(model)
+        assert type(copied) is type(model) and isinstance(copied, find_method("reflipvad"))
+        assert torch.equal(copied(*batch).fine_logits, model(*batch).fine_logits)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("kinds", [[0], [1], [0, 3], [1, 2, 4]])
+def test_batches_of_a_single_kind_train(kinds, batch):
+    model = small_model().train()
+    losses = model.losses(model(batch[0][kinds], batch[1][kinds]), TARGETS[kinds], batch[1][kinds])
+    assert all(value.isfinite() for value in losses.values())
+    assert (losses["magnitude"] == 0) == (len(kinds) == 1)
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_it_learns_a_direction(batch):
+    visual, lengths = batch[0].clone(), batch[1]
+    for row, target in enumerate(TARGETS):
+        visual[row, : max(1, lengths[row] // 2)] += 3 * target[1:].sum()
+    model = small_model(fine_weight=1.0).train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    history = []
+    for _ in range(40):
+        losses = model.losses(model(visual, lengths), TARGETS, lengths)
+        history.append({name: value.item() for name, value in losses.items()})
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert history[-1]["coarse"] < 0.5 * history[0]["coarse"] and history[-1]["fine"] < 0.7 * history[0]["fine"]
+
+
+def test_without_transformers_only_what_needs_it_fails(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for options in ({}, {"variant": "repo"}, {"prompt_encoder": "some-model"}):
+        with pytest.raises(UserError, match="^DistilBERT needs the Python module 'transformers'.*pip install [a-z]+$"):
+            small_model(**options)
+    small_model(reparameterise=False)
+    small_model(prompts="fixed")
+    create_model("vadclip", PROMPTS, clip="toy", **SMALL)

@@ -1,0 +1,114 @@
+"""Segments: against a slow loop, whatever the scores, and online as at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.metrics.segments import OnlineSegments, Thresholds, find_segments, find_spans
+
+LABELS = ["normal", "fire", "fight"]
+# Few values, so that scores lie exactly on a threshold often.
+SCORES = st.lists(st.sampled_from([0.0, 0.2, 0.39, 0.4, 0.45, 0.5, 0.9]), max_size=60)
+THRESHOLDS = st.builds(
+    Thresholds,
+    high=st.sampled_from([0.5, 0.9]),
+    low=st.sampled_from([0.2, 0.4, 0.5]),
+    min_seconds=st.sampled_from([0.0, 0.5, 0.7, 1.0, 3.0]),
+    merge_seconds=st.sampled_from([0.0, 0.5, 0.8, 1.0, 2.0]),
+)
+RATES = st.sampled_from([10.0, 20.0, 25.0, 27.00003, 30.067])
+
+
+def video(scores, frames=16, last=16):
+    """Scores as an array, bounds in frames, and class probabilities that differ from snippet to snippet."""
+    anomaly = np.array(scores)
+    bounds = np.arange(len(scores) + 1) * frames
+    bounds[-1] -= (16 - last) if len(scores) else 0
+    rng = np.random.default_rng(len(scores))
+    return anomaly, rng.dirichlet(np.ones(3), size=len(scores)), bounds
+
+
+def slow_spans(anomaly, bounds, fps, thresholds):
+    runs, inside = [], False
+    for index, score in enumerate(anomaly):
+        if not inside and score >= thresholds.high:
+            inside = True
+            runs.append([index, index + 1])
+        elif inside and score >= thresholds.low:
+            runs[-1][1] = index + 1
+        else:
+            inside = False
+    merged = []
+    for first, last in runs:
+        if merged and (bounds[first] - bounds[merged[-1][1]]) / fps <= thresholds.merge_seconds + 1e-7:
+            merged[-1][1] = last
+        else:
+            merged.append([first, last])
+    whole = bounds[-1] / fps
+    least = min(thresholds.min_seconds, whole)
+    return [span for span in merged if (bounds[span[1]] - bounds[span[0]]) / fps >= least - 1e-7]
+
+
+@given(SCORES, THRESHOLDS, RATES, st.integers(1, 16))
+def test_spans_are_those_of_a_slow_loop(scores, thresholds, fps, last):
+    anomaly, _, bounds = video(scores, last=last)
+    assert find_spans(anomaly, bounds, fps, thresholds).tolist() == slow_spans(anomaly, bounds, fps, thresholds)
+
+
+@given(SCORES, THRESHOLDS, RATES, st.integers(1, 16))
+def test_snippet_by_snippet_gives_the_same_segments(scores, thresholds, fps, last):
+    anomaly, classes, bounds = video(scores, last=last)
+    online = OnlineSegments(fps, LABELS, thresholds)
+    alerts = []
+    for index in range(len(anomaly)):
+        alerts += online.add(int(bounds[index]), int(bounds[index + 1]), anomaly[index], classes[index])
+    alerts += online.finish()
+    assert [alert.kind for alert in alerts] == ["start", "end"] * (len(alerts) // 2)
+    found = [alert.segment for alert in alerts[1::2]]
+    expected = find_segments(anomaly, classes, bounds, fps, LABELS, thresholds)
+    assert [(s.start_frame, s.end_frame, s.label) for s in found] == [
+        (s.start_frame, s.end_frame, s.label) for s in expected
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert one.confidence == pytest.approx(other.confidence) and one.peak == other.peak
+        assert one.class_probability == pytest.approx(other.class_probability)
+    starts = [alert.segment for alert in alerts[::2]]
+    assert [segment.start_frame for segment in starts] == [segment.start_frame for segment in found]
+
+
+def test_an_alert_comes_as_soon_as_a_segment_counts_and_its_end_once_no_gap_could_be_merged():
+    online = OnlineSegments(16.0, LABELS, Thresholds(0.5, 0.4, min_seconds=2, merge_seconds=1))
+    kinds = []
+    for index, score in enumerate([0.1, 0.6, 0.45, 0.3, 0.3, 0.6, 0.3]):
+        kinds.append([alert.kind for alert in online.add(16 * index, 16 * index + 16, score)])
+    assert kinds == [[], [], ["start"], [], ["end"], [], []]
+
+
+def test_a_segment_says_when_what_and_how_surely():
+    anomaly = np.array([0.1, 0.6, 0.9, 0.45, 0.1])
+    classes = np.array([[1, 0, 0], [0, 0.4, 0.6], [0.6, 0.4, 0], [0.1, 0.6, 0.3], [1, 0, 0]])
+    bounds = np.array([0, 16, 32, 48, 64, 71])
+    (segment,) = find_segments(anomaly, classes, bounds, 27.00003, LABELS, Thresholds())
+    assert (segment.start_frame, segment.end_frame) == (16, 64)
+    assert segment.start == pytest.approx(16 / 27.00003) and segment.end == pytest.approx(64 / 27.00003)
+    assert segment.confidence == pytest.approx((0.6 + 0.9 + 0.45) / 3) and segment.peak == 0.9
+    # Fire by its mean 1.4 / 3, though another class leads in a snippet.
+    assert segment.label == "fire" and segment.class_probability == pytest.approx(1.4 / 3)
+    (plain,) = find_segments(anomaly, None, bounds, 27.00003, [], Thresholds())
+    assert plain.label is None and plain.class_probability is None
+
+
+def test_a_video_shorter_than_the_least_length_can_still_be_a_segment():
+    spans = find_spans(np.array([0.9]), np.array([0, 10]), 30.0, Thresholds(min_seconds=1))
+    assert spans.tolist() == [[0, 1]]
+    longer = find_spans(np.array([0.9, 0.1, 0.1]), np.array([0, 16, 32, 48]), 30.0, Thresholds(min_seconds=1))
+    assert longer.tolist() == []
+
+
+def test_a_low_threshold_above_the_high_one_is_refused():
+    with pytest.raises(UserError, match="0.6.*0.5"):
+        Thresholds(high=0.5, low=0.6)

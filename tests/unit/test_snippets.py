@@ -1,0 +1,255 @@
+"""Rows of features: how many, from which frames, and equal to the plain way through the tower."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_videos import picture, plain_event_rows, plain_rgb_row
+
+from clipfusionvad.extraction.encoder import ImageEncoder
+from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder, row_count
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models.clip import ClipWeights, image_tower, load_clip, openai_clip
+
+
+class Numbers:
+    """Stands for an encoder: the feature of a picture is the number in its first pixel."""
+
+    dim, resolution, batch_size = 1, 224, 64
+
+    def encode(self, images):
+        high, low = images[:, 0, 0, 0].astype(np.float32), images[:, 0, 0, 1].astype(np.float32)
+        return (256 * high + low)[:, None]
+
+    def encode_events(self, images):
+        return images.reshape(len(images), -1).max(axis=1)[:, None]
+
+
+def numbered(count):
+    """Canvases that hold their numbers, without the memory of so many pictures."""
+    for index in range(count):
+        yield np.broadcast_to(np.array([index // 256, index % 256, 0], np.uint8), (256, 340, 3))
+
+
+def rows_of(count, options, block=None, cuts=()):
+    snippets = SnippetEncoder(Numbers(), options, block)
+    frames, parts = list(numbered(count)), []
+    for start, end in zip([0, *cuts], [*cuts, count], strict=True):
+        parts.append(snippets.add(frames[start:end]))
+    return np.concatenate([*parts, snippets.finish()], axis=1)
+
+
+def released_count(frames):
+    """The loop of the released code: blocks of 512, and what is left over if it is more than 16."""
+    rows = left = 0
+    for _ in range(frames):
+        left += 1
+        if left == 512:
+            rows, left = rows + 32, 0
+    return rows + left // 16 if left > 16 else rows
+
+
+@given(st.integers(0, 3000))
+def test_rows_by_tail_rule(frames):
+    count = {tail: row_count(frames, ExtractOptions(tail=tail)) for tail in ("released", "floor", "ceil")}
+    assert count == {"released": released_count(frames), "floor": frames // 16, "ceil": math.ceil(frames / 16)}
+    assert row_count(frames, ExtractOptions(reduce="none")) == frames
+
+
+@pytest.mark.parametrize("frames", [0, 1, 15, 16, 17, 511, 512, 513, 528, 529])
+@pytest.mark.parametrize("tail", ["released", "floor", "ceil"])
+def test_rows_are_the_means_of_their_frames(frames, tail):
+    rows = rows_of(frames, ExtractOptions(tail=tail, crops=(0, 3)))
+    count = {"released": released_count(frames), "floor": frames // 16, "ceil": math.ceil(frames / 16)}[tail]
+    expected = [np.mean(np.arange(16 * row, min(16 * row + 16, frames))) for row in range(count)]
+    assert rows.shape == (2, count, 1) and rows.dtype == np.float32
+    np.testing.assert_allclose(rows, np.broadcast_to(np.reshape(expected, (1, -1, 1)), rows.shape))
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 150),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sampled_from(["mean", "middle", "none"]),
+    st.sampled_from(["floor", "ceil"]),
+    st.data(),
+)
+def test_rows_depend_neither_on_blocks_nor_on_how_frames_arrive(frames, stride, chunks, reduce, tail, data):
+    options = ExtractOptions(stride=stride, reduce=reduce, tail=tail)
+    cuts = sorted(data.draw(st.lists(st.integers(0, frames), max_size=3)))
+    rows = rows_of(frames, options, stride * chunks, cuts)
+    groups = [range(start, min(start + stride, frames)) for start in range(0, frames, stride)]
+    groups = [group for group in groups if len(group) == stride or tail == "ceil" or reduce == "none"]
+    expected = {
+        "mean": [np.mean(group) for group in groups],
+        "middle": [group[len(group) // 2] for group in groups],
+        "none": list(range(frames)),
+    }[reduce]
+    np.testing.assert_allclose(rows[0, :, 0], expected, rtol=1e-6)
+
+
+def test_rows_come_as_soon_as_their_block_is_full():
+    snippets = SnippetEncoder(Numbers(), ExtractOptions(), 32)
+    arrived = [snippets.add([frame]).shape[1] for frame in numbered(70)]
+    assert [index for index, count in enumerate(arrived) if count] == [31, 63]
+    assert snippets.finish().shape[1] == 0
+    # Another video, with the same object.
+    assert snippets.add(numbered(16)).shape[1] == 0
+    np.testing.assert_allclose(snippets.finish(), [[[7.5]]])
+
+
+def test_what_makes_no_sense_is_refused():
+    for options in (
+        {"stream": "event", "reduce": "none"},
+        {"stream": "event", "reduce": "middle"},
+        {"stream": "event", "stride": 1},
+        {"stride": 0},
+        {"crops": (11,)},
+    ):
+        with pytest.raises(UserError):
+            ExtractOptions(**options)
+    with pytest.raises(UserError, match="whole number"):
+        SnippetEncoder(Numbers(), ExtractOptions(), 20)
+    with pytest.raises(UserError, match="blocks of 512"):
+        SnippetEncoder(Numbers(), ExtractOptions(tail="released"), 16)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_clip("toy", 64)
+
+
+@pytest.fixture(scope="module")
+def tower(toy):
+    return image_tower(toy)
+
+
+FRAMES = [picture(index, (320, 240)) for index in range(36)]
+
+
+def extract(toy, frames, **options):
+    snippets = SnippetEncoder(ImageEncoder(toy, "cpu", batch_size=48), ExtractOptions(**options))
+    return np.concatenate([snippets.add(frames), snippets.finish()], axis=1)
+
+
+def test_batched_rows_equal_the_plain_way_for_all_ten_crops(toy, tower):
+    rows = extract(toy, FRAMES, crops=tuple(range(10)))
+    expected = [[plain_rgb_row(tower, FRAMES[start : start + 16], crop) for start in (0, 16)] for crop in range(10)]
+    assert np.abs(expected).mean() > 0.1  # a feature, not nothing
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_middle_none_and_ceil_equal_the_plain_way(toy, tower):
+    crops = (0, 9)
+    plain = [[plain_rgb_row(tower, [frame], crop) for frame in FRAMES] for crop in crops]
+    np.testing.assert_allclose(extract(toy, FRAMES, crops=crops, reduce="none"), plain, atol=1e-5)
+    middle = np.take(plain, [8, 24, 34], axis=1)
+    np.testing.assert_allclose(extract(toy, FRAMES, crops=crops, reduce="middle", tail="ceil"), middle, atol=1e-5)
+    last = np.mean(plain, axis=1, where=np.arange(36)[None, :, None] >= 32)
+    np.testing.assert_allclose(extract(toy, FRAMES, crops=crops, tail="ceil")[:, 2], last, atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [10, 25])
+def test_batched_event_rows_equal_the_plain_way_for_all_ten_crops(toy, tower, threshold):
+    """Whole chunks are normalised together, and what is dropped does not count."""
+    frames = [FRAMES[0]] * 20 + FRAMES[:12] + [np.zeros_like(FRAMES[0]), *FRAMES[:3]]
+    rows = extract(toy, frames, stream="event", event_threshold=threshold, crops=tuple(range(10)))
+    chunks = [frames[:16], frames[16:32]]
+    expected = [plain_event_rows(tower, chunks, crop, threshold) for crop in range(10)]
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_event_blocks_are_normalised_by_themselves(toy, tower):
+    """33 chunks: the last one has a block of its own."""
+    frames = [FRAMES[index % 3] if index >= 512 else FRAMES[index // 9 % 5] for index in range(529)]
+    rows = extract(toy, frames, stream="event", crops=(0,))
+    chunks = [frames[start : start + 16] for start in range(0, 528, 16)]
+    expected = np.concatenate([plain_event_rows(tower, part, 0, 10) for part in (chunks[:32], chunks[32:])])
+    np.testing.assert_allclose(rows[0], expected, atol=1e-5)
+    alone = extract(toy, frames, stream="event", crops=(0,), event_scope="chunk")
+    np.testing.assert_allclose(alone[0, :1], plain_event_rows(tower, chunks[:1], 0, 10), atol=1e-5)
+    np.testing.assert_allclose(alone[0, 32:], expected[32:], atol=1e-5)
+    assert np.abs(alone[0, :32] - expected[:32]).max() > 1e-3
+
+
+def test_nothing_moves(toy, tower):
+    """The XD-Violence script encoded a black image, the others wrote NaN over the whole block."""
+    still = [FRAMES[0]] * 32
+    black = plain_event_rows(tower, [still[:16]], 0, 10)[0]
+    np.testing.assert_allclose(extract(toy, still, stream="event")[0], [black, black], atol=1e-5)
+    assert np.isnan(extract(toy, still, stream="event", event_empty="nan")).all()
+    one_moves = still[:16] + FRAMES[:16]
+    assert np.isfinite(extract(toy, one_moves, stream="event", event_empty="nan")).all()
+
+
+def test_other_sizes_of_towers_and_of_pictures(toy, tower):
+    """A tower of another resolution gets pictures of its own size; other preprocessing makes other features."""
+    bigger = dict(toy.state)
+    grid = torch.nn.functional.interpolate(
+        bigger["visual.positional_embedding"][1:].T.reshape(1, 64, 7, 7), (9, 9), mode="bilinear"
+    )
+    bigger["visual.positional_embedding"] = torch.cat(
+        [bigger["visual.positional_embedding"][:1], grid.reshape(64, 81).T]
+    )
+    encoder = ImageEncoder(ClipWeights(bigger, "bigger"), "cpu")
+    assert encoder.resolution == 288
+    assert extract(ClipWeights(bigger, "bigger"), FRAMES, crops=(0, 5), resize="clip").shape == (2, 2, 64)
+    assert extract(ClipWeights(bigger, "bigger"), FRAMES).shape == (1, 2, 64)
+    assert np.abs(extract(toy, FRAMES, resize="clip") - extract(toy, FRAMES)).max() > 1e-3
+
+
+def test_the_image_tower_is_openais(toy):
+    openai_clip()
+    from clip.model import CLIP, build_model
+
+    official = build_model(dict(toy.state)).float()
+    pictures = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # build_model rounds weights to half precision.
+        ours = image_tower(ClipWeights(official.state_dict(), "official"))
+        torch.testing.assert_close(ours(pictures), official.encode_image(pictures), atol=1e-5, rtol=1e-5)
+        resnet = CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 100, 64, 1, 1).eval()
+        ours = image_tower(ClipWeights(resnet.state_dict(), "resnet"))
+        small = pictures[..., :64, :64]
+        torch.testing.assert_close(ours(small), resnet.encode_image(small), atol=1e-5, rtol=1e-5)
+    assert ours.input_resolution == 64 and not ours.training
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+
+
+def test_building_the_tower_leaves_the_random_state_and_the_weights_alone(toy):
+    before, weights = torch.get_rng_state(), toy.state["visual.proj"].clone()
+    ImageEncoder(toy, "cpu", "bf16")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(toy.state["visual.proj"], weights) and toy.state["visual.proj"].dtype == torch.float32
+
+
+def test_bf16_is_close_and_fp16_needs_a_gpu(toy):
+    pictures = np.stack([picture(index, (224, 224)) for index in range(4)])
+    full, half = (ImageEncoder(toy, "cpu", precision).encode(pictures) for precision in ("fp32", "bf16"))
+    assert half.dtype == np.float32 and 0 < np.abs(full - half).max() < 0.1 * np.abs(full).max()
+    with pytest.raises(UserError, match="needs a GPU"):
+        ImageEncoder(toy, "cpu", "fp16")
+
+
+def test_weights_without_an_image_tower_are_refused(toy):
+    text_only = {key: value for key, value in toy.state.items() if not key.startswith("visual.")}
+    with pytest.raises(UserError, match="no image tower"):
+        image_tower(ClipWeights(text_only, "text.pt"))
+
+
+def test_an_event_clip_file_and_a_plain_one(toy, tmp_path):
+    other = load_clip("toy", 128).state
+    checkpoint = {f"encoder_k.{key}": value for key, value in toy.state.items()}
+    checkpoint |= {f"encoder_q.{key}": value for key, value in other.items()} | {"queue": torch.zeros(3)}
+    torch.save({"checkpoint": checkpoint, "epoch": 3}, tmp_path / "event.pt")
+    torch.save(toy.state, tmp_path / "plain.pt")
+    for name in ("event.pt", "plain.pt"):
+        read = load_clip(str(tmp_path / name))
+        assert read.state.keys() == toy.state.keys()
+        assert read.image_fingerprint == toy.image_fingerprint != load_clip("toy", 128).image_fingerprint

@@ -1,0 +1,109 @@
+"""The temporal models that AnomalyCLIP is compared with: who sees whom, and the equations as loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_anomalyclip import FRAMES, TARGETS, E, S, small_batch, small_model
+from torch import nn
+
+from clipfusionvad.models.layers.temporal import DILATIONS, LINES, TEMPORAL_MODELS, MultiScale, TemporalModel
+
+SEEN = {
+    "mlp": lambda place: [place],
+    "short": lambda place: [place // FRAMES * FRAMES + frame for frame in range(FRAMES)],
+    "long": lambda place: [segment * FRAMES + place % FRAMES for segment in range(S)],
+    "mtn": lambda place: range(S * FRAMES),
+    "axial": lambda place: range(S * FRAMES),
+}
+
+
+def temporal_model(kind, depth=1):
+    torch.manual_seed(0)
+    return TemporalModel(E, kind, (S, FRAMES), emb_size=E, depth=depth, heads=2, dim_heads=None).eval()
+
+
+@pytest.mark.parametrize("kind", TEMPORAL_MODELS)
+@pytest.mark.parametrize("place", [0, 4, S * FRAMES - 1])
+def test_a_frame_is_scored_by_those_that_its_model_sees(kind, place):
+    model = temporal_model(kind, depth=2)
+    if kind == "mtn":
+        nn.init.ones_(model.mtn.everywhere.norm.weight)
+    x = torch.randn(1, S * FRAMES, E, requires_grad=True)
+    model(x, (S, FRAMES))[0, place].backward()
+    reached = x.grad[0].abs().sum(-1).nonzero().flatten().tolist()
+    assert reached == sorted(SEEN[kind](place))
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_line_transformer_is_a_transformer_of_each_line(kind):
+    """Line by line: attention and feed-forward of one line alone, with the position along it."""
+    model = temporal_model(kind).line_attn
+    grid = torch.randn(2, E, S, FRAMES)
+    with torch.no_grad():
+        found = model(grid)
+        for video in range(2):
+            for number in range(S if kind == "short" else FRAMES):
+                cut = (video, slice(None), number) if kind == "short" else (video, ..., number)
+                line = grid[cut] + model.position[0].flatten(1)
+                fn = model.attention[0].fn
+                line = line + fn["fn"](fn["norm"](line.T)[None])[0].T
+                norm, up, act, down = model.feed_forward[0]
+                hidden = up.weight[..., 0, 0] @ norm(line[None, ..., None])[0, ..., 0] + up.bias[:, None]
+                line = line + down.weight[..., 0, 0] @ act(hidden) + down.bias[:, None]
+                torch.testing.assert_close(found[cut], line)
+
+
+def plain_dilated(x, weight, bias, dilation):
+    """A convolution of kernel 3 over (E, T) with zeros around it, step by step."""
+    steps = x.shape[1]
+    rows = []
+    for t in range(steps):
+        taps = [(k, t + (k - 1) * dilation) for k in range(3)]
+        parts = [weight[:, :, k] @ x[:, place] for k, place in taps if 0 <= place < steps]
+        rows.append(sum(parts) + (0 if bias is None else bias))
+    return torch.stack(rows, dim=1)
+
+
+def test_mtn_is_a_pyramid_and_a_self_attention_joined():
+    torch.manual_seed(1)
+    model, steps = MultiScale(E), 11
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
+        for values in (norm.weight, norm.running_mean):
+            nn.init.normal_(values)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(E, steps)
+
+    def normed(values, norm):
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return (values - norm.running_mean[:, None]) * scale[:, None] + norm.bias[:, None]
+
+    with torch.no_grad():
+        scales = []
+        for (conv, _, norm), dilation in zip(model.pyramid, DILATIONS, strict=True):
+            scales.append(normed(plain_dilated(x, conv.weight, conv.bias, dilation).relu(), norm))
+        squeezed = (model.squeeze[0].weight[..., 0] @ x).relu()
+        block = model.everywhere
+        theta, phi, g = (m.weight[..., 0] @ squeezed + m.bias[:, None] for m in (block.theta, block.phi, block.g))
+        seen = torch.stack(
+            [sum((theta[:, t] @ phi[:, u]) / steps * g[:, u] for u in range(steps)) for t in range(steps)], dim=1
+        )
+        back = block.back.weight[..., 0] @ seen + block.back.bias[:, None]
+        joined = torch.cat([*scales, squeezed + normed(back, block.norm)])
+        expected = x + normed(plain_dilated(joined, model.join[0].weight, None, 1).relu(), model.join[2])
+        torch.testing.assert_close(model.eval()(x[None])[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TEMPORAL_MODELS)
+def test_every_temporal_model_learns(kind):
+    model = small_model(temporal=kind).train()
+    optimizer = torch.optim.Adam(model.temporal_model.parameters(), lr=1e-2)
+    text, losses = model.encode_text().detach(), []
+    for _ in range(25):
+        terms = model.losses(model(small_batch(), text=text), TARGETS, None)
+        losses.append((terms["topk_nor"] + terms["bottomk_abn"]).item())
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        assert all(p.grad is not None for p in model.temporal_model.parameters())
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
