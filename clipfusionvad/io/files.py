@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 import yaml
 
 from clipfusionvad.io.errors import UserError
@@ -157,6 +156,8 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 
 def write_torch(path: str | Path, value: Any) -> None:
+    import torch
+
     with atomic_write(path) as file:
         try:
             torch.save(value, file)

@@ -1,19 +1,60 @@
-"""The methods. Every module of this package that registers a method is found by itself."""
+"""The methods: one file each, whose name is the method's name. A file is imported when its method is asked for."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipfusionvad.models.base import Method, build_method, find_method, method_names, register_method
-from clipfusionvad.models.clip import load_clip
+from clipfusionvad.io.errors import UserError, nearest
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+if TYPE_CHECKING:
+    from clipfusionvad.models.base import Method
+    from clipfusionvad.models.clip import ClipWeights
 
 __all__ = ["Method", "build_method", "create_model", "find_method", "method_names", "register_method"]
+
+_NOT_METHODS = {"base", "clip", "config"}
+_FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - _NOT_METHODS
+_METHODS: dict[str, type[Method]] = {}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the base class when it is asked for: it needs torch, and a list of names does not."""
+    if name != "Method":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.base").Method
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Make a method known under its ``name`` (a class decorator)."""
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def method_names() -> list[str]:
+    """Return the names of the methods in this folder and of those registered elsewhere."""
+    return sorted(_FILES | _METHODS.keys())
+
+
+def find_method(name: str) -> type[Method]:
+    """Return the class of a method; ``UserError`` names the nearest one if it is unknown."""
+    if name not in _METHODS and name in _FILES:
+        importlib.import_module(f"{__name__}.{name}")
+    if name not in _METHODS:
+        raise UserError(f"unknown method {name!r}{nearest(name, method_names())}; known: {', '.join(method_names())}")
+    return _METHODS[name]
+
+
+def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
+    """Instantiate a method; an option that it does not have is an error that names the nearest one."""
+    cls = find_method(name)
+    known = cls.option_names()
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has: {', '.join(known)}")
+    return cls(list(class_prompts), clip, **options)
 
 
 def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16", **options: Any) -> Method:
@@ -23,10 +64,12 @@ def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16"
     or "toy" (not read for a method that encodes no text); ``options`` are the method's flags with underscores.
     Raises ``UserError`` on anything unusable.
     """
+    from clipfusionvad.models.clip import load_clip
+
     weights = None
     if find_method(name).needs_clip:
         weights = load_clip(clip, width=options.get("embed_dim", 512))
     else:
-        # It describes CLIP, so it says as little here as ``clip`` does.
+        # Like ``clip``, the width of its text tower is ignored.
         options.pop("embed_dim", None)
     return build_method(name, class_prompts, weights, **options)

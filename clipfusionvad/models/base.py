@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.data.sampling import Sampling, WindowSampling
-from clipfusionvad.io.errors import UserError, nearest
-from clipfusionvad.models.clip import ClipWeights
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models import register_method as register_method
 
 # Snippets, of one long or of many short videos, that are scored in one forward pass: enough to fill a GPU, few
 # enough for a processor's cache.
@@ -227,32 +227,3 @@ def own_stream(part: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((torch.initial_seed() + zlib.crc32(part.encode())) % 2**63)
         yield
-
-
-_METHODS: dict[str, type[Method]] = {}
-
-
-def register_method(cls: type[Method]) -> type[Method]:
-    """Class decorator: make a method known under its ``name``."""
-    _METHODS[cls.name] = cls
-    return cls
-
-
-def method_names() -> list[str]:
-    return sorted(_METHODS)
-
-
-def find_method(name: str) -> type[Method]:
-    if name not in _METHODS:
-        raise UserError(f"unknown method {name!r}{nearest(name, _METHODS)}; known: {', '.join(method_names())}")
-    return _METHODS[name]
-
-
-def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-    """Instantiate a method; an option that it does not have is an error that names the nearest one."""
-    cls = find_method(name)
-    known = cls.option_names()
-    for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has: {', '.join(known)}")
-    return cls(list(class_prompts), clip, **options)

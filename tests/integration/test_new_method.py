@@ -14,11 +14,10 @@ from torch import nn
 
 import ucf_test
 import ucf_train
-from clipfusionvad import create_model, load_weights
+from clipfusionvad import create_model, load_weights, models
 from clipfusionvad.io.argtypes import positive_int
 from clipfusionvad.losses import coarse_mil_loss
 from clipfusionvad.models import Method, register_method
-from clipfusionvad.models import base as method
 from clipfusionvad.models.base import Scores, VADOutput
 
 
@@ -52,7 +51,7 @@ class SnippetClassifier(Method):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     """Known for the length of a test."""
-    monkeypatch.setattr(method, "_METHODS", dict(method._METHODS))
+    monkeypatch.setattr(models, "_METHODS", dict(models._METHODS))
     register_method(SnippetClassifier)
 
 

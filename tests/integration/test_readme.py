@@ -16,12 +16,12 @@ import pytest
 
 from clipfusionvad import __main__ as program
 from clipfusionvad import create_model
+from clipfusionvad import models as methods
 from clipfusionvad.cli.prepare import option_file_of
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import UCF, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import own_state
 from clipfusionvad.io.files import write_torch
-from clipfusionvad.models import base as methods
 from clipfusionvad.models import method_names
 from clipfusionvad.tools.tables.store import read_store, write_into_readme
 
