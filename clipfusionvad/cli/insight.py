@@ -23,7 +23,7 @@ from clipfusionvad.io.files import check_writable
 from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.models import find_method
 from clipfusionvad.report.results import read_run
-from clipfusionvad.report.scores import Tested, read_scores
+from clipfusionvad.report.scores import TestResult, read_scores
 from clipfusionvad.tools.analysis.alarms import alarms_insight
 from clipfusionvad.tools.analysis.attention import attention_insight
 from clipfusionvad.tools.analysis.calibration import BINS, calibration_insight
@@ -184,7 +184,7 @@ def _picture(text: str) -> Path:
     return path
 
 
-def _tested(source: Path) -> Tested:
+def _tested(source: Path) -> TestResult:
     tested = read_scores(source) if source.is_file() else read_run(source).tested
     if tested is None or tested.videos.truth is None:
         raise UserError(f"{source} holds no scores with their truth: test the model with --output-dir first")

@@ -19,7 +19,7 @@ from clipfusionvad.metrics import count_frames
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledScores:
     """The snippets of all test videos, joined: their scores and the frames behind them.
 
     anomaly (branches, S), classes (S, C) or None, positives (S,), frames (S,), snippets (N,) of each video.
@@ -35,12 +35,12 @@ class Pooled:
     snippets: np.ndarray
 
 
-def pool(scores: Sequence[VideoScores], videos: VideoSet) -> Pooled:
+def pool(scores: Sequence[VideoScores], videos: VideoSet) -> PooledScores:
     """Join the scores of videos whose truth is known."""
     snippets = [video.anomaly.shape[1] for video in scores]
     judged = [_judge(videos, index, count) for index, count in enumerate(snippets)]
     positives, frames, truth = (np.concatenate(part) for part in zip(*judged, strict=True))
-    return Pooled(
+    return PooledScores(
         np.concatenate([video.anomaly for video in scores], axis=1),
         None if scores[0].classes is None else np.concatenate([video.classes for video in scores]),
         positives,
@@ -131,7 +131,7 @@ class Confusion(NamedTuple):
     threshold: float
 
 
-def class_confusion(labels: Sequence[str], pooled: Pooled) -> Confusion | None:
+def class_confusion(labels: Sequence[str], pooled: PooledScores) -> Confusion | None:
     """Which classes are taken for which, at the threshold that suits the main branch best.
 
     ``labels`` (C,), the normal one first. Without class probabilities there are two, normal and anomalous. None

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from clipfusionvad.metrics import snippet_metrics
-from clipfusionvad.report.curves import Pooled, bucket_means, precision_recall, roc, thin
+from clipfusionvad.report.curves import PooledScores, bucket_means, precision_recall, roc, thin
 from clipfusionvad.report.table import BRANCHES, RANKING
 
 COLOURS = [f"var(--curve-{number})" for number in range(1, 9)]
 
 
-def ranking_figures(pooled: Pooled) -> list[dict[str, Any]]:
+def ranking_figures(pooled: PooledScores) -> list[dict[str, Any]]:
     """ROC and precision over recall of every branch, over all frames; none where all frames are of one kind."""
     found = [
         (roc(curve, pooled.positives, pooled.frames), precision_recall(curve, pooled.positives, pooled.frames))

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.metrics import snippet_metrics
-from clipfusionvad.report.curves import Curve, Pooled, class_confusion, pool, precision_recall, roc, thin
+from clipfusionvad.report.curves import Curve, PooledScores, class_confusion, pool, precision_recall, roc, thin
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR, draw_score_curves, save_figure
 from clipfusionvad.report.results import Run
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.report.table import BRANCHES
 
 FORMATS = ("png", "pdf")
@@ -44,7 +44,7 @@ def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence
     return paths
 
 
-def _draw_all(tested: Tested) -> dict[str, Figure]:
+def _draw_all(tested: TestResult) -> dict[str, Figure]:
     """By name, what can be told of the frames: nothing where they are all of one kind."""
     pooled = pool(tested.scores, tested.videos)
     figures = {"confusion": _draw_confusion(tested.videos.dataset.labels, pooled)}
@@ -57,7 +57,7 @@ def _draw_all(tested: Tested) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _chosen(tested: Tested, names: Sequence[str]) -> Tested:
+def _chosen(tested: TestResult, names: Sequence[str]) -> TestResult:
     known = {entry.video: index for index, entry in enumerate(tested.videos.entries)}
     for name in names:
         if name not in known:
@@ -65,7 +65,7 @@ def _chosen(tested: Tested, names: Sequence[str]) -> Tested:
     return tested.only([known[name] for name in names])
 
 
-def _areas(pooled: Pooled, key: str) -> list[float]:
+def _areas(pooled: PooledScores, key: str) -> list[float]:
     return [snippet_metrics(curve, pooled.positives, pooled.frames)[key] for curve in pooled.anomaly]
 
 
@@ -85,7 +85,7 @@ def _draw_ranking(curves: Sequence[Curve | None], areas: Sequence[float], names:
     return figure
 
 
-def _draw_confusion(labels: Sequence[str], pooled: Pooled) -> Figure | None:
+def _draw_confusion(labels: Sequence[str], pooled: PooledScores) -> Figure | None:
     """Percent of each true class's frames by the class they are taken for."""
     found = class_confusion(labels, pooled)
     if found is None:

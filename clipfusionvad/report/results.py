@@ -12,7 +12,7 @@ from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seeds_in
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_yaml
-from clipfusionvad.report.scores import Tested, read_scores
+from clipfusionvad.report.scores import TestResult, read_scores
 from clipfusionvad.report.seeds import seeds_columns
 from clipfusionvad.report.table import check_metrics
 
@@ -31,7 +31,7 @@ class Run:
     """
 
     folder: Path
-    tested: Tested | None
+    tested: TestResult | None
     results: dict[str, dict[str, Any]]
     options: dict[str, Any]
     environment: dict[str, Any]

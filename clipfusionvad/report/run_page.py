@@ -12,11 +12,11 @@ import numpy as np
 
 from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.io.files import write_text
-from clipfusionvad.report.curves import Pooled, class_confusion, pool, video_error
+from clipfusionvad.report.curves import PooledScores, class_confusion, pool, video_error
 from clipfusionvad.report.page import figure_html, render
 from clipfusionvad.report.page_figures import ranking_figures, training_figures
 from clipfusionvad.report.results import Run, read_run
-from clipfusionvad.report.scores import Tested, abnormal_spans
+from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, published
 
 PAGE = "report.html"
@@ -96,7 +96,7 @@ def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float
     return {"cards": cards, "columns": [*results, *(["paper"] if paper else [])], "rows": lines}
 
 
-def _classes(run: Run, tested: Tested, pooled: Pooled) -> dict[str, Any]:
+def _classes(run: Run, tested: TestResult, pooled: PooledScores) -> dict[str, Any]:
     """Metrics class by class, and which class's frames are taken for which."""
     labels = tested.videos.dataset.labels
     per_class = list(run.results.values())[-1].get("per_class", {}) if run.results else {}
@@ -105,7 +105,7 @@ def _classes(run: Run, tested: Tested, pooled: Pooled) -> dict[str, Any]:
     return {"columns": list(columns.values()), "rows": rows, "confusion": _confusion(labels, pooled)}
 
 
-def _confusion(labels: list[str], pooled: Pooled) -> dict[str, Any] | None:
+def _confusion(labels: list[str], pooled: PooledScores) -> dict[str, Any] | None:
     """Frames of each true class that occurs, and their shares in it."""
     found = class_confusion(labels, pooled)
     if found is None:
@@ -130,7 +130,7 @@ def _detection(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, flo
     return {"columns": [f"IoU {iou}" for iou in IOUS] + ["mean"], "rows": rows}
 
 
-def _videos(tested: Tested) -> list[dict[str, Any]]:
+def _videos(tested: TestResult) -> list[dict[str, Any]]:
     """A row for each test video; ``error`` is None where the truth is not known."""
     videos = tested.videos
     pooled = pool(tested.scores, videos) if videos.truth else None
@@ -153,14 +153,14 @@ def _videos(tested: Tested) -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds(tested: Tested, index: int) -> float:
+def _seconds(tested: TestResult, index: int) -> float:
     """How long a video is: as its truth says, else as its snippets do."""
     videos = tested.videos
     covered = tested.scores[index].anomaly.shape[1] * videos.frames_per_snippet
     return (len(videos.known_truth.frames[index]) if videos.truth else covered) / videos.dataset.fps
 
 
-def _scores(tested: Tested) -> dict[str, Any]:
+def _scores(tested: TestResult) -> dict[str, Any]:
     """The curves of all videos in little space, for the page's script: see ``report.html.j2``."""
     videos = tested.videos
     branches = len(tested.scores[0].anomaly)
@@ -182,7 +182,7 @@ def _packed(scores: list[VideoScores]) -> str:
     return b64encode(whole.tobytes()).decode("ascii")
 
 
-def _spans(tested: Tested, index: int) -> list[tuple[float, float, str]]:
+def _spans(tested: TestResult, index: int) -> list[tuple[float, float, str]]:
     """Abnormal intervals of a video in seconds, with the classes annotated there."""
     truth, fps = tested.videos.known_truth, tested.videos.dataset.fps
     named = list(zip(truth.segments[index], truth.labels[index], strict=True))

@@ -37,7 +37,7 @@ _DATASET = ("name", "title", "classes", "fps", "multi_label")
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestResult:
     """What a test found, with which options and where. The videos have no features."""
 
     options: dict[str, Any]
@@ -45,7 +45,7 @@ class Tested:
     scores: list[VideoScores]
     videos: VideoSet
 
-    def only(self, chosen: Sequence[int]) -> Tested:
+    def only(self, chosen: Sequence[int]) -> TestResult:
         """The same of some of the videos."""
         whole, old = self.videos, self.videos.truth
         truth = old and old.only(chosen)
@@ -103,7 +103,7 @@ def abnormal_spans(frames: np.ndarray) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def read_scores(path: Path) -> Tested:
+def read_scores(path: Path) -> TestResult:
     """Read what ``save_scores`` wrote; a file that is none of it is a ``UserError``."""
     must_exist(path, "scores")
     try:
@@ -160,7 +160,7 @@ def _is_truth(arrays: Mapping[str, np.ndarray]) -> bool:
     return arrays["segment_labels"].dtype.kind == "U"
 
 
-def _restore(arrays: Mapping[str, np.ndarray]) -> Tested:
+def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
     about = json.loads(arrays["about"].item())
     _check(about, arrays)
     names, labels = arrays["videos"].tolist(), arrays["labels"].tolist()
@@ -175,7 +175,7 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> Tested:
     videos = VideoSet(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
     if not len(entries) == len(scores) == len(truth.frames if truth else scores):
         raise ValueError("the arrays are not of the same videos")
-    return Tested(about["options"], about["environment"], scores, videos)
+    return TestResult(about["options"], about["environment"], scores, videos)
 
 
 def _restore_truth(arrays: Mapping[str, np.ndarray]) -> Truth:

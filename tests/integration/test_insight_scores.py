@@ -29,7 +29,7 @@ RULE = Thresholds(min_seconds=1.0, merge_seconds=1.0)
 
 def made(**kind):
     scores, videos = made_test(**kind)
-    return stored.Tested({}, {}, scores, videos)
+    return stored.TestResult({}, {}, scores, videos)
 
 
 def by_frame(test, index, curve):
@@ -243,8 +243,8 @@ def test_wrong_commands_end_in_one_line(argv, said, tmp_path, monkeypatch):
 def test_without_truth_or_events_there_are_no_alarms(tmp_path):
     scores, videos = made_test(truth=False)
     with pytest.raises(ValueError):
-        timeline(stored.Tested({}, {}, scores, videos), pool(scores, videos))
+        timeline(stored.TestResult({}, {}, scores, videos), pool(scores, videos))
     scores, videos = made_test()
-    quiet = stored.Tested({}, {}, scores, videos).only([1, 3])
+    quiet = stored.TestResult({}, {}, scores, videos).only([1, 3])
     with pytest.raises(UserError, match="annotated events"):
         timeline(quiet, pool(quiet.scores, quiet.videos))

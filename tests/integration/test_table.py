@@ -23,7 +23,7 @@ from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_class
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.tools.tables.compare import compare, difference_text
 from clipfusionvad.tools.tables.grid import Grid, escape, fitted, latex
-from clipfusionvad.tools.tables.resampled import read_tested
+from clipfusionvad.tools.tables.resampled import read_test_result
 
 OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
 
@@ -109,7 +109,7 @@ def test_a_single_run_is_judged_over_its_videos(runs):
     done = table(folder / "full" / "seed1", "--format", "csv", "--bootstrap", 50, "--bootstrap-seed", 4)
     rows = {row["metric"]: row for row in read_csv(done.out) if row["weights"] == "best"}
     drawn = np.random.default_rng(4).multinomial(24, np.full(24, 1 / 24), 50)
-    tested = read_tested(folder / "full" / "seed1")
+    tested = read_test_result(folder / "full" / "seed1")
     scores, videos = tested.scores, tested.videos
     values = []
     for counts in drawn:

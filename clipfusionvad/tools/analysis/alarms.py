@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics.segments import Thresholds
-from clipfusionvad.report.curves import Pooled, pool
+from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis.result import Insight, Table, bare, branch_names
 
 RECALLS = (0.5, 0.7, 0.8, 0.9)
@@ -53,7 +53,7 @@ class Timeline:
         return float(self.bounds[-1] - self.abnormal[-1]) / self.fps / SECONDS_PER_HOUR
 
 
-def timeline(tested: Tested, pooled: Pooled) -> Timeline:
+def timeline(tested: TestResult, pooled: PooledScores) -> Timeline:
     """The axis of a test whose truth is known; ``UserError`` where it has no annotated event, or nothing else."""
     video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     frames = np.bincount(video, pooled.frames, len(pooled.snippets)).astype(np.int64)
@@ -73,7 +73,7 @@ def timeline(tested: Tested, pooled: Pooled) -> Timeline:
     )
 
 
-def _events(tested: Tested, frames: np.ndarray) -> dict[tuple[int, int], list[str]]:
+def _events(tested: TestResult, frames: np.ndarray) -> dict[tuple[int, int], list[str]]:
     """Intervals on the axis, cut to their video, and the classes of each."""
     truth, anomalous = tested.videos.known_truth, tested.videos.dataset.labels[1:]
     events: dict[tuple[int, int], list[str]] = {}
@@ -231,7 +231,7 @@ def draw_alarms(curves: Sequence[AlarmCurve], names: Sequence[str]) -> Figure:
     return figure
 
 
-def alarms_insight(tested: Tested, rule: Thresholds) -> Insight:
+def alarms_insight(tested: TestResult, rule: Thresholds) -> Insight:
     """The curves of all branches, and the rates at fixed recall."""
     pooled = pool(tested.scores, tested.videos)
     line, names = timeline(tested, pooled), branch_names(len(pooled.anomaly))

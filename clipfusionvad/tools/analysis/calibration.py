@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.report.curves import Pooled, pool
+from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis.result import Insight, Row, Table, bare, branch_names
 
 BINS = 15
@@ -103,7 +103,7 @@ class Calibration:
     temperatures: tuple[float, float]
 
 
-def calibrate(scores: np.ndarray, pooled: Pooled, anomalous: np.ndarray) -> Calibration:
+def calibrate(scores: np.ndarray, pooled: PooledScores, anomalous: np.ndarray) -> Calibration:
     """Scale scores (S,) of N videos; anomalous (N,) bool tells the kinds, of which every half gets half.
 
     ``UserError`` where a half would lack abnormal or normal frames.
@@ -123,7 +123,7 @@ def calibrate(scores: np.ndarray, pooled: Pooled, anomalous: np.ndarray) -> Cali
     return Calibration(scores.astype(np.float64), after, (temperatures[0], temperatures[1]))
 
 
-def draw_calibration(found: Sequence[Calibration], names: Sequence[str], pooled: Pooled, bins: int) -> Figure:
+def draw_calibration(found: Sequence[Calibration], names: Sequence[str], pooled: PooledScores, bins: int) -> Figure:
     """Share of abnormal frames over the score of equal-mass bins, and how many frames have which score."""
     figure = Figure(figsize=(5 * len(found) + 0.6, 6.2), layout="constrained")
     axes = figure.subplots(2, len(found), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
@@ -152,7 +152,7 @@ def draw_calibration(found: Sequence[Calibration], names: Sequence[str], pooled:
     return figure
 
 
-def calibration_insight(tested: Tested, bins: int = BINS) -> Insight:
+def calibration_insight(tested: TestResult, bins: int = BINS) -> Insight:
     """Errors of all branches before and after scaling, and the reliability curves."""
     pooled = pool(tested.scores, tested.videos)
     names = branch_names(len(pooled.anomaly))

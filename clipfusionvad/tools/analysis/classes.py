@@ -16,7 +16,7 @@ from clipfusionvad.engine.evaluator import evaluate_classes
 from clipfusionvad.metrics import corrected_detection_map
 from clipfusionvad.report.curves import pool
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis.result import GREY, UNKNOWN, Insight, Table, bare
 
 HEADER = ("class", "videos", "share_abnormal", "video_auc", "video_ap", "auc", "ap", "detection_ap")
@@ -41,7 +41,7 @@ class ClassResult:
     detection_ap: float
 
 
-def class_results(tested: Tested) -> list[ClassResult]:
+def class_results(tested: TestResult) -> list[ClassResult]:
     """Every anomalous class with a video, the one that is found best first."""
     videos, labels = tested.videos, tested.videos.dataset.labels
     metrics = evaluate_classes(tested.scores, videos)["per_class"]
@@ -61,7 +61,7 @@ def class_results(tested: Tested) -> list[ClassResult]:
     return sorted(results, key=lambda result: -np.nan_to_num(result.video_ap, nan=-1))
 
 
-def _detection(tested: Tested) -> np.ndarray | None:
+def _detection(tested: TestResult) -> np.ndarray | None:
     """Detection AP (C,), the mean over IoUs; None where the method does not tell classes apart."""
     truth: Truth = tested.videos.known_truth
     classes = [video.classes for video in tested.scores if video.classes is not None]
@@ -111,7 +111,7 @@ def _bars(
             axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=GREY)
 
 
-def classes_insight(tested: Tested) -> Insight:
+def classes_insight(tested: TestResult) -> Insight:
     """The results as table and picture."""
     results = class_results(tested)
     table = Table(HEADER, [astuple(result) for result in results])

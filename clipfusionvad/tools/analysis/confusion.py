@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.losses import topk_mean
 from clipfusionvad.report.curves import best_threshold, pool, predicted_classes, roc
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis.result import Insight, Table
 
 ANOMALOUS = "anomalous"
@@ -38,7 +38,7 @@ class Confusion:
         return self.table / np.maximum(self.table.sum(axis=1, keepdims=True), 1)
 
 
-def confuse_frames(tested: Tested) -> Confusion:
+def confuse_frames(tested: TestResult) -> Confusion:
     """All frames of all test videos, by the main branch and the class probabilities."""
     pooled = pool(tested.scores, tested.videos)
     curve = roc(pooled.anomaly[0], pooled.positives, pooled.frames)
@@ -46,7 +46,7 @@ def confuse_frames(tested: Tested) -> Confusion:
     return Confusion(_count(pooled.truth, pooled.anomaly[0], pooled.classes, threshold), threshold)
 
 
-def confuse_videos(tested: Tested) -> Confusion:
+def confuse_videos(tested: TestResult) -> Confusion:
     """Whole videos, by the top-k means of their scores that training uses too."""
     videos = tested.videos
     anomaly = np.array([float(_top(video.anomaly[0])) for video in tested.scores])
@@ -102,7 +102,7 @@ def _draw(
         axis.text(column, row, str(number), ha="center", va="center", fontsize=8, color=colour)
 
 
-def confusion_insight(tested: Tested) -> Insight:
+def confusion_insight(tested: TestResult) -> Insight:
     """Both confusions as one table and one picture; ``UserError`` without an anomalous frame."""
     labels = tested.videos.dataset.labels
     frames, videos = confuse_frames(tested), confuse_videos(tested)

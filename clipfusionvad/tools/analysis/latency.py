@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.report.curves import pool
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis.alarms import alarm_curve, find_alarms, first_alarms, timeline
 from clipfusionvad.tools.analysis.result import Insight, Row, Table, bare
 
@@ -34,7 +34,7 @@ class Latency:
     labels: list[list[str]]
 
 
-def latencies(tested: Tested, rule: Thresholds, rates: Sequence[float] = RATES) -> Latency:
+def latencies(tested: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> Latency:
     """The latency of every event at each rate of false alarms per hour, in rising order."""
     pooled = pool(tested.scores, tested.videos)
     line, rates = timeline(tested, pooled), sorted(set(rates))
@@ -106,7 +106,7 @@ def _draw_classes(axis: matplotlib.axes.Axes, labels: Sequence[str], found: Late
     axis.grid(axis="y", color="#eeeeee", lw=0.7)
 
 
-def latency_insight(tested: Tested, rule: Thresholds, rates: Sequence[float] = RATES) -> Insight:
+def latency_insight(tested: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> Insight:
     """The latencies by class as table and picture."""
     found = latencies(tested, rule, rates)
     rows = by_class(found)

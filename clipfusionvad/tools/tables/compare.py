@@ -16,7 +16,7 @@ from scipy.special import stdtr, stdtrit
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics.bootstrap import draw_videos, percentile_interval, sign_p_value
 from clipfusionvad.tools.tables.collect import Cell
-from clipfusionvad.tools.tables.resampled import fingerprints, read_tested, resampled_metrics
+from clipfusionvad.tools.tables.resampled import fingerprints, read_test_result, resampled_metrics
 
 RESAMPLES, LEVEL = 2000, 0.95
 
@@ -103,7 +103,7 @@ class Resampler:
         return self._known[folder]
 
     def _resample(self, folder: Path) -> _Resampled:
-        tested = read_tested(folder)
+        tested = read_test_result(folder)
         weights = draw_videos(len(tested.scores), self.resamples, self.seed)
         seed = tested.options.get("seed")
         return _Resampled(

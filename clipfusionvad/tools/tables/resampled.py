@@ -14,14 +14,14 @@ from clipfusionvad.engine.evaluator import HEADLINE_MAP
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics.bootstrap import resampled_detection, resampled_ranking
 from clipfusionvad.metrics.detection import detection_hits
-from clipfusionvad.report.curves import Pooled, pool
+from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES
-from clipfusionvad.report.scores import Tested, read_scores
+from clipfusionvad.report.scores import TestResult, read_scores
 
 _VARIANTS = ("released", "normal_matched", "anomalous_only")
 
 
-def read_tested(folder: Path) -> Tested:
+def read_test_result(folder: Path) -> TestResult:
     """The scores of a run or a test, its videos in the order of their names, whatever that of their list was.
 
     ``UserError`` where there are none, where they are damaged, and where the truth is not known.
@@ -36,7 +36,7 @@ def read_tested(folder: Path) -> Tested:
     return tested.only(sorted(range(len(names)), key=names.__getitem__))
 
 
-def fingerprints(tested: Tested) -> tuple[str, str]:
+def fingerprints(tested: TestResult) -> tuple[str, str]:
     """Hashes of the videos (names, labels, classes) and of their truth: runs can be paired where both agree."""
     videos, truth = tested.videos, tested.videos.known_truth
     named = [[entry.video, entry.label] for entry in videos.entries]
@@ -49,7 +49,7 @@ def fingerprints(tested: Tested) -> tuple[str, str]:
 
 
 def resampled_metrics(
-    tested: Tested, weights: np.ndarray, wanted: Sequence[str] | None = None
+    tested: TestResult, weights: np.ndarray, wanted: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
     """The metrics of ``evaluate`` and ``evaluate_classes`` in percent, (R,) each, NaN where they have no value.
 
@@ -67,7 +67,7 @@ def resampled_metrics(
 _Group = tuple[tuple[str, ...], Callable[[], dict[str, np.ndarray]]]
 
 
-def _groups(tested: Tested, weights: np.ndarray) -> list[_Group]:
+def _groups(tested: TestResult, weights: np.ndarray) -> list[_Group]:
     """Names of metrics that are computed together, and how."""
     pooled = pool(tested.scores, tested.videos)
     video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
@@ -90,7 +90,9 @@ def _ranking(names: Sequence[str], arrays: Sequence[np.ndarray], weights: np.nda
     return dict(zip(names, resampled_ranking(scores, positives, frames, video, weights), strict=False))
 
 
-def _class_means(pooled: Pooled, classes: np.ndarray, video: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _class_means(
+    pooled: PooledScores, classes: np.ndarray, video: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
     """In each resample the mean over the classes that occur in it."""
     columns = [column for column in range(1, classes.shape[1]) if pooled.truth[:, column].any()]
     shape = (len(columns), 2, len(weights))
@@ -106,7 +108,9 @@ def _class_means(pooled: Pooled, classes: np.ndarray, video: np.ndarray, weights
     return {"mauc": mauc, "mean_ap": mean_ap}
 
 
-def _detection(tested: Tested, pooled: Pooled, classes: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _detection(
+    tested: TestResult, pooled: PooledScores, classes: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
     truth, labels = tested.videos.known_truth, tested.videos.dataset.labels
     ends = np.cumsum(pooled.snippets)[:-1]
     frames = np.split(pooled.frames, ends)
