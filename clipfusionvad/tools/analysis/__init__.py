@@ -1,1 +1,1 @@
-"""What a test or a model has to say beyond its metrics: one file per insight, each numbers and one picture."""
+"""Analyses of a test or a model: one file each, which gives numbers and a figure."""

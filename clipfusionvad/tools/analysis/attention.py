@@ -1,8 +1,8 @@
-"""Who attends to whom along time in one input of a model.
+"""Attention along time in one input of a model.
 
-The models compute attention in fused kernels, which give no weights. Here they are computed once more from what the
-attention modules are given, by formula; the models' own way stays as it is. T snippets of an input, H heads; a
-module attends within lines of L places: windows, rows of a grid, or the whole input as its only line.
+The models compute attention in fused kernels, which return no weights. Here the weights are computed by formula from
+the inputs of the attention modules; the models do not change. T snippets of an input, H heads; a module attends within
+lines of L places: windows, rows of a grid, or the whole input as its only line.
 """
 
 from __future__ import annotations
@@ -10,45 +10,46 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
 from clipfusionvad.models.layers import axial, glimpse, transformer
 from clipfusionvad.models.layers.dual_branch import DualBranch
-from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR
-from clipfusionvad.tools.analysis.result import Insight, Table, bare
-from clipfusionvad.tools.analysis.view import View, mark_truth, shade
+from clipfusionvad.tools.analysis.figures import COLOURS, hide_spines, mark_truth, new_figure, shade
+from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
+from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
 
-# Snippets of an input that a picture of windows shows: of more, windows would be a thin line.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Snippets of an input that are drawn where attention is in windows: more would be a thin line.
 SHOWN = 64
-# Pictures of matrices at most: of deeper models the last ones.
+# Matrices that are drawn at most: of deeper models the last ones.
 PANELS = 4
-_COLOURS = (COARSE_COLOUR, FINE_COLOUR, "#5b8c5a", "#8e5ea2")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a module computes inside: ``weights`` (lines, H, L, L), rows summing to one, ``values`` (lines, H, L, d)."""
+    """``weights`` (lines, H, L, L) of a module, whose rows sum to one, and its ``values`` (lines, H, L, d)."""
 
     weights: Tensor
     values: Tensor
 
 
 def plain_weights(module: transformer.SelfAttention, x: Tensor, attend: Any) -> Weights:
-    """CLIP's attention, (lines, L, D), each line seeing itself."""
+    """Return the weights of CLIP's attention; x (lines, L, D), each line attends to itself."""
     q, k, v = transformer.split_heads(F.linear(x, module.in_proj_weight, module.in_proj_bias), module.heads)
     return Weights((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1), v)
 
 
 def glimpse_weights(module: glimpse.SegmentAttention, x: Tensor, valid: Tensor) -> Weights:
-    """Glimpse of ReFLIP-VAD, (B, T, c) and (B, T); the last window may be padded."""
+    """Return the weights of ReFLIP-VAD's Glimpse; x (B, T, c), valid (B, T); the last window may be padded."""
     window = min(module.window or x.shape[1], x.shape[1])
     padding = -x.shape[1] % window
     qkv = F.pad(module.qkv(x.transpose(1, 2)), (0, padding)).transpose(1, 2)
@@ -60,7 +61,7 @@ def glimpse_weights(module: glimpse.SegmentAttention, x: Tensor, valid: Tensor) 
 
 
 def axial_weights(module: axial.SelfAttention, x: Tensor) -> Weights:
-    """Attention along the lines (lines, L, E) of AnomalyCLIP's grid."""
+    """Return the weights along the lines of AnomalyCLIP's grid; x (lines, L, E)."""
     keys, values = module.to_kv(x).chunk(2, dim=-1)
     q, k, v = (part.unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in (module.to_q(x), keys, values))
     return Weights((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1), v)
@@ -69,7 +70,7 @@ def axial_weights(module: axial.SelfAttention, x: Tensor) -> Weights:
 def torch_weights(
     module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None, **_: Any
 ) -> Weights:
-    """torch's own module as IEF-VAD uses it, (B, T, D), batch first."""
+    """Return the weights of torch's module as IEF-VAD uses it, (B, T, D), batch first."""
     projected = F.linear(query, module.in_proj_weight, module.in_proj_bias)
     q, k, v = transformer.split_heads(projected, module.num_heads)
     logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
@@ -88,8 +89,8 @@ READERS: dict[type[nn.Module], Callable[..., Weights]] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """One module on one input: ``weights`` (lines, L, L), the mean over its heads, and ``places`` (lines, L) of the
-    input that each line goes through, -1 for padding. ``strided``: lines take one place of every segment."""
+    """One module on one input: ``weights`` (lines, L, L), the mean over its heads, and the ``places`` (lines, L) of
+    the input that each line covers, -1 for padding. ``strided``: lines take one place of every segment."""
 
     name: str
     heads: int
@@ -98,7 +99,7 @@ class Layer:
     strided: bool
 
     def dense(self, length: int) -> np.ndarray:
-        """All weights between the first ``length`` places of the input, (length, length); 0 between lines."""
+        """Return all weights between the first ``length`` places of the input, (length, length); 0 between lines."""
         matrix = np.zeros((length, length))
         kept = (self.places >= 0) & (self.places < length)
         both = kept[:, :, None] & kept[:, None, :]
@@ -107,19 +108,19 @@ class Layer:
         return matrix
 
     def received(self, length: int) -> np.ndarray:
-        """How much attention each of the first ``length`` places gets, in multiples of an even share: (length,)."""
+        """Return the attention that each of the first ``length`` places receives, 1 for an even share: (length,)."""
         return self.dense(length).sum(axis=0)
 
     def effective(self, length: int) -> float:
-        """e to the entropy of the weights of a place: how many places it attends to in effect, padding included. The
-        mean over the first ``length`` places."""
+        """Return e to the entropy of the weights of a place: the effective number of places that it attends to, padding
+        included; the mean over the first ``length`` places."""
         matrix = self.dense(int(self.places.max()) + 1)[:length]
         return float(np.exp(-(matrix * np.log(np.maximum(matrix, 1e-12))).sum(axis=1)).mean())
 
 
 @torch.inference_mode()
-def read_attention(model: Method, seen: View, which: int) -> list[Layer]:
-    """All attention along time on input number ``which``; ``UserError`` for a model without any."""
+def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
+    """Return all attention along time on input number ``which``; ``UserError`` for a model without any."""
     modules = {
         name: module
         for name, module in model.named_modules()
@@ -138,7 +139,7 @@ def read_attention(model: Method, seen: View, which: int) -> list[Layer]:
     chosen = slice(which, which + 1)
     try:
         if isinstance(model, DualBranch):
-            # Its encoder passes over windows of padding, whose lines would be missing.
+            # Its forward skips windows of padding, whose lines would be missing.
             model.temporal(seen.windows[chosen] + model.frame_position_embeddings.weight)
         else:
             model(seen.windows[chosen], seen.lengths[chosen], text)
@@ -146,7 +147,7 @@ def read_attention(model: Method, seen: View, which: int) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise UserError(f"this {model.name} was made without attention along time")
+        raise UserError(f"this {model.name} has no attention along time")
     axes = {name: module.axis for name, module in model.named_modules() if isinstance(module, axial.AxialAttention)}
     grid = getattr(model, "grid", (1, seen.rows.shape[1]))
     return [_layer(name, weights, grid, axes.get(name.removesuffix(".fn.fn"))) for name, weights in found.items()]
@@ -160,26 +161,25 @@ def _layer(name: str, found: Weights, grid: tuple[int, int], axis: int | None) -
     return Layer(name, heads, found.weights.mean(dim=1).float().cpu().numpy(), places, axis == axial.ROWS)
 
 
-def draw_attention(layers: list[Layer], seen: View, which: int) -> Figure:
-    """A matrix for each of the last layers, and what each snippet of the input receives."""
-    rows, length = seen.rows[which], int(seen.lengths[which])
+def draw_attention(layers: list[Layer], seen: VideoView, which: int) -> Figure:
+    """Draw a matrix for each of the last layers, and what each snippet of the input receives."""
+    truth, length = seen.truth_at(seen.rows[which]), int(seen.lengths[which])
     shown = layers[-PANELS:]
-    figure = Figure(figsize=(max(3.7 * len(shown) + 0.4, 9), 7), layout="constrained")
-    figure.suptitle(f"{seen.title}, input {which}; red bars and shading: annotated anomaly", fontsize=11)
+    title = f"{seen.title}, input {which}; red bars and shading: annotated anomaly"
+    figure = new_figure(max(3.7 * len(shown) + 0.4, 9), 7, title)
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.7, 1))
     upper, lower = parts
     for axis, layer in zip(upper.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        image = _draw_layer(axis, layer, seen.truth_at(rows), length)
-        upper.colorbar(image, ax=axis, shrink=0.7)
+        upper.colorbar(_draw_layer(axis, layer, truth, length), ax=axis, shrink=0.7)
     axis = lower.subplots()
-    shade(axis, seen.truth_at(rows)[:length])
-    for layer, colour in zip(shown, _COLOURS, strict=False):
+    shade(axis, truth[:length])
+    for layer, colour in zip(shown, COLOURS, strict=False):
         values = layer.received(length)
         axis.stairs(values, np.arange(length + 1), baseline=None, color=colour, lw=1.2, label=layer.name)
     axis.axhline(1, color="#bbbbbb", lw=1, zorder=0)
     axis.set(xlim=(0, length), xlabel="snippet of the input", ylabel="attention received,\n1: an even share")
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    bare(axis)
+    hide_spines(axis)
     return figure
 
 
@@ -187,15 +187,15 @@ def _draw_layer(axis: Any, layer: Layer, truth: np.ndarray, length: int) -> Any:
     lines, side = layer.places.shape
     first = 0
     if layer.strided:
-        matrix, truth = layer.weights.mean(axis=0), truth.reshape(side, lines).max(axis=1)
-        name = "segment"
+        matrix, truth, unit = layer.weights.mean(axis=0), truth.reshape(side, lines).max(axis=1), "segment"
     else:
-        matrix, name = layer.dense(length), "snippet of the input"
+        matrix, unit = layer.dense(length), "snippet of the input"
         if side < length:
-            around = int(np.flatnonzero(truth[:length] > 0).mean()) if (truth[:length] > 0).any() else 0
-            first = max(0, min(around - SHOWN // 2, length - SHOWN)) // side * side
-            last = min(first + SHOWN, length)
-            matrix, truth = matrix[first:last, first:last], truth[first:last]
+            abnormal = np.flatnonzero(truth[:length] > 0)
+            centre = int(abnormal.mean()) if len(abnormal) else 0
+            first = max(0, min(centre - SHOWN // 2, length - SHOWN)) // side * side
+            shown = slice(first, min(first + SHOWN, length))
+            matrix, truth = matrix[shown, shown], truth[shown]
     scaled = matrix * side
     limit = max(float(np.quantile(scaled[scaled > 0], 0.99)), 1.5)
     image = axis.imshow(scaled, cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
@@ -208,25 +208,25 @@ def _draw_layer(axis: Any, layer: Layer, truth: np.ndarray, length: int) -> Any:
     axis.set_xticks(ticks, ticks + first)
     axis.set_yticks(ticks, ticks + first)
     axis.set_title(f"{layer.name}\nweight × {side}", fontsize=9, loc="left", pad=12)
-    axis.set_xlabel(f"{name} that is seen", fontsize=9)
-    axis.set_ylabel(f"{name} that looks", fontsize=9)
+    axis.set_xlabel(f"{unit}, key", fontsize=9)
+    axis.set_ylabel(f"{unit}, query", fontsize=9)
     return image
 
 
-def attention_insight(model: Method, seen: View, which: int) -> Insight:
-    """The attention as picture, and by snippet how much each layer looks at it."""
-    layers = read_attention(model, seen, which)
+def attention(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex = None) -> AnalysisResult:
+    """Attention along time, layer by layer."""
+    import pandas as pd
+
+    seen = loaded.view(video)
+    which = seen.check_window(window)
+    layers = read_attention(loaded.model, seen, which)
     length = int(seen.lengths[which])
-    rows, truth = seen.rows[which, :length], seen.truth_at(seen.rows[which])[:length]
-    received = [layer.received(length) for layer in layers]
-    abnormal = truth > 0.5
-    short = []
-    for layer, values in zip(layers, received, strict=True):
-        parts = [float(values[part].mean()) if part.any() else float("nan") for part in (abnormal, ~abnormal)]
-        short.append((layer.name, layer.heads, layer.places.shape[1], layer.effective(length), *parts))
-    header = ("attention", "heads", "sees", "of these in effect", "received by abnormal", "by normal")
-    columns = (rows, truth, seen.anomaly[rows], *received)
-    numbers = list(zip(*(column.tolist() for column in columns), strict=True))
-    table = Table(("snippet", "truth", "score", *(layer.name for layer in layers)), numbers)
-    lines = [f"{seen.title}, input {which}", Table(header, short).text()]
-    return Insight(table, draw_attention(layers, seen, which), lines)
+    truth = seen.truth_at(seen.rows[which])[:length]
+    received = {layer.name: layer.received(length) for layer in layers}
+    short = [
+        (layer.name, layer.heads, layer.places.shape[1], layer.effective(length), *mean_by_truth(values, truth))
+        for layer, values in zip(layers, received.values(), strict=True)
+    ]
+    header = ["attention", "heads", "attends to", "of these in effect", "received by abnormal", "by normal"]
+    lines = [f"{seen.title}, input {which}", table_text(pd.DataFrame(short, columns=header))]
+    return AnalysisResult(seen.table(which, received), draw_attention(layers, seen, which), lines)

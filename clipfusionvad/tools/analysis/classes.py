@@ -5,30 +5,40 @@ C classes, of which 0 is *normal*.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from clipfusionvad.data.truth import Truth
 from clipfusionvad.engine.evaluator import evaluate_classes
 from clipfusionvad.metrics import corrected_detection_map
-from clipfusionvad.report.curves import pool
-from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR
-from clipfusionvad.report.scores import TestResult
-from clipfusionvad.tools.analysis.result import GREY, UNKNOWN, Insight, Table, bare
+from clipfusionvad.report.scores import Tested
+from clipfusionvad.tools.analysis.figures import (
+    COARSE_COLOUR,
+    FINE_COLOUR,
+    GREY,
+    hide_spines,
+    legend_above,
+    new_figure,
+)
+from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, table_text
 
-HEADER = ("class", "videos", "share_abnormal", "video_auc", "video_ap", "auc", "ap", "detection_ap")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from clipfusionvad.report.curves import Pooled
+
+_RATES = ("video_auc", "video_ap", "auc", "ap")
 
 
 @dataclass(frozen=True)
 class ClassResult:
     """One anomalous class; rates in 0..1, NaN where there is nothing to rank.
 
-    ``share_abnormal`` of the frames of its videos, which is the AP of a score that knows nothing. ``video_auc``,
-    ``video_ap``: the anomaly score over the frames of its videos (IEF-VAD). ``auc``, ``ap``: its probability against
-    all other frames (AnomalyCLIP). ``detection_ap``: the mean over IoUs 0.1 … 0.5, anomalous videos only.
+    ``share_abnormal`` of the frames of its videos, which is the AP of random scores. ``video_auc``, ``video_ap``: the
+    anomaly score over the frames of its videos (IEF-VAD). ``auc``, ``ap``: its probability against all other frames
+    (AnomalyCLIP). ``detection_ap``: the mean over IoUs 0.1 … 0.5, anomalous videos only.
     """
 
     label: str
@@ -41,35 +51,35 @@ class ClassResult:
     detection_ap: float
 
 
-def class_results(tested: TestResult) -> list[ClassResult]:
-    """Every anomalous class with a video, the one that is found best first."""
-    videos, labels = tested.videos, tested.videos.dataset.labels
-    metrics = evaluate_classes(tested.scores, videos)["per_class"]
-    pooled, detection = pool(tested.scores, videos), _detection(tested)
+def class_results(test: Tested) -> list[ClassResult]:
+    """Return every anomalous class that has a video, the highest AP first."""
+    from clipfusionvad.report.curves import pool
+
+    videos, labels = test.videos, test.videos.dataset.labels
+    metrics = evaluate_classes(test.scores, videos)["per_class"]
+    pooled = pool(test.scores, videos)
+    detection = _detection(test, pooled)
     video_of = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     named = np.stack([videos.dataset.encode(entry.label) > 0 for entry in videos.entries])
     results = []
     for column, label in enumerate(labels[1:], start=1):
-        own = named[video_of, column]
-        if not own.any():
-            continue
-        found = metrics.get(label, {})
-        share = pooled.positives[own].sum() / max(pooled.frames[own].sum(), 1)
-        rates = {name: float(found.get(name, np.nan)) for name in HEADER[3:-1]}
-        known = float("nan") if detection is None else float(detection[column])
-        results.append(ClassResult(label, int(named[:, column].sum()), float(share), detection_ap=known, **rates))
+        chosen = named[video_of, column]
+        if chosen.any():
+            found = metrics.get(label, {})
+            share = pooled.positives[chosen].sum() / max(pooled.frames[chosen].sum(), 1)
+            rates = {name: float(found.get(name, np.nan)) for name in _RATES}
+            count = int(named[:, column].sum())
+            results.append(ClassResult(label, count, float(share), detection_ap=float(detection[column]), **rates))
     return sorted(results, key=lambda result: -np.nan_to_num(result.video_ap, nan=-1))
 
 
-def _detection(tested: TestResult) -> np.ndarray | None:
-    """Detection AP (C,), the mean over IoUs; None where the method does not tell classes apart."""
-    truth: Truth = tested.videos.known_truth
-    classes = [video.classes for video in tested.scores if video.classes is not None]
+def _detection(test: Tested, pooled: Pooled) -> np.ndarray:
+    """Return the detection AP (C,), the mean over IoUs; NaN for a method without class probabilities."""
+    truth, labels = test.videos.known_truth, test.videos.dataset.labels
+    classes = [video.classes for video in test.scores if video.classes is not None]
     if not classes:
-        return None
-    pooled = pool(tested.scores, tested.videos)
+        return np.full(len(labels), np.nan)
     frames = np.split(pooled.frames, np.cumsum(pooled.snippets)[:-1])
-    labels = tested.videos.dataset.labels
     found = corrected_detection_map(
         classes, truth.segments, truth.labels, labels, frames=frames, unknown_labels="ignore"
     )["anomalous_only"]
@@ -77,17 +87,17 @@ def _detection(tested: TestResult) -> np.ndarray | None:
 
 
 def draw_classes(results: list[ClassResult]) -> Figure:
-    """Bars by class: AUC, AP, detection AP."""
-    figure = Figure(figsize=(12, 0.42 * len(results) + 1.9), layout="constrained")
+    """Draw AUC, AP and detection AP as bars by class."""
+    figure = new_figure(12, 0.42 * len(results) + 1.9)
     left, middle, right = figure.subplots(1, 3, sharey=True)
     places = np.arange(len(results))
-    video, own = "anomaly score, frames of the class's videos", "class probability, all frames"
+    video, probability = "anomaly score, frames of the class's videos", "class probability, all frames"
     for axis, name, chance in (
         (left, "auc", [0.5] * len(results)),
         (middle, "ap", [result.share_abnormal for result in results]),
     ):
         _bars(axis, places - 0.2, [getattr(result, f"video_{name}") for result in results], COARSE_COLOUR, video)
-        _bars(axis, places + 0.2, [getattr(result, name) for result in results], FINE_COLOUR, own)
+        _bars(axis, places + 0.2, [getattr(result, name) for result in results], FINE_COLOUR, probability)
         axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="blue, by chance", ls="none")
         axis.set_xlabel(name.upper())
     _bars(right, places, [result.detection_ap for result in results], GREY, "detection", height=0.5)
@@ -97,22 +107,21 @@ def draw_classes(results: list[ClassResult]) -> Figure:
     left.set_ylabel("class (test videos)")
     for axis in (left, middle, right):
         axis.set_xlim(0, 1)
-        bare(axis)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    hide_spines(left, middle, right)
+    legend_above(figure, left)
     return figure
 
 
-def _bars(
-    axis: matplotlib.axes.Axes, places: np.ndarray, values: list[float], colour: str, label: str, height: float = 0.38
-) -> None:
+def _bars(axis: Axes, places: np.ndarray, values: list[float], colour: str, label: str, height: float = 0.38) -> None:
     axis.barh(places, np.nan_to_num(values), height, color=colour, label=label)
-    for place, value in zip(places, values, strict=True):
-        if np.isnan(value):
-            axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=GREY)
+    for place in places[np.isnan(values)]:
+        axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=GREY)
 
 
-def classes_insight(tested: TestResult) -> Insight:
-    """The results as table and picture."""
-    results = class_results(tested)
-    table = Table(HEADER, [astuple(result) for result in results])
-    return Insight(table, draw_classes(results), [table.text()])
+def classes(test: Tested) -> AnalysisResult:
+    """AUC, AP and detection AP by class."""
+    import pandas as pd
+
+    results = class_results(test)
+    table = pd.DataFrame(results).rename(columns={"label": "class"})
+    return AnalysisResult(table, draw_classes(results), [table_text(table)])

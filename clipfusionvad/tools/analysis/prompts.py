@@ -1,4 +1,4 @@
-"""What learned prompts mean: words near the learned vectors, and how alike the classes' texts are.
+"""Learned prompts: words near the learned vectors, and cosines between the classes' texts.
 
 n learned vectors, C classes, V words of CLIP's vocabulary, W width of its text tower, R random vectors.
 """
@@ -6,30 +6,44 @@ n learned vectors, C classes, V words of CLIP's vocabulary, W width of its text 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models import Method
+from clipfusionvad.io.option import Option
 from clipfusionvad.models.clip import token_words
-from clipfusionvad.report.plots import COARSE_COLOUR, TRUTH_COLOUR
-from clipfusionvad.tools.analysis.result import Insight, Row, Table, bare
+from clipfusionvad.tools.analysis.figures import (
+    COARSE_COLOUR,
+    TRUTH_BAR,
+    TRUTH_COLOUR,
+    draw_matrix,
+    hide_spines,
+    new_figure,
+)
+from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
+from clipfusionvad.tools.analysis.view import LoadedModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 WORDS = 3
 RANDOM = 256
-# A vector counts as near a word where no more than this share of random vectors is as near to any.
+# A vector counts as near a word if at most this share of random vectors is as near to any.
 CHANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each learned vector: its ``classes`` entry ("all" where shared), ``position`` and ``norm`` (n,), the k tokens
-    of highest cosine ``tokens`` and their ``cosine`` (n, k), the Euclidean ``distance`` (n,) to the nearest word.
+    """The nearest words of n learned vectors.
+
+    ``classes`` (n,) ("all" for shared vectors), ``position`` and ``norm`` (n,) of each vector; the k ``tokens`` of
+    highest cosine and their ``cosine`` (n, k); the Euclidean ``distance`` (n,) to the nearest word.
 
     ``random_cosine`` (R,): the highest cosine with any word of random directions, in rising order;
     ``random_distance`` (n,): how far vectors of random direction and the same norm are from the nearest word, the
@@ -46,8 +60,18 @@ class Nearest:
     random_distance: np.ndarray
 
     @property
+    def shared(self) -> bool:
+        """Whether all classes use the same vectors."""
+        return len(set(self.classes)) == 1
+
+    @property
+    def groups(self) -> list[str]:
+        """The row of the figure in which each vector is drawn: its class, or its position if it is shared."""
+        return [str(place) for place in self.position] if self.shared else self.classes
+
+    @property
     def chance(self) -> np.ndarray:
-        """The share of random vectors that are at least as near to their nearest word, (n,)."""
+        """Return the share of random vectors that are at least as near to their nearest word, (n,)."""
         below = np.searchsorted(self.random_cosine, self.cosine[:, 0], side="left")
         return 1 - below / len(self.random_cosine)
 
@@ -79,23 +103,21 @@ def nearest_words(context: Tensor, table: Tensor, labels: list[str], count: int 
 
 
 def class_similarity(text: Tensor) -> np.ndarray:
-    """Cosines between the text features (C, E) of the classes, (C, C)."""
+    """Return the cosines between the text features (C, E) of the classes, (C, C)."""
     unit = F.normalize(text.detach().float(), dim=-1)
     return (unit @ unit.T).cpu().numpy()
 
 
-def draw_prompts(found: Nearest | None, similarity: np.ndarray, labels: list[str]) -> Figure:
-    """Left, how near each learned vector is to its nearest word and how near random ones are; right, the classes."""
-    rows = 0 if found is None else len(set(found.position if len(set(found.classes)) == 1 else found.classes))
-    size = 0.33 * len(labels) + 2.6
-    height = max(size, min(0.22 * rows, 9) + 1.6)
-    figure = Figure(figsize=(size + (6.2 if rows else 0.6), height), layout="constrained")
+def draw_prompts(found: Nearest | None, similarity: np.ndarray, prompts: list[str]) -> Figure:
+    """Draw how near each learned vector and random ones are to their nearest word, and the cosines of the classes."""
+    rows = 0 if found is None else len(set(found.groups))
+    size = 0.33 * len(prompts) + 2.6
+    figure = new_figure(size + (6.2 if rows else 0.6), max(size, min(0.22 * rows, 9) + 1.6))
     axes = figure.subplots(1, 2, width_ratios=(5.4, size), squeeze=False)[0] if rows else [figure.subplots()]
     if found is not None:
         _draw_words(axes[0], found)
-    image = axes[-1].imshow(similarity, cmap="viridis", vmin=min(0.0, float(similarity.min())), vmax=1)
-    axes[-1].set_xticks(range(len(labels)), labels, rotation=90)
-    axes[-1].set_yticks(range(len(labels)), labels)
+    lowest = min(0.0, float(similarity.min()))
+    image = draw_matrix(axes[-1], similarity, prompts, prompts, cmap="viridis", vmin=lowest, vmax=1)
     axes[-1].set_title("cosine of the classes' texts", fontsize=10, loc="left")
     figure.colorbar(image, ax=axes[-1], shrink=0.6)
     return figure
@@ -104,92 +126,94 @@ def draw_prompts(found: Nearest | None, similarity: np.ndarray, labels: list[str
 def _draw_words(axis: Axes, found: Nearest) -> None:
     low, middle, high = np.quantile(found.random_cosine, [CHANCE, 0.5, 1 - CHANCE])
     axis.axvspan(low, high, color=TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
-    axis.axvline(middle, color="#c4452d", lw=1, zorder=0)
-    shared = len(set(found.classes)) == 1
-    groups = [str(place) for place in found.position] if shared else found.classes
-    names = list(dict.fromkeys(groups))
+    axis.axvline(middle, color=TRUTH_BAR, lw=1, zorder=0)
+    groups = np.array(found.groups)
+    names = list(dict.fromkeys(found.groups))
     for row, name in enumerate(names):
-        own = [index for index, group in enumerate(groups) if group == name]
-        axis.plot(found.cosine[own, 0], [row] * len(own), "o", color=COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
-        best = max(own, key=lambda index: found.cosine[index, 0])
+        indices = np.flatnonzero(groups == name)
+        cosines = found.cosine[indices, 0]
+        axis.plot(cosines, np.full(len(indices), row), "o", color=COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
+        best = indices[cosines.argmax()]
         words = ", ".join(_printable(word) for word in token_words(found.tokens[best].tolist()))
         axis.text(found.cosine[best, 0], row, f"   {words}", va="center", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_ylabel("learned vector" if shared else "class (a dot for each of its vectors)")
+    axis.set_ylabel("learned vector" if found.shared else "class (a dot for each of its vectors)")
     axis.set_ylim(len(names) - 0.4, -0.6)
     reach = max(high, float(found.cosine.max()))
     axis.set_xlim(min(low, float(found.cosine[:, 0].min())) * 0.9, reach * 1.45)
     axis.set_xlabel("cosine with the nearest word of CLIP")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    bare(axis)
+    hide_spines(axis)
 
 
 def _printable(word: str) -> str:
-    """A word in letters that every font of matplotlib has; "$" would start a formula."""
+    """Return a word in letters that every font of matplotlib has; "$" would start a formula."""
     return "".join(letter if letter.isprintable() and ord(letter) < 0x2100 else "?" for letter in word).replace("$", "")
 
 
-def prompts_insight(model: Method, labels: list[str], count: int = WORDS) -> Insight:
-    """Words and similarities as table and picture; ``UserError`` for a model that encodes no text."""
+def prompts(
+    loaded: LoadedModel, *, words: Annotated[int, Option("words for each vector", minimum=1)] = WORDS
+) -> AnalysisResult:
+    """Words near the learned prompts, and similarity of the classes."""
+    import pandas as pd
+
+    model, labels = loaded.model, loaded.prompts
     with torch.inference_mode():
         text, context = model.encode_text(), model.context_vectors()
     if not isinstance(text, Tensor):
         raise UserError(f"{model.name} does not read class prompts")
     similarity = class_similarity(text)
-    rows: list[Row] = []
-    lines = []
-    found = None
-    if context is None:
-        lines.append("the prompts are fixed: nothing in them was learned")
-    else:
+    first, second = np.triu_indices(len(labels), 1)
+    pairs = [(f"cosine of {labels[i]}", labels[j], float(similarity[i, j])) for i, j in zip(first, second, strict=True)]
+    tables = [pd.DataFrame(pairs, columns=["class", "position", "cosine"])]
+    lines, found = ["the prompts are fixed: no vector in them was learned"], None
+    if context is not None:
         table = model.get_parameter("clipmodel.token_embedding.weight")
-        found = nearest_words(context, table, labels, count)
-        rows = _rows(found)
+        found = nearest_words(context, table, labels, words)
+        tables.insert(0, _word_table(found))
         near = int((found.chance <= CHANCE).sum())
-        lines += [
-            _short(found).text(),
-            f"{near} of {len(found.position)} learned vectors are nearer to a word than 95 % of random",
+        lines = [
+            table_text(_nearest_vectors(found)),
+            f"{near} of {len(found.position)} learned vectors are nearer to a word than 95 % of random vectors; the "
+            f"words of the others mean nothing",
         ]
-        lines[-1] += " vectors; of the others, the words say nothing"
-    off = similarity[~np.eye(len(labels), dtype=bool)]
-    row, column = np.unravel_index(np.argmax(similarity - 2 * np.eye(len(labels))), similarity.shape)
+    off = similarity[first, second]
+    most = off.argmax()
     lines.append(
         f"cosines between classes: mean {off.mean():.3f}, from {off.min():.3f} to {off.max():.3f} "
-        f"({labels[row]} and {labels[column]})"
+        f"({labels[first[most]]} and {labels[second[most]]})"
     )
-    rows += [
-        (f"cosine of {first}", second, *[None] * 5, float(similarity[i, j]))
-        for i, first in enumerate(labels)
-        for j, second in enumerate(labels)
-        if i < j
-    ]
-    header = ("class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine")
-    return Insight(Table(header, rows), draw_prompts(found, similarity, labels), lines)
+    header = ["class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine"]
+    numbers = pd.concat([table.astype(object) for table in tables]).reindex(columns=header)
+    return AnalysisResult(numbers, draw_prompts(found, similarity, labels), lines)
 
 
-def _rows(found: Nearest) -> list[Row]:
-    """A row for each vector and each of its nearest words."""
-    rows: list[Row] = []
+def _word_table(found: Nearest) -> DataFrame:
+    """Return a row for each vector and each of its nearest words."""
+    import pandas as pd
+
+    rows = []
     for index, (name, place) in enumerate(zip(found.classes, found.position, strict=True)):
+        about = float(found.norm[index]), float(found.distance[index]), float(found.chance[index])
         for rank, word in enumerate(token_words(found.tokens[index].tolist())):
-            numbers = (found.norm[index], found.distance[index], found.chance[index], found.cosine[index, rank])
-            rows.append((name, place, word, rank + 1, *map(float, numbers)))
-    return rows
+            rows.append((name, place, word, rank + 1, *about, float(found.cosine[index, rank])))
+    header = ["class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine"]
+    return pd.DataFrame(rows, columns=header)
 
 
-def _short(found: Nearest) -> Table:
-    """The ten vectors that are nearest to a word."""
+def _nearest_vectors(found: Nearest) -> DataFrame:
+    """Return the ten vectors that are nearest to a word."""
+    import pandas as pd
+
     best = np.argsort(-found.cosine[:, 0], kind="stable")[:10]
-    rows = [
-        (
-            found.classes[index],
-            found.position[index],
-            ", ".join(token_words(found.tokens[index].tolist())),
-            float(found.cosine[index, 0]),
-            float(found.chance[index]),
-            float(found.distance[index]),
-            float(found.random_distance[index]),
-        )
-        for index in best.tolist()
-    ]
-    return Table(("class", "vector", "nearest", "cosine", "random as near", "distance", "of random"), rows)
+    return pd.DataFrame(
+        {
+            "class": [found.classes[index] for index in best],
+            "vector": [found.position[index] for index in best],
+            "nearest": [", ".join(token_words(found.tokens[index].tolist())) for index in best],
+            "cosine": found.cosine[best, 0].astype(np.float64),
+            "random as near": found.chance[best],
+            "distance": found.distance[best].astype(np.float64),
+            "of random": found.random_distance[best].astype(np.float64),
+        }
+    )

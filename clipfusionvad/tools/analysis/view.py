@@ -1,26 +1,46 @@
-"""One video as a model sees it: its inputs, scores and truth, for insights into what happens inside.
+"""A model with its test set, and one video as the model sees it: inputs, scores and truth.
 
 n snippets of the video, N inputs of T snippets, D feature width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipfusionvad.engine.evaluator import VideoSet, score_videos
 from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.option import Option
 from clipfusionvad.metrics import count_frames
 from clipfusionvad.models import Method
-from clipfusionvad.report.plots import COARSE_COLOUR, TRUTH_COLOUR
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+VideoName = Annotated[str | None, Option("name of the test video (default: the first anomalous one)")]
+WindowIndex = Annotated[int | None, Option("which input of that video (default: the most abnormal one)", minimum=0)]
 
 
 @dataclass(frozen=True)
-class View:
+class LoadedModel:
+    """A model in evaluation mode with its class prompts; ``read_test_set`` reads the test list, features and truth."""
+
+    model: Method
+    prompts: list[str]
+    read_test_set: Callable[[], VideoSet]
+
+    def view(self, video: str | None) -> VideoView:
+        """Return the test video of that name, or the first anomalous one."""
+        return view(self.model, self.read_test_set(), video)
+
+
+@dataclass(frozen=True)
+class VideoView:
     """A video's ``windows`` (N, T, D) with their valid ``lengths`` (N,), and ``rows`` (N, T), the snippet at each place
     or -1 for padding; its anomaly score and share of abnormal frames by snippet, (n,) each."""
 
@@ -38,29 +58,46 @@ class View:
         name = self.name if len(self.name) <= 60 else f"{self.name[:59]}…"
         return f"{name} ({self.label})"
 
-    def busiest(self) -> int:
-        """The input that holds most abnormal snippets, the first of equals."""
+    def most_abnormal(self) -> int:
+        """Return the first of the inputs that hold most abnormal snippets."""
         return int(np.argmax(self.truth_at(self.rows).sum(axis=1)))
 
     def truth_at(self, rows: np.ndarray) -> np.ndarray:
-        """The truth at places of inputs, 0 at padding."""
+        """Return the truth at places of inputs, 0 at padding."""
         return np.where(rows >= 0, self.truth[rows], 0)
 
+    def check_window(self, index: int | None) -> int:
+        """Return the index of an input, by default of the most abnormal one; ``UserError`` if it does not exist."""
+        if index is None:
+            return self.most_abnormal()
+        if index >= len(self.rows):
+            raise UserError(f"--window {index}, but {self.name} has {len(self.rows)} inputs, counted from 0")
+        return index
 
-def view(model: Method, videos: VideoSet, name: str | None, device: torch.device) -> View:
-    """The test video of that name, else the first anomalous one. The model is left in eval mode."""
+    def table(self, which: int, columns: Mapping[str, Any]) -> DataFrame:
+        """Return index, truth, score and further columns of the valid snippets of input number ``which``."""
+        import pandas as pd
+
+        rows = self.rows[which, : int(self.lengths[which])]
+        score = self.anomaly[rows].astype(np.float64)
+        return pd.DataFrame({"snippet": rows, "truth": self.truth[rows], "score": score, **columns})
+
+
+def view(model: Method, videos: VideoSet, name: str | None) -> VideoView:
+    """Return the test video of that name, or the first anomalous one. The model is left in evaluation mode."""
     index = _find(videos, name)
     entry, features = videos.entries[index], videos.load([index])[0]
+    device = next(model.parameters()).device
     scores = score_videos(model, [features], device)[0]
     windows, lengths = model.sampling.windows(features)
     count = len(features)
-    # Numbers from 1 on in place of features, so that what padding makes of them is told apart.
+    # Numbers from 1 on in place of features, so that padding is 0.
     rows = model.sampling.windows(np.arange(1, count + 1, dtype=np.int64)[:, None])[0][..., 0] - 1
     truth = np.zeros(count)
     if videos.truth is not None:
         positives, frames = count_frames(videos.truth.frames[index], count, videos.frames_per_snippet)
         truth = positives / np.maximum(frames, 1)
-    return View(
+    return VideoView(
         entry.video,
         entry.label,
         torch.from_numpy(windows.astype(np.float32)).to(device),
@@ -81,32 +118,7 @@ def _find(videos: VideoSet, name: str | None) -> int:
     return names.index(name)
 
 
-def shade(axis: matplotlib.axes.Axes, truth: np.ndarray, step: float = 1.0, along: str = "x") -> None:
-    """Shade the abnormal stretches of snippets (n,) of ``step`` units each."""
-    edges = np.flatnonzero(np.diff((truth > 0).astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-    for start, end in edges * step:
-        span = axis.axvspan if along == "x" else axis.axhspan
-        span(start, end, color=TRUTH_COLOUR, lw=0, zorder=0)
-
-
-def draw_score(axis: matplotlib.axes.Axes, seen: View) -> None:
-    """The anomaly score over the truth, in seconds."""
-    step = seen.seconds_per_snippet
-    shade(axis, seen.truth, step)
-    axis.stairs(seen.anomaly, np.arange(len(seen.anomaly) + 1) * step, color=COARSE_COLOUR, lw=1.4, baseline=None)
-    axis.set_ylim(0, 1.02)
-    axis.set_ylabel("anomaly score")
-    axis.set_xlim(0, len(seen.anomaly) * step)
-
-
-def mark_truth(axis: matplotlib.axes.Axes, truth: np.ndarray) -> None:
-    """Bars beside both axes of a matrix of snippets, (n,) along each, where they are abnormal."""
-    for along in ("x", "y"):
-        strip = axis.inset_axes((0, 1.005, 1, 0.025) if along == "x" else (-0.03, 0, 0.025, 1))
-        strip.set(xlim=axis.get_xlim(), ylim=(0, 1)) if along == "x" else strip.set(ylim=axis.get_ylim(), xlim=(0, 1))
-        edges = np.flatnonzero(np.diff((truth > 0).astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-        for start, end in edges - 0.5:
-            (strip.axvspan if along == "x" else strip.axhspan)(start, end, color="#c4452d", lw=0)
-        strip.axis("off")
-    if len(truth):
-        axis.tick_params(axis="y", pad=8)
+def mean_by_truth(values: Any, truth: np.ndarray) -> list[float]:
+    """Return the mean of values (n, …) over abnormal and over normal snippets (n,); NaN if there is none."""
+    parts = [values[part] for part in (truth > 0.5, truth <= 0.5)]
+    return [float(part.mean()) if part.size else float("nan") for part in parts]
