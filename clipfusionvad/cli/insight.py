@@ -20,7 +20,7 @@ from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import check_writable
 from clipfusionvad.io.option import add_arguments
 from clipfusionvad.models import find_method
-from clipfusionvad.report.scores import Tested, read_scores
+from clipfusionvad.report.scores import TestResult, read_scores
 from clipfusionvad.tools.analysis.registry import ANALYSES, FROM_MODEL, FROM_RUNS, FROM_SCORES, options, summary
 from clipfusionvad.tools.analysis.result import FORMATS, AnalysisResult, write_result
 from clipfusionvad.tools.analysis.transfer import Source
@@ -106,7 +106,7 @@ def _analyse(name: str, args: Namespace, test_argv: Sequence[str]) -> AnalysisRe
     return analysis(*_sources(args.source, test_argv))
 
 
-def _read_test(source: Path) -> Tested:
+def _read_test(source: Path) -> TestResult:
     from clipfusionvad.report.results import read_run
 
     test = read_scores(source) if source.is_file() else read_run(source).tested
@@ -141,7 +141,7 @@ def _sources(runs: Sequence[Path], test_argv: Sequence[str]) -> tuple[list[Sourc
         dataset, argv = find_source(run, test_argv)
         args, file = parse_over_model(argv, option_file_of(dataset))
         weight = _class_weight(args, dataset, file)
-        test = partial(_test_on, targets, file, args.method, dataset if weight else None, test_argv)
+        test = partial(_test_on, targets, file, args.method, dataset, weight is not None, test_argv)
         sources.append(Source(name, dataset.labels, weight, test))
     return sources, [(title, dataset.labels) for title, (dataset, _) in zip(titles, targets, strict=True)]
 
@@ -162,11 +162,12 @@ def _test_on(
     targets: Sequence[tuple[Dataset, Mapping[str, Any]]],
     file: ModelFile,
     method: str,
-    trained_on: Dataset | None,
+    trained_on: Dataset,
+    keeps_classes: bool,
     test_argv: Sequence[str],
     index: int,
 ) -> dict[str, Any]:
-    """Return the metrics of a model on a target; it keeps the prompts of ``trained_on``, if given."""
+    """Return the metrics of a model on a target; it may keep the classes that it was trained on."""
     target, record = targets[index]
     if record.get("demo"):
         make_demo(target)
@@ -176,7 +177,7 @@ def _test_on(
     tokens = config_tokens(parser, data, "the options of the run")
     argv = [*tokens, "--method", method, "--model-path", file.path, *test_argv]
     args = option_file_of(target).parse_args(argv, stored_options(file, method))
-    foreign = trained_on is not None and trained_on.labels != target.labels
+    foreign = keeps_classes and trained_on.labels != target.labels
     model, _ = load_model(args, trained_on if foreign else target, file)
     device = pick_device(args.device)
     videos = prepare_test_set(args, target)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
@@ -73,12 +72,16 @@ class Curve(NamedTuple):
 
 def roc(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve | None:
     """False positive rate, true positive rate over all frames; None where the frames are of one kind."""
+    from sklearn.metrics import roc_curve
+
     weighted = _by_kind(scores, positives, frames)
     return Curve(*roc_curve(*weighted[:2], sample_weight=weighted[2])) if weighted else None
 
 
 def precision_recall(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve | None:
     """Recall, precision over all frames, from every frame to none; None where the frames are of one kind."""
+    from sklearn.metrics import precision_recall_curve
+
     weighted = _by_kind(scores, positives, frames)
     if not weighted:
         return None

@@ -19,10 +19,17 @@ from clipfusionvad.metrics.segments import Thresholds, find_spans
 from clipfusionvad.report import scores as stored
 from clipfusionvad.report.curves import pool
 from clipfusionvad.tools.analysis import calibration
-from clipfusionvad.tools.analysis.alarms import alarm_curve, find_alarms, first_alarms, timeline
-from clipfusionvad.tools.analysis.classes import class_results
-from clipfusionvad.tools.analysis.confusion import confuse_frames, confuse_videos
-from clipfusionvad.tools.analysis.latency import by_class, latencies
+from clipfusionvad.tools.analysis.alarms import (
+    alarm_curve,
+    at_rate,
+    at_recall,
+    by_class,
+    find_alarms,
+    first_alarms,
+    frame_axis,
+    latencies,
+)
+from clipfusionvad.tools.analysis.classes import class_results, confuse_frames, confuse_videos
 
 RULE = Thresholds(min_seconds=1.0, merge_seconds=1.0)
 
@@ -60,7 +67,7 @@ def slow_alarms(test, threshold, rule):
 @settings(max_examples=8)
 def test_alarms_and_latencies_are_those_found_frame_by_frame(seed, least, gap):
     test, rule = made(videos=6, seed=seed), Thresholds(min_seconds=least, merge_seconds=gap)
-    line = timeline(test, pool(test.scores, test.videos))
+    line = frame_axis(test, pool(test.scores, test.videos))
     offsets = np.cumsum(line.frames) - line.frames
     thresholds = np.array([2.0, 0.9, 0.7, 0.52, 0.3, 0.05])
     curve = np.concatenate([video.anomaly[0] for video in test.scores])
@@ -78,7 +85,7 @@ def test_alarms_and_latencies_are_those_found_frame_by_frame(seed, least, gap):
 
 def test_alarms_are_the_segments_that_detection_finds():
     test = made(videos=8)
-    line = timeline(test, pool(test.scores, test.videos))
+    line = frame_axis(test, pool(test.scores, test.videos))
     curve = np.concatenate([video.anomaly[0] for video in test.scores])
     alarms = find_alarms(line, curve, np.array([0.6]), RULE)
     spans, offset = [], 0
@@ -95,30 +102,29 @@ def test_alarms_are_the_segments_that_detection_finds():
 def test_rates_of_a_curve_and_its_operating_points():
     test = made(videos=12, seed=3)
     pooled = pool(test.scores, test.videos)
-    line = timeline(test, pooled)
+    line = frame_axis(test, pooled)
     curve = alarm_curve(line, pooled.anomaly[0], RULE)
-    assert (np.diff(curve.thresholds) < 0).all()
-    for values in (curve.recall, curve.frame_rate, curve.frame_recall):
-        assert (np.diff(values) >= 0).all(), "a lower threshold finds no less"
-    assert curve.recall[-1] == 1 and curve.frame_rate[-1] == 1
+    assert (np.diff(curve.threshold) < 0).all()
+    for name in ("recall", "normal_frames_under_alarm", "frame_recall"):
+        assert (np.diff(curve[name]) >= 0).all() and curve[name].iloc[-1] == 1, "a lower threshold finds no less"
     hours = sum((frames == 0).sum() for frames in test.videos.truth.frames) / 30 / 3600
-    for at in (0, 5, len(curve.thresholds) // 2, -1):
-        slow = slow_alarms(test, curve.thresholds[at], RULE)
-        assert curve.per_hour[at] == pytest.approx(sum(false for *_, false in slow) / hours)
+    for at in (0, 5, len(curve) // 2, len(curve) - 1):
+        slow = slow_alarms(test, curve.threshold[at], RULE)
+        assert curve.false_alarms_per_hour[at] == pytest.approx(sum(false for *_, false in slow) / hours)
         under = sum((test.videos.truth.frames[v][start:end] == 0).sum() for v, start, end, _ in slow)
-        assert curve.frame_rate[at] == pytest.approx(under / hours / 30 / 3600)
-    at = curve.at_recall(0.7)
+        assert curve.normal_frames_under_alarm[at] == pytest.approx(under / hours / 30 / 3600)
+    at = at_recall(curve, 0.7)
     assert curve.recall[at] >= 0.7 > curve.recall[at - 1]
-    at = curve.at_rate(40)
-    assert (curve.per_hour[: at + 1] <= 40).all() and curve.per_hour[at + 1] > 40
-    assert curve.at_rate(-1) == -1 and curve.at_recall(1.1) == -1
+    at, rates = at_rate(curve, 40), curve.false_alarms_per_hour.to_numpy()
+    assert (rates[: at + 1] <= 40).all() and rates[at + 1] > 40
+    assert at_rate(curve, -1) == -1 and at_recall(curve, 1.1) == -1
 
 
 def test_latencies_of_a_class_are_those_of_its_events():
     test = made(videos=16, seed=5)
     found = latencies(test, RULE, (200.0, 20.0))
-    assert found.rates == (20.0, 200.0) and found.thresholds[0] >= found.thresholds[1]
-    rows = {(rate, label): rest for rate, label, *rest in by_class(found)}
+    assert found.rates == [20.0, 200.0] and found.thresholds[0] >= found.thresholds[1]
+    rows = {(rate, label): rest for rate, label, *rest in by_class(found).itertuples(index=False)}
     for rate, seconds in zip(found.rates, found.seconds, strict=True):
         own = [value for value, names in zip(seconds, found.labels, strict=True) if UCF.labels[-1] in names]
         hits = [value for value in own if value < np.inf]
@@ -129,15 +135,15 @@ def test_latencies_of_a_class_are_those_of_its_events():
 
 def test_class_results_are_those_of_the_frames_of_its_videos():
     test = made(videos=20, seed=2)
-    for result in class_results(test):
-        own = [i for i, entry in enumerate(test.videos.entries) if entry.label == result.label]
+    results = class_results(test)
+    for _, result in results.iterrows():
+        own = [i for i, entry in enumerate(test.videos.entries) if entry.label == result["class"]]
         truth = np.concatenate([test.videos.truth.frames[i] for i in own])
         scores = np.concatenate([by_frame(test, i, test.scores[i].anomaly[0]) for i in own])
         found = frame_metrics(scores, truth)
         assert (result.videos, result.share_abnormal) == (len(own), pytest.approx(truth.mean()))
         assert (result.video_auc, result.video_ap) == (pytest.approx(found["auc"]), pytest.approx(found["ap"]))
-    aps = [result.video_ap for result in class_results(test)]
-    assert aps == sorted(aps, reverse=True)
+    assert results.video_ap.is_monotonic_decreasing
 
 
 def test_confusion_counts_every_frame_and_every_video():
@@ -196,7 +202,7 @@ def test_the_temperature_is_the_one_that_was_put_on():
 def test_a_half_is_scaled_by_the_truth_of_the_other_half_only():
     test = made(videos=12, seed=8)
     pooled = pool(test.scores, test.videos)
-    found = calibration.calibrate(pooled.anomaly[0], pooled, test.videos.anomalous)
+    found = calibration.scale_by_halves(pooled.anomaly[0], pooled, test.videos.anomalous)
     order = {True: 0, False: 0}
     half = []
     for kind in test.videos.anomalous.tolist():
@@ -243,8 +249,8 @@ def test_wrong_commands_end_in_one_line(argv, said, tmp_path, monkeypatch):
 def test_without_truth_or_events_there_are_no_alarms(tmp_path):
     scores, videos = made_test(truth=False)
     with pytest.raises(ValueError):
-        timeline(stored.TestResult({}, {}, scores, videos), pool(scores, videos))
+        frame_axis(stored.TestResult({}, {}, scores, videos), pool(scores, videos))
     scores, videos = made_test()
     quiet = stored.TestResult({}, {}, scores, videos).only([1, 3])
     with pytest.raises(UserError, match="annotated events"):
-        timeline(quiet, pool(quiet.scores, quiet.videos))
+        frame_axis(quiet, pool(quiet.scores, quiet.videos))

@@ -1,4 +1,4 @@
-"""False alarms per hour against recall.
+"""False alarms per hour against recall, and how long it takes until an event is noticed.
 
 S snippets of all test videos in one sequence, N videos, K thresholds, M annotated events. An alarm is a run of
 snippets that reach the threshold; alarms are merged over short gaps and dropped if they are too short, as
@@ -10,25 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option
 from clipfusionvad.metrics.segments import Thresholds
-from clipfusionvad.report.scores import Tested
-from clipfusionvad.tools.analysis.figures import COLOURS, hide_spines, new_figure
-from clipfusionvad.tools.analysis.result import AnalysisResult, branch_names, table_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from clipfusionvad.report.curves import Pooled
+from clipfusionvad.report.curves import PooledScores, pool
+from clipfusionvad.report.scores import TestResult
+from clipfusionvad.tools.analysis.figures import (
+    COARSE_COLOUR,
+    COLOURS,
+    Axes,
+    Figure,
+    hide_spines,
+    legend_above,
+    new_figure,
+)
+from clipfusionvad.tools.analysis.result import AnalysisResult, DataFrame, branch_names, make_table, table_text
 
 MergeSeconds = Annotated[float, Option("merge alarms over gaps of up to this many seconds", minimum=0)]
 MinSeconds = Annotated[float, Option("seconds of the shortest alarm", minimum=0)]
 RECALLS = (0.5, 0.7, 0.8, 0.9)
+RATES = (1.0, 5.0, 10.0)
 # Thresholds of a curve besides the highest scores of the events, at which recall changes.
 POINTS = 300
 # Cells (thresholds × snippets) that are processed at once.
@@ -41,14 +46,13 @@ class FrameAxis:
     """All test videos on one axis of frames.
 
     ``video`` (S,) the video of each snippet; ``bounds`` (S + 1,) frames before each snippet; ``abnormal``
-    (S + 1,) annotated frames before each snippet; ``snippets`` (N,) and ``frames`` (N,) of each video. Each annotated
-    interval of a video is one event: ``events`` (M, 2) as frames [start, end) of the axis, ``labels`` their classes.
+    (S + 1,) annotated frames before each snippet; ``frames`` (N,) of each video. Each annotated interval of a video is
+    one event: ``events`` (M, 2) as frames [start, end) of the axis, ``labels`` their classes.
     """
 
     video: np.ndarray
     bounds: np.ndarray
     abnormal: np.ndarray
-    snippets: np.ndarray
     frames: np.ndarray
     events: np.ndarray
     labels: list[list[str]]
@@ -60,7 +64,7 @@ class FrameAxis:
         return float(self.bounds[-1] - self.abnormal[-1]) / self.fps / SECONDS_PER_HOUR
 
 
-def frame_axis(test: Tested, pooled: Pooled) -> FrameAxis:
+def frame_axis(test: TestResult, pooled: PooledScores) -> FrameAxis:
     """Return the axis of a test whose truth is known; ``UserError`` without an annotated event or a normal frame."""
     video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     frames = np.bincount(video, pooled.frames, len(pooled.snippets)).astype(np.int64)
@@ -71,7 +75,6 @@ def frame_axis(test: Tested, pooled: Pooled) -> FrameAxis:
         video,
         np.concatenate([[0], np.cumsum(pooled.frames)]),
         np.concatenate([[0], np.cumsum(pooled.positives)]),
-        pooled.snippets,
         frames,
         np.array(list(events), dtype=np.int64),
         list(events.values()),
@@ -79,7 +82,7 @@ def frame_axis(test: Tested, pooled: Pooled) -> FrameAxis:
     )
 
 
-def _events(test: Tested, frames: np.ndarray) -> dict[tuple[int, int], list[str]]:
+def _events(test: TestResult, frames: np.ndarray) -> dict[tuple[int, int], list[str]]:
     """Return intervals on the axis, cut to their video, and the classes of each."""
     truth, anomalous = test.videos.known_truth, test.videos.dataset.labels[1:]
     events: dict[tuple[int, int], list[str]] = {}
@@ -110,7 +113,7 @@ class Alarms:
 
 def find_alarms(axis: FrameAxis, curve: np.ndarray, thresholds: np.ndarray, rule: Thresholds) -> Alarms:
     """Return the alarms of a curve (S,) at each of the thresholds (K,); only the two durations of ``rule`` count."""
-    step = max(1, CELLS // (len(curve) + len(axis.snippets)))
+    step = max(1, CELLS // (len(curve) + len(axis.frames)))
     parts = [_find(axis, curve, thresholds[at : at + step], at, rule) for at in range(0, len(thresholds), step)]
     return Alarms(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -121,7 +124,7 @@ def _find(
     """Return the columns of ``Alarms`` for some thresholds, the first of which has the index ``offset``."""
     # A place that is never inside follows every video, so that no run continues into the next video or row.
     columns = np.arange(len(curve)) + axis.video
-    inside = np.zeros((len(thresholds), len(curve) + len(axis.snippets)), dtype=bool)
+    inside = np.zeros((len(thresholds), len(curve) + len(axis.frames)), dtype=bool)
     inside[:, columns] = curve >= thresholds[:, None]
     edges = np.flatnonzero(np.diff(inside.ravel().view(np.int8), prepend=0)).reshape(-1, 2)
     row, place = np.divmod(edges[:, 0], inside.shape[1])
@@ -156,50 +159,45 @@ def first_alarms(axis: FrameAxis, alarms: Alarms, count: int) -> np.ndarray:
     return np.where(found, np.maximum(padded_start - axis.events[:, 0], 0), np.inf)
 
 
-@dataclass(frozen=True)
-class AlarmCurve:
-    """One branch at falling ``thresholds`` (K,), and at each: false alarms per hour, the share of events found, the
-    share of normal frames under an alarm, and the share of annotated frames under an alarm; (K,) each."""
+def alarm_curve(axis: FrameAxis, scores: np.ndarray, rule: Thresholds) -> DataFrame:
+    """Return the rates of scores (S,) at up to ``POINTS`` falling thresholds and at the highest score of every event.
 
-    thresholds: np.ndarray
-    per_hour: np.ndarray
-    recall: np.ndarray
-    frame_rate: np.ndarray
-    frame_recall: np.ndarray
-
-    def at_recall(self, recall: float) -> int:
-        """Return the index of the highest threshold that finds this share of the events; -1 if none does."""
-        reached = np.flatnonzero(self.recall >= recall - 1e-12)
-        return int(reached[0]) if len(reached) else -1
-
-    def at_rate(self, per_hour: float) -> int:
-        """Return the index of the lowest threshold down to which there are never more false alarms; -1 if none.
-
-        At far lower thresholds alarms merge until few are left; those are not counted.
-        """
-        above = np.flatnonzero(self.per_hour > per_hour)
-        return (int(above[0]) if len(above) else len(self.per_hour)) - 1
-
-
-def alarm_curve(axis: FrameAxis, curve: np.ndarray, rule: Thresholds) -> AlarmCurve:
-    """Return the rates of a curve (S,) at up to ``POINTS`` thresholds and at the highest score of every event."""
-    thresholds = _thresholds(axis, curve)
-    alarms = find_alarms(axis, curve, thresholds, rule)
+    ``recall`` is the share of the events that are found, ``frame_recall`` the share of annotated frames under an alarm.
+    """
+    thresholds = _thresholds(axis, scores)
+    alarms = find_alarms(axis, scores, thresholds, rule)
     count = len(thresholds)
     covered, abnormal = (np.bincount(alarms.row, of, count) for of in (alarms.end - alarms.start, alarms.abnormal))
     total = axis.abnormal[-1]
-    return AlarmCurve(
-        thresholds.astype(np.float64),
-        np.bincount(alarms.row[alarms.false], minlength=count) / axis.normal_hours,
-        np.isfinite(first_alarms(axis, alarms, count)).mean(axis=1),
-        (covered - abnormal) / (axis.bounds[-1] - total),
-        abnormal / total,
+    return make_table(
+        {
+            "threshold": thresholds.astype(np.float64),
+            "false_alarms_per_hour": np.bincount(alarms.row[alarms.false], minlength=count) / axis.normal_hours,
+            "recall": np.isfinite(first_alarms(axis, alarms, count)).mean(axis=1),
+            "normal_frames_under_alarm": (covered - abnormal) / (axis.bounds[-1] - total),
+            "frame_recall": abnormal / total,
+        }
     )
 
 
-def _thresholds(axis: FrameAxis, curve: np.ndarray) -> np.ndarray:
+def at_recall(curve: DataFrame, recall: float) -> int:
+    """Return the row of the highest threshold that finds this share of the events; -1 if none does."""
+    reached = np.flatnonzero(curve["recall"] >= recall - 1e-12)
+    return int(reached[0]) if len(reached) else -1
+
+
+def at_rate(curve: DataFrame, per_hour: float) -> int:
+    """Return the row of the lowest threshold down to which there are never more false alarms; -1 if there is none.
+
+    At far lower thresholds alarms merge until few are left; those are not counted.
+    """
+    above = np.flatnonzero(curve["false_alarms_per_hour"] > per_hour)
+    return (int(above[0]) if len(above) else len(curve)) - 1
+
+
+def _thresholds(axis: FrameAxis, scores: np.ndarray) -> np.ndarray:
     """Return scores at which something changes, falling: densest at the top, where false alarms are few."""
-    ranked = np.unique(curve)[::-1]
+    ranked = np.unique(scores)[::-1]
     if len(ranked) > POINTS:
         half = POINTS // 2
         ranks = np.concatenate([np.geomspace(1, len(ranked), half), np.linspace(1, len(ranked), half)])
@@ -207,27 +205,28 @@ def _thresholds(axis: FrameAxis, curve: np.ndarray) -> np.ndarray:
     first = np.searchsorted(axis.bounds, axis.events[:, 0], side="right") - 1
     last = np.searchsorted(axis.bounds, axis.events[:, 1], side="left")
     bounds = np.stack([first, last], axis=1).ravel()
-    peaks = np.maximum.reduceat(np.append(curve, -np.inf), bounds)[::2]
+    peaks = np.maximum.reduceat(np.append(scores, -np.inf), bounds)[::2]
     return np.unique(np.concatenate([ranked, peaks]))[::-1]
 
 
-def draw_alarms(curves: Sequence[AlarmCurve], names: Sequence[str]) -> Figure:
+def draw_alarms(curves: dict[str, DataFrame]) -> Figure:
     """Draw the share of events found over false alarms per hour and over the share of normal time under alarm."""
     figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2, sharey=True)
-    for curve, name, colour in zip(curves, names, COLOURS, strict=False):
-        points = [at for at in map(curve.at_recall, RECALLS) if at >= 0]
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        recall = curve["recall"].to_numpy()
+        points = [row for row in (at_recall(curve, value) for value in RECALLS) if row >= 0]
         # Where each level of recall is first reached: lower thresholds of the same recall only cost more.
-        first = np.unique(curve.recall, return_index=True)[1]
-        for axis, cost in ((left, curve.per_hour), (right, 100 * curve.frame_rate)):
-            axis.plot(cost[first], curve.recall[first], "-", color=colour, lw=1.6, label=name)
-            axis.plot(cost[points], curve.recall[points], "o", color=colour, ms=5)
+        first = np.unique(recall, return_index=True)[1]
+        costs = curve["false_alarms_per_hour"], 100 * curve["normal_frames_under_alarm"]
+        for axis, cost in zip((left, right), costs, strict=True):
+            axis.plot(cost.to_numpy()[first], recall[first], "-", color=colour, lw=1.6, label=name)
+            axis.plot(cost.to_numpy()[points], recall[points], "o", color=colour, ms=5)
     left.set_xlabel("false alarms per hour of normal video")
     right.set_xlabel("percent of normal frames under alarm")
     left.set_ylabel("share of annotated events found")
     for axis in (left, right):
-        axis.set_ylim(0, 1.03)
-        axis.set_yticks([0, *RECALLS, 1])
+        axis.set(ylim=(0, 1.03), yticks=[0, *RECALLS, 1])
         axis.grid(axis="y", color="#dddddd", lw=0.7)
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter("{x:g}")
@@ -237,32 +236,121 @@ def draw_alarms(curves: Sequence[AlarmCurve], names: Sequence[str]) -> Figure:
     return figure
 
 
-def alarms(test: Tested, *, merge_seconds: MergeSeconds = 1.0, min_seconds: MinSeconds = 1.0) -> AnalysisResult:
+def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: MinSeconds = 1.0) -> AnalysisResult:
     """False alarms per hour against recall."""
     import pandas as pd
 
-    from clipfusionvad.report.curves import pool
-
     rule = Thresholds(min_seconds=min_seconds, merge_seconds=merge_seconds)
     pooled = pool(test.scores, test.videos)
-    axis, names = frame_axis(test, pooled), branch_names(len(pooled.anomaly))
-    curves = [alarm_curve(axis, curve, rule) for curve in pooled.anomaly]
-    titles = {
-        "thresholds": "threshold",
-        "per_hour": "false_alarms_per_hour",
-        "recall": "recall",
-        "frame_rate": "normal_frames_under_alarm",
-        "frame_recall": "frame_recall",
-    }
-    tables = [pd.DataFrame({"branch": name, **vars(curve)}) for name, curve in zip(names, curves, strict=True)]
-    numbers = pd.concat(tables).rename(columns=titles)
-    # Row -1 does not exist, so an operating point that is not reached is missing.
+    axis = frame_axis(test, pooled)
+    names = branch_names(len(pooled.anomaly))
+    curves = {name: alarm_curve(axis, scores, rule) for name, scores in zip(names, pooled.anomaly, strict=True)}
+    # Row -1 does not exist, so a recall that is not reached has no numbers.
     fixed = [
-        table.reindex([curve.at_recall(recall)]).assign(branch=name, recall=recall)
-        for name, curve, table in zip(names, curves, tables, strict=True)
+        curve.reindex([at_recall(curve, recall)]).assign(recall=recall, branch=name)
+        for name, curve in curves.items()
         for recall in RECALLS
     ]
-    short = pd.concat(fixed)[["branch", "recall", "thresholds", "per_hour", "frame_rate", "frame_recall"]]
+    short = pd.concat(fixed).reindex(columns=["branch", "recall", *fixed[0].columns.drop(["branch", "recall"])])
     short.columns = ["branch", "recall", "threshold", "false alarms/h", "normal frames", "frame recall"]
+    numbers = pd.concat(curves, names=["branch"]).reset_index("branch")
     about = f"{len(axis.events)} events, {axis.normal_hours:.2f} hours without one"
-    return AnalysisResult(numbers, draw_alarms(curves, names), [about, table_text(short)])
+    return AnalysisResult(numbers, draw_alarms(curves), [about, table_text(short)])
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """``seconds`` (R, M) from each of M events' start to the start of its first alarm at each of R rates: 0 where that
+    began before, inf where the event is missed. ``rates`` (R,) per hour, the ``thresholds`` (R,) that keep to them
+    (inf: none does), the ``labels`` of each event."""
+
+    rates: list[float]
+    thresholds: np.ndarray
+    seconds: np.ndarray
+    labels: list[list[str]]
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted({label for names in self.labels for label in names})
+
+    def of_class(self, rate: int, label: str) -> np.ndarray:
+        """Return the seconds of the events of a class ("all": of every class) at a rate, given by its index."""
+        return self.seconds[rate][[label == "all" or label in names for names in self.labels]]
+
+
+def latencies(test: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> Latencies:
+    """Return the latency of every event at each rate of false alarms per hour, in rising order; main branch only."""
+    pooled = pool(test.scores, test.videos)
+    axis, rates = frame_axis(test, pooled), sorted(set(rates))
+    curve = alarm_curve(axis, pooled.anomaly[0], rule)
+    rows = [at_rate(curve, rate) for rate in rates]
+    thresholds = np.array([curve["threshold"][row] if row >= 0 else np.inf for row in rows])
+    found = find_alarms(axis, pooled.anomaly[0], thresholds, rule)
+    return Latencies(rates, thresholds, first_alarms(axis, found, len(rates)) / axis.fps, axis.labels)
+
+
+def by_class(found: Latencies) -> DataFrame:
+    """Return events, share missed, and median and 90th percentile of the seconds of those found, by rate and class."""
+    rows = []
+    for index, rate in enumerate(found.rates):
+        for label in ["all", *found.classes]:
+            seconds = found.of_class(index, label)
+            hit = seconds[np.isfinite(seconds)]
+            quantiles = np.quantile(hit, [0.5, 0.9]) if len(hit) else (np.nan, np.nan)
+            rows.append((rate, label, len(seconds), 1 - len(hit) / len(seconds), *quantiles))
+    header = ["false_alarms_per_hour", "class", "events", "share_missed", "median_seconds", "seconds_of_90_percent"]
+    return make_table(rows, header)
+
+
+def draw_latency(found: Latencies) -> Figure:
+    """Draw the share of events noticed over time, and every event by class at the middle rate."""
+    figure = new_figure(12, max(4.2, 0.3 * len(found.classes) + 1.6))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    longest = max(found.seconds[np.isfinite(found.seconds)].max(initial=0), 1) * 1.05
+    for rate, threshold, seconds, colour in zip(found.rates, found.thresholds, found.seconds, COLOURS, strict=False):
+        hit = np.sort(seconds[np.isfinite(seconds)])
+        share = np.arange(len(hit) + 1) / len(seconds)
+        missed = f"{rate:g} an hour, from {threshold:.3g} on: {100 * (1 - len(hit) / len(seconds)):.0f} % missed"
+        left.step([0, *hit, longest], [*share, share[-1]], where="post", color=colour, label=missed)
+    left.set(xlim=(0, longest), ylim=(0, 1.03), xlabel="seconds after the start of an event")
+    left.set_ylabel("share of events noticed")
+    middle = len(found.rates) // 2
+    _draw_events(right, found, middle, longest)
+    for axis in (left, right):
+        axis.set_xscale("symlog", linthresh=1)
+        axis.xaxis.set_major_formatter("{x:g}")
+    hide_spines(left, right)
+    legend_above(figure, left, "false alarms allowed")
+    return figure
+
+
+def _draw_events(axis: Axes, found: Latencies, rate: int, longest: float) -> None:
+    rows = []
+    for place, label in enumerate(found.classes):
+        seconds = found.of_class(rate, label)
+        hit = seconds[np.isfinite(seconds)]
+        axis.plot(hit, np.full(len(hit), place), "o", color=COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
+        missed = len(seconds) - len(hit)
+        rows.append(f"{label}: {missed} of {len(seconds)} missed" if missed else f"{label} ({len(seconds)})")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlim=(-0.1, longest), ylim=(len(rows) - 0.4, -0.6))
+    axis.set_xlabel("seconds after the start of an event, a dot for each event")
+    axis.set_title(f"at {found.rates[rate]:g} false alarms an hour", fontsize=10, loc="left")
+    axis.grid(axis="y", color="#eeeeee", lw=0.7)
+
+
+def latency(
+    test: TestResult,
+    *,
+    rates: Annotated[tuple[float, ...], Option("false alarms per hour that are allowed", above=0)] = RATES,
+    merge_seconds: MergeSeconds = 1.0,
+    min_seconds: MinSeconds = 1.0,
+) -> AnalysisResult:
+    """Seconds until an event is noticed, at fixed false alarms per hour."""
+    if not rates:
+        raise UserError("--rates needs at least one number")
+    found = latencies(test, Thresholds(min_seconds=min_seconds, merge_seconds=merge_seconds), rates)
+    numbers = by_class(found)
+    short = numbers[numbers["class"] == "all"]
+    short.columns = ["false alarms/h", "class", "events", "missed", "median s", "90 % s"]
+    return AnalysisResult(numbers, draw_latency(found), [table_text(short)])

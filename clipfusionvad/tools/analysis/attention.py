@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,9 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
 from clipfusionvad.models.layers import axial, glimpse, transformer
 from clipfusionvad.models.layers.dual_branch import DualBranch
-from clipfusionvad.tools.analysis.figures import COLOURS, hide_spines, mark_truth, new_figure, shade
-from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
+from clipfusionvad.tools.analysis.figures import COLOURS, Figure, hide_spines, mark_truth, new_figure, shade
+from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Snippets of an input that are drawn where attention is in windows: more would be a thin line.
 SHOWN = 64
@@ -215,8 +212,6 @@ def _draw_layer(axis: Any, layer: Layer, truth: np.ndarray, length: int) -> Any:
 
 def attention(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex = None) -> AnalysisResult:
     """Attention along time, layer by layer."""
-    import pandas as pd
-
     seen = loaded.view(video)
     which = seen.check_window(window)
     layers = read_attention(loaded.model, seen, which)
@@ -228,5 +223,5 @@ def attention(loaded: LoadedModel, *, video: VideoName = None, window: WindowInd
         for layer, values in zip(layers, received.values(), strict=True)
     ]
     header = ["attention", "heads", "attends to", "of these in effect", "received by abnormal", "by normal"]
-    lines = [f"{seen.title}, input {which}", table_text(pd.DataFrame(short, columns=header))]
+    lines = [f"{seen.title}, input {which}", table_text(make_table(short, header))]
     return AnalysisResult(seen.table(which, received), draw_attention(layers, seen, which), lines)

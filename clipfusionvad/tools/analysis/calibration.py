@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option
-from clipfusionvad.report.scores import Tested
-from clipfusionvad.tools.analysis.figures import COARSE_COLOUR, FINE_COLOUR, hide_spines, new_figure
-from clipfusionvad.tools.analysis.result import AnalysisResult, branch_names, table_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from clipfusionvad.report.curves import Pooled
+from clipfusionvad.report.curves import PooledScores, pool
+from clipfusionvad.report.scores import TestResult
+from clipfusionvad.tools.analysis.figures import COARSE_COLOUR, FINE_COLOUR, Figure, hide_spines, new_figure
+from clipfusionvad.tools.analysis.result import AnalysisResult, branch_names, make_table, table_text
 
 BINS = 15
 # Scores are kept this far from 0 and 1: float32 has no more digits.
@@ -112,7 +108,7 @@ class Scaled:
     temperatures: tuple[float, float]
 
 
-def scale_by_halves(scores: np.ndarray, pooled: Pooled, anomalous: np.ndarray) -> Scaled:
+def scale_by_halves(scores: np.ndarray, pooled: PooledScores, anomalous: np.ndarray) -> Scaled:
     """Scale scores (S,) of N videos; anomalous (N,) bool, so that each half gets half of either kind.
 
     ``UserError`` if a half lacks abnormal or normal frames.
@@ -133,7 +129,7 @@ def scale_by_halves(scores: np.ndarray, pooled: Pooled, anomalous: np.ndarray) -
     return Scaled(scores, after, (temperatures[0], temperatures[1]))
 
 
-def draw_calibration(found: Sequence[Scaled], names: Sequence[str], pooled: Pooled, bins: int) -> Figure:
+def draw_calibration(found: Sequence[Scaled], names: Sequence[str], pooled: PooledScores, bins: int) -> Figure:
     """Draw the share of abnormal frames over the score of equal-mass bins, and how many frames have which score."""
     figure = new_figure(5 * len(found) + 0.6, 6.2)
     axes = figure.subplots(2, len(found), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
@@ -161,11 +157,11 @@ def draw_calibration(found: Sequence[Scaled], names: Sequence[str], pooled: Pool
     return figure
 
 
-def calibration(test: Tested, *, bins: Annotated[int, Option("bins of scores", minimum=1)] = BINS) -> AnalysisResult:
+def calibration(
+    test: TestResult, *, bins: Annotated[int, Option("bins of scores", minimum=1)] = BINS
+) -> AnalysisResult:
     """Whether scores are probabilities."""
     import pandas as pd
-
-    from clipfusionvad.report.curves import pool
 
     pooled = pool(test.scores, test.videos)
     names = branch_names(len(pooled.anomaly))
@@ -176,7 +172,7 @@ def calibration(test: Tested, *, bins: Annotated[int, Option("bins of scores", m
         for kind, scores in (("as scored", result.scores), ("tempered", result.after)):
             wide, even = equal_width(scores, *frames, bins), equal_mass(scores, *frames, bins)
             errors.append((name, kind, wide.error, even.error, brier(scores, *frames), log_loss(scores, *frames)))
-            points.append(pd.DataFrame({"branch": name, "scores": kind, **vars(even)}))
+            points.append(make_table({"branch": name, "scores": kind, **vars(even)}))
     numbers = pd.concat(points).rename(columns={"score": "mean_score", "abnormal": "share_abnormal"})
-    short = pd.DataFrame(errors, columns=["branch", "scores", "ECE", "adaptive ECE", "Brier", "log loss"])
+    short = make_table(errors, ["branch", "scores", "ECE", "adaptive ECE", "Brier", "log loss"])
     return AnalysisResult(numbers, draw_calibration(found, names, pooled, bins), [table_text(short), _REMARK])

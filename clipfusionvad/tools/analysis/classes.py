@@ -1,79 +1,65 @@
-"""How well each class is found: ranking of frames, and detection of segments, by class.
+"""How well each class is found (ranking of frames, detection of segments), and which classes are taken for which.
 
-C classes, of which 0 is *normal*.
+C classes, of which 0 is *normal*; K columns of a confusion: C, or two for a method without class probabilities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import torch
 
 from clipfusionvad.engine.evaluator import evaluate_classes
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import corrected_detection_map
-from clipfusionvad.report.scores import Tested
+from clipfusionvad.report.curves import PooledScores, best_threshold, pool, predicted_classes, roc
+from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis.figures import (
     COARSE_COLOUR,
     FINE_COLOUR,
     GREY,
+    Axes,
+    Figure,
+    draw_matrix,
     hide_spines,
     legend_above,
     new_figure,
 )
-from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, table_text
+from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from clipfusionvad.report.curves import Pooled
-
-_RATES = ("video_auc", "video_ap", "auc", "ap")
+ANOMALOUS = "anomalous"
 
 
-@dataclass(frozen=True)
-class ClassResult:
-    """One anomalous class; rates in 0..1, NaN where there is nothing to rank.
+def class_results(test: TestResult) -> DataFrame:
+    """Return every anomalous class that has a video, the highest AP first; rates in 0..1, NaN where undefined.
 
     ``share_abnormal`` of the frames of its videos, which is the AP of random scores. ``video_auc``, ``video_ap``: the
     anomaly score over the frames of its videos (IEF-VAD). ``auc``, ``ap``: its probability against all other frames
     (AnomalyCLIP). ``detection_ap``: the mean over IoUs 0.1 … 0.5, anomalous videos only.
     """
-
-    label: str
-    videos: int
-    share_abnormal: float
-    video_auc: float
-    video_ap: float
-    auc: float
-    ap: float
-    detection_ap: float
-
-
-def class_results(test: Tested) -> list[ClassResult]:
-    """Return every anomalous class that has a video, the highest AP first."""
-    from clipfusionvad.report.curves import pool
-
     videos, labels = test.videos, test.videos.dataset.labels
     metrics = evaluate_classes(test.scores, videos)["per_class"]
     pooled = pool(test.scores, videos)
     detection = _detection(test, pooled)
     video_of = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     named = np.stack([videos.dataset.encode(entry.label) > 0 for entry in videos.entries])
-    results = []
+    rows = []
     for column, label in enumerate(labels[1:], start=1):
         chosen = named[video_of, column]
         if chosen.any():
-            found = metrics.get(label, {})
             share = pooled.positives[chosen].sum() / max(pooled.frames[chosen].sum(), 1)
-            rates = {name: float(found.get(name, np.nan)) for name in _RATES}
-            count = int(named[:, column].sum())
-            results.append(ClassResult(label, count, float(share), detection_ap=float(detection[column]), **rates))
-    return sorted(results, key=lambda result: -np.nan_to_num(result.video_ap, nan=-1))
+            found = metrics.get(label, {})
+            rates = {name: float(found.get(name, np.nan)) for name in ("video_auc", "video_ap", "auc", "ap")}
+            row = {"class": label, "videos": int(named[:, column].sum()), "share_abnormal": float(share)}
+            rows.append(row | rates | {"detection_ap": float(detection[column])})
+    return make_table(rows).sort_values("video_ap", ascending=False, kind="stable", ignore_index=True)
 
 
-def _detection(test: Tested, pooled: Pooled) -> np.ndarray:
+def _detection(test: TestResult, pooled: PooledScores) -> np.ndarray:
     """Return the detection AP (C,), the mean over IoUs; NaN for a method without class probabilities."""
     truth, labels = test.videos.known_truth, test.videos.dataset.labels
     classes = [video.classes for video in test.scores if video.classes is not None]
@@ -86,23 +72,22 @@ def _detection(test: Tested, pooled: Pooled) -> np.ndarray:
     return np.mean(list(found["per_class"].values()), axis=0)
 
 
-def draw_classes(results: list[ClassResult]) -> Figure:
+def draw_classes(results: DataFrame) -> Figure:
     """Draw AUC, AP and detection AP as bars by class."""
     figure = new_figure(12, 0.42 * len(results) + 1.9)
     left, middle, right = figure.subplots(1, 3, sharey=True)
     places = np.arange(len(results))
-    video, probability = "anomaly score, frames of the class's videos", "class probability, all frames"
-    for axis, name, chance in (
-        (left, "auc", [0.5] * len(results)),
-        (middle, "ap", [result.share_abnormal for result in results]),
-    ):
-        _bars(axis, places - 0.2, [getattr(result, f"video_{name}") for result in results], COARSE_COLOUR, video)
-        _bars(axis, places + 0.2, [getattr(result, name) for result in results], FINE_COLOUR, probability)
+    chances = {"auc": np.full(len(results), 0.5), "ap": results["share_abnormal"]}
+    for axis, (name, chance) in zip((left, middle), chances.items(), strict=True):
+        _bars(
+            axis, places - 0.2, results[f"video_{name}"], COARSE_COLOUR, "anomaly score, frames of the class's videos"
+        )
+        _bars(axis, places + 0.2, results[name], FINE_COLOUR, "class probability, all frames")
         axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="blue, by chance", ls="none")
         axis.set_xlabel(name.upper())
-    _bars(right, places, [result.detection_ap for result in results], GREY, "detection", height=0.5)
+    _bars(right, places, results["detection_ap"], GREY, "detection", height=0.5)
     right.set_xlabel("detection AP, mean over IoU 0.1 … 0.5")
-    left.set_yticks(places, [f"{result.label} ({result.videos})" for result in results])
+    left.set_yticks(places, [f"{row['class']} ({row['videos']})" for _, row in results.iterrows()])
     left.invert_yaxis()
     left.set_ylabel("class (test videos)")
     for axis in (left, middle, right):
@@ -112,16 +97,116 @@ def draw_classes(results: list[ClassResult]) -> Figure:
     return figure
 
 
-def _bars(axis: Axes, places: np.ndarray, values: list[float], colour: str, label: str, height: float = 0.38) -> None:
+def _bars(axis: Axes, places: np.ndarray, values: Any, colour: str, label: str, height: float = 0.38) -> None:
     axis.barh(places, np.nan_to_num(values), height, color=colour, label=label)
     for place in places[np.isnan(values)]:
         axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=GREY)
 
 
-def classes(test: Tested) -> AnalysisResult:
+def classes(test: TestResult) -> AnalysisResult:
     """AUC, AP and detection AP by class."""
-    import pandas as pd
+    table = class_results(test)
+    return AnalysisResult(table, draw_classes(table), [table_text(table)])
 
-    results = class_results(test)
-    table = pd.DataFrame(results).rename(columns={"label": "class"})
-    return AnalysisResult(table, draw_classes(results), [table_text(table)])
+
+@dataclass(frozen=True)
+class Confusion:
+    """``table`` (C, K): how many frames or videos of each true class (rows) are taken for which (columns).
+
+    A frame or video of several classes counts in the row of each. It is taken for anomalous if its score reaches
+    ``threshold``, which maximises Youden's index on this very test.
+    """
+
+    table: np.ndarray
+    threshold: float
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Each row over its sum, (C, K); 0 where a class does not occur."""
+        return self.table / np.maximum(self.table.sum(axis=1, keepdims=True), 1)
+
+
+def confuse_frames(test: TestResult) -> Confusion:
+    """Count all frames of all test videos, by the main branch and the class probabilities."""
+    pooled = pool(test.scores, test.videos)
+    return _confuse(pooled.truth, pooled.anomaly[0], pooled.classes, pooled.positives, pooled.frames)
+
+
+def confuse_videos(test: TestResult) -> Confusion:
+    """Count whole videos, by the top-k means of their scores that training uses too."""
+    videos = test.videos
+    anomaly = np.array([float(_top(video.anomaly[0])) for video in test.scores])
+    classes = [_top(video.classes.T) for video in test.scores if video.classes is not None]
+    truth = np.stack([videos.dataset.encode(entry.label) for entry in videos.entries]).astype(np.int64)
+    abnormal = videos.anomalous.astype(np.int64)
+    return _confuse(truth, anomaly, np.stack(classes) if classes else None, abnormal, np.ones_like(abnormal))
+
+
+def _confuse(
+    truth: np.ndarray, anomaly: np.ndarray, classes: np.ndarray | None, positives: np.ndarray, counts: np.ndarray
+) -> Confusion:
+    """Confuse n items: truth (n, C) counts, anomaly (n,), classes (n, C) or None, positives (n,) of counts (n,)."""
+    curve = roc(anomaly, positives, counts)
+    threshold = best_threshold(curve) if curve else 0.5
+    columns = truth.shape[1] if classes is not None else 2
+    predicted = np.eye(columns, dtype=np.int64)[predicted_classes(anomaly, classes, threshold)]
+    return Confusion(truth.T @ predicted, threshold)
+
+
+def _top(curves: np.ndarray) -> np.ndarray:
+    """Return the top-k means of curves (…, n): (…,)."""
+    rows = torch.from_numpy(np.atleast_2d(curves).astype(np.float32))
+    means = topk_mean(rows, torch.full((len(rows),), rows.shape[1])).numpy()
+    return means.reshape(curves.shape[:-1])
+
+
+def draw_confusion(labels: Sequence[str], columns: Sequence[str], frames: Confusion, videos: Confusion) -> Figure:
+    """Draw both tables: the shares of each row as colours, the numbers in the cells."""
+    figure = new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
+    left, right = figure.subplots(1, 2)
+    _draw(left, labels, columns, frames, np.round(100 * frames.shares), "frames")
+    left.set_title("frames, percent of each row", fontsize=10, loc="left")
+    _draw(right, labels, columns, videos, videos.table, "videos")
+    right.set_title("videos, counted", fontsize=10, loc="left")
+    return figure
+
+
+def _draw(
+    axis: Axes, labels: Sequence[str], columns: Sequence[str], found: Confusion, numbers: np.ndarray, unit: str
+) -> None:
+    totals = found.table.sum(axis=1)
+    present = np.flatnonzero(totals)
+    shares = found.shares[present]
+    rows = [f"{labels[row]} ({totals[row]:,})" for row in present.tolist()]
+    draw_matrix(axis, shares, rows, columns, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axis.set_xlabel(f"taken for (anomalous from a score of {found.threshold:.3g} on)")
+    axis.set_ylabel(f"true class ({unit})")
+    for row, column in zip(*np.nonzero(numbers[present] > 0), strict=True):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        text = str(int(numbers[present[row], column]))
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def confusion(test: TestResult) -> AnalysisResult:
+    """Which classes are taken for which, by frames and videos."""
+    labels = test.videos.dataset.labels
+    frames, videos = confuse_frames(test), confuse_videos(test)
+    if not frames.table[1:].any():
+        raise UserError("no frame of these videos is annotated as anomalous")
+    columns = labels if frames.table.shape[1] == len(labels) else [labels[0], ANOMALOUS]
+    rows = [
+        (unit, labels[row], columns[column], int(count), float(found.shares[row, column]))
+        for unit, found in (("frames", frames), ("videos", videos))
+        for (row, column), count in np.ndenumerate(found.table)
+    ]
+    short = []
+    for row in np.flatnonzero(frames.table.sum(axis=1)):
+        right = min(int(row), len(columns) - 1)
+        others = frames.table[row] * (np.arange(len(columns)) != right)
+        wrong = int(others.argmax())
+        most = f"{columns[wrong]} ({100 * frames.shares[row, wrong]:.0f} %)" if others[wrong] else "-"
+        counts = int(videos.table[row, right]), int(videos.table[row].sum())
+        short.append((labels[row], float(frames.shares[row, right]), most, *counts))
+    text = table_text(make_table(short, ["class", "frames right", "else mostly", "videos right", "of"]))
+    numbers = make_table(rows, ["unit", "true_class", "taken_for", "count", "share"])
+    return AnalysisResult(numbers, draw_confusion(labels, columns, frames, videos), [text])

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+# matplotlib is imported by the first figure, so that --help is fast.
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:
+    Axes = Figure = Any
 
 COARSE_COLOUR, FINE_COLOUR, TRUTH_COLOUR, TRUTH_BAR, GREY = "#1f4e79", "#d98200", "#f4b6a6", "#c4452d", "#8a8a8a"
 COLOURS = (COARSE_COLOUR, FINE_COLOUR, "#5b8c5a", "#8e5ea2", "#b0413e")
@@ -33,14 +36,8 @@ def hide_spines(*axes: Axes) -> None:
 
 def legend_above(figure: Figure, axis: Axes, title: str | None = None) -> None:
     """Put the legend of an axis above the whole figure."""
-    figure.legend(
-        *axis.get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        title=title,
-    )
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9, title=title)
 
 
 def draw_matrix(axis: Axes, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], **settings: Any) -> Any:

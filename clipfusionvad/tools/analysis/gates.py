@@ -6,7 +6,6 @@ n snippets of a video, D channels. Gates lie in 0..1 and are multiplied with the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,16 +17,14 @@ from clipfusionvad.models.layers.attention import GlobalAttentionModule
 from clipfusionvad.tools.analysis.figures import (
     COARSE_COLOUR,
     FINE_COLOUR,
+    Figure,
     abnormal_runs,
     hide_spines,
     new_figure,
     shade,
 )
-from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
+from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, mean_by_truth
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # The switch of the module: methods that have this option may have the module.
 OPTION = "gam"
@@ -109,13 +106,11 @@ def draw_gates(gates: Gates, seen: VideoView) -> Figure:
 
 def gates(loaded: LoadedModel, *, video: VideoName = None) -> AnalysisResult:
     """The gates of global attention over a video."""
-    import pandas as pd
-
     # Before all features are read.
     find_gam(loaded.model)
     seen = loaded.view(video)
     found = read_gates(loaded.model, seen)
-    numbers = pd.DataFrame(
+    numbers = make_table(
         {
             "snippet": np.arange(len(seen.truth)),
             "start_seconds": np.arange(len(seen.truth)) * seen.seconds_per_snippet,
@@ -131,5 +126,5 @@ def gates(loaded: LoadedModel, *, video: VideoName = None) -> AnalysisResult:
         share = float("nan") if np.isnan(moved).any() else float((moved > 0.2).mean())
         short.append((name, *mean_by_truth(gate, seen.truth), float(gate.std(axis=0).mean()), share))
     header = ["gate", "abnormal", "normal", "deviation over time", "channels off by 20 %"]
-    table = table_text(pd.DataFrame(short, columns=header))
+    table = table_text(make_table(short, header))
     return AnalysisResult(numbers, draw_gates(found, seen), [seen.title, table])

@@ -6,7 +6,6 @@ L valid snippets of the input.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +14,9 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
 from clipfusionvad.models.layers.dual_branch import DualBranch
 from clipfusionvad.models.layers.graph import SIMILARITY_THRESHOLD, similarity_adjacency
-from clipfusionvad.tools.analysis.figures import mark_truth, new_figure
-from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
+from clipfusionvad.tools.analysis.figures import Figure, mark_truth, new_figure
+from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,6 @@ def draw_graphs(graphs: Graphs, seen: VideoView, which: int) -> Figure:
 
 def graph(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex = None) -> AnalysisResult:
     """Both graphs over the snippets of an input."""
-    import pandas as pd
-
     seen = loaded.view(video)
     which = seen.check_window(window)
     found = read_graphs(loaded.model, seen, which)
@@ -97,7 +91,7 @@ def graph(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex =
     if found.distance is not None:
         matrices["distance weight"] = found.distance
     header = ["mean of", "abnormal → abnormal", "abnormal → normal", "normal → abnormal", "normal → normal"]
-    short = pd.DataFrame([(name, *blocks(matrix, truth)) for name, matrix in matrices.items()], columns=header)
+    short = make_table([(name, *blocks(matrix, truth)) for name, matrix in matrices.items()], header)
     further = {"alike_snippets": alike.sum(axis=1), "similarity_weight_on_abnormal": to_abnormal}
     lines = [f"{seen.title}, input {which}", table_text(short)]
     return AnalysisResult(seen.table(which, further), draw_graphs(found, seen, which), lines)

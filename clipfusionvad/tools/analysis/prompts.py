@@ -6,7 +6,7 @@ n learned vectors, C classes, V words of CLIP's vocabulary, W width of its text 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,17 +20,14 @@ from clipfusionvad.tools.analysis.figures import (
     COARSE_COLOUR,
     TRUTH_BAR,
     TRUTH_COLOUR,
+    Axes,
+    Figure,
     draw_matrix,
     hide_spines,
     new_figure,
 )
-from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
+from clipfusionvad.tools.analysis.result import AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 WORDS = 3
 RANDOM = 256
@@ -165,7 +162,7 @@ def prompts(
     similarity = class_similarity(text)
     first, second = np.triu_indices(len(labels), 1)
     pairs = [(f"cosine of {labels[i]}", labels[j], float(similarity[i, j])) for i, j in zip(first, second, strict=True)]
-    tables = [pd.DataFrame(pairs, columns=["class", "position", "cosine"])]
+    tables = [make_table(pairs, ["class", "position", "cosine"])]
     lines, found = ["the prompts are fixed: no vector in them was learned"], None
     if context is not None:
         table = model.get_parameter("clipmodel.token_embedding.weight")
@@ -190,7 +187,6 @@ def prompts(
 
 def _word_table(found: Nearest) -> DataFrame:
     """Return a row for each vector and each of its nearest words."""
-    import pandas as pd
 
     rows = []
     for index, (name, place) in enumerate(zip(found.classes, found.position, strict=True)):
@@ -198,15 +194,14 @@ def _word_table(found: Nearest) -> DataFrame:
         for rank, word in enumerate(token_words(found.tokens[index].tolist())):
             rows.append((name, place, word, rank + 1, *about, float(found.cosine[index, rank])))
     header = ["class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine"]
-    return pd.DataFrame(rows, columns=header)
+    return make_table(rows, header)
 
 
 def _nearest_vectors(found: Nearest) -> DataFrame:
     """Return the ten vectors that are nearest to a word."""
-    import pandas as pd
 
     best = np.argsort(-found.cosine[:, 0], kind="stable")[:10]
-    return pd.DataFrame(
+    return make_table(
         {
             "class": [found.classes[index] for index in best],
             "vector": [found.position[index] for index in best],

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from clipfusionvad.io.option import Declared, declared_options
-from clipfusionvad.tools.analysis.alarms import alarms
+from clipfusionvad.tools.analysis.alarms import alarms, latency
 from clipfusionvad.tools.analysis.attention import attention
 from clipfusionvad.tools.analysis.calibration import calibration
-from clipfusionvad.tools.analysis.classes import classes
-from clipfusionvad.tools.analysis.confusion import confusion
+from clipfusionvad.tools.analysis.classes import classes, confusion
 from clipfusionvad.tools.analysis.gates import gates
 from clipfusionvad.tools.analysis.graph import graph
-from clipfusionvad.tools.analysis.latency import latency
 from clipfusionvad.tools.analysis.prompts import prompts
+from clipfusionvad.tools.analysis.result import AnalysisResult
 from clipfusionvad.tools.analysis.transfer import transfer
 
-Analysis = Callable[..., Any]
+Analysis = Callable[..., AnalysisResult]
 #: Analyses of a test's scores with their truth, of a model and its test set, and of the models of several runs.
 FROM_SCORES: tuple[Analysis, ...] = (classes, confusion, alarms, latency, calibration)
 FROM_MODEL: tuple[Analysis, ...] = (prompts, gates, graph, attention)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipfusionvad.io.files import write_text
+from clipfusionvad.tools.analysis.figures import Figure
 
-# pandas and matplotlib are imported where they are used, so that --help is fast.
+# pandas is imported by the first table, so that --help is fast.
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame as DataFrame
+else:
+    DataFrame = Any
 
 #: Formats of a figure.
 FORMATS = ("png", "pdf", "svg")
@@ -27,6 +29,13 @@ class AnalysisResult:
     numbers: DataFrame
     figure: Figure
     lines: list[str]
+
+
+def make_table(content: Any, columns: Sequence[str] | None = None) -> DataFrame:
+    """Return a table of columns by name, or of rows."""
+    from pandas import DataFrame
+
+    return DataFrame(content, columns=columns)
 
 
 def table_text(table: DataFrame) -> str:

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from clipfusionvad.tools.analysis.figures import GREY, draw_matrix, new_figure
-from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, table_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
+from clipfusionvad.tools.analysis.figures import GREY, Axes, Figure, draw_matrix, new_figure
+from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 
 #: Titles of the metrics of ``evaluate`` that are shown, and their factor to percent.
 METRICS = {
@@ -47,7 +42,6 @@ def transfer(sources: Sequence[Source], targets: Sequence[tuple[str, Sequence[st
 
     ``targets`` are the names and the classes of test data.
     """
-    import pandas as pd
     from tqdm import tqdm
 
     pairs = [(source, index) for source in sources for index in range(len(targets))]
@@ -56,7 +50,7 @@ def transfer(sources: Sequence[Source], targets: Sequence[tuple[str, Sequence[st
         metrics = source.test(index)
         percent = {title: factor * _number(metrics.get(name)) for name, (title, factor) in METRICS.items()}
         rows.append({TRAINED: source.name, TESTED: targets[index][0], **percent})
-    table = pd.DataFrame(rows).dropna(axis=1, how="all")
+    table = make_table(rows).dropna(axis=1, how="all")
     remarks = [
         f"{source.name} has learned weights for each of its classes ({source.class_weight}): on other classes it keeps "
         f"its own, and only its anomaly score is tested"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.option import Option
 from clipfusionvad.metrics import count_frames
 from clipfusionvad.models import Method
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from clipfusionvad.tools.analysis.result import DataFrame, make_table
 
 VideoName = Annotated[str | None, Option("name of the test video (default: the first anomalous one)")]
 WindowIndex = Annotated[int | None, Option("which input of that video (default: the most abnormal one)", minimum=0)]
@@ -76,11 +74,9 @@ class VideoView:
 
     def table(self, which: int, columns: Mapping[str, Any]) -> DataFrame:
         """Return index, truth, score and further columns of the valid snippets of input number ``which``."""
-        import pandas as pd
-
         rows = self.rows[which, : int(self.lengths[which])]
         score = self.anomaly[rows].astype(np.float64)
-        return pd.DataFrame({"snippet": rows, "truth": self.truth[rows], "score": score, **columns})
+        return make_table({"snippet": rows, "truth": self.truth[rows], "score": score, **columns})
 
 
 def view(model: Method, videos: VideoSet, name: str | None) -> VideoView:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from clipfusionvad.cli import insight
 from clipfusionvad.extraction.jobs import Job, Model, find_videos
 from clipfusionvad.extraction.manifest import Manifest
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.report.scores import read_scores
+from clipfusionvad.tools.analysis.registry import ANALYSES, FROM_SCORES, options
 from clipfusionvad.tools.analysis.result import FORMATS
 from clipfusionvad.tools.detect.page import index_row, read_description, write_index
 from fuzz.case import Case, end, read_or_refuse, require, run_command
@@ -53,14 +53,14 @@ def insights(case: Case) -> str:
     """Any look at a run: one of its files damaged, or an option odd, or neither."""
     rng = case.rng
     folder = case.copy(f"runs/{rng.choice(['test', 'scored', 'trained', 'trained'])}", "run")
-    what = rng.choice(list(insight.KINDS))
+    what = rng.choice(list(ANALYSES))
     argv = ["insight", what, folder, "--output", case.folder / f"picture.{rng.choice(FORMATS)}"]
     if rng.random() < 0.7:
         _spoil(rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in SPOILT]), rng)
-    flags = insight.KINDS[what].options
+    flags = [declared.flag for declared in options(ANALYSES[what])]
     if flags and rng.random() < 0.5:
         argv += [rng.choice(flags), rng.choice([odd_value(rng), rng.choice([0, 1, 2, 0.5, 1e9])])]
-    if what not in insight.FROM_SCORES:
+    if ANALYSES[what] not in FROM_SCORES:
         argv += ["--device", "cpu"]
     outcome = run_command(case, argv)
     if outcome.code == 0:
