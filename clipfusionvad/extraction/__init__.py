@@ -1,1 +1,1 @@
-"""From video files to feature rows, and what a trained model makes of them."""
+"""From video files to feature files: decode frames, cut crops, encode them with CLIP, write one row per snippet."""

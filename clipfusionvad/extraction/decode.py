@@ -1,4 +1,4 @@
-"""Reading videos frame by frame with PyAV: any container, codec, size and frame rate that it knows."""
+"""Read videos frame by frame with PyAV: any container, codec, size and frame rate that ffmpeg reads."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 from av.stream import Disposition
 
-from clipfusionvad.extraction.truncation import missing_bytes
 from clipfusionvad.io.errors import UserError
 
-#: Assumed where a file announces no frame rate; ffmpeg's own value for raw streams.
+#: Assumed for a file that declares no frame rate; ffmpeg's own value for raw streams.
 DEFAULT_FPS = 25.0
-# Seconds after which an address that sends nothing is given up.
+# Seconds without data after which a connection to an address is closed.
 _SILENCE = 10.0
 _CAMERA = "/dev/video"
+_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says of itself; width and height are those of upright frames.
+    """Metadata of a video. ``width`` and ``height`` are those of upright frames.
 
-    ``frames`` is the count that the container announces, None where it announces none.
+    ``frames`` is the count in the container's header, None where it has none.
     """
 
     path: str
@@ -39,7 +39,7 @@ class VideoInfo:
 
 
 class BrokenVideo(UserError):
-    """A video that cannot be decoded to its end; ``frames`` were read before."""
+    """A video that cannot be decoded to its end; ``frames`` were read before the error."""
 
     def __init__(self, message: str, frames: int = 0):
         super().__init__(message)
@@ -47,48 +47,43 @@ class BrokenVideo(UserError):
 
 
 def is_address(source: str | Path) -> bool:
-    """Whether a source is a URL or a camera rather than a file."""
+    """Return whether a source is a URL or a camera rather than a file."""
     return "://" in str(source) or str(source).startswith(_CAMERA)
 
 
 def probe(source: str | Path) -> VideoInfo:
-    """What a video says of itself, and whether its first frame can be decoded.
-
-    Raises ``UserError`` for what is not there, no video or without a picture.
-    """
-    found: list[VideoInfo] = []
-    frames = read_frames(source, found.append)
-    with contextlib.closing(frames):
+    """Return the metadata of a video whose first frame can be decoded; errors as of ``read_frames``."""
+    infos: list[VideoInfo] = []
+    with contextlib.closing(read_frames(source, infos.append)) as frames:
         next(frames)
-    return found[0]
+    return infos[0]
 
 
 def read_frames(
     source: str | Path, on_info: Callable[[VideoInfo], object] | None = None
 ) -> Generator[np.ndarray, None, None]:
-    """Every frame of a video in the order of presentation: RGB uint8 (H, W, 3), turned upright.
+    """Yield every frame of a video in presentation order: RGB uint8 (H, W, 3), upright.
 
-    Frames come as they were decoded, none doubled or dropped for a variable frame rate, as OpenCV reads them.
-    ``on_info`` is told about the video before the first frame. Memory does not grow with the length, and an
-    address is read without delay.
+    A variable frame rate neither duplicates nor drops frames; OpenCV reads the same ones. ``on_info`` gets the
+    metadata before the first frame. Memory does not grow with the length.
 
-    Raises ``UserError`` for what is not there or no video, and ``BrokenVideo`` where decoding breaks off: at
-    damaged data, at the end of a truncated file, or at once where there is not a single frame.
+    Raises ``UserError`` if the source does not exist or is not a video, and ``BrokenVideo`` where decoding fails: at
+    damaged data, at the end of a truncated file, or at the start of a video without any frame.
     """
+    _check_file(source)
     count = 0
-    with _open(source) as container:
-        stream = video_stream(container, source)
-        # Decoding several frames at once is fastest, but holds as many back.
+    with open_video(source) as (container, stream):
+        # Decoding several frames in parallel is fastest but delays live frames.
         stream.thread_type = "SLICE" if is_address(source) else "AUTO"
         try:
             for frame in container.decode(stream):
                 image = upright(frame)
                 if count == 0 and on_info:
-                    on_info(describe(source, stream, image))
+                    on_info(video_info(source, stream, image))
                 count += 1
                 yield image
         except (av.error.FFmpegError, OSError) as error:
-            raise _broken(source, stream, count, _reason(error)) from error
+            raise _broken(source, stream, count, error_reason(error)) from error
         if count == 0:
             raise BrokenVideo(f"{source} holds no frame that can be decoded")
         missing = 0 if is_address(source) else missing_bytes(source)
@@ -97,64 +92,127 @@ def read_frames(
 
 
 @contextlib.contextmanager
-def _open(source: str | Path) -> Iterator[Any]:
+def open_video(source: str | Path, file: Any = None, input_format: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """Open a file, an address, a camera, or the open ``file``: yield the container and its first video stream.
+
+    ``input_format`` is ffmpeg's name of a format that it cannot detect. A cover image does not count as a stream.
+    """
     path, options = str(source), dict[str, Any]()
-    if path.startswith(_CAMERA):
-        options["format"] = "v4l2"
-    elif is_address(source):
+    if input_format or path.startswith(_CAMERA):
+        options["format"] = input_format or "v4l2"
+    if "://" in path:
         options["timeout"] = _SILENCE
-    elif Path(path).is_dir():
-        raise UserError(f"{path} is a folder, not a video")
-    elif not Path(path).exists():
-        raise UserError(f"video not found: {path}")
-    elif Path(path).stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes)")
+    if path.startswith("rtsp"):
+        options["options"] = {"rtsp_transport": "tcp"}
     try:
-        container = av.open(path, metadata_errors="replace", **options)
+        container = av.open(file or path, metadata_errors="replace", **options)
     except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{path} is not a video that can be read ({_reason(error)}{_hint(path)})") from error
+        raise UserError(f"{path} is not a video that can be read ({error_reason(error)}{_hint(path)})") from error
     with container:
-        yield container
-
-
-def video_stream(container: Any, source: str | Path) -> Any:
-    """The first stream of moving pictures; a recording's cover is none. Raises ``UserError`` where there is none."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not streams:
-        raise UserError(f"{source} has no video stream")
-    return streams[0]
+        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if not streams:
+            raise UserError(f"{source} has no video stream")
+        yield container, streams[0]
 
 
 def upright(frame: Any) -> np.ndarray:
-    """A decoded frame as RGB uint8 (H, W, 3), turned as its display matrix says."""
+    """Return a decoded frame as RGB uint8 (H, W, 3), rotated as its display matrix says."""
     image = frame.to_ndarray(format="rgb24")
     quarters = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
-def describe(source: str | Path, stream: Any, image: np.ndarray) -> VideoInfo:
-    """What an open stream says of itself, its first upright frame being known."""
-    rate = stream.average_rate or stream.guessed_rate
-    fps = float(rate) if rate else DEFAULT_FPS
+def video_info(source: str | Path, stream: Any, image: np.ndarray) -> VideoInfo:
+    """Return the metadata of an open stream; ``image`` is its first upright frame."""
+    rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     height, width = image.shape[:2]
-    codec = stream.codec_context.name
-    return VideoInfo(
-        str(source), fps if math.isfinite(fps) else DEFAULT_FPS, stream.frames or None, width, height, codec
-    )
+    fps = rate if math.isfinite(rate) else DEFAULT_FPS
+    return VideoInfo(str(source), fps, stream.frames or None, width, height, stream.codec_context.name)
 
 
-def _broken(source: str | Path, stream: Any, count: int, reason: str) -> BrokenVideo:
-    announced = f" of {stream.frames}" if stream.frames else ""
-    return BrokenVideo(f"{source} breaks off after {count}{announced} frames ({reason})", count)
-
-
-def _reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
+    """Return what ffmpeg or the system says about an error."""
     return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".")
 
 
+def missing_bytes(path: str | Path) -> int:
+    """Return the bytes that a truncated file lacks by its own outermost structure; 0 if none are known to lack.
+
+    Knows MP4 and QuickTime (boxes), AVI (RIFF), and Matroska with WebM (EBML). Other containers, such as MPEG
+    streams, may end anywhere.
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            end = 8 + int.from_bytes(head[4:8], "little")
+        elif head[:4] == _EBML.to_bytes(4, "big"):
+            end = _matroska_end(file)
+        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            end = max((end for _, end in _boxes(file, size)), default=0)
+        else:
+            end = size
+    return max(0, end - size)
+
+
+def index_is_last(path: str | Path) -> bool:
+    """Return whether this is an MP4 file whose data comes before its index, or whose index is not written yet."""
+    with open(path, "rb") as file:
+        for kind, _ in _boxes(file, Path(path).stat().st_size):
+            if kind not in (b"ftyp", b"free", b"skip", b"wide", b"uuid"):
+                return kind == b"mdat"
+    return False
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yield kind and end of each MP4 box that starts within the file; a box of unknown length ends with the file."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1 and len(head) == 16:
+            length = int.from_bytes(head[8:], "big")
+        position = position + length if length >= 8 else size
+        yield head[4:8], position
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    """Return where the segment after the header ends; 0 if that is unknown, as in a live recording."""
+    position = 0
+    for wanted in (_EBML, _SEGMENT):
+        file.seek(position)
+        head = file.read(12)
+        if len(head) < 12 or int.from_bytes(head[:4], "big") != wanted or not head[4]:
+            return 0
+        width = 9 - head[4].bit_length()
+        length = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+        if length == (1 << 7 * width) - 1:
+            return 0
+        position += 4 + width + length
+    return position
+
+
+def _check_file(source: str | Path) -> None:
+    path = Path(source)
+    if is_address(source):
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a video")
+    if not path.exists():
+        raise UserError(f"video not found: {path}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes)")
+
+
+def _broken(source: str | Path, stream: Any, count: int, reason: str) -> BrokenVideo:
+    expected = f" of {stream.frames}" if stream.frames else ""
+    return BrokenVideo(f"{source} breaks off after {count}{expected} frames ({reason})", count)
+
+
 def _hint(path: str) -> str:
-    """More about a file that does not open: an MP4 has its index at the end, which a recording writes last."""
-    if is_address(path):
+    """Explain the most common reason why an MP4 file does not open: its index, which is written last, is missing."""
+    if is_address(path) or not Path(path).is_file():
         return ""
     with open(path, "rb") as file:
         return "; an MP4 without its index: cut off, or not finished yet" if file.read(8)[4:] == b"ftyp" else ""

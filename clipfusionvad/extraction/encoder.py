@@ -1,9 +1,9 @@
-"""CLIP's image tower over batches of pictures."""
+"""CLIP's image encoder over batches of images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,57 +13,56 @@ from torch.nn import functional as F
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import ClipWeights, image_tower
 
-Precision = Literal["fp32", "fp16", "bf16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# CLIP's own, from its preprocessing.
+# Of CLIP's own preprocessing.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def check_precision(device: torch.device, precision: Precision) -> None:
-    """Raise ``UserError`` for arithmetic that the device does not have."""
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise ``UserError`` for arithmetic that the device does not support."""
     if precision == "fp16" and device.type == "cpu":
-        raise UserError("fp16 needs a GPU; a CPU takes fp32 or bf16")
+        raise UserError("fp16 needs a GPU; on a CPU use fp32 or bf16")
 
 
 class ImageEncoder:
-    """A frozen image tower on its device.
+    """A frozen image encoder on its device.
 
-    ``precision`` "fp16" and "bf16" run the tower in that type (its normalisations stay in float32), "fp16" on a
-    GPU only; features are float32 in any case. ``batch_size`` bounds the memory of one pass.
+    ``precision`` "fp16" (GPU only) and "bf16" run it in that type, with normalisation layers in float32; features are
+    always float32. ``batch_size`` limits the memory of a forward pass.
     """
 
-    def __init__(
-        self, clip: ClipWeights, device: torch.device | str, precision: Precision = "fp32", batch_size: int = 64
-    ):
+    def __init__(self, clip: ClipWeights, device: torch.device | str, precision: str = "fp32", batch_size: int = 64):
         self.device, self.dtype, self.batch_size = torch.device(device), _DTYPES[precision], batch_size
         check_precision(self.device, precision)
         tower: Any = image_tower(clip)
         self.dim: int = tower.output_dim
         self.resolution: int = tower.input_resolution
         self.tower = _lower(tower, self.dtype).to(self.device)
-        # Pictures as numbers and what normalises a row of pixels; on a CPU, to find memory for each batch anew
-        # takes longer than a small tower.
+        # Buffers that every batch reuses: on a CPU, a new allocation takes longer than a small encoder.
         self._pixels = self._scale = self._shift = torch.empty(0, device=self.device)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Features (n, D) float32 of pictures (n, H, W, 3) uint8, normalised by CLIP's mean and deviation."""
+        """Return features (n, D) float32 of images (n, H, W, 3) uint8, normalised by CLIP's mean and deviation."""
         return self._encode(images, self._normalise)
 
     def encode_events(self, images: np.ndarray) -> np.ndarray:
-        """Features (n, D) float32 of event images (n, H, W) float 0..1: three equal channels, not normalised."""
+        """Return features (n, D) float32 of event images (n, H, W) in 0..1: three equal channels, not normalised."""
         return self._encode(images, lambda batch: batch.float().unsqueeze(3).expand(-1, -1, -1, 3))
 
     @torch.inference_mode()
     def _encode(self, images: np.ndarray, prepare: Callable[[Tensor], Tensor]) -> np.ndarray:
         features = [torch.empty(0, self.dim, device=self.device)]
         for batch in torch.from_numpy(np.ascontiguousarray(images)).split(self.batch_size):
-            pixels = self._fit(prepare(batch.to(self.device)).permute(0, 3, 1, 2))
+            pixels = prepare(batch.to(self.device)).permute(0, 3, 1, 2)
+            if pixels.shape[-1] != self.resolution:
+                size = (self.resolution, self.resolution)
+                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
             features.append(self.tower(pixels.to(self.dtype)).float())
         return torch.cat(features).cpu().numpy()
 
     def _normalise(self, batch: Tensor) -> Tensor:
-        """(x / 255 - mean) / std of (n, H, W, 3), as one product and one sum along whole rows of pixels."""
+        """Return (x / 255 - mean) / std of (n, H, W, 3), as one product and one sum along whole rows of pixels."""
         if self._pixels.shape[1:] != batch.shape[1:]:
             self._pixels = torch.empty(self.batch_size, *batch.shape[1:], device=self.device)
             mean, std = (torch.tensor(value, device=self.device).repeat(batch.shape[2]) for value in (_MEAN, _STD))
@@ -72,15 +71,9 @@ class ImageEncoder:
         pixels.flatten(2).mul_(self._scale).add_(self._shift)
         return pixels
 
-    def _fit(self, pixels: Tensor) -> Tensor:
-        """Bicubically to the size that the tower was trained with, where that is another one."""
-        if pixels.shape[-1] == self.resolution:
-            return pixels
-        return F.interpolate(pixels, (self.resolution, self.resolution), mode="bicubic", antialias=True)
-
 
 def _lower(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Bring the tower's weights to ``dtype``, but for its normalisations, as OpenAI's own models are kept."""
+    """Cast the weights to ``dtype``, except those of normalisation layers, as OpenAI's own models are stored."""
     for module in tower.modules():
         if not isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             for parameter in module.parameters(recurse=False):

@@ -1,23 +1,19 @@
-"""Synthetic event images: where, and how often, the brightness of a pixel changes (IEF-VAD's second stream)."""
+"""Synthetic event images: where and how often the brightness of a pixel changes (second stream of IEF-VAD)."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
-Scope = Literal["block", "chunk"]
-Empty = Literal["zero", "nan"]
-# Weights of R, G and B in ten-thousandths: whole numbers, so that float32 arithmetic on them is exact.
+# Weights of R, G and B in ten-thousandths: with whole numbers, float32 arithmetic is exact.
 _GREY = np.array([2989, 5870, 1140], np.float32)
 _UNIT = 10_000
 
 
 class EventCounter:
-    """Counts the events of one chunk, frame by frame: (H, W) uint8.
+    """Count the events of one chunk frame by frame: (H, W) uint8.
 
-    An event is a change of grey (0..255) by more than ``threshold`` from one frame of the chunk to the next;
-    its sign does not count.
+    An event is a change of grey (0..255) by more than ``threshold`` between consecutive frames of the chunk, in either
+    direction.
     """
 
     def __init__(self, threshold: float):
@@ -35,17 +31,17 @@ class EventCounter:
         self._last = grey
 
     def take(self) -> np.ndarray | None:
-        """The chunk's counts, None without any frame; the next frame starts another chunk."""
+        """Return the chunk's counts, None without any frame; the next frame starts another chunk."""
         counts, self._counts, self._last = self._counts, None, None
         return counts
 
 
-def normalise_counts(counts: np.ndarray, scope: Scope = "block", empty: Empty = "zero") -> np.ndarray:
-    """Event images (chunks, crops, H, W) float32 in 0..1 from counts of one block.
+def normalise_counts(counts: np.ndarray, scope: str = "block", empty: str = "zero") -> np.ndarray:
+    """Return event images (chunks, crops, H, W) float32 in 0..1 from the counts of one block.
 
-    Counts are divided by their maximum within a crop: over the whole block, as released, or over each chunk.
-    Where nothing moves that is a division of nothing by nothing: ``empty`` "zero" gives a black image, "nan" what
-    the released scripts for UCF-Crime, ShanghaiTech and MSAD wrote.
+    Each crop's counts are divided by their maximum: over the whole block, as released, or over each chunk. Where
+    nothing moves, ``empty`` "zero" gives a black image; "nan" gives 0 / 0 = NaN, as the released scripts for UCF-Crime,
+    ShanghaiTech and MSAD did.
     """
     axes = (0, 2, 3) if scope == "block" else (2, 3)
     highest = counts.max(axis=axes, keepdims=True).astype(np.float32)

@@ -1,37 +1,69 @@
-"""Which videos are to be extracted, with which model, and where the features go."""
+"""What is to be extracted: the options, the videos, and the manifest of what has been extracted."""
 
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from clipfusionvad.extraction.decode import is_address
-from clipfusionvad.extraction.encoder import Precision
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import read_text, walk_files
+from clipfusionvad.io.files import check_writable, open_own, read_text, walk_files, without_nan, writing
+from clipfusionvad.io.option import LARGEST_SIZE, Option
 
-#: Names of files that are taken for videos where a folder is given.
+#: Suffixes of the files that are videos when a folder is given.
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
-_LISTING, _MANIFEST = ".txt", ".jsonl"
+MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
-class Model:
-    """The image encoder by its name, as another process or machine can build it; ``width`` is the toy's."""
+class EncoderConfig:
+    """The image encoder, described so that another process or machine can build it."""
 
-    clip: str = "ViT-B/16"
-    width: int = 512
-    device: str = "auto"
-    precision: Precision = "fp32"
-    batch_size: int = 64
+    clip: Annotated[str, Option("CLIP model name, local file, or 'toy'")] = "ViT-B/16"
+    embed_dim: Annotated[int, Option("width of the features of --clip toy", minimum=1, maximum=LARGEST_SIZE)] = 512
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
+    precision: Annotated[str, Option("arithmetic of the encoder", choices=("fp32", "fp16", "bf16"))] = "fp32"
+    batch_size: Annotated[int, Option("images encoded at once", minimum=1)] = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What ``extract`` does: ``videos`` to features below ``output``."""
+
+    videos: Annotated[
+        tuple[str, ...],
+        Option(
+            "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl",
+            metavar="PATH",
+            required=True,
+        ),
+    ]
+    output: Annotated[str, Option("folder for features and manifest", metavar="DIR", required=True)]
+    crops: Annotated[int, Option("1: centre; 5: and corners; 10: and mirror images", choices=(1, 5, 10))] = 10
+    crop_ids: Annotated[tuple[int, ...] | None, Option("these crops instead, 0 to 9", metavar="K")] = None
+    dtype: Annotated[str, Option("type of the stored rows", choices=("float16", "float32"))] = "float16"
+    event_clip: Annotated[
+        str | None, Option("encoder of event images: a file of event-CLIP or CLIP, or a name", metavar="CLIP")
+    ] = None
+    workers: Annotated[int, Option("videos that are extracted at the same time, each in a process", minimum=1)] = 1
+    shard: Annotated[str | None, Option("extract only the I-th of N parts, counted from 1", metavar="I/N")] = None
+    engine: Annotated[str, Option("run on this machine, or on a Ray cluster", choices=("local", "ray"))] = "local"
+    ray_address: Annotated[
+        str | None, Option("address of the Ray cluster, or auto (default: Ray on this machine)", metavar="HOST:PORT")
+    ] = None
+    overwrite: Annotated[bool, Option("replace features that exist")] = False
+    options: ExtractOptions = field(default_factory=ExtractOptions)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
 
 @dataclass(frozen=True)
@@ -42,8 +74,8 @@ class Job:
     name: str
     output: str
     options: ExtractOptions
-    model: Model
-    dtype: Literal["float16", "float32"] = "float16"
+    encoder: EncoderConfig
+    dtype: str = "float16"
 
     @property
     def files(self) -> list[str]:
@@ -56,39 +88,52 @@ class Job:
 
     @property
     def bytes(self) -> int | None:
-        """Size of the video file, None where it is no file."""
+        """Size of the video file; None for an address."""
         path = Path(self.source)
         return path.stat().st_size if not is_address(self.source) and path.is_file() else None
 
-    def recipe(self) -> dict[str, Any]:
-        """The options that the features depend on beside the model's weights, as plain values."""
+    def recorded_options(self) -> dict[str, Any]:
+        """Return the options that the features depend on, besides the encoder's weights, as plain values."""
         options = asdict(self.options) | {"crops": list(self.options.crops)}
         if self.options.stream != "event":
             options = {key: value for key, value in options.items() if not key.startswith("event_")}
-        return options | {"dtype": self.dtype, "precision": self.model.precision}
+        return options | {"dtype": self.dtype, "precision": self.encoder.precision}
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """The result of a job: its record in the manifest, or one line that says why it failed."""
+
+    job: Job
+    record: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def take_shard(jobs: Sequence[Job], number: int, of: int) -> list[Job]:
+    """Return every ``of``-th job from the ``number``-th (counted from 1), so that shards have similar sizes."""
+    return list(jobs[number - 1 :: of])
 
 
 def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
-    """The videos that arguments stand for, as (source, name of its features), sorted by name.
+    """Return the given videos as (source, name of the features), sorted by name.
 
-    A folder stands for every file below it with the name of a video, and what lies in a subfolder keeps it. A text
-    file (``.txt``) lists videos, one path or address a line, paths relative to the list; each keeps the last folder
-    on its way, which is its class in the datasets. A manifest (``.jsonl``) stands for the videos that it is about,
-    under the names that they have there. Anything else is a video itself.
+    A folder means every video file below it; subfolders are kept in the name. A text file (``.txt``) lists videos, one
+    path or address per line, with paths relative to the list; names keep the last folder, which is the class in the
+    datasets. A manifest (``.jsonl``) means its videos under the names recorded there. Anything else is a video.
 
-    Raises ``UserError`` where nothing is found, and for two videos whose features would be the same files.
+    Raises ``UserError`` if nothing is found, and for two videos with the same feature files.
     """
     found: dict[str, str] = {}
     for source, name in (pair for item in given for pair in _expand(str(item))):
-        if name.startswith("/") or ".." in name.split("/") or not _is_name(name):
+        if name.startswith("/") or ".." in name.split("/") or not _is_file_name(name):
             raise UserError(f"{source}: {name!r} cannot be the name of its results")
         other = found.setdefault(name, source)
         if other != source:
             raise UserError(
-                f"{other} and {source} would both become {name}: give each a command and an --output of its own"
+                f"{other} and {source} would both become {name}: extract them separately, each into its own --output"
             )
     if not found:
-        raise UserError(f"no videos below {', '.join(map(str, given))} (files are told by their names: .mp4, .mkv, …)")
+        raise UserError(f"no videos below {', '.join(map(str, given))} (recognised by suffix: .mp4, .mkv, …)")
     return sorted(((source, name) for name, source in found.items()), key=lambda pair: pair[1])
 
 
@@ -100,31 +145,22 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
         for file in walk_files(path, ""):
             if file.suffix.lower() in SUFFIXES:
                 yield str(file), file.relative_to(path).with_suffix("").as_posix()
-    elif path.suffix.lower() == _LISTING:
+    elif path.suffix.lower() == ".txt":
         for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
             yield line if is_address(line) else str(path.parent / line), _listed_name(line)
-    elif path.suffix.lower() == _MANIFEST:
-        yield from _recorded(path)
+    elif path.suffix.lower() == ".jsonl":
+        for number, record in _read_lines(path):
+            if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "source")):
+                raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
+            yield record["source"], record["video"]
     elif path.exists():
         yield item, path.stem
     else:
         raise UserError(f"video not found: {item}")
 
 
-def _recorded(manifest: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_text(manifest, "manifest").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            # Cut off where a machine stopped.
-            continue
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "source")):
-            raise UserError(f"{manifest}, line {number}, names no video and its source: not a manifest of features")
-        yield record["source"], record["video"]
-
-
-def _is_name(name: str) -> bool:
-    """Whether files can have it: letters of control would pass for lines of a list, or for commands to a terminal."""
+def _is_file_name(name: str) -> bool:
+    """Exclude control characters, which could pass for lines of a list or for commands to a terminal."""
     return bool(name) and not any(unicodedata.category(letter) == "Cc" for letter in name) and len(name) < 1000
 
 
@@ -134,6 +170,85 @@ def _listed_name(line: str) -> str:
     return PurePosixPath(*parts, path.stem or "video").as_posix()
 
 
-def take_shard(jobs: Sequence[Job], number: int, of: int) -> list[Job]:
-    """Every ``of``-th job from the ``number``-th (counted from 1), so that shards are of like size."""
-    return list(jobs[number - 1 :: of])
+class FeatureManifest:
+    """The JSON lines ``manifest.jsonl`` of a feature folder; each shard writes its own ``manifest-i-of-n.jsonl``.
+
+    A line is about one video: "begun" before its files can appear, then "done" or "failed". All manifests of the
+    folder are read; the newest line about a video counts.
+    """
+
+    def __init__(self, folder: str | Path, shard: tuple[int, int] | None = None):
+        """Raise ``UserError`` for a folder without write permission and for a file that is not a manifest."""
+        self.folder = Path(folder)
+        self.path = self.folder / (MANIFEST if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.jsonl")
+        check_writable(self.path)
+        self.records: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.folder.glob("manifest*.jsonl")):
+            for number, record in _read_lines(path):
+                if not _is_record(record):
+                    raise UserError(f"{path}, line {number}, is not from a manifest of features: move the file")
+                previous = self.records.get(record["video"])
+                if previous is None or previous["time"] <= record["time"]:
+                    self.records[record["video"]] = record
+
+    def append(self, name: str, state: str, facts: Mapping[str, Any]) -> None:
+        """Add a line about a video, after completing a line that a crash cut off."""
+        time = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        record = {"video": name, "state": state, "time": time, **facts}
+        line = json.dumps(without_nan(record)).encode() + b"\n"
+        with writing(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a+b", opener=open_own) as file:
+                if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    line = b"\n" + line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        self.records[name] = record
+
+    def is_done(self, job: Job, fingerprint: str) -> bool:
+        """Return whether all files of a job exist, made with the same options.
+
+        Raises ``UserError`` if they were made with other options, from another video, or by something else.
+        """
+        record, present = self.records.get(job.name), [path for path in job.paths if path.exists()]
+        if record is None and present:
+            raise UserError(f"{present[0]} exists, but no manifest says how it was made")
+        if record is None or record["state"] != "done" or not present:
+            return False
+        if changes := _changes(record, job, fingerprint):
+            raise UserError(f"features of {job.name} in {self.folder} were made with other options: {changes}")
+        return len(present) == len(job.paths)
+
+
+def _changes(record: Mapping[str, Any], job: Job, fingerprint: str) -> str:
+    """Describe what differs from the record; empty if nothing does."""
+    before, now = record["options"], job.recorded_options()
+    changed = [
+        f"{key} ({before.get(key)}, now {now.get(key)})" for key in now | before if before.get(key) != now.get(key)
+    ]
+    if record["model"]["fingerprint"] != fingerprint:
+        changed.append(f"model ({record['model']['clip']}, now {job.encoder.clip})")
+    if record["bytes"] != job.bytes:
+        changed.append(f"video ({record['source']} of {record['bytes']} bytes, now {job.source} of {job.bytes})")
+    return ", ".join(changed)
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "state", "time")):
+        return False
+    if record["state"] != "done":
+        return True
+    model, options = record.get("model"), record.get("options")
+    if not isinstance(model, dict) or not isinstance(options, dict):
+        return False
+    return {"clip", "fingerprint"} <= model.keys() and {"bytes", "source"} <= record.keys()
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield line numbers and values of JSON lines, without a line that a crash cut off."""
+    for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError):
+            continue

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+Made = TypeVar("Made")
 # Beyond these, a value is a typing mistake that would only exhaust the memory.
 LARGEST, LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 2**16, 1000
 #: The default of a keyword that has none.
@@ -27,7 +28,7 @@ class Option:
 
     ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. ``const`` is the value of the flag
     without a value. ``aliases`` are older flags of the same option. ``recorded`` is False for an option of one
-    invocation, which a run's record must not repeat.
+    invocation, which a run's record must not repeat. ``required`` demands the flag.
     """
 
     help: str
@@ -35,11 +36,12 @@ class Option:
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: Sequence[str] | None = None
+    choices: Sequence[Any] | None = None
     const: Any = None
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
     recorded: bool = True
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def add_arguments(group: Any, options: Iterable[Declared]) -> None:
     for declared in options:
         option, flags = declared.option, [declared.flag, *declared.option.aliases]
         settings: dict[str, Any] = {"help": option.help, "dest": declared.name}
+        if option.required:
+            settings["required"] = True
         if declared.default is not REQUIRED:
             settings["default"] = list(declared.default) if isinstance(declared.default, tuple) else declared.default
         if declared.kind is bool:
@@ -85,6 +89,14 @@ def add_arguments(group: Any, options: Iterable[Declared]) -> None:
         if option.choices is not None:
             settings["choices"] = list(option.choices)
         group.add_argument(*flags, type=_reader(declared), metavar=option.metavar, **settings)
+
+
+def from_arguments(target: type[Made], args: Mapping[str, Any], **more: Any) -> Made:
+    """Make a dataclass from parsed arguments by name, and from ``more`` for its fields that are not options."""
+    values = {name: args[name] for name in declared_options(target)}
+    return target(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}, **more
+    )
 
 
 def _defaults(target: Any) -> list[tuple[str, Any]]:

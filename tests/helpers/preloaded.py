@@ -16,7 +16,7 @@ from tqdm import tqdm
 import clipfusionvad.cli.extract
 import clipfusionvad.cli.pack
 import clipfusionvad.cli.train
-import clipfusionvad.extraction.local_engine  # noqa: F401
+import clipfusionvad.extraction.extract  # noqa: F401
 import clipfusionvad.io.event_log  # noqa: F401
 from clipfusionvad.io.files import atomic_write
 from clipfusionvad.io.locks import hold

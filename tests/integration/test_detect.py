@@ -13,7 +13,7 @@ from small_detect import detect, write_model, write_sound, write_video
 from tiny import METHOD_FLAGS, WIDTH
 
 from clipfusionvad.datasets import UCF, XD
-from clipfusionvad.extraction.crops import cut_crops
+from clipfusionvad.extraction.crops import cut_windows, to_canvas
 from clipfusionvad.extraction.decode import VideoInfo, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
@@ -54,7 +54,7 @@ def table(path):
 def slow_features(path, per_frame=False, crop=0):
     """One frame at a time: its crop, its embedding, then means of 16."""
     encoder = ImageEncoder(load_clip("toy", WIDTH), "cpu")
-    rows = [encoder.encode(cut_crops(frame[None], [crop], "released")[:, 0])[0] for frame in read_frames(path)]
+    rows = [encoder.encode(cut_windows(to_canvas(frame)[None], [crop])[:, 0])[0] for frame in read_frames(path)]
     if per_frame:
         return np.stack(rows)
     return np.stack([np.mean(rows[start : start + 16], axis=0) for start in range(0, len(rows), 16)])

@@ -106,7 +106,7 @@ def test_extraction(tmp_path):
     assert_full(limited(argv, 1200))
     assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == ["a__0.npy"]
     assert not half_written(tmp_path / "out")
-    assert "1 were there already" in limited(argv, resource.RLIM_INFINITY).out
+    assert "1 existed already" in limited(argv, resource.RLIM_INFINITY).out
     # Nor does a line of the manifest.
     assert_full(limited([*argv, "--overwrite"], 300))
 

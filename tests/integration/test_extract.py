@@ -1,4 +1,4 @@
-"""From folders of videos to feature files: what is written, resumed, refused, and told."""
+"""From folders of videos to feature files: what is written, resumed, refused, and reported."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tiny import quietly
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.data.features import load_features, read_shape
-from clipfusionvad.extraction import local_engine
-from clipfusionvad.extraction.jobs import Job, Model, find_videos, take_shard
-from clipfusionvad.extraction.manifest import Manifest
+from clipfusionvad.extraction.engines import run_in_processes
+from clipfusionvad.extraction.extract import extract_job
+from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, find_videos, take_shard
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import code
@@ -36,7 +36,7 @@ TOY = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Three good videos in the folders of their classes, and a file that is none and is not taken for one."""
+    """Three good videos in the folders of their classes, and a file that is not a video."""
     folder = tmp_path_factory.mktemp("videos")
     for name, frames in {"Abuse/a.mp4": 40, "Normal/b__1.x.avi": 33, "Normal/c.MKV": 17}.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -144,16 +144,21 @@ def test_the_end_says_where_features_are_and_what_is_next(videos, tmp_path):
 def test_a_second_run_leaves_everything_alone(whole, videos):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     outcome = extract(whole, videos=[videos])
-    assert outcome.code == 0 and "0 videos extracted" in outcome.out and "3 were there already" in outcome.out
+    assert outcome.code == 0 and "0 videos extracted" in outcome.out and "3 existed already" in outcome.out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-def test_what_is_missing_is_made_again(whole, videos, tmp_path):
-    output = tmp_path / "features"
-    assert extract(output, videos=[videos]).code == 0
-    (output / "Normal" / "c__3.npy").unlink()
-    outcome = extract(output, videos=[videos])
-    assert "1 videos extracted" in outcome.out and contents(output) == contents(whole)
+@pytest.mark.parametrize("missing", ["file", "line"])
+def test_what_is_missing_is_made_again(whole, videos, tmp_path, missing):
+    """A feature file is deleted, or the program was killed between the last file and its line in the manifest."""
+    assert extract(tmp_path, videos=[videos]).code == 0
+    if missing == "file":
+        (tmp_path / "Normal" / "c__3.npy").unlink()
+    else:
+        *kept, _ = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "manifest.jsonl").write_text("".join(kept))
+    outcome = extract(tmp_path, videos=[videos])
+    assert outcome.code == 0 and "1 videos extracted" in outcome.out and contents(tmp_path) == contents(whole)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_files_of_unknown_origin_are_not_replaced(videos, tmp_path):
     assert list(contents(tmp_path)) == ["Abuse/a__0.npy"] and not (tmp_path / "manifest.jsonl").exists()
 
 
-def test_bad_videos_are_told_and_the_others_go_on(videos, tmp_path):
+def test_bad_videos_are_reported_and_the_others_continue(videos, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
     write_video(folder / "good.mp4", 20)
@@ -227,19 +232,10 @@ def test_bad_videos_are_told_and_the_others_go_on(videos, tmp_path):
         "good": "done",
     }
     assert "of 100 frames" in records["cut"]["error"] and "--tail ceil" in records["short"]["error"]
-    # Failures are tried again; what is mended is made.
+    # Failed videos are tried again.
     write_video(folder / "zero.mp4", 20)
     again = extract(tmp_path / "out", "--crops", 5, videos=[folder])
     assert again.code == 1 and "1 videos extracted" in again.out and "4 of 6 videos failed" in again.err
-
-
-@pytest.mark.parametrize(
-    ("frames", "tail", "rows"), [(1, "ceil", 1), (16, "floor", 1), (17, "ceil", 2), (528, "released", 32)]
-)
-def test_rows_at_the_end(tmp_path, frames, tail, rows):
-    path = write_video(tmp_path / "v.mp4", frames, size=(32, 32))
-    assert extract(tmp_path / "out", "--crops", 1, "--tail", tail, videos=[path]).code == 0
-    assert read_shape(tmp_path / "out" / "v__0.npy")[0] == rows
 
 
 @pytest.mark.parametrize(
@@ -247,7 +243,7 @@ def test_rows_at_the_end(tmp_path, frames, tail, rows):
     [
         (["--crop-ids", 10], "crops must be"),
         (["--resize", "clip"], "crop 0"),
-        (["--stream", "event", "--reduce", "none"], "event image"),
+        (["--stream", "event", "--reduce", "none"], "--reduce none"),
         (["--shard", "3/2"], "--shard"),
         (["--clip", "absent.pt"], "absent.pt"),
         (["--precision", "fp16"], "GPU"),
@@ -289,21 +285,21 @@ def test_shards_make_the_same_files_and_a_manifest_each(whole, videos, tmp_path)
     assert contents(tmp_path) == contents(whole)
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["manifest-1-of-2.jsonl", "manifest-2-of-2.jsonl"]
     assert len(lines(tmp_path / "manifest-1-of-2.jsonl")) == 4 and len(lines(tmp_path / "manifest-2-of-2.jsonl")) == 2
-    # Whoever comes next reads them all.
-    assert "3 were there already" in extract(tmp_path, videos=[videos]).out
+    # A run of all videos reads both.
+    assert "3 existed already" in extract(tmp_path, videos=[videos]).out
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
 def jobs_of(videos, output, count=10):
-    options, model = ExtractOptions(crops=tuple(range(count))), Model("toy", 64, "cpu")
+    options, model = ExtractOptions(crops=tuple(range(count))), EncoderConfig("toy", 64, "cpu")
     return [Job(source, name, str(output), options, model) for source, name in find_videos([videos])]
 
 
-def test_every_job_is_in_one_shard(videos, tmp_path):
-    jobs = jobs_of(videos, tmp_path) * 5
+def test_every_job_is_in_one_shard():
+    jobs = list(range(15))
     for of in (1, 2, 4, 20):
         parts = [take_shard(jobs, number, of) for number in range(1, of + 1)]
-        assert sorted(map(id, sum(parts, []))) == sorted(map(id, jobs))
+        assert sorted(sum(parts, [])) == jobs
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -313,7 +309,7 @@ def test_workers_make_the_same_files_and_leave_nothing_half_written(whole, video
     long = write_video(tmp_path / "long.mp4", 900)
     output = tmp_path / "out"
     jobs = jobs_of(videos, output) + jobs_of(long, output)
-    with closing(local_engine.run(jobs, 2)) as outcomes:
+    with closing(run_in_processes(extract_job, jobs, 2)) as outcomes:
         made = [next(outcomes) for _ in ROWS]
         assert {outcome.job.name for outcome in made} == set(ROWS) and not any(outcome.error for outcome in made)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -321,28 +317,6 @@ def test_workers_make_the_same_files_and_leave_nothing_half_written(whole, video
             next(outcomes)
     assert not multiprocessing.active_children()
     assert contents(output) == contents(whole)
-
-
-def test_the_number_of_workers_reaches_the_engine(videos, tmp_path, monkeypatch):
-    asked = []
-
-    def run(jobs, workers, on_frames):
-        asked.append(workers)
-        yield from ()
-
-    monkeypatch.setattr(local_engine, "run", run)
-    extract(tmp_path, "--workers", 3, videos=[videos])
-    assert asked == [3]
-
-
-def test_what_was_not_put_on_record_is_made_again(whole, videos, tmp_path):
-    """Killed between the last file and its line in the manifest."""
-    assert extract(tmp_path, videos=[videos]).code == 0
-    *kept, _ = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "manifest.jsonl").write_text("".join(kept))
-    outcome = extract(tmp_path, videos=[videos])
-    assert outcome.code == 0 and "1 videos extracted" in outcome.out
-    assert contents(tmp_path) == contents(whole)
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path):
@@ -365,25 +339,25 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path):
     assert finished == [f"a__{crop}.npy" for crop in range(10)]
     assert all(load_features(output / name, 64).shape == (1, 64) for name in finished)
     outcome = extract(output, videos=[folder])
-    assert "2 videos extracted" in outcome.out and "1 were there already" in outcome.out
+    assert "2 videos extracted" in outcome.out and "1 existed already" in outcome.out
     assert extract(tmp_path / "straight", videos=[folder]).code == 0
     assert contents(output) == contents(tmp_path / "straight")
 
 
 def test_a_line_that_was_cut_off_is_no_line(videos, tmp_path):
     (job, *_) = jobs_of(videos, tmp_path, 1)
-    manifest = Manifest(tmp_path)
+    manifest = FeatureManifest(tmp_path)
     manifest.append(job.name, "begun", {})
     manifest.append("other", "done", {"model": {}, "options": {}, "bytes": 1, "source": "x"})
     content = manifest.path.read_bytes()
     manifest.path.write_bytes(content[:-20])
-    again = Manifest(tmp_path)
+    again = FeatureManifest(tmp_path)
     assert list(again.records) == [job.name]
     again.append("third", "begun", {})
-    assert list(Manifest(tmp_path).records) == [job.name, "third"]
+    assert list(FeatureManifest(tmp_path).records) == [job.name, "third"]
     manifest.path.write_text('{"something": "else"}\n')
     with pytest.raises(UserError, match="line 1, is not from a manifest"):
-        Manifest(tmp_path)
+        FeatureManifest(tmp_path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real clips of ../shared/data")

@@ -26,8 +26,7 @@ from clipfusionvad.data.packed.store import open_store
 from clipfusionvad.datasets import MSAD, UCF
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.extraction.extract import extract_video
-from clipfusionvad.extraction.jobs import Job, Model, find_videos
-from clipfusionvad.extraction.manifest import Manifest
+from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError, error_line
 from clipfusionvad.io.files import read_json, read_yaml
@@ -223,7 +222,7 @@ def test_deep_json(tmp_path):
     path.write_text('{"videos":' * 100_000)
     refused(lambda: read_json(path, "metrics"), "not readable JSON")
     refused(lambda: read_annotations(path, MSAD), "not valid JSON")
-    assert Manifest(tmp_path).records == {}
+    assert FeatureManifest(tmp_path).records == {}
     refused(lambda: find_videos([path]), "no videos")
 
 
@@ -241,11 +240,11 @@ def test_a_link_out_of_the_output_folder(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
-    job = Job("a.mp4", "sub/a", str(tmp_path / "out"), ExtractOptions(crops=(0,)), Model("toy", 64, "cpu"))
+    job = Job("a.mp4", "sub/a", str(tmp_path / "out"), ExtractOptions(crops=(0,)), EncoderConfig("toy", 64, "cpu"))
     refused(lambda: extract_video(job), "leads out of")
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out" / "manifest.jsonl").symlink_to(tmp_path / "new")
-    refused(lambda: Manifest(tmp_path / "out").append("a", "begun", {}), "manifest.jsonl")
+    refused(lambda: FeatureManifest(tmp_path / "out").append("a", "begun", {}), "manifest.jsonl")
     assert not (tmp_path / "new").exists() and not list((tmp_path / "elsewhere").iterdir())
 
 

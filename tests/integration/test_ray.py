@@ -12,15 +12,16 @@ import pytest
 from made_videos import write_video
 from ray_workers import needs_proc, needs_ray, working_processes
 
-from clipfusionvad.extraction import local_engine, ray_engine
-from clipfusionvad.extraction.jobs import Job, Model, find_videos
+from clipfusionvad.extraction.engines import run_on_ray
+from clipfusionvad.extraction.extract import extract_job
+from clipfusionvad.extraction.jobs import EncoderConfig, Job, find_videos
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
 
 
 def jobs(videos, output):
     options = ExtractOptions(crops=(0, 5))
-    return [Job(str(video), video.stem, str(output), options, Model("toy", 64, "cpu")) for video in videos]
+    return [Job(str(video), video.stem, str(output), options, EncoderConfig("toy", 64, "cpu")) for video in videos]
 
 
 def bytes_of(folder):
@@ -31,7 +32,7 @@ def kill_one(output, killed):
     """Kill a worker as soon as one has begun to write."""
     ends = time.monotonic() + 100
     while time.monotonic() < ends and not killed:
-        if any(output.glob(".*.tmp")) and (working := working_processes("attempt")):
+        if any(output.glob(".*.tmp")) and (working := working_processes("extract_job")):
             os.kill(working[0], signal.SIGKILL)
             killed.append(working[0])
         time.sleep(0.02)
@@ -49,17 +50,15 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
     bad = tmp_path / "videos" / "bad.mp4"
     bad.write_text("no video")
     here, there, killed = tmp_path / "here", tmp_path / "there", []
-    expected = [outcome.record for outcome in local_engine.run(jobs(videos, here))]
+    expected = [extract_job(job).record for job in jobs(videos, here)]
     assert all(expected)
 
     watcher = threading.Thread(target=kill_one, args=(there, killed))
     watcher.start()
-    frames = []
-    outcomes = {outcome.job.name: outcome for outcome in ray_engine.run(jobs([*videos, bad], there), 2, frames.append)}
+    outcomes = {result.job.name: result for result in run_on_ray(extract_job, jobs([*videos, bad], there), 2)}
     watcher.join()
     assert killed, "no worker was seen at work"
     assert "bad.mp4" in outcomes["bad"].error and outcomes["bad"].record is None
-    assert sum(frames) == sum(record["frames"] for record in expected)
     facts = ("source", "sha256", "model", "options", "fps", "frames", "rows", "files")
     for record, video in zip(expected, videos, strict=True):
         assert {key: outcomes[video.stem].record[key] for key in facts} == {key: record[key] for key in facts}
@@ -70,14 +69,14 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
 def test_without_ray_one_line_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray"):
-        next(ray_engine.run(jobs([tmp_path / "v.mp4"], tmp_path)))
+        next(run_on_ray(extract_job, jobs([tmp_path / "v.mp4"], tmp_path), 1))
 
 
 @needs_ray
 def test_no_cluster_at_an_address(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="no Ray cluster at auto"):
-        next(ray_engine.run(jobs([tmp_path / "v.mp4"], tmp_path), address="auto"))
+        next(run_on_ray(extract_job, jobs([tmp_path / "v.mp4"], tmp_path), 1, "auto"))
 
 
 def test_a_manifest_is_a_list_of_videos(tmp_path):

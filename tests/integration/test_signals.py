@@ -52,10 +52,10 @@ def test_extraction(tmp_path, monkeypatch, kind):
     assert quietly(package_main, whole).code == 0
     with monkeypatch.context() as patch:
         # In the middle of the second video: each takes three pieces.
-        signal_at(patch, extract_module, "_write", 5, kind)
-        assert_stopped(quietly(package_main, argv), f"kept in {tmp_path / 'out'}; the same command goes on")
+        signal_at(patch, extract_module, "_write_rows", 5, kind)
+        assert_stopped(quietly(package_main, argv), f"kept in {tmp_path / 'out'}; the same command continues")
     assert sorted(os.listdir(tmp_path / "out")) == ["a__0.npy", "manifest.jsonl"]
-    assert "1 were there already" in quietly(package_main, argv).out
+    assert "1 existed already" in quietly(package_main, argv).out
     for name in ("a__0.npy", "b__0.npy"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from made_videos import picture, plain_crop
+from made_videos import MEAN, STD, picture, plain_crop
 from PIL import Image
 
-from clipfusionvad.extraction.crops import check_crops, cut_crops, to_canvas
+from clipfusionvad.extraction.crops import check_crops, cut_windows, to_canvas
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import openai_clip
 
@@ -17,17 +17,12 @@ SIZES = [(320, 240), (240, 320), (1280, 720), (64, 48), (65, 47), (340, 256), (2
 
 @pytest.mark.parametrize("size", SIZES)
 def test_ten_crops_are_those_of_the_protocol(size):
-    frames = np.stack([picture(index, size) for index in range(2)])
-    crops = cut_crops(frames, range(10), "released")
+    frames = [picture(index, size) for index in range(2)]
+    canvases = np.stack([to_canvas(frame) for frame in frames])
+    crops = cut_windows(canvases, range(10))
     assert crops.shape == (2, 10, 224, 224, 3) and crops.dtype == np.uint8
-    expected = [[plain_crop(frame, crop) for crop in range(10)] for frame in frames]
-    np.testing.assert_array_equal(crops, expected)
-
-
-def test_crops_come_in_the_order_they_are_asked_for():
-    frames = picture(0, (320, 240))[None]
-    ten = cut_crops(frames, range(10), "released")
-    np.testing.assert_array_equal(cut_crops(frames, (7, 0, 5), "released"), ten[:, [7, 0, 5]])
+    np.testing.assert_array_equal(crops, [[plain_crop(frame, crop) for crop in range(10)] for frame in frames])
+    np.testing.assert_array_equal(cut_windows(canvases, (7, 0, 5)), crops[:, [7, 0, 5]])
 
 
 def test_frames_are_resized_alike_in_either_order_of_colours():
@@ -43,15 +38,14 @@ def test_clip_crop_is_clips_own(size):
     from clip.clip import _transform
 
     frame = picture(0, size)
-    crop = cut_crops(frame[None], (0, 5), "clip")[0]
-    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    crop = cut_windows(to_canvas(frame, "clip")[None], (0, 5))[0]
     expected = _transform(224)(Image.fromarray(frame)).numpy().transpose(1, 2, 0)
-    np.testing.assert_allclose((crop[0] / 255 - mean) / std, expected, atol=1e-5)
+    np.testing.assert_allclose((crop[0] / 255 - MEAN) / STD, expected, atol=1e-5)
     np.testing.assert_array_equal(crop[1], np.fliplr(crop[0]))
 
 
 @pytest.mark.parametrize("resize", ["released", "clip"])
-def test_a_canvas_is_its_own_canvas(resize):
+def test_a_canvas_is_not_resized_again(resize):
     canvas = to_canvas(picture(0, (320, 240)), resize)
     np.testing.assert_array_equal(to_canvas(canvas, resize), canvas)
 
@@ -60,6 +54,6 @@ def test_a_canvas_is_its_own_canvas(resize):
     ("crops", "resize"),
     [((), "released"), ((0, 0), "released"), ((10,), "released"), ((-1,), "released"), ((1,), "clip")],
 )
-def test_crops_that_there_are_not_are_refused(crops, resize):
+def test_crops_that_do_not_exist_are_refused(crops, resize):
     with pytest.raises(UserError, match="crop"):
         check_crops(crops, resize)

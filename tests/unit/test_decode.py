@@ -1,4 +1,4 @@
-"""Every frame of whatever video, upright and in order; a clear line for what is none."""
+"""Every frame of any video, upright and in order; one clear line for a file that is not a video."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from made_videos import opencv_frames, picture, write_sound, write_video
 
-from clipfusionvad.extraction.decode import BrokenVideo, probe, read_frames
-from clipfusionvad.extraction.truncation import missing_bytes
+from clipfusionvad.extraction.decode import BrokenVideo, missing_bytes, probe, read_frames
 from clipfusionvad.io.errors import UserError
 
 KINDS = {
@@ -97,7 +96,7 @@ def test_damage_within_a_file_breaks_off_there(tmp_path):
     assert 0 < caught.value.frames < 150
 
 
-def test_what_is_no_video_is_said_in_one_line(tmp_path):
+def test_a_file_that_is_not_a_video_is_one_line(tmp_path):
     (tmp_path / "text.mp4").write_text("no video\n" * 100)
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
@@ -118,7 +117,7 @@ def test_what_is_no_video_is_said_in_one_line(tmp_path):
             assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_cover_of_a_recording_is_no_video(tmp_path):
+def test_a_cover_image_is_not_a_video(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as file:
         sound = file.add_stream("aac", rate=44100)

@@ -15,15 +15,23 @@ import av
 import numpy as np
 
 from clipfusionvad.extraction.crops import to_canvas
-from clipfusionvad.extraction.decode import VideoInfo, describe, is_address, upright, video_stream
-from clipfusionvad.extraction.truncation import missing_bytes
+from clipfusionvad.extraction.decode import (
+    VideoInfo,
+    error_reason,
+    index_is_last,
+    is_address,
+    missing_bytes,
+    open_video,
+    upright,
+    video_info,
+)
 from clipfusionvad.io.errors import UserError
 
 STDIN = "-"
 # Seconds between looks at a file that has not grown.
 _PAUSE = 0.1
-# Seconds after which a silent connection is given up, and between attempts: twice as long each time, up to the last.
-_SILENCE, _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 0.5, 30.0
+# Seconds between attempts to connect: twice as long each time, up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 # Chunks that may wait for a scorer that is slower than a live source.
 _WAITING = 8
 
@@ -66,12 +74,12 @@ class Source:
     def _growing(self, path: Path) -> Any:
         """What to open for a file: its name if it has to be complete, else a reader that waits for more of it."""
         waited = Waiting(self.timeout, self.stop)
-        while not path.is_file() or path.stat().st_size == 0 or (_index_last(path) and not _opens(path)):
+        while not path.is_file() or path.stat().st_size == 0 or (index_is_last(path) and not _opens(path)):
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} is no file, camera or address")
             if not waited.longer():
                 raise UserError(f"{path} is no video yet: an .mp4 with its index at the end is one when complete")
-        if _index_last(path):
+        if index_is_last(path):
             return str(path)
         return _OpenEnded(GrowingFile(open(path, "rb", buffering=0), self.timeout, self.stop).read)
 
@@ -101,26 +109,14 @@ class Source:
 
     def _decode(self, file: Any, on_info: Callable[[VideoInfo, bool], object]) -> Iterator[np.ndarray]:
         """Frames of one connection; ``on_info`` also hears whether the stream has no end."""
-        options: dict[str, Any] = {"format": self.input_format} if self.input_format else {}
-        if "://" in self.name:
-            options["timeout"] = _SILENCE
-        if self.name.startswith("rtsp"):
-            options["options"] = {"rtsp_transport": "tcp"}
-        if self.name.startswith("/dev/video"):
-            options.setdefault("format", "v4l2")
-        try:
-            container = av.open(file, metadata_errors="replace", **options)
-        except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f"{self.name} cannot be read as video ({error.strerror or error})") from error
-        with container:
-            stream = video_stream(container, self.name)
+        with open_video(self.name, file, self.input_format) as (container, stream):
             # Threads that each take a frame would hold as many back.
             stream.thread_type = "SLICE"
             first = True
             for frame in self._tolerant(container, stream):
                 image = upright(frame)
                 if first:
-                    on_info(describe(self.name, stream, image), container.duration is None)
+                    on_info(video_info(self.name, stream, image), container.duration is None)
                     first = False
                 yield image
             if first and not self.stop.is_set():
@@ -133,7 +129,7 @@ class Source:
             try:
                 packet = next(packets, None)
             except (av.error.FFmpegError, OSError) as error:
-                self.tell(f"{self.name} breaks off ({error.strerror or error})")
+                self.tell(f"{self.name} breaks off ({error_reason(error)})")
                 return
             if packet is None:
                 return
@@ -180,19 +176,6 @@ class _OpenEnded:
     """A file that can be read only forwards: nobody will look for its end first."""
 
     read: Callable[[int], bytes]
-
-
-def _index_last(path: Path) -> bool:
-    """Whether this is an MP4 file whose index does not come before its data, or not yet."""
-    with open(path, "rb") as file:
-        while len(head := file.read(8)) == 8:
-            size, kind = int.from_bytes(head[:4], "big"), head[4:]
-            if kind == b"mdat":
-                return True
-            if kind not in (b"ftyp", b"free", b"skip", b"wide", b"uuid") or size < 8:
-                return False
-            file.seek(size - 8, 1)
-    return False
 
 
 def _opens(path: Path) -> bool:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from clipfusionvad.extraction.jobs import Job, Model, find_videos
-from clipfusionvad.extraction.manifest import Manifest
+from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.tools.analysis.registry import ANALYSES, FROM_SCORES, options
@@ -155,10 +154,11 @@ def manifests(case: Case) -> str:
         beyond = [file for file in case.folder.rglob("*.npy") if not file.is_relative_to(case.folder / "again")]
         require(all(file.is_relative_to(folder) for file in beyond), f"written elsewhere: {beyond}")
         return end(outcome)
-    job = Job(str(case.seeds / "videos" / "a.mp4"), "a", str(folder), ExtractOptions(crops=(0,)), Model("toy", 64))
+    options, encoder = ExtractOptions(crops=(0,)), EncoderConfig("toy", 64)
+    job = Job(str(case.seeds / "videos" / "a.mp4"), "a", str(folder), options, encoder)
 
     def read() -> Any:
-        done = Manifest(folder).is_done(job, "x")
+        done = FeatureManifest(folder).is_done(job, "x")
         for source, name in find_videos([path]):
             require(isinstance(source, str) and not name.startswith("/") and ".." not in Path(name).parts, f"{name!r}")
             require(name.isprintable(), f"{name!r}")
