@@ -26,7 +26,7 @@ from clipfusionvad.engine.run_folder import BEST, DATA, DATASET, ENVIRONMENT, LA
 from clipfusionvad.io.argtypes import positive_float
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
 from clipfusionvad.io.files import read_json
-from clipfusionvad.io.provenance import CRC, Source, environment, hash_file, read_sources
+from clipfusionvad.io.provenance import CRC, Source, environment, read_sources, short_hash
 from clipfusionvad.io.rank import launched
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
@@ -217,7 +217,7 @@ def _state(source: Source) -> str:
     if source.sha256.startswith(CRC):
         same = source.sha256 == f"{CRC}{open_store(path.parent).manifest.crc32:08x}"
     else:
-        same = not source.sha256 or source.sha256 == hash_file(path)
+        same = not source.sha256 or source.sha256 == short_hash(path)
     return "" if same else "changed"
 
 

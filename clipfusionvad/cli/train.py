@@ -35,9 +35,9 @@ from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.io.files import check_writable, link_or_copy, remove_leftovers, write_json
+from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
 from clipfusionvad.io.locks import hold
 from clipfusionvad.io.provenance import Sources, environment
-from clipfusionvad.io.torch_files import Damaged, read_torch
 from clipfusionvad.report.results import RUN_SCORES
 from clipfusionvad.report.run_page import PAGE, write_report
 from clipfusionvad.report.seeds import seeds_table, summarise_seeds
@@ -120,7 +120,7 @@ def _saved(folder: Path) -> str:
     """What there is of a run, and how it is taken up."""
     for path in states_in(folder):
         with contextlib.suppress(Damaged):
-            step = read_torch(path, "checkpoint")["progress"]["step"]
+            step = read_checkpoint(path, "checkpoint")["progress"]["step"]
             return f"the state of step {step} is in {path}; start again with --use-checkpoint --output-dir {folder}"
     return "nothing is saved yet; start again"
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.foreign_checkpoints import read_lightning
-from clipfusionvad.io.safetensors_files import SUFFIX, read_safetensors
-from clipfusionvad.io.torch_files import ForeignObjects, is_plain_tensor, read_torch
+from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
 from clipfusionvad.models import Method, find_method, method_names
 from clipfusionvad.models.clip import ClipWeights
 
@@ -41,7 +39,7 @@ def read_model_file(path: str | Path) -> ModelFile:
     under ``model_state_dict`` or ``state_dict`` (Lightning) is taken, the method recognised by its keys, and those
     brought into the form of our model's.
     """
-    content = _read(path)
+    content = read_checkpoint(path, "model file")
     if not isinstance(content, dict):
         raise UserError(f"model file {path} holds no state dict")
     state = content.get("model_state_dict", content.get("state_dict", content))
@@ -84,18 +82,6 @@ _MADE: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _read(path: str | Path) -> Any:
-    if Path(path).suffix.lower() == SUFFIX:
-        return read_safetensors(path)
-    try:
-        return read_torch(path, "model file")
-    except ForeignObjects:
-        content = read_lightning(path)
-        if content is None:
-            raise
-        return content
-
-
 def describe(model: Method, clip: ClipWeights | None, dataset: Dataset, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a model file of ours says about its origin; plain values only."""
     return {
@@ -136,7 +122,7 @@ def model_content(made: Mapping[str, Any], state: Mapping[str, Tensor], **extra:
 
 def run_of(path: str | Path) -> str | None:
     """The run folder whose state a checkpoint of ours is; None for other files."""
-    content = read_torch(path, "checkpoint")
+    content = read_checkpoint(path, "checkpoint")
     return content.get("run") if isinstance(content, dict) else None
 
 
@@ -179,7 +165,7 @@ def calibration_content(model: Method) -> dict[str, Tensor]:
 
 def load_calibration(model: Method, path: str | Path) -> None:
     """Read ``calibration_content`` from its file, or from one that holds the one tensor alone, as released."""
-    content = read_torch(path, "calibration file")
+    content = read_checkpoint(path, "calibration file")
     if isinstance(content, Tensor) and len(model.calibration) == 1:
         content = {model.calibration[0]: content}
     for name in model.calibration:

@@ -27,7 +27,7 @@ from clipfusionvad.engine.optim import LAST_WEIGHTS, Schedule, make_optimizer, m
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS, NoLog, RunLog
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import link_or_copy, write_torch
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.models import Method
 
 #: Steps after which the losses of a GPU are fetched; it works ahead in between.
@@ -290,7 +290,7 @@ class Trainer:
 
         Raises ``UserError`` for what is none, or that of another run; ``Damaged`` before anything has changed.
         """
-        content = read_torch(path, "checkpoint")
+        content = read_checkpoint(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
             raise UserError(f"{path} is no training checkpoint (it holds no optimizer state)")
         restore = self._restore if content.get("format") == FORMAT else self._resume_released

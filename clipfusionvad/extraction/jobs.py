@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from clipfusionvad.extraction.decode import is_address
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import check_writable, open_own, read_text, walk_files, without_nan, writing
+from clipfusionvad.io.files import check_writable, read_text, walk_files, without_nan, writing
 from clipfusionvad.io.option import LARGEST_SIZE, Option
 
 #: Suffixes of the files that are videos when a folder is given.
@@ -198,7 +198,7 @@ class FeatureManifest:
         line = json.dumps(without_nan(record)).encode() + b"\n"
         with writing(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a+b", opener=open_own) as file:
+            with open(self.path, "a+b") as file:
                 if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                     line = b"\n" + line
                 file.write(line)

@@ -1,14 +1,16 @@
-"""Reading untrusted files without running their code, and writing files whole or not at all."""
+"""Read text, JSON, YAML and CSV files with clear errors, and write files whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape
 from pathlib import Path
@@ -18,20 +20,14 @@ import numpy as np
 import yaml
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.locks import claim, hold, in_use
+from clipfusionvad.io.locks import hold
 
-# How names end of what is being written, and of a folder whose successor is being put in its place.
+# How the names of unfinished files end, and of a folder that is being replaced.
 _LEFTOVER, _REPLACED = ".tmp", ".old.tmp"
 
 
 class CannotWrite(UserError):
-    """The system refuses to write; what comes next would fare no better."""
-
-
-# Characters; a list of a thousand seeds takes a hundredth of it.
-_LONGEST_YAML = 2**19
-# Settings are a list within a mapping at most.
-_DEEPEST_YAML = 20
+    """The system refuses to write; the next write would fail as well."""
 
 
 @contextlib.contextmanager
@@ -44,11 +40,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with writing(path):
             with os.fdopen(handle, "wb") as file:
-                claim(file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes private files; results are for everyone the umask allows.
+            # mkstemp makes private files; results follow the umask.
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
     finally:
@@ -64,7 +59,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with hold(path.parent, f".{path.name}.lock"), writing(path):
-        # Nobody else makes this folder, so what is there was left by a run that was killed.
+        # The lock is held, so anything found here was left by a run that was killed.
         for leftover in path.parent.glob(f".{escape(path.name)}.*{_LEFTOVER}"):
             if leftover.name.endswith(_REPLACED) and not path.exists():
                 os.rename(leftover, path)
@@ -84,7 +79,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of a write that failed (disk full, no permission) into ``CannotWrite``."""
+    """Turn an ``OSError`` of the body (disk full, no permission) into ``CannotWrite``."""
     try:
         yield
     except OSError as error:
@@ -92,12 +87,9 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what writers of files in a folder, or of that one, have left there when they were killed.
-
-    What somebody is writing still is left alone.
-    """
+    """Remove unfinished files that killed runs left in a folder; with ``name``, those of that file only."""
     for leftover in folder.glob(f".{escape(name)}.*{_LEFTOVER}" if name else f".*{_LEFTOVER}"):
-        if leftover.is_file() and not in_use(leftover):
+        if leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
@@ -108,7 +100,7 @@ def _umask() -> int:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise ``UserError`` where a file could not be written; nothing is created."""
+    """Raise ``UserError`` if a file cannot be written; create nothing."""
     path = Path(path)
     folder = path.parent
     while not folder.exists():
@@ -121,13 +113,8 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write into {folder}")
 
 
-def open_own(path: str, flags: int) -> int:
-    """An opener for files that are appended to: not through a link, which would lead out of their folder."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
 def check_inside(folder: str | Path, path: str | Path) -> None:
-    """Raise ``UserError`` unless a path, its links followed, lies below the folder, its links followed too."""
+    """Raise ``UserError`` unless a path lies below the folder, links in both followed."""
     if not Path(path).resolve().is_relative_to(Path(folder).resolve()):
         raise UserError(f"{path} leads out of {folder}; refused")
 
@@ -156,38 +143,56 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 
 
 def write_torch(path: str | Path, value: Any) -> None:
-    import torch
+    import torch  # here, because commands that write no checkpoint start without it
 
     with atomic_write(path) as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            # torch says that it stopped somewhere; what the system said comes before.
+            # torch reports that writing stopped; the system's reason is the error before it.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make ``target`` another name of ``source``, or a copy where the file system has no hard links."""
+    """Make ``target`` a hard link to ``source``, or a copy where the file system has no hard links."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}{_LEFTOVER}")
     with writing(target):
         if target.resolve() == source.resolve():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(source, "rb") as file:
-                claim(file)
-                try:
-                    os.link(source, temporary)
-                except OSError:
-                    shutil.copyfile(source, temporary)
-                os.replace(temporary, target)
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
         finally:
-            # Renaming one of two names of a file to the other leaves both.
+            # Renaming one of two links to the same file to the other leaves both.
             temporary.unlink(missing_ok=True)
 
 
+def hash_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def check_unpacked_size(path: str | Path, growth: float) -> None:
+    """Raise ``ValueError`` for a zip archive whose entries would take more than ``growth`` times its size."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > growth * os.path.getsize(path):
+        raise ValueError(f"{path} would unpack to {size} bytes")
+
+
 def read_text(path: str | Path, what: str) -> str:
-    """The text of a UTF-8 file (a byte-order mark is dropped); a file that is no text is a ``UserError``."""
+    """Return the text of a UTF-8 file without its byte-order mark; ``UserError`` for any other file."""
     must_exist(path, what)
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -201,7 +206,7 @@ def read_text(path: str | Path, what: str) -> str:
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
-    """A JSON file of names and values; anything else is a ``UserError``."""
+    """Return the object of a JSON file; ``UserError`` for anything else."""
     try:
         content = json.loads(read_text(path, what))
     except (ValueError, RecursionError) as error:
@@ -211,45 +216,32 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     return content
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Takes no aliases, of which a few lines can make gigabytes, and no key twice, of which one would be lost."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that appears twice in a mapping, of which YAML would drop one."""
 
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken")
-        self.depth += 1
-        if self.depth > _DEEPEST_YAML:
-            raise yaml.YAMLError("lists within lists are too many")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key stands there twice")
-        return mapping
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {key!r} appears twice")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
-    """The one document of a YAML file, of plain values only; anything else is a ``UserError``."""
+    """Return the one document of a YAML file, plain values only; ``UserError`` for anything else."""
     text = read_text(path, what)
-    if len(text) > _LONGEST_YAML:
-        raise UserError(f"{what} {path} is not readable YAML: {len(text)} characters are too many for settings")
     try:
-        return yaml.load(text, _PlainLoader)
-    # Values such as dates and numbers that are none fail in ways of their own.
+        return yaml.load(text, _UniqueKeyLoader)
+    # Malformed dates and numbers raise errors of their own.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{what} {path} is not readable YAML: {error}") from error
 
 
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file as (line number in the file, cells by column name); the header is line 1.
+    """Return the rows of a CSV file as (line number, cells by column name); the header is line 1.
 
-    Cells are stripped (released lists have stray spaces) and blank lines skipped. A missing column or a row
-    that is longer than the header is a ``UserError``; cells missing at a row's end are empty.
+    Cells are stripped (released lists have stray spaces), blank lines skipped, cells missing at a row's end empty.
+    Raises ``UserError`` for a missing column and for a row longer than the header.
     """
     rows: list[tuple[int, dict[str, str]]] = []
     header: list[str] = []
@@ -280,7 +272,7 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
 
 
 def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
-    """Every file below ``folder`` whose name ends in ``suffix``, sorted; linked folders are entered once."""
+    """Yield every file below ``folder`` whose name ends in ``suffix``, sorted; enter linked folders once."""
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -299,7 +291,7 @@ def must_exist(path: str | Path, what: str) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """A copy of nested plain values with None for what strict JSON cannot say: NaN and infinity."""
+    """Return nested plain values with None for NaN and infinity, which strict JSON cannot hold."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,101 +1,142 @@
-"""Tensors out of a torch file that holds foreign objects as well, none of which is created.
+"""Read checkpoints from anywhere (torch, Lightning, TorchScript, safetensors) as tensors and plain values.
 
-PyTorch Lightning's checkpoints pickle the classes of the project that wrote them, and TorchScript archives hold a
-program, parts of which run as they are loaded. Here every name in such a pickle but those of tensors stands for an
-inert object that swallows what it is given, so nothing of the file runs.
+No code from a file runs. torch's weights-only loader reads torch files; numpy numbers and arrays in them are data.
+Lightning checkpoints also pickle classes of the project that wrote them, and TorchScript archives hold a program: an
+inert object replaces each of those. safetensors files that this package writes carry their other values as JSON.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.torch_files import check_archive
+from clipfusionvad.io.files import check_unpacked_size, must_exist
+from clipfusionvad.io.npy import NUMPY_NAMES, RestrictedUnpickler
 
-_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+# torch is imported where it is used: commands that only may read a checkpoint start without it.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-# Numbers in a tensor that has more of them than its storage.
+SAFETENSORS = ".safetensors"
+#: The key of the weights in our own checkpoints (``engine.checkpoint.model_content``).
+WEIGHTS = "model_state_dict"
+# torch compresses only the code of TorchScript, so its archives hardly grow.
+_MOST_GROWTH = 10
+# Elements of a tensor that repeats those of its storage.
 _MOST_REPEATED = 2**20
+# In a safetensors header: the metadata, our entry in it (JSON), and the hash over that entry and the weights.
+# One entry only: the library does not keep the order of several.
+_METADATA, _ENTRY, _HASH = "__metadata__", "clipfusionvad", "sha256"
 
 
-def read_lightning(path: str | Path) -> dict[str, Any] | None:
-    """The content of a Lightning checkpoint with inert objects for whatever is not a tensor or a plain value.
+class ForeignObjects(UserError):
+    """The file pickles objects of classes that only its author's code has."""
 
-    None where the file is another kind of torch file; ``UserError`` where it is damaged.
+
+class Damaged(UserError):
+    """The file is not what was written."""
+
+
+def read_checkpoint(path: str | Path, what: str) -> Any:
+    """Return the content of a checkpoint on the CPU as tensors and plain values; ``what`` names it in messages.
+
+    A TorchScript archive gives its state dict. Raises ``Damaged`` where a checksum fails (torch's older format has
+    none) and ``ForeignObjects`` where a file other than Lightning's holds more than tensors and plain values.
     """
+    must_exist(path, what)
     try:
-        if not zipfile.is_zipfile(path):
+        if Path(path).suffix.lower() == SAFETENSORS:
+            return unpack_safetensors(Path(path).read_bytes(), path, what)
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start not in (b"PK", b"\x80\x02"):
+            raise ValueError("neither a zip archive nor a pickle")
+        if start == b"PK":
+            _check_archive(path)
+            if (state := _read_torchscript(path)) is not None:
+                return state
+        with warnings.catch_warnings():
+            # torch warns about what a damaged pickle does to tensors; the error that follows is enough.
+            warnings.simplefilter("ignore")
+            return _read_torch(path, what)
+    except (MemoryError, UserError):
+        raise
+    # A pickle is a program: a damaged one can raise any error.
+    except Exception as error:
+        raise Damaged(f"{what} {path} is not a readable torch file: it is damaged or incomplete") from error
+
+
+def _read_torch(path: str | Path, what: str) -> Any:
+    import torch
+
+    safe: list[Any] = [(value, ".".join(name)) for name, value in NUMPY_NAMES.items()]
+    try:
+        with torch.serialization.safe_globals(safe):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        content = _read_archive(path)
+        if isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys():
+            return content
+        raise ForeignObjects(
+            f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
+        ) from error
+
+
+def _check_archive(path: str | Path) -> None:
+    """Raise an error unless every entry of a zip archive is whole, which torch does not check."""
+    check_unpacked_size(path, _MOST_GROWTH)
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as content:
+                # A file written without checksums has zeros there.
+                while entry.CRC and content.read(2**22):
+                    pass
+
+
+def _read_torchscript(path: str | Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a TorchScript archive under the names of its state dict; None for another archive."""
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
-        check_archive(path)
-        with zipfile.ZipFile(path) as archive:
-            program = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            if program is None:
-                return None
-            content = _TensorUnpickler(archive, program).load()
-    # A pickle is a program, so a damaged one can fail in every way that a program has.
-    except Exception as error:
-        raise UserError(f"model file {path} is not a readable torch file: {error}") from error
-    is_lightning = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
-    return content if is_lightning else None
+    return dict(_tensors(_read_archive(path), "", set()))
 
 
-def is_torchscript(path: str | Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    # A damaged archive is told by who reads it.
-    except Exception:
-        return False
-
-
-def read_torchscript(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive by the names of its state dict; ``UserError`` where it is damaged."""
-    try:
-        check_archive(path)
-        with zipfile.ZipFile(path) as archive:
-            program = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            return dict(_tensors(_TensorUnpickler(archive, program).load(), "", set()))
-    # A pickle is a program, so a damaged one can fail in every way that a program has.
-    except Exception as error:
-        raise UserError(f"CLIP file {path} is a damaged TorchScript archive ({error}): download it again") from error
+def _read_archive(path: str | Path) -> Any:
+    """Return the content of a torch archive with inert objects for all but tensors and plain values."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        program = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        return program and _ArchiveUnpickler(archive, program).load()
 
 
 def _tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a module and of the modules in it, each of them once, by its name with dots."""
+    """Yield each tensor of a module and its submodules once, with its dotted name."""
+    import torch
+
     if id(module) in seen:
         return
     seen.add(id(module))
     for name, value in getattr(module, "content", {}).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.Tensor):
             yield f"{prefix}{name}", value
         else:
             yield from _tensors(value, f"{prefix}{name}.", seen)
 
 
 class _Inert:
-    """Stands for any foreign class, function or object: takes every call and content, and does nothing."""
+    """Replaces any foreign class, function or object: accepts every call and content, and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -123,44 +164,114 @@ def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *ignored: Any
 ) -> Tensor:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # Strides of 0 could make a few numbers fill the memory.
+    # Strides of 0 could let a few numbers fill the memory.
     too_large = prod(size) > max(len(storage), _MOST_REPEATED)
     if offset < 0 or any(n < 0 for n in (*size, *stride)) or (0 not in size and last >= len(storage)) or too_large:
         raise ValueError(f"a tensor of shape {tuple(size)} does not fit its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset).clone()
 
 
-def _rebuild_parameter(data: Tensor, *ignored: Any) -> Tensor:
-    return data
+class _ArchiveUnpickler(RestrictedUnpickler):
+    """Unpickles the program of a torch archive; reads storages as the program names them."""
 
-
-_KNOWN = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-} | {("torch", name): dtype for name, dtype in _DTYPES.items()}
-
-
-# The one in C makes room for whatever place in its memory a pickle names: gigabytes, for a few bytes.
-class _TensorUnpickler(pickle._Unpickler):
-    """Unpickles the program of a torch archive; storages are read from the archive as they are named."""
+    names = {
+        **RestrictedUnpickler.names,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *ignored: tensor,
+    }
+    dtypes = {
+        "DoubleStorage": "float64",
+        "FloatStorage": "float32",
+        "HalfStorage": "float16",
+        "BFloat16Storage": "bfloat16",
+        "LongStorage": "int64",
+        "IntStorage": "int32",
+        "ShortStorage": "int16",
+        "CharStorage": "int8",
+        "ByteStorage": "uint8",
+        "BoolStorage": "bool",
+    }
 
     def __init__(self, archive: zipfile.ZipFile, program: str):
         super().__init__(io.BytesIO(archive.read(program)))
         self.archive, self.folder = archive, program.removesuffix("data.pkl") + "data/"
 
-    def load(self) -> Any:
-        # torch warns of what a damaged program does to tensors; the error that follows says enough.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return super().load()
-
     def find_class(self, module: str, name: str) -> Any:
-        return _KNOWN.get((module, name), _Inert)
+        import torch
+
+        if module == "torch" and name in self.dtypes:
+            return getattr(torch, self.dtypes[name])
+        return self.names.get((module, name), _Inert)
 
     def persistent_load(self, pid: Any) -> Tensor:
+        import torch
+
         _, dtype, key, _, _ = pid
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError("a storage of an unknown type")
         content = bytearray(self.archive.read(f"{self.folder}{key}"))
         return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """Return whether a value is a dense tensor of real numbers that owns the memory of each of them."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return not value.is_complex() and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def pack_safetensors(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a safetensors file for what ``engine.checkpoint.model_content`` gives."""
+    _, save = _safetensors()
+    weights = {key: value.contiguous() for key, value in content[WEIGHTS].items()}
+    values = {key: value for key, value in content.items() if key != WEIGHTS}
+    try:
+        digest = _digest(values, save(weights))
+        return save(weights, {_ENTRY: json.dumps({_HASH: digest, **values})})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the values beside the weights cannot be written as JSON: {error}") from error
+
+
+def unpack_safetensors(written: bytes, path: str | Path, what: str = "model file") -> dict[str, Any]:
+    """Return what ``pack_safetensors`` was given, or the tensors of another program's file; ``path`` is for messages.
+
+    Raises ``Damaged`` where the content is not what was written.
+    """
+    load, _ = _safetensors()
+    damaged = f"{what} {path} is not a readable safetensors file: it is damaged or incomplete"
+    try:
+        # Refuses long headers, and tensors that overlap, leave gaps or end beyond the file.
+        weights = load(written)
+        metadata = _header(written).get(_METADATA) or {}
+        if _ENTRY not in metadata:
+            return weights
+        values = json.loads(metadata[_ENTRY])
+        if values.pop(_HASH) != _digest(values, written):
+            raise Damaged(damaged)
+        return {**values, WEIGHTS: weights}
+    except (MemoryError, UserError):
+        raise
+    # The library raises errors of its own for some damage, and Python's for other.
+    except Exception as error:
+        raise Damaged(damaged) from error
+
+
+def _safetensors() -> tuple[Any, Any]:
+    try:
+        from safetensors.torch import load, save
+    except ImportError as error:
+        raise UserError("safetensors files need a package that is not installed: pip install safetensors") from error
+    return load, save
+
+
+def _header(written: bytes) -> dict[str, Any]:
+    return json.loads(written[8 : 8 + int.from_bytes(written[:8], "little")])
+
+
+def _digest(values: Mapping[str, Any], written: bytes) -> str:
+    """Return a SHA-256 over the values and over the weights with their names, dtypes and places."""
+    places = {name: place for name, place in _header(written).items() if name != _METADATA}
+    digest = hashlib.sha256(json.dumps([values, places], sort_keys=True).encode())
+    digest.update(memoryview(written)[8 + int.from_bytes(written[:8], "little") :])
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a result depends on beside its options: code, packages, machine, and every file that it was made from."""
+"""Record what a result depends on besides its options: code, packages, machine, and every file that was read."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import clipfusionvad
-from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import read_csv, write_csv
+from clipfusionvad.io.files import hash_file, read_csv, write_csv
 from clipfusionvad.io.rank import launched
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip", "transformers")
 _COLUMNS = ("part", "path", "bytes", "sha256")
-#: Hexadecimal digits of a SHA-256 that are kept: enough to tell files apart, and to be compared with ``sha256sum``.
+# Hexadecimal digits of a SHA-256 that are recorded: enough to tell files apart and to compare with ``sha256sum``.
 _DIGITS = 16
-#: Before the sum that packed features know of themselves.
+#: Precedes the checksum that packed features store of themselves.
 CRC = "crc32:"
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Code, packages and machine; ``device`` is where the model runs."""
+    """Return code, packages and machine as plain values; ``device`` is where the model runs."""
+    import torch  # here, because commands that run no model start without it
+
     gpu = torch.cuda.is_available()
     return {
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
@@ -42,7 +44,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "cpu": _processor(),
+        # Another processor, or another instruction set of the same one, rounds differently.
+        "cpu": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "processes": launched().size,
         "device": str(device) if device else None,
@@ -55,36 +58,28 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 @cache
 def code() -> dict[str, Any]:
-    """The version of this package, its git commit where there is one, and a hash of its source files."""
+    """Return the version of this package, its git commit (None without git) and a hash of its source files."""
     return {"version": clipfusionvad.__version__, "commit": _commit(), "sources": hash_sources(PACKAGE)}
 
 
 def hash_sources(folder: Path) -> str:
-    """A hash of all Python files below a folder and of their names, wherever the folder is."""
+    """Return a hash of the Python files below a folder and of their names, independent of the folder's place."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {hash_file(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()} {short_hash(path)}\n".encode())
     return digest.hexdigest()[:_DIGITS]
 
 
-def hash_file(path: Path) -> str:
-    """The first digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()[:_DIGITS]
+def short_hash(path: Path) -> str:
+    """Return the first digits of a file's SHA-256, as records hold it."""
+    return hash_file(path)[:_DIGITS]
 
 
 def _processor() -> str:
-    """The processor and the instructions that torch uses of it: another one may round otherwise."""
     with contextlib.suppress(OSError):
         if model := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return f"{model[1]}, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+            return model[1]
+    return platform.processor()
 
 
 def _version(package: str) -> str | None:
@@ -95,15 +90,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, with "-dirty" where tracked files differ from it."""
+    """Return the commit, with "-dirty" where tracked files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        shown = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=PACKAGE,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        shown = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None
@@ -111,9 +101,9 @@ def _commit() -> str | None:
 
 @dataclass(frozen=True)
 class Source:
-    """A file that a result was made from: what for (``part``), and what was in it.
+    """A file that a result was made from: its role (``part``) and its content.
 
-    ``sha256`` is empty where nobody read the whole file, and "crc32:…" for packed features, which know their own.
+    ``sha256`` is empty where the whole file was not read, and "crc32:…" for packed features, which store their own.
     """
 
     part: str
@@ -124,39 +114,38 @@ class Source:
 
 @dataclass
 class Sources:
-    """The files that a run or a test reads, noted while they are read; may be told by several threads."""
+    """The files that a run or a test reads, recorded while they are read; several threads may add to it."""
 
     found: dict[tuple[str, str], Source] = field(default_factory=dict)
 
     def add(self, part: str, path: str | Path, sha256: str | None = None) -> None:
-        """Note a file, with its hash unless that is given; what is no file is left out."""
+        """Record a file, and hash it unless ``sha256`` is given; ignore a path that is not a file."""
         path = Path(path)
         if path.is_file():
-            known = hash_file(path) if sha256 is None else sha256
-            self.found[part, str(path)] = Source(part, str(path), path.stat().st_size, known)
+            digest = short_hash(path) if sha256 is None else sha256
+            self.found[part, str(path)] = Source(part, str(path), path.stat().st_size, digest)
 
     def reader(self, part: str, read: bool = True) -> Callable[[Path], None]:
-        """``add`` for the files of one part; where nobody will ``read`` them, their size has to do."""
+        """Return ``add`` for the files of one part; with ``read`` False it records their size only."""
         return partial(self.add, part, sha256=None if read else "")
 
     def add_options(self, options: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-        """Note the files that some options name."""
+        """Record the files that these options name."""
         for key in keys:
             if options.get(key):
                 self.add(key, options[key])
 
     @classmethod
     def read(cls, path: Path) -> Sources:
-        """What ``write`` wrote."""
+        """Return what ``write`` wrote."""
         return cls({(item.part, item.path): item for item in read_sources(path)})
 
     def write(self, path: Path) -> None:
-        """As a CSV file, sorted by part and path."""
-        rows = sorted((item.part, item.path, item.bytes, item.sha256) for item in self.found.values())
-        write_csv(path, _COLUMNS, rows)
+        """Write a CSV file, sorted by part and path."""
+        write_csv(path, _COLUMNS, sorted(map(astuple, self.found.values())))
 
 
 def read_sources(path: Path) -> list[Source]:
-    """What ``Sources.write`` wrote; ``UserError`` for anything else."""
+    """Return the files that ``Sources.write`` recorded; ``UserError`` for any other file."""
     rows = read_csv(path, "record of data", _COLUMNS)
     return [Source(row["part"], row["path"], int(row["bytes"] or 0), row["sha256"]) for _, row in rows]

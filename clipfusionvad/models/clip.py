@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError, nearest
-from clipfusionvad.io.foreign_checkpoints import is_torchscript, read_torchscript
-from clipfusionvad.io.torch_files import is_plain_tensor, read_torch
+from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
 
 TOY = "toy"
 CONTEXT_LENGTH = 77
@@ -204,7 +203,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _read_file(path: str) -> dict[str, Tensor]:
-    state = read_torchscript(path) if is_torchscript(path) else read_torch(path, "CLIP file")
+    state = read_checkpoint(path, "CLIP file")
     for key in _ENVELOPES:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

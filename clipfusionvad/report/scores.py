@@ -24,9 +24,8 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import atomic_write, must_exist, without_nan
+from clipfusionvad.io.files import atomic_write, check_unpacked_size, must_exist, without_nan
 from clipfusionvad.io.provenance import environment as current_environment
-from clipfusionvad.io.torch_files import refuse_bomb
 
 # A test's own numbers compress a few times, constant ones hundreds of times; a bomb does a thousand times.
 _LARGEST_SHARE = 500
@@ -107,7 +106,7 @@ def read_scores(path: Path) -> TestResult:
     """Read what ``save_scores`` wrote; a file that is none of it is a ``UserError``."""
     must_exist(path, "scores")
     try:
-        refuse_bomb(path, _LARGEST_SHARE)
+        check_unpacked_size(path, _LARGEST_SHARE)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _restore(arrays)

@@ -18,7 +18,6 @@ import clipfusionvad.cli.pack
 import clipfusionvad.cli.train
 import clipfusionvad.extraction.extract  # noqa: F401
 import clipfusionvad.io.event_log  # noqa: F401
-from clipfusionvad.io.files import atomic_write
 from clipfusionvad.io.locks import hold
 from clipfusionvad.models.clip import openai_clip
 
@@ -45,11 +44,4 @@ def hold_until_killed(tell, folder, name, shared, forks):
         child = os.fork() if forks else None
         if child != 0:
             tell.send(child)
-        time.sleep(600)
-
-
-def write_until_killed(tell, folder, name, *ignored):
-    """Be in the middle of writing a file."""
-    with atomic_write(folder / name):
-        tell.send(None)
         time.sleep(600)

@@ -36,8 +36,8 @@ from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 from clipfusionvad.data.packed.store import open_store
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import write_text
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.npy import read_array
-from clipfusionvad.io.torch_files import read_torch
 
 ROOT = Path(__file__).resolve().parents[2]
 # What differs between two runs of one command: when, where and in how many goes it was made.
@@ -224,8 +224,8 @@ def _read_page(path: Path) -> None:
 
 
 _READ: dict[str, Callable[[Path], object]] = {
-    ".pt": lambda path: read_torch(path, "state"),
-    ".pth": lambda path: read_torch(path, "model"),
+    ".pt": lambda path: read_checkpoint(path, "state"),
+    ".pth": lambda path: read_checkpoint(path, "model"),
     ".npy": lambda path: read_array(path, "array"),
     ".npz": _read_zip,
     ".json": lambda path: json.loads(path.read_text()),

@@ -14,7 +14,7 @@ from test_resume import assert_same, no_plots, stopping_at  # noqa: F401
 from tiny import make_tiny
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.torch_files import Damaged, read_torch
+from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
 
 
 def flip(path, place):
@@ -34,7 +34,7 @@ def test_a_flipped_bit_never_gives_other_numbers(tmp_path):
         shutil.copyfile(tmp_path / "whole.pt", tmp_path / "flipped.pt")
         flip(tmp_path / "flipped.pt", rng.randrange(size))
         try:
-            read = read_torch(tmp_path / "flipped.pt", "file")
+            read = read_checkpoint(tmp_path / "flipped.pt", "file")
         except UserError as error:
             assert "flipped.pt" in str(error) and "\n" not in str(error)
             found += isinstance(error, Damaged)
@@ -52,9 +52,9 @@ def test_files_without_checksums_are_read(tmp_path):
         torch.save({"weight": torch.arange(5.0)}, tmp_path / "plain.pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert read_torch(tmp_path / "plain.pt", "file")["weight"].tolist() == [0, 1, 2, 3, 4]
+    assert read_checkpoint(tmp_path / "plain.pt", "file")["weight"].tolist() == [0, 1, 2, 3, 4]
     torch.save({"weight": torch.arange(5.0)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert read_torch(tmp_path / "old.pt", "file")["weight"].tolist() == [0, 1, 2, 3, 4]
+    assert read_checkpoint(tmp_path / "old.pt", "file")["weight"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_unpacks_to_more_than_the_file_is_refused_first(tmp_path):
@@ -69,7 +69,7 @@ def test_what_unpacks_to_more_than_the_file_is_refused_first(tmp_path):
     assert (tmp_path / "bomb.pt").stat().st_size < 1_000_000
     tracemalloc.start()
     with pytest.raises(Damaged):
-        read_torch(tmp_path / "bomb.pt", "file")
+        read_checkpoint(tmp_path / "bomb.pt", "file")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
@@ -114,7 +114,7 @@ def test_the_good_state_is_kept_until_there_is_another(stopped, monkeypatch):
     flip(last, middle(last))
     with stopping_at(monkeypatch, 5):
         assert stopped.train("--use-checkpoint").code == 130
-    steps = [read_torch(last.with_name(name), "state")["progress"]["step"] for name in ("previous.pt", "last.pt")]
+    steps = [read_checkpoint(last.with_name(name), "state")["progress"]["step"] for name in ("previous.pt", "last.pt")]
     assert steps[0] in (4, 5) and steps[1] == 5
 
 

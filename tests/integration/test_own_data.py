@@ -15,7 +15,7 @@ from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import find_dataset, read_dataset
 from clipfusionvad.engine.checkpoint import dataset_of, read_model_file
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 
 PARKING = """
 title: Parking garage
@@ -90,7 +90,7 @@ def test_from_features_to_an_exported_model(garage):
 
     done = run("export", "model/model_parking.pth", "--output", "exported.pth")
     assert done.code == 0 and "parking" in done.out
-    assert any(key.startswith("clipmodel.") for key in read_torch("exported.pth", "model"))
+    assert any(key.startswith("clipmodel.") for key in read_checkpoint("exported.pth", "model"))
     # The run's options are a config again.
     done = train("--config", "runs/parking/options.yaml", "--use-checkpoint", "--max-epoch", 3)
     assert done.code == 0, done

@@ -14,7 +14,7 @@ import torch
 from clipfusionvad import create_model
 from clipfusionvad.engine.checkpoint import ModelFile, load_model_file
 from clipfusionvad.engine.device import compile_model
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.models import Method
 
 METHODS = {"ClipFusionVAD": "clipfusionvad", "CLIPVAD": "vadclip"}
@@ -49,7 +49,7 @@ def load_original(case: Path, config: dict[str, Any], checkpoint: Path) -> Metho
         separation_weight=weight,
         **model_options(config),
     )
-    load_model_file(model, ModelFile(str(checkpoint), read_torch(checkpoint, "checkpoint")))
+    load_model_file(model, ModelFile(str(checkpoint), read_checkpoint(checkpoint, "checkpoint")))
     return compiled(model)
 
 

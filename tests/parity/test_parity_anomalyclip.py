@@ -11,7 +11,7 @@ from cases import each_case
 from originals import compiled, difference, read_config, relative
 
 from clipfusionvad.engine.checkpoint import load_model_file, load_weights, read_model_file
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.models import build_method
 from clipfusionvad.models.anomalyclip import AnomalyCLIP, segment_masks
 from clipfusionvad.models.clip import clip_in_checkpoint, load_clip, openai_clip
@@ -44,7 +44,7 @@ class Case:
         names = [self.config["classnames"][number] for number in self.order]
         widths = {"embed_dim": self.clip.text_width, "visual_width": self.clip.embed_dim}
         model = build_method(AnomalyCLIP.name, names, self.clip, **options, **weights, **widths)
-        model.ncentroid.copy_(read_torch(self.folder / "ncentroid.pt", "ncentroid"))
+        model.ncentroid.copy_(read_checkpoint(self.folder / "ncentroid.pt", "ncentroid"))
         return compiled(model)
 
     def originals_order(self, values):
@@ -183,7 +183,7 @@ def test_segments_are_dropped_by_the_same_draws(case, original):
 
 @each_model
 def test_a_lightning_file_gives_the_same_model_and_the_way_back_the_same_file(case, original, tmp_path):
-    released = read_torch(case / "checkpoint.pth", "checkpoint")
+    released = read_checkpoint(case / "checkpoint.pth", "checkpoint")
     missing = {key: original.clip.state[key] for key in original.config["checkpoint_omits"]}
     torch.save({"state_dict": {f"net.{key}": value for key, value in released.items()}}, tmp_path / "last.ckpt")
     model = original.make()

@@ -15,7 +15,7 @@ from originals import compiled, difference, model_options, read_config, relative
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
 from clipfusionvad.engine.checkpoint import released_state
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import load_clip
 
@@ -140,7 +140,7 @@ def test_losses_and_gradients(case, original):
 def test_the_released_file_and_ours_are_two_names_of_the_same(case, original):
     found = original(case)
     prefixes, omitted = found.config["checkpoint_prefixes"], found.config.get("checkpoint_omits", {})
-    released = read_torch(case / "checkpoint.pth", "checkpoint")
+    released = read_checkpoint(case / "checkpoint.pth", "checkpoint")
     assert type(found.model).recognises(released)
     written = released_state(found.model, load_clip(str(case / found.config["clip"])))
     assert released.keys() <= written.keys()

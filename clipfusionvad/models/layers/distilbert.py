@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.models.clip import CONTEXT_LENGTH, TOY, openai_clip
 
 DEFAULT = "distilbert-base-uncased"
@@ -95,29 +95,18 @@ class DistilBert:
             raise UserError(f"--prompt-encoder {self.source}: its {CONFIG} makes no DistilBERT: {error}") from error
 
     def _weights(self, folder: Path) -> dict[str, Tensor] | None:
-        if (folder / SAFETENSORS).is_file():
-            return _read_safetensors(folder / SAFETENSORS)
-        if (folder / TORCH).is_file():
-            state = read_torch(folder / TORCH, "DistilBERT's weights")
-            if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
-                return state
-            raise UserError(f"{folder / TORCH} holds no state dict of tensors")
-        return None
+        path = next((folder / name for name in (SAFETENSORS, TORCH) if (folder / name).is_file()), None)
+        if path is None:
+            return None
+        state = read_checkpoint(path, "DistilBERT's weights")
+        if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
+            return state
+        raise UserError(f"{path} holds no state dict of tensors")
 
 
 def _toy_vocabulary() -> dict[str, int]:
     words = [*_SPECIAL, *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
     return {word: number for number, word in enumerate(words)}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _download(name: str) -> Path:

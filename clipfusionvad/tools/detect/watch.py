@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from clipfusionvad.extraction.decode import VideoInfo
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import check_writable, open_own, without_nan
+from clipfusionvad.io.files import check_writable, without_nan
 from clipfusionvad.metrics.segments import Alert, OnlineSegments, Thresholds
 from clipfusionvad.tools.detect.detect import CHUNK, FrameFeatures, Scorer
 from clipfusionvad.tools.detect.page import DIGITS, clock, name_of
@@ -121,7 +121,7 @@ class StreamLog:
 def _append(path: Path, stack: ExitStack) -> TextIO:
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(open(path, "a", encoding="utf-8", opener=open_own))
+    return stack.enter_context(open(path, "a", encoding="utf-8"))
 
 
 def _write(file: TextIO, line: Mapping[str, Any]) -> None:

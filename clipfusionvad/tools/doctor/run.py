@@ -17,8 +17,8 @@ from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method,
 from clipfusionvad.engine.run_folder import BEST, CALIBRATION, ENVIRONMENT, LAST, LOSSES, METRICS, OPTIONS
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.provenance import environment
-from clipfusionvad.io.torch_files import read_torch
 from clipfusionvad.models import find_method
 from clipfusionvad.models.clip import TOY, load_clip
 from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
@@ -65,7 +65,9 @@ def run_files(run: RunFolder) -> Iterator[Finding]:
     if not (run.folder / METRICS).is_file():
         advice = "repeat the command with --use-checkpoint"
         yield Finding(WARNING, "it is missing: the training has not ended", run.place(METRICS), advice=advice)
-    readers = {METRICS: read_json, ENVIRONMENT: read_json, LAST: read_torch, BEST: read_torch, CALIBRATION: read_torch}
+    readers = dict.fromkeys((METRICS, ENVIRONMENT), read_json) | dict.fromkeys(
+        (LAST, BEST, CALIBRATION), read_checkpoint
+    )
     for name, read in readers.items():
         if (run.folder / name).is_file():
             try:

@@ -9,8 +9,8 @@ from typing import Any
 
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.files import write_text
-from clipfusionvad.io.provenance import code, hash_file
-from clipfusionvad.io.safetensors_files import SUFFIX
+from clipfusionvad.io.foreign_checkpoints import SAFETENSORS
+from clipfusionvad.io.provenance import code, short_hash
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY
 from clipfusionvad.report.table import metrics_table
@@ -54,7 +54,7 @@ def write_card(
     write_text(card_path(path), f"# {path.name}\n\n{body}")
 
 
-_UNCHECKED = {SUFFIX: "The file was read back; all weights are the same bits.\n"}
+_UNCHECKED = {SAFETENSORS: "The file was read back; all weights are the same bits.\n"}
 _BY_HAND = "The file holds the model's own weights; it was not run.\n"
 
 
@@ -67,7 +67,7 @@ def _identity(path: Path, subject: Subject, dataset: Dataset, checkpoint: str, f
     paper = (inspect.getdoc(inspect.getmodule(type(subject.model))) or subject.model.name).splitlines()[0]
     yield f"A detector of anomalous events in video, by the snippet. {paper}"
     yield ""
-    yield f"- form: {form.title}; SHA-256 begins with {hash_file(path)}, {path.stat().st_size} bytes"
+    yield f"- form: {form.title}; SHA-256 begins with {short_hash(path)}, {path.stat().st_size} bytes"
     yield f"- method: {made['method']}"
     yield f"- trained on: {dataset.title}, video labels only; the features it saw are not part of this file"
     yield f"- protocol: {made['protocol']} (`paper`: the released code's, which selects the weights on the test set)"
@@ -121,7 +121,7 @@ def _usage(path: Path, model: Method, dataset: Dataset) -> str:
             lines = ["import torch", "", f'program = torch.export.load("{path.name}").module()']
             lines += [f"{name} = torch.randn({shape})" for name in names]
             lines += [f"scores = program({', '.join(names)})", f'print(scores["{MAIN}"].shape)']
-        case suffix if suffix == SUFFIX:
+        case suffix if suffix == SAFETENSORS:
             flags = f"--method {model.name} --dataset {dataset.name} --model-path {path.name}"
             return (
                 f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` finds it.\n"

@@ -12,8 +12,8 @@ import torch
 from clipfusionvad.engine.checkpoint import model_content, own_state, released_state
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, write_torch
+from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safetensors, unpack_safetensors
 from clipfusionvad.io.provenance import code
-from clipfusionvad.io.safetensors_files import SUFFIX, WEIGHTS, pack_safetensors, unpack_safetensors
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.tools.export.check import Checked, check_graph
@@ -84,7 +84,7 @@ RELEASED = Form("released form", _write_released)
 FORMS = {
     ".onnx": Form("ONNX", _write_onnx),
     ".pt2": Form("torch.export", _write_pt2),
-    SUFFIX: Form("safetensors", _write_weights),
+    SAFETENSORS: Form("safetensors", _write_weights),
     ".pth": RELEASED,
     ".pt": RELEASED,
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 from clipfusionvad.engine.run_folder import BEST, EVALUATIONS, LAST, LOSSES, METRICS, seeds_in
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_text
-from clipfusionvad.io.torch_files import read_torch
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.report.results import TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 
@@ -145,7 +145,7 @@ def compare_weights(old: Path, new: Path) -> Finding:
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    content = read_torch(path, "model file")
+    content = read_checkpoint(path, "model file")
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model file {path} holds no state dict of tensors")
