@@ -1,6 +1,7 @@
-"""Multiple-instance losses of the CLIP-based detectors. Pure functions on tensors.
+"""Losses of all methods. Pure functions on tensors.
 
-B videos (bags), T snippets, C classes of which column 0 is *normal*; ``lengths`` (B,) valid snippets, at least 1.
+B videos (bags), T snippets, C classes of which column 0 is *normal*; ``targets`` (B, C) multi-hot, ``lengths`` (B,)
+valid snippets of each video, at least 1. Every loss is a scalar unless its docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -9,42 +10,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DISTANCES = ("mean_topk", "minmax")
+
+
+def valid_mask(lengths: Tensor, steps: int) -> Tensor:
+    """Return which of ``steps`` snippets are not padding: lengths (B,) → (B, T) bool."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
 
 def topk_mean(values: Tensor, lengths: Tensor) -> Tensor:
     """Mean of the k_b largest valid entries along time, (B, T, …) → (B, …), with k_b = floor(L_b / 16) + 1.
 
     Source: released code of VadCLIP (top-k MIL pooling); k is at most L_b for every L_b ≥ 1.
     """
-    # Nothing here waits for a GPU: it is not asked what the lengths are.
+    # Only on a CPU: reading the lengths would make a GPU wait.
     if lengths.device.type == "cpu" and (lengths < 1).any():
         raise ValueError("every video needs at least one valid snippet")
-    k = torch.div(lengths, 16, rounding_mode="floor") + 1
-    most = min(values.shape[1], values.shape[1] // 16 + 1)
-    steps = torch.arange(values.shape[1], device=values.device)
-    shape = (-1, values.shape[1]) + (1,) * (values.dim() - 2)
-    valid = (steps < lengths[:, None]).view(shape)
-    top = values.masked_fill(~valid, -torch.inf).topk(most, dim=1).values
-    chosen = (steps[: top.shape[1]] < k[:, None]).view((-1, top.shape[1]) + shape[2:])
+    k = _topk(lengths)
+    top = _largest(values, lengths)
+    shape = (1,) * (values.dim() - 2)
+    chosen = valid_mask(k, top.shape[1]).view(*top.shape[:2], *shape)
     total = torch.where(chosen, top, torch.zeros((), dtype=top.dtype, device=top.device)).sum(1)
-    return total / k.view((-1,) + (1,) * (values.dim() - 2)).to(values.dtype)
+    return total / k.view(-1, *shape).to(values.dtype)
 
 
-def coarse_mil_loss(coarse_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-    """Binary cross-entropy of the video's anomaly score, the top-k mean of σ(logits).
+def bag_mean(values: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool) -> Tensor:
+    """``topk_mean``, where with ``single_normal`` k is 1 for normal videos: (B, T) or (B, T, C) → (B,) or (B, C).
 
-    coarse_logits (B, T, 1), targets (B, C) multi-hot → scalar. Source: VadCLIP eq. 8 and released code.
+    Source: paper of ReFLIP-VAD.
     """
-    scores = topk_mean(torch.sigmoid(coarse_logits.float()).squeeze(-1), lengths)
-    # Of what is not finite, a CPU would raise an error where a GPU gives a loss that is not finite either.
+    means = topk_mean(values, lengths)
+    if not single_normal:
+        return means
+    shape = (1,) * (values.dim() - 2)
+    valid = valid_mask(lengths, values.shape[1])
+    highest = values.masked_fill(~valid.view(*valid.shape, *shape), -torch.inf).amax(dim=1)
+    return torch.where((targets[:, 0] > 0).view(-1, *shape), highest, means)
+
+
+def coarse_mil_loss(coarse_logits: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool = False) -> Tensor:
+    """Binary cross-entropy of the video's anomaly score, the ``bag_mean`` of σ(logits); coarse_logits (B, T, 1).
+
+    Source: VadCLIP eq. 8 and released code; with ``single_normal`` L_cga of ReFLIP-VAD.
+    """
+    scores = bag_mean(torch.sigmoid(coarse_logits.float()).squeeze(-1), targets, lengths, single_normal)
+    # For a value that is not finite a CPU would raise an error, where a GPU returns a loss that is not finite.
     finite = scores.detach().isfinite()
     loss = F.binary_cross_entropy(scores.where(finite, 0), 1 - targets[:, 0].to(scores.dtype))
     return loss + scores.detach().where(~finite, 0).sum()
 
 
 def fine_mil_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-    """MIL-Align: cross-entropy of the per-class top-k means with the normalised multi-hot target.
+    """MIL-Align: cross-entropy of the per-class top-k means with the normalised target; fine_logits (B, T, C).
 
-    fine_logits (B, T, C), targets (B, C) → scalar. Source: VadCLIP eq. 9-10 and released code.
+    Source: VadCLIP eq. 9-10 and released code.
     """
     similarities = topk_mean(fine_logits.float(), lengths)
     targets = targets.to(similarities.dtype)
@@ -52,11 +71,120 @@ def fine_mil_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tens
     return -(targets * F.log_softmax(similarities, dim=1)).sum(1).mean()
 
 
-def text_separation_loss(text_features: Tensor, weight: float) -> Tensor:
-    """weight · mean over the C−1 anomaly classes of |cos(t_normal, t_class)|.
+def alignment_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool) -> Tensor:
+    """L_fga of ReFLIP-VAD: ``fine_mil_loss`` of the per-class ``bag_mean``; fine_logits (B, T, C).
 
-    text_features (C, E), not normalised → scalar. Source: released code of VadCLIP (weight 1e-1 on
-    UCF-Crime, 1e-4 on XD-Violence).
+    The paper's KL divergence is read as KL(label ‖ prediction) without the label's own entropy, which is cross-entropy;
+    as printed it is infinite.
+    """
+    similarities = bag_mean(fine_logits.float(), targets, lengths, single_normal)
+    labels = targets.to(similarities.dtype)
+    return F.cross_entropy(similarities, labels / labels.sum(dim=1, keepdim=True))
+
+
+def text_separation_loss(text_features: Tensor, weight: float) -> Tensor:
+    """weight · mean over the C−1 anomaly classes of |cos(t_normal, t_class)|; text_features (C, E), not normalised.
+
+    Source: released code of VadCLIP (weight 1e-1 on UCF-Crime, 1e-4 on XD-Violence).
     """
     normed = F.normalize(text_features.float(), dim=-1)
     return weight * (normed[1:] @ normed[0]).abs().mean()
+
+
+def magnitude_loss(
+    magnitudes: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool, margin: float, distance: str
+) -> Tensor:
+    """L_fms: videos of one kind near each other, normal and anomalous ones ``margin`` apart; magnitudes (B, T).
+
+    ``distance`` "mean_topk": between the ``bag_mean`` magnitudes of two videos; "minmax": of their top-k magnitudes the
+    smallest difference within a kind, the largest across kinds (as printed). Differences are absolute, the margin is a
+    hinge, and each of the three sums is an average over pairs of videos, 0 without a pair.
+    Source: paper of ReFLIP-VAD.
+    """
+    magnitudes, normal = magnitudes.float(), targets[:, 0] > 0
+    if distance == "minmax":
+        k = torch.where(normal & single_normal, 1, _topk(lengths))
+        top = _largest(magnitudes, lengths)
+        # Where a video has fewer than the most, its largest one fills the row, which changes neither extreme.
+        top = torch.where(valid_mask(k, top.shape[1]), top, top[:, :1])
+        gaps = (top[:, None, :, None] - top[None, :, None, :]).abs()
+        near, far = gaps.amin(dim=(-2, -1)), gaps.amax(dim=(-2, -1))
+    else:
+        means = bag_mean(magnitudes, targets, lengths, single_normal)
+        near = far = (means[:, None] - means).abs()
+    distinct = ~torch.eye(len(normal), dtype=torch.bool, device=normal.device)
+    within = _average(near, distinct & normal & normal[:, None]) + _average(near, distinct & ~normal & ~normal[:, None])
+    return within + _average(F.relu(margin - far), normal[:, None] & ~normal)
+
+
+def agreement_loss(image_mu: Tensor, event_mu: Tensor) -> Tensor:
+    """Mean over snippets of 1 − cos(μ_I, μ_E), plus that of | ‖μ_I‖ − ‖μ_E‖ |; (…, D) each.
+
+    Source: released code of IEF-VAD.
+    """
+    cosine = F.cosine_similarity(image_mu, event_mu, dim=-1)
+    gap = image_mu.norm(dim=-1) - event_mu.norm(dim=-1)
+    return (1 - cosine).mean() + gap.abs().mean()
+
+
+def gaussian_kl(mu: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of N(μ, σ²) from N(0, 1), the mean over all entries; any equal shapes.
+
+    Source: released code of IEF-VAD.
+    """
+    return -0.5 * (1 + log_variance - mu.square() - log_variance.exp()).mean()
+
+
+def segment_losses(
+    similarity: Tensor, log_probabilities: Tensor, scores: Tensor, targets: Tensor, top: Tensor, bottom: Tensor
+) -> dict[str, Tensor]:
+    """AnomalyCLIP's seven terms by name, not weighted; one about a kind of video that the batch lacks is 0.
+
+    similarity (B, S, F, C−1), log_probabilities (B, S, F, C) and scores (B, S, F) of the F frames of S segments;
+    top, bottom (B, K) are the chosen segments. A video of several classes counts with the mean over them, where the
+    released code has only one. Source: released code.
+    """
+    normal = targets[:, 0] > 0
+    shares = class_shares(targets)[:, None, None]
+    direction = (similarity * shares).sum(dim=-1)
+    log_true, log_normal = (log_probabilities[..., 1:] * shares).sum(dim=-1), log_probabilities[..., 0]
+    return {
+        "dir_abn": -_mean(_frames_of(direction, top)[~normal]),
+        "dir_nor": _mean(similarity.amax(dim=-1)[normal]),
+        "topk_abn": -_mean(_frames_of(log_true, top)[~normal]),
+        "bottomk_abn": -_mean(_frames_of(log_normal, bottom)[~normal]),
+        "topk_nor": -_mean(_frames_of(log_normal, top)[normal]),
+        # All abnormal videos are one sequence, so that it also smooths from one to the next (released code).
+        "smooth": scores[~normal].flatten().diff().square().sum(),
+        "sparse": _mean(scores[~normal]),
+    }
+
+
+def class_shares(targets: Tensor) -> Tensor:
+    """Return the share of each anomalous class in a video's label: targets (B, C) → (B, C−1), rows of sum 1 or 0."""
+    return targets[:, 1:].float() / targets[:, 1:].sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _topk(lengths: Tensor) -> Tensor:
+    return torch.div(lengths, 16, rounding_mode="floor") + 1
+
+
+def _largest(values: Tensor, lengths: Tensor) -> Tensor:
+    """The largest valid entries along time, as many as the longest video can need: (B, T, …) → (B, K, …), sorted."""
+    valid = valid_mask(lengths, values.shape[1]).view(*values.shape[:2], *(1,) * (values.dim() - 2))
+    most = min(values.shape[1], values.shape[1] // 16 + 1)
+    return values.masked_fill(~valid, -torch.inf).topk(most, dim=1).values
+
+
+def _average(values: Tensor, pairs: Tensor) -> Tensor:
+    return (values * pairs).sum() / pairs.sum().clamp(min=1)
+
+
+def _frames_of(values: Tensor, segments: Tensor) -> Tensor:
+    """Values of frames (B, S, F) in the chosen segments (B, K): (B, K, F)."""
+    return values.gather(1, segments[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, 0 without values."""
+    return values.sum() / max(values.numel(), 1)

@@ -78,7 +78,9 @@ def make_parser() -> Parser:
     )
     model.add_argument("--clip", help="CLIP model name, local file, or 'toy' (default: the one it was trained with)")
     model.add_argument("--event-clip", help="event-CLIP file, for methods that read event images")
-    model.add_argument("--calibration", help="calibration.pt of a run, for a released file that lacks it")
+    model.add_argument(
+        "--normal-centroid", "--calibration", help="calibration.pt of a run, for a released file that lacks it"
+    )
     model.add_argument("--train-list", help="training list instead, whose normal videos' features are read")
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     model.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of CLIP and the model")
@@ -138,7 +140,9 @@ def load(own: Namespace) -> Loaded:
         raise UserError(f"{own.checkpoint} does not say its {missing}: pass --{missing}")
     benchmark = find_dataset(own.dataset) if own.dataset else dataset_of(known)
     flags = {"method": method, "model-path": own.checkpoint, "device": own.device, "precision": own.precision}
-    flags |= {name: getattr(own, name.replace("-", "_")) for name in ("config", "clip", "calibration", "train-list")}
+    flags |= {
+        name: getattr(own, name.replace("-", "_")) for name in ("config", "clip", "normal-centroid", "train-list")
+    }
     tokens = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     args, file = parse_over_model(tokens, option_file_of(benchmark))
     if own.classes:

@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     add("--method", choices=method_names(), help="of a file that does not say")
     add("--dataset", metavar="NAME", help="of a file that does not say: its classes and options")
     add("--config", help="YAML file of model options, for a released file with others than published")
-    add("--calibration", help="calibration.pt of a run, for a released file that lacks it")
+    add("--normal-centroid", "--calibration", help="calibration.pt of a run, for a released file that lacks it")
     add("--train-list", help="training list instead, whose normal videos' features are read")
     return parser
 
@@ -59,7 +59,9 @@ def _load(args: Namespace, released: bool) -> tuple[Subject, Dataset]:
         raise UserError(f"{args.checkpoint} does not say its {missing}: pass --{missing}")
     dataset = find_dataset(args.dataset) if args.dataset else dataset_of(file)
     flags = {"method": method, "model-path": args.checkpoint}
-    flags |= {name: getattr(args, name.replace("-", "_")) for name in ("config", "clip", "calibration", "train-list")}
+    flags |= {
+        name: getattr(args, name.replace("-", "_")) for name in ("config", "clip", "normal-centroid", "train-list")
+    }
     tokens = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     options, file = parse_over_model(tokens, option_file_of(dataset))
     if file.metrics is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.cli.options import Parser, read_config
-from clipfusionvad.cli.prepare import OptionFile, calibrate, open_list, prepare_model
+from clipfusionvad.cli.prepare import OptionFile, find_normal_centroid, open_list, prepare_model
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import (
     ModelFile,
@@ -58,20 +58,20 @@ def load_model(args: Namespace, dataset: Dataset, file: ModelFile) -> tuple[Meth
     model, clip = prepare_model(args, dataset, file)
     check_clip(file, clip)
     load_model_file(model, file)
-    if not model.calibrated:
-        _calibrate(model, args, dataset, file)
+    if not model.has_normal_centroid:
+        _find_normal_centroid(model, args, dataset, file)
     return model, clip
 
 
-def _calibrate(model: Method, args: Namespace, dataset: Dataset, file: ModelFile) -> None:
+def _find_normal_centroid(model: Method, args: Namespace, dataset: Dataset, file: ModelFile) -> None:
     """A released file of some methods lacks what training took from the normal training videos."""
-    if not args.calibration and not Path(args.train_list).is_file():
+    if not args.normal_centroid and not Path(args.train_list).is_file():
         raise UserError(
-            f"{file.path} does not hold {', '.join(model.calibration)}, which is taken from normal training videos: "
-            f"give the training list with --train-list, or the file of a run with --calibration"
+            f"{file.path} does not hold {', '.join(model.centroid_buffers)}, the mean of the normal training videos: "
+            f"give the training list with --train-list, or the file of a run with --normal-centroid"
         )
-    entries = [] if args.calibration else open_list(args, args.train_list, dataset)[0]
-    calibrate(model, args, entries, dataset)
+    entries = [] if args.normal_centroid else open_list(args, args.train_list, dataset)[0]
+    find_normal_centroid(model, args, entries, dataset)
 
 
 def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:

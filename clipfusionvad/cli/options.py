@@ -29,7 +29,8 @@ from clipfusionvad.io.argtypes import (
 )
 from clipfusionvad.io.errors import EXIT_BAD_INPUT, UserError, error_line, nearest
 from clipfusionvad.io.files import read_yaml
-from clipfusionvad.models import Method, find_method, method_names
+from clipfusionvad.io.option import add_arguments
+from clipfusionvad.models import Method, current_options, find_method, method_names, variants_of
 from clipfusionvad.tools.demo import demo_defaults
 
 # One file for each method and dataset that were published together, and more: within the package where it is installed,
@@ -40,6 +41,8 @@ CONFIGS = next(
 )
 # Value of --gt-path where nobody has annotated the test videos.
 NO_TRUTH = "none"
+# Options of many methods, shown with those of every model.
+SHARED = ("embed_dim", "visual_length", "visual_width")
 # Flags of one invocation, which a run's record must not carry on.
 NOT_RECORDED = {"config", "use_checkpoint", "overwrite", "metrics_json"}
 
@@ -97,10 +100,14 @@ def parse_options(
     early = Parser(add_help=False)
     early.add_argument("--config")
     early.add_argument("--method")
+    early.add_argument("--variant")
     early.add_argument("--demo", action="store_true")
     known, _ = early.parse_known_args(argv)
     config = read_config(known.config) if known.config else {}
     name = str(known.method or config.get("method") or defaults["method"])
+    variant = known.variant or config.get("variant")
+    if variant is not None:
+        name = current_options({"method": name, "variant": variant})["method"]
     method = find_method(name)
 
     parser = build_parser(dataset, method)
@@ -122,6 +129,9 @@ def parse_options(
     parser.set_defaults(method=name, select=_known_metric(parser.get_default("select"), method))
     tokens = config_tokens(parser, config, f"config {known.config}") if config else []
     args = parser.parse_args(tokens + argv)
+    # An older --variant may have been given beside --method.
+    args.method = name
+    vars(args).pop("variant", None)
     _cross_check(args, dataset)
     return args
 
@@ -162,7 +172,7 @@ def read_config(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"config {path} must hold lines of the form 'option: value'")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    return current_options({str(key).replace("-", "_"): value for key, value in content.items()})
 
 
 def _packaged(path: str) -> str | None:
@@ -174,7 +184,10 @@ def _packaged(path: str) -> str | None:
 
 def config_tokens(parser: Parser, config: Mapping[str, Any], where: str) -> list[str]:
     """The command-line tokens that say what a config says, checked by the parser itself."""
-    actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    named = [action for action in parser._actions if action.option_strings and action.dest != "help"]
+    # By all their names: an option may have an older one.
+    actions = {flag.removeprefix("--").replace("-", "_"): action for action in named for flag in action.option_strings}
+    actions = {key: action for key, action in actions.items() if not key.startswith("no_") or action.dest == key}
     tokens: list[str] = []
     for key, value in config.items():
         if key not in actions or key == "config":
@@ -228,7 +241,8 @@ def build_parser(dataset: Dataset, method: type[Method]) -> Parser:
         formatter_class=_Help,
     )
     _add_model(parser.add_argument_group("model"), method)
-    method.add_options(parser.add_argument_group(f"method: {method.name}"))
+    own = [option for name, option in method.declared_options().items() if name not in SHARED]
+    add_arguments(parser.add_argument_group(f"method: {method.name}"), own)
     _add_data(parser.add_argument_group("data"), dataset, method)
     _add_training(parser.add_argument_group("training"), method)
     _add_learning_rate(parser.add_argument_group("learning rate"))
@@ -245,6 +259,9 @@ def _add_model(group: argparse._ArgumentGroup, method: type[Method]) -> None:
     if "visual_length" in method.option_names():
         group.add_argument("--visual-length", type=size, help="snippets in a model input")
     group.add_argument("--visual-width", type=size, help="width of the visual features")
+    if variants := variants_of(method.name):
+        names = ", ".join(f"--variant {variant} for --method {name}" for variant, name in variants.items())
+        group.add_argument("--variant", choices=list(variants), help=f"older names of methods: {names}")
 
 
 def _add_data(group: argparse._ArgumentGroup, dataset: Dataset, method: type[Method]) -> None:
@@ -341,7 +358,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output-dir", help="folder of the run (default: a new one under runs/)")
     group.add_argument("--model-path", help="final model: written by training, read by testing")
     group.add_argument("--checkpoint-path", help="resumable state, beside the run folder's last.pt")
-    group.add_argument("--calibration", help="calibration.pt of a run, for a released model file that lacks it")
+    group.add_argument(
+        "--normal-centroid",
+        "--calibration",
+        help="calibration.pt of a run, for a released model file that lacks it; --calibration is its older name",
+    )
     group.add_argument("--use-checkpoint", action=switch, default=False, help="resume an interrupted training")
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     group.add_argument("--metrics-json", help="write the metrics to this file")

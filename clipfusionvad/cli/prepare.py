@@ -18,7 +18,7 @@ from clipfusionvad.data.lists import Entry, add_streams, read_list
 from clipfusionvad.data.packed.store import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
-from clipfusionvad.engine.checkpoint import ModelFile, load_calibration
+from clipfusionvad.engine.checkpoint import ModelFile, load_centroid
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import CRC, Sources, environment
@@ -169,15 +169,15 @@ def prepare_model(
     return build_method(args.method, dataset.prompts, clip, **options), clip
 
 
-def calibrate(model: Method, args: Namespace, entries: Sequence[Entry], dataset: Dataset) -> None:
-    """Give a model what it takes from normal training videos: from ``--calibration``, else from ``entries``."""
-    if model.calibrated:
+def find_normal_centroid(model: Method, args: Namespace, entries: Sequence[Entry], dataset: Dataset) -> None:
+    """Fill a model's normal centroid from ``--normal-centroid``, else from the normal videos of ``entries``."""
+    if model.has_normal_centroid:
         return
-    if args.calibration:
-        load_calibration(model, args.calibration)
+    if args.normal_centroid:
+        load_centroid(model, args.normal_centroid)
         return
     normal = [entry for entry in entries if dataset.is_normal(entry.label)]
     if not normal:
         raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
     progress = tqdm(normal, "normal videos", disable=None, leave=False)
-    model.calibrate(load_entry(entry, args.visual_width) for entry in progress)
+    model.set_normal_centroid(load_entry(entry, args.visual_width) for entry in progress)

@@ -28,6 +28,7 @@ from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
 from clipfusionvad.io.files import read_json
 from clipfusionvad.io.provenance import CRC, Source, environment, read_sources, short_hash
 from clipfusionvad.io.rank import launched
+from clipfusionvad.models import current_options
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.tools.demo import make_demo
@@ -86,7 +87,7 @@ def read_record(folder: Path) -> Record:
         data, is_test = folder / DATA, False
     elif (folder / TEST_SCORES).is_file():
         tested = read_scores(folder / TEST_SCORES)
-        options, where, data, is_test = tested.options, tested.environment, folder / TEST_DATA, True
+        options, where, data, is_test = current_options(tested.options), tested.environment, folder / TEST_DATA, True
     else:
         hint = "its seeds are not all trained yet" if seeds_in(folder) else f"no {OPTIONS} and no {TEST_SCORES}"
         raise UserError(f"{folder} holds neither a finished run nor a test ({hint})")

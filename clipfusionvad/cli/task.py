@@ -13,19 +13,26 @@ import numpy as np
 import torch
 
 from clipfusionvad.cli.options import record
-from clipfusionvad.cli.prepare import about, calibrate, check_list, open_list, prepare_model, prepare_test_set
+from clipfusionvad.cli.prepare import (
+    about,
+    check_list,
+    find_normal_centroid,
+    open_list,
+    prepare_model,
+    prepare_test_set,
+)
 from clipfusionvad.data.checks import check_overlap
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.loaders import Bags, make_plan
 from clipfusionvad.data.packed.batches import Shelf, make_shelf
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import calibration_content, describe, model_content, own_state
+from clipfusionvad.engine.checkpoint import centroid_content, describe, model_content, own_state
 from clipfusionvad.engine.device import compile_model, pick_workers
 from clipfusionvad.engine.distributed import Team
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_together
 from clipfusionvad.engine.optim import Schedule
-from clipfusionvad.engine.run_folder import BEST, CALIBRATION, METRICS, clear_run, record_dataset, record_run
+from clipfusionvad.engine.run_folder import BEST, METRICS, NORMAL_CENTROID, clear_run, record_dataset, record_run
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.files import without_nan, write_json, write_torch
 from clipfusionvad.io.provenance import Sources
@@ -37,7 +44,7 @@ from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
 
 #: Options that name files which a training reads beside features.
-TRAINED_FROM = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "calibration")
+TRAINED_FROM = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
 
 
 @dataclass
@@ -123,11 +130,11 @@ def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[
     # Nothing is written before every process has looked for a state to resume.
     task.team.wait()
     if task.team.is_main:
-        calibrate(trainer.model, args, entries, task.dataset)
+        find_normal_centroid(trainer.model, args, entries, task.dataset)
         if not args.use_checkpoint:
             clear_run(folder)
-        if trainer.model.calibration:
-            write_torch(folder / CALIBRATION, calibration_content(trainer.model))
+        if trainer.model.centroid_buffers:
+            write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
         record_run(folder, record(args), about(trainer.made, task.device), task.sources)
         record_dataset(folder, task.dataset)
     task.team.spread(trainer.model)
@@ -143,7 +150,7 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
     states = {"last": last_state, "best": best_state}
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
-        untrained = own_state(prepare_model(args, task.dataset, clip=task.clip)[0]) | calibration_content(trainer.model)
+        untrained = own_state(prepare_model(args, task.dataset, clip=task.clip)[0]) | centroid_content(trainer.model)
         states = {"untrained": untrained, **states}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)

@@ -12,7 +12,7 @@ from clipfusionvad.cli.load import load_model, parse_over_model
 from clipfusionvad.cli.options import record
 from clipfusionvad.cli.prepare import OptionFile, about, find_option_file, prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import ModelFile, calibration_content, describe
+from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, describe
 from clipfusionvad.engine.device import compile_model
 from clipfusionvad.engine.distributed import Team, join
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_together
@@ -27,7 +27,7 @@ from clipfusionvad.report.table import metrics_table, published
 from clipfusionvad.tools.demo import make_demo
 
 #: Options that name files which a test reads beside features.
-TESTED_FROM = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "calibration")
+TESTED_FROM = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +65,7 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Tea
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
         untrained = prepare_model(args, dataset)[0]
-        untrained.load_state_dict(calibration_content(model), strict=False)
+        untrained.load_state_dict(centroid_content(model), strict=False)
         models = {"untrained": untrained, "trained": model}
     results = {}
     for name, candidate in models.items():

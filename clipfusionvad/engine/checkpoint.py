@@ -13,7 +13,7 @@ from torch import Tensor
 from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
-from clipfusionvad.models import Method, find_method, method_names
+from clipfusionvad.models import Method, current_options, find_method, method_names
 from clipfusionvad.models.clip import ClipWeights
 
 FORMAT = "clipfusionvad-1"
@@ -52,12 +52,19 @@ def read_model_file(path: str | Path) -> ModelFile:
         made = content.get("made")
         if not isinstance(made, dict) or not all(fits(made.get(key)) for key, fits in _MADE.items()):
             raise UserError(f"model file {path} does not say how it was made: it is damaged")
+        made = current_hparams(made)
         return ModelFile(str(path), state, made["method"], made, content.get("metrics"))
-    method = next((name for name in method_names() if find_method(name).recognises(state)), None)
+    method = next((name for name in method_names() if find_method(name).matches_state_dict(state)), None)
     try:
         return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
     except (LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
+
+
+def current_hparams(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of its model under the method's present name and options."""
+    options = current_options({**made["options"], "method": made["method"]})
+    return {**made, "method": options.pop("method"), "options": options}
 
 
 def _is_text(value: Any) -> bool:
@@ -140,7 +147,7 @@ def load_model_file(model: Method, file: ModelFile) -> None:
     check_method(file, model.name)
     own = model.state_dict()
     given = {key: value for key, value in file.state.items() if key in own or not key.startswith(CLIP_PREFIX)}
-    needed = [key for key in own if not key.startswith(CLIP_PREFIX) and key not in model.calibration]
+    needed = [key for key in own if not key.startswith(CLIP_PREFIX) and key not in model.centroid_buffers]
     missing = [key for key in needed if key not in given]
     unknown = [key for key in given if key not in own]
     reshaped = [key for key in given if key in own and given[key].shape != own[key].shape]
@@ -151,27 +158,27 @@ def load_model_file(model: Method, file: ModelFile) -> None:
         )
     if missing or unknown or reshaped:
         raise UserError(f"{file.path} does not fit {model.name}: {_misfit(missing, unknown, reshaped, given, own)}")
-    weights = {key: value for key, value in given.items() if key not in model.calibration}
+    weights = {key: value for key, value in given.items() if key not in model.centroid_buffers}
     bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{file.path} holds values that are not finite, first in {bad[0]}")
     model.load_state_dict(given, strict=False)
 
 
-def calibration_content(model: Method) -> dict[str, Tensor]:
+def centroid_content(model: Method) -> dict[str, Tensor]:
     """What a model has taken from normal training videos, to be written with ``files.write_torch``."""
-    return {name: model.get_buffer(name).detach().cpu().clone() for name in model.calibration}
+    return {name: model.get_buffer(name).detach().cpu().clone() for name in model.centroid_buffers}
 
 
-def load_calibration(model: Method, path: str | Path) -> None:
-    """Read ``calibration_content`` from its file, or from one that holds the one tensor alone, as released."""
-    content = read_checkpoint(path, "calibration file")
-    if isinstance(content, Tensor) and len(model.calibration) == 1:
-        content = {model.calibration[0]: content}
-    for name in model.calibration:
+def load_centroid(model: Method, path: str | Path) -> None:
+    """Read ``centroid_content`` from its file, or from one that holds the one tensor alone, as released."""
+    content = read_checkpoint(path, "normal centroid file")
+    if isinstance(content, Tensor) and len(model.centroid_buffers) == 1:
+        content = {model.centroid_buffers[0]: content}
+    for name in model.centroid_buffers:
         wanted, found = model.get_buffer(name), content.get(name) if isinstance(content, dict) else None
         if not is_plain_tensor(found) or found.shape != wanted.shape or not found.isfinite().all():
-            raise UserError(f"calibration file {path} holds no finite {name} of shape {tuple(wanted.shape)}")
+            raise UserError(f"normal centroid file {path} holds no finite {name} of shape {tuple(wanted.shape)}")
         wanted.copy_(found)
 
 

@@ -18,7 +18,6 @@ from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import Team
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import (
     class_metrics,
     corrected_detection_map,
@@ -26,6 +25,7 @@ from clipfusionvad.metrics import (
     detection_map,
     frame_metrics,
     snippet_metrics,
+    video_score,
 )
 from clipfusionvad.models.base import Method
 
@@ -95,11 +95,11 @@ def score_videos(
     model.eval()
     scores: list[VideoScores] = []
     with torch.inference_mode(), autocast(device, precision):
-        text = model.encode_text()
+        fixed = model.fixed_inputs()
         for counts, windows, lengths in _groups(features, model.sampling, model.windows_at_once):
             # A long video fills a group of its own and is not copied.
             joined = windows[0] if len(windows) == 1 else np.concatenate(windows)
-            anomaly, classes = model.score_windows(joined, np.concatenate(lengths), text)
+            anomaly, classes = model.score_windows(joined, np.concatenate(lengths), *fixed)
             start = 0
             for count, parts in zip(counts, windows, strict=True):
                 rows = slice(start, start := start + parts.shape[0] * parts.shape[1])
@@ -242,14 +242,10 @@ def _detection_metrics(
 def evaluate_videos(scores: Sequence[VideoScores], videos: VideoSet) -> dict[str, float]:
     """Video-level AUC and AP of each branch (``auc1``, ``ap1``, …), where there is no frame-level truth.
 
-    A video's score is the top-k mean of its snippets, as in training.
+    A video's score is ``metrics.video_score`` of its snippets.
     """
     metrics: dict[str, float] = {}
     for branch in range(len(scores[0].anomaly)):
-        means = [
-            topk_mean(torch.from_numpy(video.anomaly[branch])[None], torch.tensor([video.anomaly.shape[1]])).item()
-            for video in scores
-        ]
-        found = frame_metrics(means, videos.anomalous)
+        found = frame_metrics([video_score(video.anomaly[branch]) for video in scores], videos.anomalous)
         metrics |= {f"{name}{branch + 1}": value for name, value in found.items()}
     return metrics

@@ -22,7 +22,7 @@ from clipfusionvad.io.provenance import Sources
 if TYPE_CHECKING:
     from clipfusionvad.io.event_log import Curves
 
-LAST, PREVIOUS, BEST, CALIBRATION, METRICS = "last.pt", "previous.pt", "best.pt", "calibration.pt", "metrics.json"
+LAST, PREVIOUS, BEST, NORMAL_CENTROID, METRICS = "last.pt", "previous.pt", "best.pt", "calibration.pt", "metrics.json"
 OPTIONS, DATASET, ENVIRONMENT, DATA = "options.yaml", "dataset.yaml", "environment.json", "data.csv"
 LOSSES, EVALUATIONS = "losses.csv", "metrics.jsonl"
 _SEED, _CURVES = "seed", "tensorboard"
@@ -68,7 +68,7 @@ def states_in(folder: Path) -> list[Path]:
 def clear_run(folder: Path) -> None:
     """Remove the state and the records of a run, if there are any."""
     with writing(folder):
-        for name in (PREVIOUS, LAST, BEST, CALIBRATION, EVALUATIONS, "metrics.csv", LOSSES, IDS):
+        for name in (PREVIOUS, LAST, BEST, NORMAL_CENTROID, EVALUATIONS, "metrics.csv", LOSSES, IDS):
             (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _CURVES, ignore_errors=True)
 

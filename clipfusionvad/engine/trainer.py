@@ -20,7 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
-from clipfusionvad.engine.checkpoint import FORMAT, ModelFile, load_model_file, model_content, own_state
+from clipfusionvad.engine.checkpoint import (
+    FORMAT,
+    ModelFile,
+    current_hparams,
+    load_model_file,
+    model_content,
+    own_state,
+)
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import Team
 from clipfusionvad.engine.optim import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
@@ -301,7 +308,8 @@ class Trainer:
 
     def _restore(self, content: Mapping[str, Any], path: Path) -> None:
         """Take over a state of ours."""
-        differing = [key for key, value in self._same_run.items() if content["same_run"].get(key) != value]
+        saved = {**content["same_run"], "model": current_hparams(content["same_run"]["model"])}
+        differing = [key for key, value in self._same_run.items() if saved.get(key) != value]
         if differing:
             raise UserError(
                 f"{path} is the state of a run with another {' and '.join(differing)}: "

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from clipfusionvad.io.errors import UserError, check_choice
+
 Made = TypeVar("Made")
 # Beyond these, a value is a typing mistake that would only exhaust the memory.
 LARGEST, LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 2**16, 1000
@@ -44,6 +46,20 @@ class Option:
     required: bool = False
 
 
+def size(help: str, **more: Any) -> Option:
+    """A length of a tensor's axis."""
+    return Option(help, minimum=1, maximum=LARGEST_SIZE, **more)
+
+
+def layers(help: str, **more: Any) -> Option:
+    """A number of layers, or of other things that are built one by one; 0 for none."""
+    return Option(help, minimum=0, maximum=MOST_LAYERS, **more)
+
+
+def non_negative(help: str, **more: Any) -> Option:
+    return Option(help, minimum=0, **more)
+
+
 @dataclass(frozen=True)
 class Declared:
     """An option as it was declared: ``kind`` is int, float, str or bool; ``count`` None for one value, 0 for a list of
@@ -58,6 +74,15 @@ class Declared:
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> None:
+        """Raise ``UserError`` for one value that the declaration does not allow."""
+        if value is None:
+            return
+        if self.option.choices is not None:
+            check_choice(self.flag, value, self.option.choices)
+        elif self.kind in (int, float) and self.count is None and not _within(value, self.option):
+            raise UserError(f"{self.flag} must be {_expected(self.kind, self.option)}, got {value!r}")
 
 
 def declared_options(target: Any) -> dict[str, Declared]:

@@ -2,7 +2,7 @@
 
 from clipfusionvad.metrics.classes import ClassMetrics, class_metrics
 from clipfusionvad.metrics.detection import IOUS, DetectionResult, corrected_detection_map, detection_map
-from clipfusionvad.metrics.frame import count_frames, frame_metrics, snippet_metrics
+from clipfusionvad.metrics.frame import count_frames, frame_metrics, snippet_metrics, video_score
 
 __all__ = [
     "IOUS",
@@ -14,4 +14,5 @@ __all__ = [
     "detection_map",
     "frame_metrics",
     "snippet_metrics",
+    "video_score",
 ]

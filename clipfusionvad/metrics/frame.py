@@ -85,3 +85,12 @@ def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> t
     gained = np.diff(found, prepend=0)
     area = np.sum(np.diff(wrong, prepend=0) * (found - gained / 2))
     return float(area / (found[-1] * wrong[-1])), float(np.sum(gained * (found / seen)) / found[-1])
+
+
+def video_score(scores: np.ndarray) -> float:
+    """Pool a video's snippet scores (L,) into one: the mean of the floor(L / 16) + 1 largest.
+
+    Evaluation without frame-level truth ranks videos by it. It does not depend on how training pools.
+    """
+    count = len(scores) // 16 + 1
+    return float(np.partition(scores, len(scores) - count)[-count:].mean(dtype=np.float64))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clipfusionvad.io.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from clipfusionvad.models.base import Method
+    from clipfusionvad.models.base import Method, TextMethod
     from clipfusionvad.models.clip import ClipWeights
 
-__all__ = ["Method", "build_method", "create_model", "find_method", "method_names", "register_method"]
+__all__ = ["Method", "TextMethod", "build_method", "create_model", "find_method", "method_names", "register_method"]
 
 _NOT_METHODS = {"base", "clip", "config"}
 _FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - _NOT_METHODS
@@ -22,9 +22,9 @@ _METHODS: dict[str, type[Method]] = {}
 
 def __getattr__(name: str) -> Any:
     """Import the base class when it is asked for: it needs torch, and a list of names does not."""
-    if name != "Method":
+    if name not in ("Method", "TextMethod"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.base").Method
+    return getattr(importlib.import_module(f"{__name__}.base"), name)
 
 
 def register_method(cls: type[Method]) -> type[Method]:
@@ -48,13 +48,15 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-    """Instantiate a method; an option that it does not have is an error that names the nearest one."""
-    cls = find_method(name)
-    known = cls.option_names()
-    for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has: {', '.join(known)}")
-    return cls(list(class_prompts), clip, **options)
+    """Instantiate a method. ``UserError`` for an option that it does not have, or a value that is not allowed."""
+    cls = find_method(current_options({"method": name, "variant": options.pop("variant", None)})["method"])
+    declared = cls.declared_options()
+    for option, value in options.items():
+        if option not in declared:
+            known = ", ".join(declared)
+            raise UserError(f"{cls.name} has no option {option!r}{nearest(option, declared)}; it has: {known}")
+        declared[option].check(value)
+    return cls.create(class_prompts, clip, **options)
 
 
 def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16", **options: Any) -> Method:
@@ -73,3 +75,27 @@ def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16"
         # Like ``clip``, the width of its text tower is ignored.
         options.pop("embed_dim", None)
     return build_method(name, class_prompts, weights, **options)
+
+
+def variants_of(name: str) -> dict[str, str]:
+    """Return the methods that used to be variants of one method, itself one of them, by their variant's name."""
+    first = next((other for other in method_names() if name.startswith(f"{other}_")), name)
+    others = {other.removeprefix(f"{first}_"): other for other in method_names() if other.startswith(f"{first}_")}
+    return {"paper": first} | others if others else {}
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under today's method: ``method: NAME, variant: VARIANT`` is the older name of ``NAME_VARIANT``.
+
+    Such records hold the options of all variants of the method; those of the others are left out.
+    """
+    variants = variants_of(str(options.get("method")))
+    variant = options.get("variant")
+    if variant is None or not variants:
+        return dict(options)
+    if variant not in variants:
+        raise UserError(f"--variant {variant!r}{nearest(str(variant), variants)}; known: {', '.join(variants)}")
+    names = {name: find_method(name).option_names() for name in variants.values()}
+    others = {option for own in names.values() for option in own} - set(names[variants[variant]])
+    kept = {key: value for key, value in options.items() if key != "variant" and key not in others}
+    return kept | {"method": variants[variant]}

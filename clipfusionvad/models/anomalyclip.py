@@ -6,10 +6,9 @@ Formulas and parameter names are those of the released code.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,20 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad.data.sampling import GridSampling
-from clipfusionvad.io.argtypes import layers, non_negative_float, rate, size
-from clipfusionvad.io.errors import UserError, check_choice
-from clipfusionvad.models.base import Method, Scores, VADOutput, own_stream, register_method
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.option import Option, layers, non_negative, size
+from clipfusionvad.losses import class_shares, segment_losses
+from clipfusionvad.models.base import (
+    EmbedDim,
+    Scores,
+    TextMethod,
+    VADOutput,
+    VisualWidth,
+    isolated_rng,
+    register_method,
+)
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.context import ClassVectors, ContextPrompts
 from clipfusionvad.models.layers.temporal import TEMPORAL_MODELS, TemporalModel
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
 
-# Scores that a dropped segment takes part with: chosen only where fewer than K others are left.
+# Score of a dropped segment: it is chosen only where fewer than K others are left.
 DROPPED = 1e6
 PROMPTS, SELECTIONS = ("learned", "fixed", "direct"), ("similarity", "magnitude")
 CLIP_PREFIX = "clipmodel."
 LIGHTNING_PREFIX = "net."
-# Prefixes of the released names of what is CLIP's own, and OpenAI's; the first that fits counts.
+# Prefixes of CLIP's weights in released files, and OpenAI's; the first that fits counts.
 CLIP_PARTS = (
     ("image_encoder.", "visual."),
     ("token_embedding.", "token_embedding."),
@@ -39,18 +47,17 @@ CLIP_PARTS = (
 )
 PROJECTION = "text_encoder.text_projection"
 TOKEN_PREFIX, TOKEN_SUFFIX = "prompt_learner.token_prefix", "prompt_learner.token_suffix"
-TERMS = {
-    "dir_abn": "top segments lie along their class's direction",
-    "dir_nor": "normal frames lie along no direction",
-    "topk_abn": "class likelihood of the top segments",
-    "bottomk_abn": "normality of the bottom segments of abnormal videos",
-    "topk_nor": "normality of the top segments of normal videos",
-    "smooth": "jumps of the score in abnormal videos",
-    "sparse": "mean score of abnormal videos",
-}
 
 
-@dataclass(frozen=True)
+def _dropout(kind: str) -> Option:
+    return Option(f"share of segments that are dropped before the {kind} selection", minimum=0, below=1)
+
+
+def _weight(meaning: str) -> Option:
+    return non_negative(f"weight of: {meaning}; 0: without")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentOutput(VADOutput):
     """Besides the logits, the selector's ``similarity`` (B, T, C−1) with the anomalous classes.
 
@@ -64,7 +71,7 @@ class SegmentOutput(VADOutput):
 
 
 @register_method
-class AnomalyCLIP(Method):
+class AnomalyCLIP(TextMethod):
     """A selector of class directions around the normal mean, and an axial transformer that scores each frame.
 
     Parameters that have a row or column per class keep the alphabetical order of the released files; what goes
@@ -72,7 +79,7 @@ class AnomalyCLIP(Method):
     """
 
     name = "anomalyclip"
-    calibration = ("ncentroid",)
+    centroid_buffers = ("ncentroid",)
     defaults = {
         "frames_per_snippet": 1,
         "seed": 1024,
@@ -107,35 +114,47 @@ class AnomalyCLIP(Method):
         class_prompts: Sequence[str],
         clip: ClipWeights,
         *,
-        embed_dim: int = 512,
-        visual_width: int = 512,
-        num_segments: int = 32,
-        seg_length: int = 16,
-        prompts: str = "learned",
-        prompt_template: str = "{}",
-        n_ctx: int = 8,
-        ctx_init: str = "",
-        shared_context: bool = False,
-        learn_projection: bool = True,
-        recentre: bool = True,
-        temporal: str = "axial",
-        emb_size: int = 256,
-        depth: int = 1,
-        heads: int = 8,
-        dim_heads: int | None = None,
-        concat_features: bool = False,
-        selection: str = "similarity",
-        num_topk: int = 3,
-        num_bottomk: int = 3,
-        select_idx_dropout_topk: float = 0.7,
-        select_idx_dropout_bottomk: float = 0.7,
-        dir_abn_weight: float = 1.0,
-        dir_nor_weight: float = 1.0,
-        topk_abn_weight: float = 1.0,
-        bottomk_abn_weight: float = 1.0,
-        topk_nor_weight: float = 1.0,
-        smooth_weight: float = 8e-4,
-        sparse_weight: float = 8e-3,
+        embed_dim: EmbedDim = 512,
+        visual_width: VisualWidth = 512,
+        num_segments: Annotated[int, size("segments that a model input takes from a video")] = 32,
+        seg_length: Annotated[int, size("consecutive frames of a segment")] = 16,
+        prompts: Annotated[
+            str,
+            Option(
+                "learned context before the class name, a template, or learned directions without text", choices=PROMPTS
+            ),
+        ] = "learned",
+        prompt_template: Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")] = "{}",
+        n_ctx: Annotated[int, size("learned tokens before the class name")] = 8,
+        ctx_init: Annotated[
+            str, Option("words, joined by _, as which the learned tokens start; they set --n-ctx")
+        ] = "",
+        shared_context: Annotated[bool, Option("one learned context for all classes")] = False,
+        learn_projection: Annotated[bool, Option("fine-tune CLIP's text projection")] = True,
+        recentre: Annotated[bool, Option("centre on the mean normal feature; else plain cosine similarity")] = True,
+        temporal: Annotated[
+            str,
+            Option("attention along both axes of the grid, one axis, all frames, or none", choices=TEMPORAL_MODELS),
+        ] = "axial",
+        emb_size: Annotated[int, size("width of the temporal model")] = 256,
+        depth: Annotated[int, layers("units of the transformer")] = 1,
+        heads: Annotated[int, size("attention heads of the transformer")] = 8,
+        dim_heads: Annotated[int | None, size("width of an attention head (default: --emb-size / --heads)")] = None,
+        concat_features: Annotated[bool, Option("the temporal model reads the similarities too")] = False,
+        selection: Annotated[
+            str, Option("choose segments by their class's direction, or by their norm", choices=SELECTIONS)
+        ] = "similarity",
+        num_topk: Annotated[int, size("segments of a video that are most like its class")] = 3,
+        num_bottomk: Annotated[int, size("segments of a video that are least like its class")] = 3,
+        select_idx_dropout_topk: Annotated[float, _dropout("topk")] = 0.7,
+        select_idx_dropout_bottomk: Annotated[float, _dropout("bottomk")] = 0.7,
+        dir_abn_weight: Annotated[float, _weight("top segments lie along their class's direction")] = 1.0,
+        dir_nor_weight: Annotated[float, _weight("normal frames lie along no direction")] = 1.0,
+        topk_abn_weight: Annotated[float, _weight("class likelihood of the top segments")] = 1.0,
+        bottomk_abn_weight: Annotated[float, _weight("normality of the bottom segments of abnormal videos")] = 1.0,
+        topk_nor_weight: Annotated[float, _weight("normality of the top segments of normal videos")] = 1.0,
+        smooth_weight: Annotated[float, _weight("jumps of the score in abnormal videos")] = 8e-4,
+        sparse_weight: Annotated[float, _weight("mean score of abnormal videos")] = 8e-3,
     ):
         super().__init__()
         clip.check_widths(embed_dim, visual_width)
@@ -143,10 +162,9 @@ class AnomalyCLIP(Method):
             raise UserError(
                 f"--emb-size {emb_size} is not a multiple of --heads {heads}: change one, or pass --dim-heads"
             )
-        check_choice("--prompts", prompts, PROMPTS)
-        check_choice("--temporal", temporal, TEMPORAL_MODELS)
-        check_choice("--selection", selection, SELECTIONS)
-        _check_selection(num_segments, num_topk, num_bottomk, select_idx_dropout_topk, select_idx_dropout_bottomk)
+        for kind, count in (("topk", num_topk), ("bottomk", num_bottomk)):
+            if count > num_segments:
+                raise UserError(f"--num-{kind} {count} is more than the --num-segments {num_segments}")
         self.visual_width, self.visual_length = visual_width, num_segments * seg_length
         self.grid, self.chosen = (num_segments, seg_length), (num_topk, num_bottomk)
         self.dropout = (select_idx_dropout_topk, select_idx_dropout_bottomk)
@@ -176,7 +194,7 @@ class AnomalyCLIP(Method):
         self.clipmodel = ClipTextTower(clip)
         ordered = [names[index] for index in alphabetical.tolist()]
         self.prompt_learner: ContextPrompts | FixedPrompts | ClassVectors
-        with own_stream("context"):
+        with isolated_rng("context"):
             if prompts == "learned":
                 self.prompt_learner = ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
             elif prompts == "fixed":
@@ -199,14 +217,14 @@ class AnomalyCLIP(Method):
     def sampling(self) -> GridSampling:
         return GridSampling(*self.grid)
 
-    def calibrate(self, normal_videos: Iterable[np.ndarray]) -> None:
-        """Take the mean over all rows of all normal training videos as the centre of normality."""
+    def set_normal_centroid(self, normal_videos: Iterable[np.ndarray]) -> None:
+        """Set the centroid to the mean over all rows of all normal training videos."""
         total, rows = np.zeros(self.visual_width), 0
         for video in normal_videos:
             total += video.sum(axis=0, dtype=np.float64)
             rows += len(video)
         if not rows:
-            raise UserError(f"{self.name} centres features on those of normal training videos, but there is none")
+            raise UserError(f"{self.name} centres features on those of normal training videos, but there are none")
         if self.recentre:
             self.ncentroid.copy_(torch.from_numpy(total / rows))
 
@@ -230,11 +248,11 @@ class AnomalyCLIP(Method):
         return prompts.ctx[self.rank] if prompts.ctx.dim() == 3 else prompts.ctx
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
-        """visual (B, S·F, D), all of it valid → output. ``UserError`` where the centre of normality is unknown."""
-        if not self.calibrated:
+        """visual (B, S·F, D), all of it valid → output. ``UserError`` without a normal centroid."""
+        if not self.has_normal_centroid:
             raise UserError(
                 f"{self.name} needs the mean feature of the normal training videos (ncentroid), which released files "
-                f"lack: pass the training list, or the videos' features to calibrate()"
+                f"lack: pass the training list, or the videos' features to set_normal_centroid()"
             )
         text = self.encode_once() if text is None else text
         x = visual - self.ncentroid
@@ -244,7 +262,7 @@ class AnomalyCLIP(Method):
         abnormal = F.logsigmoid(coarse.float()) + similarity.float().log_softmax(dim=-1)
         fine = torch.cat([F.logsigmoid(-coarse.float()), abnormal], dim=-1)
         magnitudes = torch.linalg.vector_norm(x, dim=-1) if self.selection == "magnitude" else None
-        return SegmentOutput(coarse, fine, text, similarity, magnitudes)
+        return SegmentOutput(coarse, fine, text, similarity=similarity, magnitudes=magnitudes)
 
     def select(self, x: Tensor, text: Tensor) -> Tensor:
         """Centred frames (B, T, D) along the class directions, normalised over all frames: (B, T, C−1), alphabetical.
@@ -256,26 +274,15 @@ class AnomalyCLIP(Method):
         return self.selector_model["bn_layer"](projected.flatten(0, 1)).view(projected.shape)
 
     def losses(self, output: SegmentOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Weighted terms, those of weight 0 left out; one about a kind of video that is absent is 0.
-
-        A video of several classes counts with the mean over them; released code knows but one.
-        """
-        normal = targets[:, 0] > 0
-        shares = targets[:, 1:].float() / targets[:, 1:].sum(dim=1, keepdim=True).clamp(min=1)
-        similarity, log_classes = output.similarity.float(), output.fine_logits[..., 1:]
-        log_normal, scores = output.fine_logits[..., 0], torch.sigmoid(output.coarse_logits.float()).squeeze(-1)
-        top, bottom = self.choose_segments(similarity, torch.where(normal[:, None], 1, shares), output.magnitudes)
-        direction, log_true = ((values * shares[:, None]).sum(dim=-1) for values in (similarity, log_classes))
-        terms = {
-            "dir_abn": -_mean(self._frames_of(direction, top)[~normal]),
-            "dir_nor": _mean(similarity.amax(dim=-1)[normal]),
-            "topk_abn": -_mean(self._frames_of(log_true, top)[~normal]),
-            "bottomk_abn": -_mean(self._frames_of(log_normal, bottom)[~normal]),
-            "topk_nor": -_mean(self._frames_of(log_normal, top)[normal]),
-            # One run over all abnormal videos, so that it also smooths from one to the next (released code).
-            "smooth": scores[~normal].flatten().diff().square().sum(),
-            "sparse": _mean(scores[~normal]),
-        }
+        """The weighted terms of ``segment_losses``, without those of weight 0."""
+        similarity = output.similarity.float()
+        # A normal video counts with the sum over all classes.
+        shares = torch.where(targets[:, :1] > 0, 1, class_shares(targets))
+        top, bottom = self.choose_segments(similarity, shares, output.magnitudes)
+        grids = (values.unflatten(1, self.grid) for values in (similarity, output.fine_logits, output.coarse_logits))
+        similarity, log_probabilities, coarse = grids
+        scores = torch.sigmoid(coarse.float()).squeeze(-1)
+        terms = segment_losses(similarity, log_probabilities, scores, targets, top, bottom)
         return {name: weight * terms[name] for name, weight in self.weights.items() if weight}
 
     @torch.no_grad()
@@ -298,16 +305,11 @@ class AnomalyCLIP(Method):
         top, bottom = self.chosen
         return high.topk(top, dim=1).indices, low.topk(bottom, dim=1, largest=False).indices
 
-    def _frames_of(self, values: Tensor, segments: Tensor) -> Tensor:
-        """Values of the frames (B, T) in the chosen segments (B, K): (B, K, F)."""
-        grid = values.unflatten(1, self.grid)
-        return grid.gather(1, segments[..., None].expand(-1, -1, grid.shape[2]))
-
     def scores(self, output: VADOutput) -> Scores:
         return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),), output.fine_logits.exp())
 
     @classmethod
-    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
         key = "selector_model.bn_layer.running_mean"
         return key in state or LIGHTNING_PREFIX + key in state
 
@@ -334,36 +336,6 @@ class AnomalyCLIP(Method):
         before, after = self.prompt_learner.around(clip["token_embedding.weight"])
         return clip | own | {TOKEN_PREFIX: before.contiguous(), TOKEN_SUFFIX: after.contiguous()}
 
-    @classmethod
-    def add_options(cls, group: argparse._ArgumentGroup) -> None:
-        add, switch = group.add_argument, argparse.BooleanOptionalAction
-        add("--num-segments", type=size, help="segments that a model input takes from a video")
-        add("--seg-length", type=size, help="consecutive frames of a segment")
-        add(
-            "--prompts",
-            choices=PROMPTS,
-            help="learned context before the class name, a template, or no text: learned directions",
-        )
-        add("--prompt-template", help="with --prompts fixed, e.g. 'a video of {}'")
-        add("--n-ctx", type=size, help="learned tokens before the class name")
-        add("--ctx-init", help="words, joined by _, that the learned tokens start as; they set --n-ctx")
-        add("--shared-context", action=switch, help="one learned context for all classes")
-        add("--learn-projection", action=switch, help="fine-tune CLIP's text projection")
-        add("--recentre", action=switch, help="centre on the mean normal feature; else plain cosine similarity")
-        add("--temporal", choices=TEMPORAL_MODELS, help="who sees whom: both axes of the grid, one, all, or nobody")
-        add("--emb-size", type=size, help="width of the temporal model")
-        add("--depth", type=layers, help="units of the transformer")
-        add("--heads", type=size, help="attention heads of the transformer")
-        add("--dim-heads", type=size, help="width of an attention head (default: --emb-size / --heads)")
-        add("--concat-features", action=switch, help="the temporal model sees the similarities too")
-        add("--selection", choices=SELECTIONS, help="choose segments by their class's direction, or by their norm")
-        add("--num-topk", type=size, help="segments of a video that are most like its class")
-        add("--num-bottomk", type=size, help="segments of a video that are least like its class")
-        for kind in ("topk", "bottomk"):
-            add(f"--select-idx-dropout-{kind}", type=rate, help="share of segments not up for selection")
-        for term, meaning in TERMS.items():
-            add(f"--{term.replace('_', '-')}-weight", type=non_negative_float, help=f"weight of: {meaning}; 0: none")
-
 
 def segment_masks(shape: Sequence[int], rate_top: float, rate_bottom: float) -> tuple[Tensor, Tensor]:
     """Which segments of each video, (B, S) bool, are up for the top and the bottom selection.
@@ -374,20 +346,6 @@ def segment_masks(shape: Sequence[int], rate_top: float, rate_bottom: float) -> 
     return (bottom if rate_top == rate_bottom else top), bottom
 
 
-def _mean(values: Tensor) -> Tensor:
-    """The mean, and 0 of nothing."""
-    return values.sum() / max(values.numel(), 1)
-
-
 def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
     """The key with the first prefix that it has replaced; None where it has none of them."""
     return next((new + key.removeprefix(old) for old, new in prefixes if key.startswith(old)), None)
-
-
-def _check_selection(segments: int, top: int, bottom: int, rate_top: float, rate_bottom: float) -> None:
-    for name, count in (("topk", top), ("bottomk", bottom)):
-        if count > segments:
-            raise UserError(f"--num-{name} {count} is more than the --num-segments {segments}")
-    for name, dropped in (("topk", rate_top), ("bottomk", rate_bottom)):
-        if not 0 <= dropped < 1:
-            raise UserError(f"--select-idx-dropout-{name} {dropped} must be at least 0 and less than 1")

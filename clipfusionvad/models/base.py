@@ -5,14 +5,13 @@ B videos or windows, T snippets of an input, D feature width of one stream, C cl
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 
 from clipfusionvad.data.sampling import Sampling, WindowSampling
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.option import Declared, declared_options, size
 from clipfusionvad.models import register_method as register_method
+from clipfusionvad.models.clip import ClipWeights
 
 # Snippets, of one long or of many short videos, that are scored in one forward pass: enough to fill a GPU, few
 # enough for a processor's cache.
@@ -29,22 +30,27 @@ SNIPPETS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
 # A video's features: one array (L, D), or one per stream of the method.
 Features = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
 
+# Options that most methods have.
+EmbedDim = Annotated[int, size("width of CLIP's text tower")]
+VisualLength = Annotated[int, size("snippets in a model input")]
+VisualWidth = Annotated[int, size("width of the visual features")]
+
 
 @dataclass(frozen=True)
 class VADOutput:
-    """What a forward pass gives: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
+    """Output of a forward pass: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
 
-    The last two are None for a method that does not tell classes apart (``Any``: whoever reads them knows that it
-    does). A method whose losses need more
-    extends this class. Tensors have a row per video, but for those in ``replicated``.
+    The last two are None for a method without classes (typed ``Any``, so that a method that has them need not check).
+    A method whose losses need more extends this class, with ``kw_only=True``. Every field has a row per video, except
+    those in ``replicated``.
     """
 
     #: Fields that do not depend on the videos.
     replicated: ClassVar[tuple[str, ...]] = ("text_features",)
 
     coarse_logits: Tensor
-    fine_logits: Tensor | Any
-    text_features: Tensor | Any
+    fine_logits: Tensor | Any = None
+    text_features: Tensor | Any = None
 
 
 @dataclass(frozen=True)
@@ -52,62 +58,95 @@ class Scores:
     """Probabilities of each snippet.
 
     ``anomaly`` holds one (B, T) tensor per scoring branch, the main one first: the metrics number them
-    (auc1, auc2). ``classes`` (B, T, C) is None for a method that does not tell classes apart.
+    (auc1, auc2). ``classes`` (B, T, C) is None for a method without classes.
     """
 
     anomaly: tuple[Tensor, ...]
-    classes: Tensor | None
+    classes: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
-    """A detector. Its options are the keyword-only arguments of ``__init__``."""
+    """A detector that does not encode text; ``TextMethod`` is one that does.
+
+    A method must provide, in this order of use:
+
+    - ``name``, and ``@register_method`` above the class;
+    - ``__init__(self, classes, *, ...)`` (``TextMethod``: ``class_prompts, clip, *, ...``), which sets
+      ``self.visual_length`` (T) and ``self.visual_width`` (D). ``classes`` is C. Each keyword-only argument of the form
+      ``name: Annotated[type, Option("help")] = default`` is an option. Pass ``**shared`` on to have those of the base
+      class too; an argument that is declared again replaces the base's;
+    - ``forward(visual, lengths)`` → ``VADOutput`` (``TextMethod``: ``visual, lengths, text``);
+    - ``losses(output, targets, lengths)`` → weighted terms, whose sum is minimised and which losses.csv records;
+    - ``scores(output)`` → ``Scores``.
+
+    Everything else has a default; docs/methods.md ("Add a method") has an example.
+    """
 
     name: ClassVar[str]
     #: Feature streams of a snippet, side by side in the last dim of an input; lists name the files of the first.
     streams: ClassVar[tuple[str, ...]] = ("rgb",)
-    #: How many branches ``scores`` gives an anomaly probability of.
+    #: How many branches ``scores`` returns an anomaly probability of.
     branches: ClassVar[int] = 1
-    #: Whether the method encodes class prompts with CLIP; a method that does not gets None for ``clip``.
-    needs_clip: ClassVar[bool] = True
-    #: What the method sets differently from an option file, whatever the dataset.
+    #: Whether the method is built from CLIP's weights.
+    needs_clip: ClassVar[bool] = False
+    #: What the method sets differently from an option file, for every dataset.
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: What it sets for the small data of ``--demo``.
     demo: ClassVar[Mapping[str, Any]] = {}
-    #: Buffers that ``calibrate`` fills; NaN until then.
-    calibration: ClassVar[tuple[str, ...]] = ()
+    #: Buffers that ``set_normal_centroid`` fills; NaN until then.
+    centroid_buffers: ClassVar[tuple[str, ...]] = ()
 
     visual_length: int
     visual_width: int
-    _calibrated = False
-    _uncompiled_text: Callable[[], Any] | None = None
+    _centroid_set = False
 
     @classmethod
-    @abstractmethod
-    def add_options(cls, group: argparse._ArgumentGroup) -> None:
-        """Add a flag for every option of the method."""
+    def declared_options(cls) -> dict[str, Declared]:
+        """Return the options by name: those that ``__init__`` declares and those of the classes it passes them to."""
+        declared: dict[str, Declared] = {}
+        for base in cls.__mro__:
+            if issubclass(base, Method) and "__init__" in vars(base):
+                declared = declared_options(base) | declared
+                parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+                if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                    break
+        return declared
 
     @classmethod
-    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+    def option_defaults(cls) -> dict[str, Any]:
+        return {name: option.default for name, option in cls.declared_options().items()}
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        return list(cls.declared_options())
+
+    @classmethod
+    def create(cls, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
+        """Build the method from what every method can be built from."""
+        return cls(len(class_prompts), **options)
+
+    @classmethod
+    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
         """Whether a state dict without a name looks like one that the method's authors released."""
         return False
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A released state dict under the names of this class, CLIP in it under ``clipmodel.``."""
+        """Return a released state dict under the names of this class, CLIP's weights under ``clipmodel.``."""
         return dict(state)
 
     def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The way back: this model's own state and the whole of CLIP under ``clipmodel.``, as its authors name them."""
+        """Return this model's state, with all of CLIP under ``clipmodel.``, under the names of its authors."""
         return dict(state)
 
     @classmethod
     def sampling_of(cls, options: Mapping[str, Any]) -> Sampling:
-        """How videos become inputs of a model with these options; there need not be one."""
+        """Return how videos become inputs of a model with these options; needs no model."""
         return WindowSampling(options["visual_length"])
 
     @property
     def sampling(self) -> Sampling:
-        """How videos become inputs of this model: as its options say."""
+        """How videos become inputs of this model."""
         return self.sampling_of(vars(self))
 
     @property
@@ -116,61 +155,32 @@ class Method(nn.Module, ABC):
         device = next(self.parameters()).device.type
         return max(1, SNIPPETS_AT_ONCE.get(device, SNIPPETS_AT_ONCE["cuda"]) // self.sampling.length)
 
-    def calibrate(self, normal_videos: Iterable[np.ndarray]) -> None:
-        """Before training, fill the buffers in ``calibration`` from the normal training videos, (L, D) each."""
+    def set_normal_centroid(self, normal_videos: Iterable[np.ndarray]) -> None:
+        """Fill the buffers in ``centroid_buffers`` from the normal training videos, (L, D) each, before training."""
 
     @property
-    def calibrated(self) -> bool:
-        # Asked in every forward pass: once it is so, a GPU is not waited for again.
-        if not self._calibrated:
-            self._calibrated = all(bool(self.get_buffer(name).isfinite().all()) for name in self.calibration)
-        return self._calibrated
+    def has_normal_centroid(self) -> bool:
+        """Whether the buffers in ``centroid_buffers`` are filled; True where there are none."""
+        # Read in every forward pass: once it is True, the GPU is not synchronised again.
+        if not self._centroid_set:
+            self._centroid_set = all(bool(self.get_buffer(name).isfinite().all()) for name in self.centroid_buffers)
+        return self._centroid_set
+
+    def fixed_inputs(self) -> tuple[Any, ...]:
+        """What ``forward`` takes after ``lengths`` that does not depend on the videos: computed once per evaluation."""
+        return ()
 
     @abstractmethod
-    def encode_text(self) -> Any:
-        """What depends on the class prompts alone; evaluation computes it once and hands it to ``forward``."""
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As of every module, but for the text where no gradients are wanted.
-
-        In inference text is encoded once for all videos, which pays for no compiling, and comes out with the very
-        numbers that an evaluation hands to ``forward``.
-        """
-        self._uncompiled_text = torch.compiler.disable(self.encode_text)
-        super().compile(*args, **kwargs)
-
-    def encode_once(self) -> Any:
-        """``encode_text``, for a ``forward`` that is given no text."""
-        uncompiled = None if torch.is_grad_enabled() else self._uncompiled_text
-        return (uncompiled or self.encode_text)()
-
-    def context_vectors(self) -> Tensor | None:
-        """What the method has learned in place of words of a prompt, as CLIP reads it: (n, W), or (C, n, W) of each
-        class; None where it has learned nothing of the kind."""
-        return None
-
-    @abstractmethod
-    def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Any = None) -> VADOutput:
+    def forward(self, visual: Tensor, lengths: Tensor | None = None) -> VADOutput:
         """visual (B, T, D), lengths (B,) valid snippets (None: all) → output."""
 
     @abstractmethod
     def losses(self, output: Any, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """The terms whose sum is trained on, each already weighted; output of ``forward``, targets (B, C) multi-hot."""
+        """Return the weighted loss terms by name; output of ``forward``, targets (B, C) multi-hot, lengths (B,)."""
 
     @abstractmethod
     def scores(self, output: VADOutput) -> Scores:
         """Turn logits into probabilities."""
-
-    @classmethod
-    def option_defaults(cls) -> dict[str, Any]:
-        """Keyword-only arguments of the method's own ``__init__`` and of those it passes them on to."""
-        initialisers = [base.__init__ for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Method)]
-        parameters = [p for init in reversed(initialisers) for p in inspect.signature(init).parameters.values()]
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-    @classmethod
-    def option_names(cls) -> list[str]:
-        return list(cls.option_defaults())
 
     def score_video(self, features: Features) -> tuple[np.ndarray, np.ndarray | None]:
         """Score one whole video: features (L, D) → anomaly probability (L,) and class probabilities (L, C) or None.
@@ -183,15 +193,15 @@ class Method(nn.Module, ABC):
         was_training = self.training
         self.eval()
         with torch.inference_mode():
-            text = self.encode_text()
-        anomaly, classes = self.score_windows(windows, lengths, text)
+            fixed = self.fixed_inputs()
+        anomaly, classes = self.score_windows(windows, lengths, *fixed)
         self.train(was_training)
         count = len(joined)
         scores = self.sampling.restore(anomaly[0], count)
         return scores, None if classes is None else self.sampling.restore(classes, count)
 
     def _join(self, features: Features) -> np.ndarray:
-        """A video's streams side by side, (L, streams · D)."""
+        """Return a video's streams side by side, (L, streams · D)."""
         streams = [features] if isinstance(features, np.ndarray | Tensor) else list(features)
         arrays = [np.asarray(stream.detach().cpu() if isinstance(stream, Tensor) else stream) for stream in streams]
         joined = np.concatenate(arrays, axis=-1) if len({len(array) for array in arrays}) == 1 else None
@@ -203,27 +213,70 @@ class Method(nn.Module, ABC):
 
     @torch.inference_mode()
     def score_windows(
-        self, windows: np.ndarray, lengths: np.ndarray, text: Any
+        self, windows: np.ndarray, lengths: np.ndarray, *fixed: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Score windows (N, T, D) in bounded memory: anomaly (branches, N·T), classes (N·T, C) or None.
 
-        ``lengths`` (N,) valid snippets, ``text`` from ``encode_text``.
+        ``lengths`` (N,) valid snippets, ``fixed`` from ``fixed_inputs``.
         """
         device, at_once = next(self.parameters()).device, self.windows_at_once
         anomaly, classes = [], []
         for start in range(0, len(windows), at_once):
             chosen = slice(start, start + at_once)
             visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
-            scores = self.scores(self(visual, torch.from_numpy(lengths[chosen]).to(device), text))
+            scores = self.scores(self(visual, torch.from_numpy(lengths[chosen]).to(device), *fixed))
             anomaly.append(torch.stack([branch.flatten() for branch in scores.anomaly]).float().cpu().numpy())
             if scores.classes is not None:
                 classes.append(scores.classes.flatten(0, 1).float().cpu().numpy())
         return np.concatenate(anomaly, axis=1), np.concatenate(classes) if classes else None
 
 
+class TextMethod(Method):
+    """A detector that encodes class prompts with CLIP's text tower."""
+
+    needs_clip = True
+    _uncompiled_text: Callable[[], Tensor] | None = None
+
+    @classmethod
+    def create(cls, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
+        return cls(list(class_prompts), clip, **options)
+
+    @abstractmethod
+    def encode_text(self) -> Tensor:
+        """Return the text features (C, E) of the class prompts."""
+
+    @abstractmethod
+    def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
+        """visual (B, T, D), lengths (B,) valid snippets (None: all), text from ``encode_text`` → output."""
+
+    def fixed_inputs(self) -> tuple[Any, ...]:
+        return (self.encode_text(),)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the model, except for the text encoder where no gradients are needed.
+
+        In inference the text is encoded once for all videos, so compiling it does not pay, and its values stay exactly
+        those that an evaluation passes to ``forward``.
+        """
+        self._uncompiled_text = torch.compiler.disable(self.encode_text)
+        super().compile(*args, **kwargs)
+
+    def encode_once(self) -> Tensor:
+        """``encode_text``, for a ``forward`` that is given no text."""
+        uncompiled = None if torch.is_grad_enabled() else self._uncompiled_text
+        return (uncompiled or self.encode_text)()
+
+    def context_vectors(self) -> Tensor | None:
+        """Return the learned embeddings in place of prompt words: (n, W), (C, n, W) per class, or None."""
+        return None
+
+
 @contextlib.contextmanager
-def own_stream(part: str) -> Iterator[None]:
-    """Draw the initial weights of an optional part apart, so that without it all others start the same."""
+def isolated_rng(part: str) -> Iterator[None]:
+    """Draw the initial weights of an optional part from a generator of its own.
+
+    Without the part, all other parts then start from the same weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((torch.initial_seed() + zlib.crc32(part.encode())) % 2**63)
         yield

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipfusionvad.models.base import VADOutput, own_stream, register_method
+from clipfusionvad.io.option import Option
+from clipfusionvad.models.base import VADOutput, isolated_rng, register_method
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.attention import GlobalAttentionModule
 from clipfusionvad.models.layers.dual_branch import DualBranch
@@ -19,8 +19,8 @@ from clipfusionvad.models.layers.dual_branch import DualBranch
 class ClipFusionVAD(DualBranch):
     """The main system.
 
-    Two heads give each snippet a fine view v and a coarse view u. The *Visual Aggregator* feeds v + u to the
-    coarse classifier; the *Visual Product* weighs u with the coarse logits into a visual prompt for the class
+    Two heads compute a fine view v and a coarse view u of each snippet. The *Visual Aggregator* feeds v + u to the
+    coarse classifier. The *Visual Product* is the sum of u weighted by the coarse logits: a visual prompt for the class
     text, with which v is aligned.
     """
 
@@ -31,13 +31,13 @@ class ClipFusionVAD(DualBranch):
         class_prompts: list[str],
         clip: ClipWeights,
         *,
-        gam: bool = True,
-        aggregator: bool = True,
+        gam: Annotated[bool, Option("global attention module")] = True,
+        aggregator: Annotated[bool, Option("Visual Aggregator before the coarse head")] = True,
         **shared: Any,
     ):
         super().__init__(class_prompts, clip, **shared)
         self.aggregator = aggregator
-        with own_stream("gam"):
+        with isolated_rng("gam"):
             self.gam_attention = GlobalAttentionModule(self.visual_width) if gam else nn.Identity()
         self.head_video = nn.Linear(self.visual_width, self.visual_width)
         self.u_head_video = nn.Linear(self.visual_width, self.visual_width)
@@ -56,12 +56,5 @@ class ClipFusionVAD(DualBranch):
         return VADOutput(coarse, fine, text)
 
     @classmethod
-    def add_options(cls, group: argparse._ArgumentGroup) -> None:
-        super().add_options(group)
-        switch = argparse.BooleanOptionalAction
-        group.add_argument("--gam", action=switch, default=True, help="global attention module")
-        group.add_argument("--aggregator", action=switch, default=True, help="Visual Aggregator before the coarse head")
-
-    @classmethod
-    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
         return "u_head_video.weight" in state

@@ -1,4 +1,4 @@
-"""VadCLIP (AAAI 2024): dual branch with a visual prompt made of the coarse logits."""
+"""VadCLIP (AAAI 2024): dual branch whose visual prompt is weighted by the coarse logits."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ class VadCLIP(DualBranch):
     name = "vadclip"
 
     @classmethod
-    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
-        more = ("u_head_video.weight", "distilbert_model.")
-        return "gc1.weight" in state and not any(key.startswith(more) for key in state)
+    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
+        others = ("u_head_video.weight", "distilbert_model.")
+        return "gc1.weight" in state and not any(key.startswith(others) for key in state)

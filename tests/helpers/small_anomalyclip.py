@@ -23,6 +23,7 @@ SMALL = {
     "num_topk": 2,
     "num_bottomk": 1,
 }
+TERMS = ("dir_abn", "dir_nor", "topk_abn", "bottomk_abn", "topk_nor", "smooth", "sparse")
 # Videos of one class and of several, normal ones in between.
 TARGETS = torch.tensor(
     [[0.0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]],
@@ -39,11 +40,11 @@ def clip_under_prefix():
     return {f"clipmodel.{key}": value for key, value in toy_clip().state.items()}
 
 
-def small_model(classes=CLASSES, seed=0, calibrated=True, **options):
+def small_model(classes=CLASSES, seed=0, centred=True, **options):
     torch.manual_seed(seed)
     model = build_method("anomalyclip", classes, toy_clip(), **{**SMALL, **options})
-    if calibrated:
-        model.calibrate([np.linspace(-1, 1, 3 * 64).reshape(3, 64)])
+    if centred:
+        model.set_normal_centroid([np.linspace(-1, 1, 3 * 64).reshape(3, 64)])
     return model.eval()
 
 

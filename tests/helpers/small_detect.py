@@ -54,7 +54,7 @@ def write_model(path, method, dataset=UCF):
         strings(["--method", method], SHARED_FLAGS, frames, METHOD_FLAGS[method], ["--seed", 5])
     )
     model, clip = prepare_model(args, dataset)
-    for name in model.calibration:
+    for name in model.centroid_buffers:
         buffer = model.get_buffer(name)
         buffer.copy_(torch.zeros_like(buffer))
     write_torch(path, model_content(describe(model, clip, dataset, vars(args)), own_state(model)))

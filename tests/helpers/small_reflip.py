@@ -12,9 +12,9 @@ SMALL = {"embed_dim": 64, "visual_width": 64, "visual_length": 32}
 TARGETS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]])
 
 
-def small_model(seed=0, **options):
+def small_model(method="reflipvad", seed=0, **options):
     torch.manual_seed(seed)
-    return create_model("reflipvad", PROMPTS, clip="toy", **{**SMALL, **options})
+    return create_model(method, PROMPTS, clip="toy", **{**SMALL, **options})
 
 
 def small_batch():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import ucf_test
@@ -18,6 +19,7 @@ import xd_test
 import xd_train
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS
+from clipfusionvad.models import find_method, method_names
 
 WIDTH, LENGTH, FRAMES = 64, 32, 16
 
@@ -29,25 +31,37 @@ def package(command, dataset):
 TRAIN = {name: package("train", name) for name in DATASETS} | {"ucf": ucf_train.main, "xd": xd_train.main}
 TEST = {name: package("test", name) for name in DATASETS} | {"ucf": ucf_test.main, "xd": xd_test.main}
 SHARED_FLAGS = ["--clip", "toy", "--embed-dim", WIDTH, "--visual-width", WIDTH, "--frames-per-snippet", FRAMES]
-WINDOW_FLAGS = ["--visual-length", LENGTH]
-BRANCH_FLAGS = [*WINDOW_FLAGS, "--attn-window", 8, "--visual-layers", 1, "--prompt-prefix", 2, "--prompt-postfix", 2]
-METHOD_FLAGS = {
-    "clipfusionvad": BRANCH_FLAGS,
-    "vadclip": BRANCH_FLAGS,
-    "reflipvad": [*WINDOW_FLAGS, "--glimpse-window", 8, "--prompt-encoder", "toy", "--prompt-length", 4],
-    "anomalyclip": ["--num-segments", 8, "--seg-length", 4, "--n-ctx", 2, "--emb-size", 16, "--heads", 2]
-    + ["--warmup-epochs", 0],
-    "iefvad": [
-        *WINDOW_FLAGS,
-        "--visual-layers",
-        1,
-        "--num-refinement-steps",
-        2,
-        "--stream-folders",
-        "features",
-        "events",
-    ],
+#: Small values of options that methods declare; an option that is not here keeps its default.
+SMALL = {
+    "visual_length": LENGTH,
+    "attn_window": 8,
+    "visual_layers": 1,
+    "prompt_prefix": 2,
+    "prompt_postfix": 2,
+    "glimpse_window": 8,
+    "prompt_encoder": "toy",
+    "prompt_length": 4,
+    "num_segments": 8,
+    "seg_length": 4,
+    "n_ctx": 2,
+    "emb_size": 16,
+    "heads": 2,
+    "num_refinement_steps": 2,
 }
+
+
+def small_options(method):
+    return {key: SMALL[key] for key in find_method(method).option_names() if key in SMALL}
+
+
+def method_flags(method):
+    """Flags that make a method small and, for several streams, say where theirs lie."""
+    own = [(f"--{key.replace('_', '-')}", value) for key, value in small_options(method).items()]
+    streams = ["--stream-folders", "features", "events"] if len(find_method(method).streams) > 1 else []
+    return [item for pair in own for item in pair] + streams + ["--warmup-epochs", 0]
+
+
+METHOD_FLAGS = {name: method_flags(name) for name in method_names()}
 SCHEDULE_FLAGS = ["--max-epoch", 2, "--batch-size", 3, "--lr", 3e-3, "--scheduler-milestones", 1]
 
 # Video names carry the labels; each label's events are so many of the benchmark's classes.
@@ -125,6 +139,12 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def skip_without_packages(method):
+    """Skip a test where the package that a method is built with is not installed."""
+    if "prompt_encoder" in find_method(method).option_names():
+        pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
 
 
 def strings(*groups):

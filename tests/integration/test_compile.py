@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import skip_without_packages
 
 from clipfusionvad.datasets import UCF
 from clipfusionvad.models import build_method, find_method, method_names
@@ -19,14 +20,13 @@ def make(name):
     options |= {key: value for key, value in method.demo.items() if key in known}
     torch.manual_seed(0)
     model = build_method(name, UCF.prompts, load_clip("toy", WIDTH) if method.needs_clip else None, **options)
-    model.calibrate([torch.randn(20, WIDTH).numpy()])
+    model.set_normal_centroid([torch.randn(20, WIDTH).numpy()])
     return model
 
 
 @pytest.mark.parametrize("name", method_names())
 def test_a_method_compiles_to_one_graph_with_the_same_numbers(name):
-    if name == "reflipvad":
-        pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
+    skip_without_packages(name)
     model = make(name).eval()
     steps = model.sampling.length
     visual = torch.randn(4, steps, WIDTH * len(model.streams))

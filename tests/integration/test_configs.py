@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import make_tiny
+from tiny import make_tiny, skip_without_packages
 
 from clipfusionvad.cli import options, sweep
 from clipfusionvad.cli.options import build_parser, config_tokens, find_method
 from clipfusionvad.cli.prepare import option_file_of
-from clipfusionvad.cli.task import calibrate, make_trainer, read_task
+from clipfusionvad.cli.task import find_normal_centroid, make_trainer, read_task
 from clipfusionvad.data.loaders import load_batches
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.engine.device import pick_device
@@ -186,9 +186,6 @@ def shrunk(setting: dict) -> dict:
     setting = {"batch_size": 1, **setting}
     small = {key: value // DIVIDED.get(key, 1) if key in DIVIDED else value for key, value in setting.items()}
     small |= {key: min(value, AT_MOST[key]) for key, value in setting.items() if key in AT_MOST}
-    if setting.get("variant") == "repo":  # sizes of the other variant stay as they are
-        known = find_method(setting["method"]).option_defaults()
-        small |= {key: known[key] for key in ("prompt_length", "glimpse_window")}
     if "stream_folders" in small:
         small["stream_folders"] = ["features", "events"]
     return small
@@ -209,14 +206,13 @@ def tasks():
 def test_two_steps_can_be_trained(path, dataset, tiny_data, tasks):
     for name, setting in settings_of(path).items():
         method = setting.get("method", DEFAULT_METHOD)
-        if method == "reflipvad":
-            pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
+        skip_without_packages(method)
         flags = tiny_data[dataset].of(method).train_flags("--no-check")
         args = parse(dataset, [*flags, *tokens_of(dataset, shrunk(setting))])
         if (method, dataset) not in tasks:
             tasks[method, dataset] = read_task(args, find_dataset(dataset), Team(), pick_device("cpu"))
         trainer, entries = make_trainer(args, tasks[method, dataset])
-        calibrate(trainer.model, args, entries, find_dataset(dataset))
+        find_normal_centroid(trainer.model, args, entries, find_dataset(dataset))
         learned = {key: value for key, value in trainer.model.named_parameters() if value.requires_grad}
         before = {key: value.detach().clone() for key, value in learned.items()}
         plan = trainer.plan.epoch(0)

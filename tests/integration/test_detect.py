@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_detect import detect, write_model, write_sound, write_video
-from tiny import METHOD_FLAGS, WIDTH
+from tiny import METHOD_FLAGS, WIDTH, skip_without_packages
 
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.extraction.crops import cut_windows, to_canvas
@@ -62,8 +62,7 @@ def slow_features(path, per_frame=False, crop=0):
 
 @pytest.mark.parametrize("method", METHOD_FLAGS)
 def test_scores_are_those_of_slowly_made_features(method, place, tmp_path):
-    if method == "reflipvad":
-        pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
+    skip_without_packages(method)
     model = write_model(tmp_path / "model.pt", method)
     video = place / "video.mp4"
     # A model without class texts does not know the CLIP of its features.

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from tiny import METHOD_FLAGS, make_tiny
+from tiny import METHOD_FLAGS, make_tiny, skip_without_packages
 
 from clipfusionvad.cli import task as task_module
 from clipfusionvad.engine.device import deterministic
@@ -41,8 +41,7 @@ def state(work):
 @pytest.mark.parametrize("method", METHOD_FLAGS)
 def test_a_run_comes_out_the_same_with_workers_and_the_flag(data, method, tmp_path, monkeypatch):
     """Twice the same, whoever loads the features; on a CPU the flag changes no bit."""
-    if method == "reflipvad":
-        pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
+    skip_without_packages(method)
     flags, step = [], Trainer._step
 
     def watched(self, *args):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_detect import write_model
-from tiny import METHOD_FLAGS, quietly, strings
+from tiny import METHOD_FLAGS, quietly, skip_without_packages, strings
 
 from clipfusionvad import create_model
 from clipfusionvad.__main__ import main as package_main
@@ -38,7 +38,7 @@ MODELS = {
     "fusion": ("clipfusionvad", "ucf", WINDOWS),
     "plain": ("vadclip", "xd", {**WINDOWS, "visual_length": 256, "attn_window": 64}),
     "paper": ("reflipvad", "shanghaitech", PAPER),
-    "repo": ("reflipvad", "ucf", {**WINDOWS, "prompt_encoder": "toy", "variant": "repo"}),
+    "repo": ("reflipvad_repo", "ucf", {**WINDOWS, "prompt_encoder": "toy"}),
     "grid": ("anomalyclip", "msad", GRID),
     "concat": ("anomalyclip", "xd", {**GRID, "concat_features": True}),
     "gaussian": ("iefvad", "ucf", {**STREAMS, "noise_model": "gaussian"}),
@@ -64,8 +64,7 @@ OTHERS = {
 
 def build(case):
     method, dataset, options = (MODELS | OTHERS)[case]
-    if method == "reflipvad":
-        pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
+    skip_without_packages(method)
     torch.manual_seed(0)
     model = create_model(method, DATASETS[dataset].prompts, clip="toy", **options).eval()
     with torch.no_grad():
@@ -194,8 +193,7 @@ def test_the_command_writes_pt2_with_a_card_whose_example_runs(tmp_path, monkeyp
 
 @pytest.mark.parametrize("method", METHOD_FLAGS)
 def test_safetensors_bring_the_model_back(method, tmp_path):
-    if method == "reflipvad":
-        pytest.importorskip("transformers", reason="its prompt encoder comes from transformers")
+    skip_without_packages(method)
     write_model(tmp_path / "model.pth", method)
     assert (done := export(tmp_path / "model.pth", "--output", tmp_path / "m.safetensors")).code == 0, done.err
     before, after = read_model_file(tmp_path / "model.pth"), read_model_file(tmp_path / "m.safetensors")

@@ -97,23 +97,16 @@ class Odd(Method):
         self.visual_length, self.visual_width = 4, 8
         self.layer = torch.nn.Linear(8, 1)
 
-    @classmethod
-    def add_options(cls, group):
-        pass
-
-    def encode_text(self):
-        return None
-
-    def forward(self, visual, lengths=None, text=None):
+    def forward(self, visual, lengths=None):
         x = self.layer(visual)
         {line}
-        return VADOutput(x, None, None)
+        return VADOutput(x)
 
     def losses(self, output, targets, lengths):
         raise NotImplementedError
 
     def scores(self, output):
-        return Scores((output.coarse_logits.sigmoid().squeeze(-1),), None)
+        return Scores((output.coarse_logits.sigmoid().squeeze(-1),))
 """
 # A line that torch cannot follow, the form, and what the message names.
 UNTRACEABLE = {

@@ -84,7 +84,7 @@ def plain_numpy(path):
 
 PICKLES = {
     "checkpoint": (torch_file, plain_torch, read_model_file),
-    "normal centroid": (torch_file, plain_torch, lambda path: read_checkpoint(path, "calibration file")),
+    "normal centroid": (torch_file, plain_torch, lambda path: read_checkpoint(path, "normal centroid file")),
     "CLIP": (torch_file, plain_torch, lambda path: load_clip(str(path))),
     "ground truth": (object_array, plain_numpy, lambda path: read_array(path, "truth")),
     "features": (object_array, plain_numpy, load_features),

@@ -6,6 +6,7 @@ It has one branch, no classes, no text and none of the other methods' options.
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from torch import nn
 import ucf_test
 import ucf_train
 from clipfusionvad import create_model, load_weights, models
-from clipfusionvad.io.argtypes import positive_int
+from clipfusionvad.io.option import size
 from clipfusionvad.losses import coarse_mil_loss
 from clipfusionvad.models import Method, register_method
-from clipfusionvad.models.base import Scores, VADOutput
+from clipfusionvad.models.base import Scores, VADOutput, VisualLength, VisualWidth
 
 
 class SnippetClassifier(Method):
@@ -26,26 +27,26 @@ class SnippetClassifier(Method):
 
     name = "perceptron"
 
-    def __init__(self, class_prompts, clip, *, visual_length=256, visual_width=512, hidden=32):
+    def __init__(
+        self,
+        classes,
+        *,
+        visual_length: VisualLength = 256,
+        visual_width: VisualWidth = 512,
+        hidden: Annotated[int, size("hidden units")] = 32,
+    ):
         super().__init__()
         self.visual_length, self.visual_width = visual_length, visual_width
         self.layers = nn.Sequential(nn.Linear(visual_width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    @classmethod
-    def add_options(cls, group):
-        group.add_argument("--hidden", type=positive_int, default=32, help="hidden units")
-
-    def encode_text(self):
-        return None
-
-    def forward(self, visual, lengths=None, text=None):
-        return VADOutput(self.layers(visual), None, None)
+    def forward(self, visual, lengths=None):
+        return VADOutput(self.layers(visual))
 
     def losses(self, output, targets, lengths):
         return {"coarse": coarse_mil_loss(output.coarse_logits, targets, lengths)}
 
     def scores(self, output):
-        return Scores((output.coarse_logits.sigmoid().squeeze(-1),), None)
+        return Scores((output.coarse_logits.sigmoid().squeeze(-1),))
 
 
 @pytest.fixture(autouse=True)

@@ -21,14 +21,19 @@ from torch.utils import backend_registration
 
 from clipfusionvad.cli import task
 from clipfusionvad.engine.run_folder import seed_folder
+from clipfusionvad.models import find_method
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this version of torch takes no device that is written in Python",
 )
 TESTS = Path(__file__).resolve().parents[1] / "helpers"
-# The prompt encoder of ReFLIP-VAD comes from transformers.
-METHODS = [name for name in METHOD_FLAGS if name != "reflipvad" or find_spec("transformers")]
+# A prompt encoder comes from transformers.
+METHODS = [
+    name
+    for name in METHOD_FLAGS
+    if "prompt_encoder" not in find_method(name).option_names() or find_spec("transformers")
+]
 ELSEWHERE = ["--device", "elsewhere"]
 
 

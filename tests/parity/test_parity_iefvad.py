@@ -12,7 +12,7 @@ from originals import compiled, difference, read_config, relative
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
 from clipfusionvad.engine.checkpoint import read_model_file
-from clipfusionvad.models.iefvad import gaussian_kl
+from clipfusionvad.losses import gaussian_kl
 
 NOISE = {"StudentT": "student_t", "Gaussian": "gaussian"}
 # Weights of the regularisers, and the KL whatever the noise model, of the original's trainers.

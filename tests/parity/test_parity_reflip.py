@@ -43,10 +43,9 @@ def load(case: Path, **options: Any) -> Original:
     config = read_config(case)
     weight = {"separation_weight": separation(config)[0]} if "loss" in config else {}
     model = create_model(
-        "reflipvad",
+        "reflipvad_repo",
         config.get("prompt_text") or [prompt for _, prompt in config["label_map"]],
         clip=str(case / (config["clip"] or "checkpoint.pth")),
-        variant="repo",
         prompt_encoder=str(case / "distilbert"),
         **{**model_options(config), **weight, "residual": config.get("residual", True), **options},
     )
@@ -141,7 +140,7 @@ def test_the_released_file_and_ours_are_two_names_of_the_same(case, original):
     found = original(case)
     prefixes, omitted = found.config["checkpoint_prefixes"], found.config.get("checkpoint_omits", {})
     released = read_checkpoint(case / "checkpoint.pth", "checkpoint")
-    assert type(found.model).recognises(released)
+    assert type(found.model).matches_state_dict(released)
     written = released_state(found.model, load_clip(str(case / found.config["clip"])))
     assert released.keys() <= written.keys()
     assert set(omitted) <= written.keys() - released.keys()

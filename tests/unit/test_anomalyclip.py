@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_anomalyclip import CLASSES, FRAMES, TARGETS, E, S, small_batch, small_model, toy_clip
+from small_anomalyclip import CLASSES, FRAMES, TARGETS, TERMS, E, S, small_batch, small_model, toy_clip
 from torch import nn
 
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models.anomalyclip import TERMS
 from clipfusionvad.models.clip import tokenize
 
 
@@ -101,33 +100,33 @@ def test_reordered_classes_give_reordered_outputs(visual):
     torch.testing.assert_close(first.similarity[..., [c - 1 for c in order[1:]]], second.similarity)
 
 
-def test_calibrate_takes_the_mean_of_all_rows():
+def test_the_centroid_is_the_mean_of_all_rows():
     rng = np.random.default_rng(0)
     videos = [(100 + rng.standard_normal((n, 64))).astype(np.float16) for n in (1, 40, 7)]
-    model = small_model(calibrated=False)
-    assert not model.calibrated
-    model.calibrate(iter(videos))
-    assert model.calibrated
+    model = small_model(centred=False)
+    assert not model.has_normal_centroid
+    model.set_normal_centroid(iter(videos))
+    assert model.has_normal_centroid
     expected = np.concatenate(videos).astype(np.float64).mean(axis=0)
     np.testing.assert_allclose(model.ncentroid, expected, rtol=1e-6)
 
 
 def test_without_a_centre_there_is_no_forward(visual):
-    with pytest.raises(UserError, match=r"mean feature of the normal training videos.*calibrate\(\)"):
-        small_model(calibrated=False)(visual)
-    with pytest.raises(UserError, match="normal training videos, but there is none"):
-        small_model(calibrated=False).calibrate([])
+    with pytest.raises(UserError, match=r"mean feature of the normal training videos.*set_normal_centroid\(\)"):
+        small_model(centred=False)(visual)
+    with pytest.raises(UserError, match="normal training videos, but there are none"):
+        small_model(centred=False).set_normal_centroid([])
 
 
 def test_without_recentring_similarity_is_a_cosine(visual):
-    model = small_model(recentre=False, calibrated=False)
+    model = small_model(recentre=False, centred=False)
     with torch.no_grad():
         out, text = model(visual), model.encode_text()
         cosine = nn.functional.cosine_similarity(visual[:, :, None], text[1:], dim=-1)
         raw = model.temporal_model(visual, model.grid)
     torch.testing.assert_close(out.similarity, cosine / math.sqrt(1 + 1e-5), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(out.coarse_logits, raw)
-    model.calibrate([np.ones((3, 64))])
+    model.set_normal_centroid([np.ones((3, 64))])
     with torch.no_grad():
         torch.testing.assert_close(model(visual).coarse_logits, raw)
 
@@ -215,7 +214,10 @@ def test_errors_name_what_is_wrong():
         ({"visual_width": 512}, "--visual-width 512, but CLIP toy embeds into 64"),
         ({"heads": 3}, "--emb-size 16 is not a multiple of --heads 3"),
         ({"num_topk": 5}, "--num-topk 5 is more than the --num-segments 4"),
-        ({"select_idx_dropout_bottomk": 1.0}, "--select-idx-dropout-bottomk 1.0 must be"),
+        (
+            {"select_idx_dropout_bottomk": 1.0},
+            "--select-idx-dropout-bottomk must be a number from 0 to",
+        ),
         ({"n_ctx": 80}, "too long for CLIP"),
         ({"temporal": "rnn"}, "--temporal 'rnn': choose from axial, short, long, mtn, mlp"),
         ({"temporal": "mtn", "emb_size": 20}, "--temporal mtn takes an --emb-size that is a multiple of 8, not 20"),
@@ -223,5 +225,5 @@ def test_errors_name_what_is_wrong():
         ({f"{term}_weight": 0.0 for term in TERMS}, "nothing to train on"),
     ):
         with pytest.raises(UserError, match=message):
-            small_model(calibrated=False, **options)
+            small_model(centred=False, **options)
     assert small_model(heads=3, dim_heads=4).sampling.length == S * FRAMES

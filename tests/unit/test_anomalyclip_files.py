@@ -105,7 +105,7 @@ def test_a_released_file_gives_the_model_and_the_clip_in_it(released, prefix):
     visual = small_batch()
     model, state = released
     state = {prefix + key: value for key, value in state.items()}
-    assert model.recognises(state) and not model.recognises({"u_head_video.weight": torch.zeros(1)})
+    assert model.matches_state_dict(state) and not model.matches_state_dict({"u_head_video.weight": torch.zeros(1)})
     back = type(model).from_released(state)
     inside = clip_in_checkpoint(back, "file")
     assert isinstance(inside, ClipWeights) and inside.state.keys() == toy_clip().state.keys()

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from small_anomalyclip import FRAMES, TARGETS, S, small_batch, small_model
+from small_anomalyclip import FRAMES, TARGETS, TERMS, S, small_batch, small_model
 from torch import nn
 
-from clipfusionvad.models.anomalyclip import TERMS, SegmentOutput
+from clipfusionvad.models.anomalyclip import SegmentOutput
 
 
 def random_output(seed, videos):
@@ -18,7 +18,7 @@ def random_output(seed, videos):
     coarse = torch.randn(videos, S * FRAMES, 1, generator=generator, dtype=torch.float64)
     s = torch.sigmoid(coarse)
     fine = torch.cat([1 - s, s * similarity.softmax(-1)], dim=-1).log()
-    return SegmentOutput(*(x.float() for x in (coarse, fine)), None, similarity.float())
+    return SegmentOutput(coarse.float(), fine.float(), similarity=similarity.float())
 
 
 def plain_losses(out, targets, top_k, bottom_k, kept=None):
@@ -69,7 +69,7 @@ def test_losses_equal_the_loops(kind, ks):
     out = random_output(len(kind), len(targets))
     losses = model.losses(out, targets, torch.full((len(targets),), S * FRAMES))
     expected = plain_losses(out, targets, *ks)
-    assert losses.keys() == expected.keys() == TERMS.keys()
+    assert losses.keys() == expected.keys() == set(TERMS)
     for term, value in losses.items():
         assert value.item() == pytest.approx(WEIGHTS[f"{term}_weight"] * expected[term], rel=1e-4, abs=1e-6), term
 
@@ -77,8 +77,8 @@ def test_losses_equal_the_loops(kind, ks):
 def test_only_the_smooth_term_knows_the_order_of_the_videos():
     model, out = small_model(**WEIGHTS), random_output(0, 5)
     order = [3, 4, 1, 0, 2]
-    fields = (out.coarse_logits[order], out.fine_logits[order], None, out.similarity[order])
-    before, after = model.losses(out, TARGETS, None), model.losses(SegmentOutput(*fields), TARGETS[order], None)
+    shuffled = SegmentOutput(out.coarse_logits[order], out.fine_logits[order], similarity=out.similarity[order])
+    before, after = model.losses(out, TARGETS, None), model.losses(shuffled, TARGETS[order], None)
     for term in TERMS:
         assert math.isclose(before[term], after[term], rel_tol=1e-5) == (term != "smooth"), term
 
@@ -129,7 +129,7 @@ def test_gradients_reach_what_the_paper_trains(kind):
 @pytest.mark.parametrize("term", TERMS)
 def test_weight_zero_removes_a_term(term):
     losses = small_model(**{f"{term}_weight": 0.0}).losses(random_output(0, 5), TARGETS, None)
-    assert losses.keys() == TERMS.keys() - {term}
+    assert losses.keys() == set(TERMS) - {term}
 
 
 def test_saturated_scores_have_finite_losses():
@@ -138,7 +138,7 @@ def test_saturated_scores_have_finite_losses():
     with torch.no_grad():
         out = model(torch.zeros(5, S * FRAMES, 64))
     fine = torch.cat([nn.functional.logsigmoid(-coarse), nn.functional.logsigmoid(coarse).expand(-1, -1, 4)], -1)
-    total = sum(model.losses(SegmentOutput(coarse, fine, out.text_features, out.similarity), TARGETS, None).values())
+    total = sum(model.losses(SegmentOutput(coarse, fine, similarity=out.similarity), TARGETS, None).values())
     total.backward()
     assert total.isfinite() and coarse.grad.isfinite().all()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import METHOD_FLAGS
+from tiny import METHOD_FLAGS, small_options
 from torch import nn
 
 from clipfusionvad import create_model
@@ -20,6 +20,7 @@ from clipfusionvad.engine.distributed import Team, join
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.rank import Place, launched
+from clipfusionvad.models import find_method
 from clipfusionvad.models.base import VADOutput
 
 CLASSES, T, D = ["normal", "fire", "flood"], 32, 64
@@ -33,13 +34,14 @@ CASES = {
     "vadclip": ("vadclip", BRANCHES),
     "reflipvad": ("reflipvad", REFLIP | {"glimpse_window": 8, "prompt_length": 4}),
     "reflipvad-minmax": ("reflipvad", REFLIP | {"magnitude_distance": "minmax", "prompts": "fixed"}),
-    "reflipvad-repo": ("reflipvad", BRANCHES | REFLIP | {"variant": "repo"}),
+    "reflipvad_repo": ("reflipvad_repo", BRANCHES | REFLIP),
     "anomalyclip": ("anomalyclip", SEGMENTS),
     "anomalyclip-fixed": ("anomalyclip", SEGMENTS | {"prompts": "fixed", "concat_features": True, "recentre": False}),
     "iefvad": ("iefvad", IEF),
     "iefvad-rgb": ("iefvad", IEF | {"fusion": "rgb", "mask_padding": True}),
 }
-assert {method for method, _ in CASES.values()} == METHOD_FLAGS.keys()
+# A method that is not named above is tried with small values of the options that others have, too.
+CASES |= {name: (name, small_options(name)) for name in METHOD_FLAGS if name not in CASES}
 # Of a batch of 5 two processes take 2 and 3; 1 is too few for them. Then in eval mode, as after an evaluation.
 STEPS = [(5, True), (1, True), (5, False)]
 
@@ -47,13 +49,13 @@ STEPS = [(5, True), (1, True), (5, False)]
 def make_steps(case, team):
     """What some steps make of a model in double precision: loss terms, gradients and buffers of each."""
     method, options = CASES[case]
-    streams = 2 if method == "iefvad" else 1
-    clip = {} if streams == 2 else {"clip": "toy", "embed_dim": D}
+    streams = len(find_method(method).streams)
+    clip = {"clip": "toy", "embed_dim": D}
     model = create_model(method, CLASSES, visual_width=D, **clip, **options).double()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # each process draws its own
-    for name in model.calibration:
+    for name in model.centroid_buffers:
         model.get_buffer(name).zero_()
     schedule = Schedule(max_epoch=1, lr=1e-3, eval_every=0, select="auc1", paper=True)
     trainer = Trainer(model, None, None, schedule, None, {}, torch.device("cpu"), team=team)

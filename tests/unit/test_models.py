@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import numpy as np
@@ -188,15 +187,6 @@ def test_score_video_of_any_length(method, count):
         out = model(torch.from_numpy(windows).float(), torch.from_numpy(window_lengths(count, 32)))
     expected = torch.sigmoid(out.coarse_logits).flatten()[:count]
     np.testing.assert_allclose(anomaly, expected.numpy(), atol=1e-6)
-
-
-@METHODS
-def test_every_option_has_a_flag_and_every_flag_is_an_option(method):
-    parser = argparse.ArgumentParser()
-    cls = find_method(method)
-    cls.add_options(parser.add_argument_group())
-    flags = {action.dest for action in parser._actions} - {"help"}
-    assert flags | {"embed_dim", "visual_length", "visual_width"} == set(cls.option_names())
 
 
 def test_errors_name_what_is_wrong():

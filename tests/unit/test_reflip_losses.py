@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfusionvad.losses import coarse_mil_loss, fine_mil_loss
-from clipfusionvad.models.layers import bag_losses
+from clipfusionvad import losses
 
 
 @st.composite
@@ -48,7 +47,7 @@ def test_coarse_loss(single, batch):
     for video, target, length in zip(logits, targets, lengths.tolist(), strict=True):
         score = mean(plain_top(torch.sigmoid(video[:, 0]), length, bool(target[0]), single))
         total -= math.log(1 - score if target[0] else score)
-    ours = bag_losses.coarse_loss(logits[..., :1], targets, lengths, single)
+    ours = losses.coarse_mil_loss(logits[..., :1], targets, lengths, single)
     assert ours.item() == pytest.approx(total / len(logits), rel=1e-4, abs=1e-5)
 
 
@@ -61,17 +60,8 @@ def test_fine_loss(single, batch):
         means = [mean(plain_top(column, length, bool(target[0]), single)) for column in video.T]
         logs = [value - math.log(sum(map(math.exp, means))) for value in means]
         total -= sum(share * log for share, log in zip((target / target.sum()).tolist(), logs, strict=True))
-    ours = bag_losses.fine_loss(logits, targets, lengths, single)
+    ours = losses.alignment_loss(logits, targets, lengths, single)
     assert ours.item() == pytest.approx(total / len(logits), rel=1e-4, abs=1e-5)
-
-
-@given(batches())
-def test_without_the_rule_for_normal_videos_these_are_the_common_losses(batch):
-    logits, targets, lengths = batch
-    coarse = bag_losses.coarse_loss(logits[..., :1], targets, lengths, single=False)
-    torch.testing.assert_close(coarse, coarse_mil_loss(logits[..., :1], targets, lengths))
-    fine = bag_losses.fine_loss(logits, targets, lengths, single=False)
-    torch.testing.assert_close(fine, fine_mil_loss(logits, targets, lengths))
 
 
 def plain_magnitude(magnitudes, targets, lengths, single, margin, distance):
@@ -99,7 +89,7 @@ def plain_magnitude(magnitudes, targets, lengths, single, margin, distance):
 def test_magnitude_loss(single, distance, batch, margin):
     logits, targets, lengths = batch
     magnitudes = logits[..., 0].abs()
-    ours = bag_losses.magnitude_loss(magnitudes, targets, lengths, single, margin, distance)
+    ours = losses.magnitude_loss(magnitudes, targets, lengths, single, margin, distance)
     expected = plain_magnitude(magnitudes, targets, lengths, single, margin, distance)
     assert ours.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -110,11 +100,11 @@ def test_beyond_the_margin_nothing_pulls(distance):
     targets, lengths = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([2, 2])
     for margin, pulls in ((1.0, False), (4.0, True)):
         (grad,) = torch.autograd.grad(
-            bag_losses.magnitude_loss(magnitudes, targets, lengths, True, margin, distance), magnitudes
+            losses.magnitude_loss(magnitudes, targets, lengths, True, margin, distance), magnitudes
         )
         assert grad.any() == pulls
     # Nearer to each other only where they are of one kind.
     (grad,) = torch.autograd.grad(
-        bag_losses.magnitude_loss(magnitudes, targets[[0, 0]], lengths, True, 1.0, distance), magnitudes
+        losses.magnitude_loss(magnitudes, targets[[0, 0]], lengths, True, 1.0, distance), magnitudes
     )
     assert grad[0, 0] < 0 < grad[1, 0]

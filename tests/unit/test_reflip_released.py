@@ -1,4 +1,4 @@
-"""ReFLIP-VAD's released variant: VadCLIP with a DistilBERT term, and its files."""
+"""What ReFLIP-VAD's released code computes: VadCLIP with a DistilBERT term, and its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def batch():
 
 
 def test_labels_shift_all_their_prompt_embeddings():
-    model = disturbed(small_model(variant="repo")).eval()
+    model = disturbed(small_model("reflipvad_repo")).eval()
     prompts, tower = model.prompts, model.clipmodel
     with torch.no_grad():
         ours = model.encode_text()
@@ -37,8 +37,9 @@ def test_labels_shift_all_their_prompt_embeddings():
 
 @pytest.mark.parametrize("prompts", ["learned", "fixed"])
 def test_residual_changes_the_text_and_what_hangs_on_it(prompts, batch):
-    options = {"variant": "repo", "prompts": prompts}
-    with_term, without = (small_model(**options, residual=value).eval() for value in (True, False))
+    with_term, without = (
+        small_model("reflipvad_repo", prompts=prompts, residual=value).eval() for value in (True, False)
+    )
     assert with_term.state_dict().keys() == without.state_dict().keys()
     with torch.no_grad():
         one, other = with_term(*batch), without(*batch)
@@ -49,7 +50,7 @@ def test_residual_changes_the_text_and_what_hangs_on_it(prompts, batch):
 
 @pytest.mark.parametrize("product", [True, False])
 def test_without_the_term_it_is_vadclip(product, batch):
-    model = disturbed(small_model(variant="repo", residual=False, product=product)).eval()
+    model = disturbed(small_model("reflipvad_repo", residual=False, product=product)).eval()
     other = create_model("vadclip", PROMPTS, clip="toy", **SMALL, product=product).eval()
     other.load_state_dict({key: value for key, value in model.state_dict().items() if "distilbert" not in key})
     with torch.no_grad():
@@ -60,22 +61,22 @@ def test_without_the_term_it_is_vadclip(product, batch):
 
 
 def test_distilbert_is_trained_along_and_widened_where_needed(batch):
-    model = small_model(variant="repo", embed_dim=128, visual_width=128)
+    model = small_model("reflipvad_repo", embed_dim=128, visual_width=128)
     assert model.distilbert_projection.weight.shape == (128, 64)
     wide = torch.cat([batch[0], batch[0]], dim=-1)
     sum(model.losses(model(wide, batch[1]), TARGETS, batch[1]).values()).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith("clipmodel."), name
-    assert not [key for key in small_model(variant="repo").state_dict() if "projection" in key and "clip" not in key]
+    assert not [key for key in small_model("reflipvad_repo").state_dict() if "projection" in key and "clip" not in key]
 
 
 def test_released_names_and_back():
-    model, clip = small_model(variant="repo"), load_clip("toy", 64)
+    model, clip = small_model("reflipvad_repo"), load_clip("toy", 64)
     released = released_state(model, clip)
     assert {key for key in released if "clip" in key.lower()} == set()
     assert {f"ReFLIPmodel.{key}" for key in clip.state} <= released.keys()
-    cls = find_method("reflipvad")
-    assert cls.recognises(released) and cls.recognises(small_model().state_dict())
+    cls = find_method("reflipvad_repo")
+    assert cls.matches_state_dict(released) and not cls.matches_state_dict(small_model().state_dict())
     old = {**released, "distilbert_model.embeddings.position_ids": torch.arange(77)[None]}
     back = cls.from_released(old)
     own = own_state(model)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import copy
 import sys
 
 import numpy as np
@@ -25,7 +23,7 @@ from small_reflip import (
 
 from clipfusionvad import create_model
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models import find_method
+from clipfusionvad.losses import valid_mask
 from clipfusionvad.models.clip import tokenize
 from clipfusionvad.models.layers.glimpse import GlimpseEmphasize, SegmentAttention, TemporalOptions
 from clipfusionvad.models.layers.text import PromptLayout
@@ -47,7 +45,7 @@ def test_segment_attention_equals_the_loop_over_snippets(window, scaled):
     torch.manual_seed(0)
     attention = SegmentAttention(6, window, scaled)
     x, lengths = torch.randn(3, 12, 6), [12, 1, 7]
-    ours = attention(x, torch.arange(12) < torch.tensor(lengths)[:, None])
+    ours = attention(x, valid_mask(torch.tensor(lengths), 12))
     for video, length, given in zip(x, lengths, ours, strict=True):
         expected = plain_attention(video[:length], attention, window, scaled)
         torch.testing.assert_close(given[:length], expected, atol=1e-5, rtol=1e-4)
@@ -75,7 +73,7 @@ def test_temporal_network_equals_plain_loops(choice, batch):
     network = disturbed(GlimpseEmphasize(64, options)).eval()
     visual, lengths = batch
     with torch.no_grad():
-        features, magnitudes = network(visual, torch.arange(32) < lengths[:, None])
+        features, magnitudes = network(visual, valid_mask(lengths, 32))
         for row, length in enumerate(lengths.tolist()):
             x = visual[row, :length]
             if options.fim:
@@ -117,7 +115,7 @@ def test_heads_equal_the_loop_over_videos(product, batch):
     with torch.no_grad():
         out = model(visual, lengths)
         text = model.encode_text()
-        features, magnitudes = model.temporal(visual, torch.arange(32) < lengths[:, None])
+        features, magnitudes = model.temporal(visual, valid_mask(lengths, 32))
         torch.testing.assert_close(out.magnitudes, magnitudes)
         for row, length in enumerate(lengths.tolist()):
             g = features[row, :length]
@@ -151,9 +149,9 @@ def test_padding_changes_nothing(batch):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["paper", "repo"])
-def test_videos_do_not_see_each_other_and_their_order_does_not_matter(variant, batch):
-    model = disturbed(small_model(variant=variant)).eval()
+@pytest.mark.parametrize("method", ["reflipvad", "reflipvad_repo"])
+def test_videos_do_not_see_each_other_and_their_order_does_not_matter(method, batch):
+    model = disturbed(small_model(method)).eval()
     visual, lengths = batch
     order = torch.tensor([3, 0, 4, 2, 1])
     with torch.no_grad():
@@ -168,10 +166,10 @@ def test_videos_do_not_see_each_other_and_their_order_does_not_matter(variant, b
     torch.testing.assert_close(alone.fine_logits, out.fine_logits[2:3], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["paper", "repo"])
+@pytest.mark.parametrize("method", ["reflipvad", "reflipvad_repo"])
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
-def test_score_video_of_any_length(variant, count):
-    model = small_model(variant=variant).train()
+def test_score_video_of_any_length(method, count):
+    model = small_model(method).train()
     features = np.random.default_rng(count).standard_normal((count, 64)).astype(np.float16)
     anomaly, classes = model.score_video(features)
     assert anomaly.shape == (count,) and classes.shape == (count, 3) and model.training
@@ -284,31 +282,6 @@ def test_loss_options_reach_the_losses(batch):
     assert losses(margin=2.0, single_normal=False)["coarse"] < plain["coarse"]
 
 
-def test_every_option_has_a_flag_and_every_flag_is_an_option():
-    parser = argparse.ArgumentParser()
-    cls = find_method("reflipvad")
-    cls.add_options(parser.add_argument_group())
-    flags = {action.dest for action in parser._actions} - {"help"}
-    assert flags | {"embed_dim", "visual_length", "visual_width"} == set(cls.option_names())
-    assert (
-        set(small_model().option_names()) == set(small_model(variant="repo").option_names()) == set(cls.option_names())
-    )
-
-
-def test_options_of_the_other_variant_are_refused_unless_every_option_file_sets_them():
-    with pytest.raises(UserError, match="^--fim-alpha is no option of --variant repo$"):
-        small_model(variant="repo", fim_alpha=0.5)
-    with pytest.raises(UserError, match="^--residual is no option of --variant paper$"):
-        small_model(residual=False)
-    with pytest.raises(UserError, match="^--graph is no option of --variant paper$"):
-        small_model(graph=False)
-    with pytest.raises(UserError, match="--variant 'papr' .did you mean 'paper'"):
-        small_model(variant="papr")
-    names = find_method("reflipvad").option_defaults()
-    plain, told = small_model(), small_model(**{**names, **SMALL, "attn_window": 64, "visual_layers": 3})
-    assert plain.state_dict().keys() == told.state_dict().keys()
-
-
 def test_unusable_shapes_are_refused():
     with pytest.raises(UserError, match="--visual-width 32, but CLIP toy embeds into 64"):
         small_model(visual_width=32)
@@ -316,18 +289,10 @@ def test_unusable_shapes_are_refused():
         small_model(embed_dim=48, visual_width=48)
     with pytest.raises(UserError, match="--squeeze-kernel 4 must be odd"):
         small_model(squeeze_kernel=4)
-    with pytest.raises(UserError, match="--emphasize-input 'half'; known: full, squeezed"):
+    with pytest.raises(UserError, match="--emphasize-input 'half': choose from full, squeezed"):
         small_model(emphasize_input="half")
-    with pytest.raises(UserError, match="--magnitude-distance 'max'; known: mean_topk, minmax"):
+    with pytest.raises(UserError, match="--magnitude-distance 'max'.*: choose from mean_topk, minmax"):
         small_model(magnitude_distance="max")
-
-
-def test_a_copy_is_of_the_same_variant(batch):
-    for variant in ("paper", "repo"):
-        model = small_model(variant=variant).eval()
-        copied = copy.deepcopy(model)
-        assert type(copied) is type(model) and isinstance(copied, find_method("reflipvad"))
-        assert torch.equal(copied(*batch).fine_logits, model(*batch).fine_logits)
 
 
 # ---- training
@@ -361,9 +326,9 @@ def test_it_learns_a_direction(batch):
 
 def test_without_transformers_only_what_needs_it_fails(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for options in ({}, {"variant": "repo"}, {"prompt_encoder": "some-model"}):
+    for method, options in (("reflipvad", {}), ("reflipvad_repo", {}), ("reflipvad", {"prompt_encoder": "a-model"})):
         with pytest.raises(UserError, match="^DistilBERT needs the Python module 'transformers'.*pip install [a-z]+$"):
-            small_model(**options)
+            small_model(method, **options)
     small_model(reparameterise=False)
     small_model(prompts="fixed")
     create_model("vadclip", PROMPTS, clip="toy", **SMALL)

@@ -10,7 +10,7 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,17 @@ from torch import Tensor
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
-from clipfusionvad.models.clip import CONTEXT_LENGTH, TOY, openai_clip
+from clipfusionvad.io.option import Option
+from clipfusionvad.models.clip import CONTEXT_LENGTH, TOY, ClipWeights, openai_clip
 
 DEFAULT = "distilbert-base-uncased"
+DistilBertName = Annotated[
+    str | None,
+    Option(
+        f"DistilBERT: a model name to download, a folder (random weights where it has none), or 'toy' "
+        f"(default: {DEFAULT}, or toy with a toy CLIP)"
+    ),
+]
 CONFIG, SAFETENSORS, TORCH = "config.json", "model.safetensors", "pytorch_model.bin"
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 _TOY_SHAPE = {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128, "max_position_embeddings": CONTEXT_LENGTH}
@@ -36,8 +44,10 @@ class DistilBert:
     folder: Path | None
 
     @classmethod
-    def find(cls, source: str) -> DistilBert:
-        """``source``: "toy", a folder, or a model name, which is downloaded unless it was before."""
+    def find(cls, source: str | None, clip: ClipWeights | None = None) -> DistilBert:
+        """``source``: "toy", a folder, or a model name, which is downloaded once; None: a toy with a toy CLIP, else
+        the default model."""
+        source = source or (TOY if clip and clip.source == TOY else DEFAULT)
         if source == TOY:
             return cls(source, None)
         folder = Path(source)

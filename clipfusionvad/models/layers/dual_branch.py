@@ -1,20 +1,20 @@
-"""VadCLIP's two branches, which others build on: visual encoder, text branch, fusion, losses and options.
+"""VadCLIP's two branches, from which other methods are built: visual encoder, text branch, fusion, losses, options.
 
 Parameter names are those of the released checkpoints.
 """
 
 from __future__ import annotations
 
-import argparse
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad import losses
-from clipfusionvad.io.argtypes import layers, non_negative_float, size
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models.base import Method, Scores, VADOutput, own_stream
+from clipfusionvad.io.option import Option, layers, non_negative, size
+from clipfusionvad.models.base import EmbedDim, Scores, TextMethod, VADOutput, VisualLength, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights
 from clipfusionvad.models.layers.graph import DistanceAdjacency, GraphConvolution, similarity_adjacency
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts
@@ -22,14 +22,15 @@ from clipfusionvad.models.layers.transformer import MLP, QuickGELU, WindowTransf
 
 TEMPERATURE = 0.07
 EMBEDDING_STD = 0.01
+PROMPTS = ("learned", "fixed")
 
 
-class DualBranch(Method):
+class DualBranch(TextMethod):
     """A coarse (binary) and a fine (class alignment) branch.
 
-    Coarse logits come from the visual features. They weigh these into a visual prompt, which is added to the class
-    text that the visual features are aligned with. Padded snippets are not masked in attention, distance graph and
-    convolutions, as in the released code.
+    Coarse logits are computed from the visual features. Weighted by them, these sum to a visual prompt, which is added
+    to the class text with which the visual features are aligned. Padded snippets are not masked in attention, distance
+    graph and convolutions, as in the released code.
     """
 
     branches = 2
@@ -39,21 +40,23 @@ class DualBranch(Method):
         class_prompts: list[str],
         clip: ClipWeights,
         *,
-        embed_dim: int = 512,
-        visual_length: int = 256,
-        visual_width: int = 512,
-        visual_head: int = 1,
-        visual_layers: int = 2,
-        attn_window: int = 8,
-        prompt_prefix: int = 10,
-        prompt_postfix: int = 10,
-        prompts: str = "learned",
-        prompt_template: str = "{}",
-        similarity_graph: bool = True,
-        distance_graph: bool = True,
-        graph: bool = True,
-        product: bool = True,
-        separation_weight: float = 0.1,
+        embed_dim: EmbedDim = 512,
+        visual_length: VisualLength = 256,
+        visual_width: VisualWidth = 512,
+        visual_head: Annotated[int, size("attention heads of the temporal transformer")] = 1,
+        visual_layers: Annotated[int, layers("layers of the temporal transformer")] = 2,
+        attn_window: Annotated[int, size("snippets that attend to each other; divides --visual-length")] = 8,
+        prompt_prefix: Annotated[int, layers("learned tokens before the class name")] = 10,
+        prompt_postfix: Annotated[int, layers("learned tokens after the class name")] = 10,
+        prompts: Annotated[
+            str, Option("learned context around the class name, or a hand-written template", choices=PROMPTS)
+        ] = "learned",
+        prompt_template: Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")] = "{}",
+        graph: Annotated[bool, Option("both graph branches")] = True,
+        similarity_graph: Annotated[bool, Option("graph of similar snippets")] = True,
+        distance_graph: Annotated[bool, Option("graph of neighbouring snippets")] = True,
+        product: Annotated[bool, Option("visual prompt added to the text features")] = True,
+        separation_weight: Annotated[float, non_negative("weight of the text separation loss")] = 0.1,
     ):
         super().__init__()
         clip.check_widths(embed_dim, visual_width)
@@ -64,23 +67,23 @@ class DualBranch(Method):
 
         self.frame_position_embeddings = nn.Embedding(visual_length, visual_width)
         nn.init.normal_(self.frame_position_embeddings.weight, std=EMBEDDING_STD)
-        with own_stream("temporal"):
+        with isolated_rng("temporal"):
             self.temporal = WindowTransformer(visual_width, visual_layers, visual_head, attn_window)
         self.similarity_graph = graph and similarity_graph
         self.distance_graph = graph and distance_graph
         half = visual_width // 2
         if self.similarity_graph:
-            with own_stream("similarity graph"):
+            with isolated_rng("similarity graph"):
                 self.gc1, self.gc2 = GraphConvolution(visual_width, half), GraphConvolution(half, half)
         if self.distance_graph:
-            with own_stream("distance graph"):
+            with isolated_rng("distance graph"):
                 self.gc3, self.gc4 = GraphConvolution(visual_width, half), GraphConvolution(half, half)
         self.disAdj = DistanceAdjacency()
         self.gelu = QuickGELU()
         self.linear = nn.Linear(visual_width, visual_width)
 
         if product:
-            with own_stream("product"):
+            with isolated_rng("product"):
                 self.mlp1 = MLP(visual_width)
         self.mlp2 = MLP(visual_width)
         self.classifier = nn.Linear(visual_width, 1)
@@ -90,7 +93,7 @@ class DualBranch(Method):
         self.text_prompt_embeddings: nn.Embedding | None = None
         if prompts == "learned":
             self.prompts = LearnedPrompts(class_prompts, prompt_prefix, prompt_postfix)
-            with own_stream("prompts"):
+            with isolated_rng("prompts"):
                 self.text_prompt_embeddings = nn.Embedding(CONTEXT_LENGTH, embed_dim)
                 nn.init.normal_(self.text_prompt_embeddings.weight, std=EMBEDDING_STD)
         else:
@@ -159,29 +162,13 @@ class DualBranch(Method):
         }
 
     def scores(self, output: VADOutput) -> Scores:
-        classes = output.fine_logits.float().softmax(dim=-1)
-        return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1), 1 - classes[..., 0]), classes)
+        return two_branch_scores(output)
 
-    @classmethod
-    def add_options(cls, group: argparse._ArgumentGroup) -> None:
-        switch = argparse.BooleanOptionalAction
-        group.add_argument("--visual-head", type=size, help="attention heads of the temporal transformer")
-        group.add_argument("--visual-layers", type=layers, help="layers of the temporal transformer")
-        group.add_argument("--attn-window", type=size, help="snippets that see each other; divides --visual-length")
-        group.add_argument("--prompt-prefix", type=layers, help="learned tokens before the class name")
-        group.add_argument("--prompt-postfix", type=layers, help="learned tokens after the class name")
-        group.add_argument(
-            "--prompts",
-            choices=["learned", "fixed"],
-            default="learned",
-            help="learned context around the class name, or a hand-written template",
-        )
-        group.add_argument("--prompt-template", default="{}", help="with --prompts fixed, e.g. 'a video of {}'")
-        group.add_argument("--graph", action=switch, default=True, help="both graph branches")
-        group.add_argument("--similarity-graph", action=switch, default=True, help="graph of similar snippets")
-        group.add_argument("--distance-graph", action=switch, default=True, help="graph of neighbouring snippets")
-        group.add_argument("--product", action=switch, default=True, help="visual prompt added to the text features")
-        group.add_argument("--separation-weight", type=non_negative_float, help="weight of the text separation loss")
+
+def two_branch_scores(output: VADOutput) -> Scores:
+    """The sigmoid of the coarse logits, and 1 − P(normal) of the softmax over classes."""
+    classes = output.fine_logits.float().softmax(dim=-1)
+    return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1), 1 - classes[..., 0]), classes)
 
 
 def _check_shapes(visual_length: int, visual_width: int, visual_head: int, attn_window: int) -> None:

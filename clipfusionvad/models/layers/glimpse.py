@@ -1,19 +1,21 @@
 """ReFLIP-VAD's temporal network: Feature Intensify Module, Glimpse (along time), Emphasize (across channels).
 
-B videos, T snippets, D feature width; ``valid`` (B, T) marks the snippets that are no padding. Padding is zero where
-a convolution along time reads it and is not attended to, so that once trained it changes nothing.
+B videos, T snippets, D feature width; ``valid`` (B, T) marks the snippets that are not padding. Padding is zero where
+a convolution along time reads it, and it is not attended to, so that it changes nothing in evaluation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models.base import own_stream
+from clipfusionvad.io.option import Option, layers, non_negative, size
+from clipfusionvad.models.base import isolated_rng
 
 # By how much the channel squeezers narrow the features (paper: D/32 and D/16).
 GLIMPSE_SQUEEZE, EMPHASIZE_SQUEEZE = 32, 16
@@ -22,26 +24,33 @@ EMPHASIZE_INPUTS = ("full", "squeezed")
 
 @dataclass(frozen=True)
 class TemporalOptions:
-    """What is in the network, and how we read what the paper leaves open; the help texts say more of each.
+    """Which modules the network has, and how we read what the paper leaves open.
 
-    ``glimpse_window`` 0 stands for all of T. With ``emphasize_input`` "full" the Glimpse features are projected
-    back to D and added to the intensified ones before Emphasize, which the text lets squeeze from D; with
-    "squeezed" Emphasize reads the D/32 channels that Glimpse gives. ``block_residual`` adds to attention, self
-    product and feed-forward layers what they were given.
+    With ``emphasize_input`` "full" the Glimpse features are projected back to D and added to the intensified ones
+    before Emphasize, which squeezes from D in the text; with "squeezed" Emphasize reads the D/32 channels of Glimpse.
+    ``block_residual`` adds their input to attention, self product and feed-forward layers.
     """
 
-    fim: bool = True
-    fim_alpha: float = 0.1
-    fim_kernel: int = 3
-    glimpse: bool = True
-    glimpse_window: int = 64
-    glimpse_scale: bool = False
-    emphasize: bool = True
-    emphasize_input: str = "full"
-    sam_mean: bool = True
-    squeeze_kernel: int = 3
-    ffn_expansion: int = 4
-    block_residual: bool = True
+    fim: Annotated[bool, Option("feature intensify module")] = True
+    fim_alpha: Annotated[float, non_negative("its factor (not published)")] = 0.1
+    fim_kernel: Annotated[int, size("snippets that its convolution sees (not published)")] = 3
+    glimpse: Annotated[bool, Option("attention along time")] = True
+    glimpse_window: Annotated[
+        int, layers("snippets that attend to each other in Glimpse, our reading of the paper's window length; 0: all")
+    ] = 64
+    glimpse_scale: Annotated[bool, Option("scale the dot products (the paper's equation does not)")] = False
+    emphasize: Annotated[bool, Option("self product of the channels")] = True
+    emphasize_input: Annotated[
+        str,
+        Option(
+            "input of Emphasize: Glimpse projected back to D and added to its input, or its D/32 channels",
+            choices=EMPHASIZE_INPUTS,
+        ),
+    ] = "full"
+    sam_mean: Annotated[bool, Option("self product with the mean channel, or with their sum")] = True
+    squeeze_kernel: Annotated[int, size("kernel of both squeezers (not published)")] = 3
+    ffn_expansion: Annotated[int, size("hidden over outer width of feed-forward layers (not published)")] = 4
+    block_residual: Annotated[bool, Option("residuals in Glimpse and Emphasize (not stated in the paper)")] = True
 
 
 class FeedForward(nn.Sequential):
@@ -131,9 +140,9 @@ class Emphasize(nn.Module):
 
 
 class GlimpseEmphasize(nn.Module):
-    """The three modules in a row, each of which may be left out, and a linear layer back to D.
+    """The three modules in sequence, each optional, and a linear layer back to D.
 
-    Raises ``UserError`` where D is no multiple of 32, a kernel is even or ``emphasize_input`` unknown.
+    Raises ``UserError`` where D is not a multiple of 32, or a kernel is even.
     """
 
     def __init__(self, width: int, options: TemporalOptions):
@@ -143,17 +152,17 @@ class GlimpseEmphasize(nn.Module):
         full = options.emphasize_input == "full" or not options.glimpse
         self.fim = self.glimpse = self.project = self.emphasize = None
         if options.fim:
-            with own_stream("fim"):
+            with isolated_rng("fim"):
                 self.fim = FeatureIntensify(width, options.fim_kernel, options.fim_alpha)
         if options.glimpse:
-            with own_stream("glimpse"):
+            with isolated_rng("glimpse"):
                 self.glimpse = Glimpse(width, squeezed, options)
                 self.project = nn.Linear(squeezed, width) if full else None
         channels = width if full else squeezed
         if options.emphasize:
-            with own_stream("emphasize"):
+            with isolated_rng("emphasize"):
                 self.emphasize = Emphasize(channels, emphasized, options)
-        with own_stream("output"):
+        with isolated_rng("output"):
             self.output = nn.Linear(emphasized if options.emphasize else channels, width)
 
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,8 +186,6 @@ def _same_length(width: int, channels: int, kernel: int) -> nn.Conv1d:
 def _check(width: int, options: TemporalOptions) -> None:
     if width % GLIMPSE_SQUEEZE:
         raise UserError(f"--visual-width {width} must be a multiple of {GLIMPSE_SQUEEZE}")
-    if options.emphasize_input not in EMPHASIZE_INPUTS:
-        raise UserError(f"--emphasize-input {options.emphasize_input!r}; known: {', '.join(EMPHASIZE_INPUTS)}")
     for flag, kernel in (("--fim-kernel", options.fim_kernel), ("--squeeze-kernel", options.squeeze_kernel)):
         if kernel % 2 == 0:
             raise UserError(f"{flag} {kernel} must be odd, so that the length stays")

@@ -1,4 +1,4 @@
-"""The two graph branches along time: snippets that look alike, and snippets that are close."""
+"""The two graph branches along time: similar snippets, and neighbouring snippets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from clipfusionvad.losses import valid_mask
 
 SIMILARITY_THRESHOLD = 0.7
 
@@ -34,7 +36,7 @@ def similarity_adjacency(x: Tensor, lengths: Tensor) -> Tensor:
     norms = x.norm(dim=-1, keepdim=True)
     cosine = x @ x.transpose(1, 2) / (norms @ norms.transpose(1, 2) + 1e-20)
     kept = torch.where(cosine > SIMILARITY_THRESHOLD, cosine, 0)
-    valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    valid = valid_mask(lengths, x.shape[1])
     weights = kept.masked_fill(~valid[:, None, :], -torch.inf).softmax(dim=-1)
     return weights * valid[:, :, None]
 
@@ -42,7 +44,7 @@ def similarity_adjacency(x: Tensor, lengths: Tensor) -> Tensor:
 class DistanceAdjacency(nn.Module):
     """exp(−|i − j| / e) for all T×T, the same for every video.
 
-    ``sigma`` is in the released checkpoints but nothing reads it there either.
+    ``sigma`` is in the released checkpoints, but the released code does not read it either.
     """
 
     sigma: Tensor

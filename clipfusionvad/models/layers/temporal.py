@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models.base import own_stream
+from clipfusionvad.models.base import isolated_rng
 from clipfusionvad.models.layers.axial import COLUMNS, ROWS, AxialAttention, AxialTransformer, convolutions
 from clipfusionvad.models.layers.transformer import MLP
 
@@ -46,7 +46,7 @@ class TemporalModel(nn.Module):
         # One of them becomes a module; the names are part of files.
         self.axial_attn = self.mtn = self.mlp = None
         self.line_attn: Any = None
-        with own_stream("axial" if kind in LINES else kind):
+        with isolated_rng("axial" if kind in LINES else kind):
             if kind == "axial":
                 self.axial_attn = AxialTransformer(emb_size, depth, heads, dim_heads, grid)
             elif kind in LINES:

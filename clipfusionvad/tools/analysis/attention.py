@@ -123,7 +123,6 @@ def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
         for name, module in model.named_modules()
         if type(module) in READERS and not name.startswith("clipmodel.") and "distilbert" not in name
     }
-    text = model.encode_text()
     found: dict[str, Weights] = {}
     hooks = []
     for name, module in modules.items():
@@ -139,7 +138,7 @@ def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
             # Its forward skips windows of padding, whose lines would be missing.
             model.temporal(seen.windows[chosen] + model.frame_position_embeddings.weight)
         else:
-            model(seen.windows[chosen], seen.lengths[chosen], text)
+            model(seen.windows[chosen], seen.lengths[chosen], *model.fixed_inputs())
     finally:
         for hook in hooks:
             hook.remove()

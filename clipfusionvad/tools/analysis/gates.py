@@ -55,7 +55,7 @@ def read_gates(model: Method, seen: VideoView) -> Gates:
     parts = module.channel_attention, module.spatial_attention
     hooks = [part.register_forward_hook(lambda part, _, output: held.update({part: output})) for part in parts]
     try:
-        model(seen.windows, seen.lengths, model.encode_text())
+        model(seen.windows, seen.lengths, *model.fixed_inputs())
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option
+from clipfusionvad.models.base import TextMethod
 from clipfusionvad.models.clip import token_words
 from clipfusionvad.tools.analysis.figures import (
     COARSE_COLOUR,
@@ -155,10 +156,10 @@ def prompts(
     import pandas as pd
 
     model, labels = loaded.model, loaded.prompts
+    if not isinstance(model, TextMethod):
+        raise UserError(f"{model.name} does not read class prompts")
     with torch.inference_mode():
         text, context = model.encode_text(), model.context_vectors()
-    if not isinstance(text, Tensor):
-        raise UserError(f"{model.name} does not read class prompts")
     similarity = class_similarity(text)
     first, second = np.triu_indices(len(labels), 1)
     pairs = [(f"cosine of {labels[i]}", labels[j], float(similarity[i, j])) for i, j in zip(first, second, strict=True)]

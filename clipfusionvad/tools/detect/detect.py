@@ -60,18 +60,18 @@ class FrameFeatures:
 
 
 class Scorer:
-    """A model, the text of its classes encoded once."""
+    """A model whose class texts are encoded once."""
 
     def __init__(self, model: Method, device: torch.device, precision: str = "fp32"):
         self.model, self.device, self.precision = model.to(device).eval(), device, precision
         with torch.inference_mode(), autocast(device, precision):
-            self.text = model.encode_text()
+            self.fixed = model.fixed_inputs()
 
     def __call__(self, features: np.ndarray) -> VideoScores:
         """Score a whole video (n, streams · D) as a test does."""
         sampling = self.model.sampling
         with autocast(self.device, self.precision):
-            anomaly, classes = self.model.score_windows(*sampling.windows(features), self.text)
+            anomaly, classes = self.model.score_windows(*sampling.windows(features), *self.fixed)
         count = len(features)
         return VideoScores(
             sampling.restore(anomaly.T, count).T, None if classes is None else sampling.restore(classes, count)

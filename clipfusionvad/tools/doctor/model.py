@@ -1,4 +1,4 @@
-"""Checks of the model file and the calibration that the options name beside the data."""
+"""Checks of the model file and the normal centroid that the options name beside the data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def model_file(survey: Survey) -> Iterator[Finding]:
 
 
 def calibration_file(survey: Survey) -> Iterator[Finding]:
-    """The calibration that was asked for is not there."""
-    path = survey.options.calibration
+    """The normal centroid file in the options does not exist."""
+    path = survey.options.normal_centroid
     if path and not Path(path).is_file():
-        yield Finding(ERROR, f"calibration file not found: {path}", advice="give the calibration.pt of a run")
+        yield Finding(ERROR, f"normal centroid file not found: {path}", advice="give the calibration.pt of a run")
 
 
 CHECKS = (model_file, calibration_file)

@@ -14,7 +14,7 @@ import torch
 
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method, read_model_file
-from clipfusionvad.engine.run_folder import BEST, CALIBRATION, ENVIRONMENT, LAST, LOSSES, METRICS, OPTIONS
+from clipfusionvad.engine.run_folder import BEST, ENVIRONMENT, LAST, LOSSES, METRICS, NORMAL_CENTROID, OPTIONS
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
@@ -66,7 +66,7 @@ def run_files(run: RunFolder) -> Iterator[Finding]:
         advice = "repeat the command with --use-checkpoint"
         yield Finding(WARNING, "it is missing: the training has not ended", run.place(METRICS), advice=advice)
     readers = dict.fromkeys((METRICS, ENVIRONMENT), read_json) | dict.fromkeys(
-        (LAST, BEST, CALIBRATION), read_checkpoint
+        (LAST, BEST, NORMAL_CENTROID), read_checkpoint
     )
     for name, read in readers.items():
         if (run.folder / name).is_file():
@@ -88,7 +88,7 @@ def run_options(run: RunFolder) -> Iterator[Finding]:
 
 
 def run_data(run: RunFolder) -> Iterator[Finding]:
-    """Lists, truth or calibration that the run was made with are not there any more."""
+    """Lists, truth or normal centroid of the run do not exist any more."""
     if run.options is None:
         return
     for option in ("train_list", "test_list", "gt_path"):
@@ -98,17 +98,17 @@ def run_data(run: RunFolder) -> Iterator[Finding]:
             yield Finding(
                 WARNING, f"--{option.replace('_', '-')} {path} is not there", run.place(OPTIONS), advice=advice
             )
-    if find_method(run.options.method).calibration and not (run.folder / CALIBRATION).is_file():
+    if find_method(run.options.method).centroid_buffers and not (run.folder / NORMAL_CENTROID).is_file():
         advice = "train again, or take it from a run on the same list"
-        yield Finding(ERROR, "it is missing, and the method needs it", run.place(CALIBRATION), advice=advice)
+        yield Finding(ERROR, "it is missing, and the method needs it", run.place(NORMAL_CENTROID), advice=advice)
 
 
 def run_models(run: RunFolder) -> Iterator[Finding]:
     """A model in the folder is of another method or dataset than the options, or holds values that are not finite."""
     for file in run.models:
-        calibration = find_method(file.method).calibration if file.method else ()
+        centroid = find_method(file.method).centroid_buffers if file.method else ()
         for key, value in file.state.items():
-            if value.is_floating_point() and key not in calibration and not torch.isfinite(value).all():
+            if value.is_floating_point() and key not in centroid and not torch.isfinite(value).all():
                 yield Finding(ERROR, f"{key} holds NaN or infinity", file.path, advice="train again with a lower --lr")
                 break
         if run.options is not None:

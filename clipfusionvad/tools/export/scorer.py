@@ -36,8 +36,9 @@ class VideoScorer(nn.Module):
         self.inputs = input_names(method)
         self.sampling = method.sampling
         with torch.no_grad():
-            text = method.eval().encode_text()
-        self.register_buffer("text", text)
+            fixed = method.eval().fixed_inputs()
+        # At most one: the text features.
+        self.register_buffer("text", fixed[0] if fixed else None)
         self.method = method
         used = _tensors_read(self, made_up_video(method, 1))
         self.method = _without_others(method, used)
@@ -46,7 +47,7 @@ class VideoScorer(nn.Module):
         """(L, D) of each stream → anomaly (L,) of each branch and, where the method has them, classes (L, C)."""
         count = streams[0].shape[0]
         windows, lengths = self.sampling.tensor_windows(torch.cat(streams, dim=-1))
-        scores = self.method.scores(self.method(windows, lengths, self.text))
+        scores = self.method.scores(self.method(windows, lengths, *[] if self.text is None else [self.text]))
         found = {
             branch_name(number): self.sampling.tensor_restore(branch.flatten(), count)
             for number, branch in enumerate(scores.anomaly)
@@ -78,8 +79,8 @@ def score_by_method(method: Method, streams: Sequence[np.ndarray]) -> dict[str, 
     joined = np.concatenate(streams, axis=-1)
     windows, lengths = method.sampling.windows(joined)
     with torch.inference_mode():
-        text = method.eval().encode_text()
-    anomaly, classes = method.score_windows(windows, lengths, text)
+        fixed = method.eval().fixed_inputs()
+    anomaly, classes = method.score_windows(windows, lengths, *fixed)
     found = {branch_name(n): method.sampling.restore(branch, len(joined)) for n, branch in enumerate(anomaly)}
     return found if classes is None else found | {CLASSES: method.sampling.restore(classes, len(joined))}
 

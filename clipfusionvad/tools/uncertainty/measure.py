@@ -123,12 +123,12 @@ def observe_videos(
     model.eval()
     observations = []
     with torch.inference_mode(), autocast(device, precision):
-        text = model.encode_text()
+        fixed = model.fixed_inputs()
         for video, (rows, frames) in enumerate(zip(features, judged, strict=True)):
             windows, lengths = model.sampling.windows(rows)
             if corruption:
                 windows = corruption.apply(windows, video)
-            curves, weights = _observe_windows(model, windows, lengths, text)
+            curves, weights = _observe_windows(model, windows, lengths, fixed)
             curves = model.sampling.restore(curves, len(rows)).T
             weights = model.sampling.restore(weights, len(rows))
             dimensions = np.einsum("n,nmd->md", frames.frames.astype(np.float64), weights)
@@ -137,7 +137,7 @@ def observe_videos(
 
 
 def _observe_windows(
-    model: Method, windows: np.ndarray, lengths: np.ndarray, text: Any
+    model: Method, windows: np.ndarray, lengths: np.ndarray, fixed: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Curves (N·T, 7) in the order of ``Observation`` and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
     device, at_once = next(model.parameters()).device, model.windows_at_once
@@ -145,7 +145,7 @@ def _observe_windows(
     for start in range(0, len(windows), at_once):
         chosen = slice(start, start + at_once)
         visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
-        output = model(visual, torch.from_numpy(lengths[chosen]).to(device), text)
+        output = model(visual, torch.from_numpy(lengths[chosen]).to(device), *fixed)
         anomaly = model.scores(output).anomaly[0]
         compared, weight = _compare(model, output)
         curves.append(torch.cat([anomaly[..., None], compared], dim=-1).flatten(0, 1).cpu().numpy())

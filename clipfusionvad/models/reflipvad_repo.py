@@ -1,0 +1,85 @@
+"""What the released code of ReFLIP-VAD (TCSVT 2024) was written to compute: VadCLIP with prompts shifted by DistilBERT.
+
+That code does not run. There are no published weights to compare with. C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from torch import Tensor, nn
+
+from clipfusionvad.io.option import Option
+from clipfusionvad.models.base import isolated_rng, register_method
+from clipfusionvad.models.clip import TOY, ClipWeights
+from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
+from clipfusionvad.models.layers.dual_branch import DualBranch
+from clipfusionvad.models.layers.prompt_encoder import ShiftedTower
+from clipfusionvad.models.layers.text import PromptLayout
+
+RELEASED_CLIP, OWN_CLIP = "ReFLIPmodel.", "clipmodel."
+DISTILBERT = "distilbert_model."
+# An entry of files that older versions of transformers wrote; it is not a weight.
+POSITION_IDS = DISTILBERT + "embeddings.position_ids"
+
+
+@register_method
+class ReFLIPVADRepo(DualBranch):
+    """VadCLIP whose class prompts are shifted by the mean DistilBERT state of the class label.
+
+    DistilBERT reads the plain labels without an attention mask, so [PAD] is attended to and counted in the mean. It is
+    trained with the rest. Our completion is a linear layer to CLIP's width where the two differ.
+    """
+
+    name = "reflipvad_repo"
+    demo = {"prompt_encoder": TOY}
+
+    def __init__(
+        self,
+        class_prompts: list[str],
+        clip: ClipWeights,
+        *,
+        prompt_encoder: DistilBertName = None,
+        residual: Annotated[
+            bool, Option("add the mean DistilBERT state of a class's label to all its prompt embeddings")
+        ] = True,
+        **shared: Any,
+    ):
+        super().__init__(class_prompts, clip, **shared)
+        self.residual = residual
+        if residual:
+            # The shift of a class reaches its very first token, so that no token is shared.
+            self.prompts.layout = PromptLayout(self.prompts.layout.ends)
+        distilbert = DistilBert.find(prompt_encoder, clip)
+        with isolated_rng("distilbert"):
+            self.distilbert_model = distilbert.build()
+            own, wanted = self.distilbert_model.config.dim, clip.text_width
+            self.distilbert_projection = nn.Linear(own, wanted) if own != wanted else nn.Identity()
+        self.register_buffer("label_ids", distilbert.tokens(class_prompts), persistent=False)
+
+    def encode_labels(self) -> Tensor:
+        """Return the mean of DistilBERT's last states over all positions of each label, (C, its width)."""
+        return self.distilbert_model(self.label_ids).last_hidden_state.mean(dim=1)
+
+    def encode_text(self) -> Tensor:
+        if not self.residual:
+            return super().encode_text()
+        tower = ShiftedTower(self.clipmodel, self.distilbert_projection(self.encode_labels()))
+        learned = self.text_prompt_embeddings
+        return self.prompts(tower) if learned is None else self.prompts(tower, learned.weight)
+
+    @classmethod
+    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
+        return "gc1.weight" in state and any(key.startswith(DISTILBERT) for key in state)
+
+    @classmethod
+    def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {_renamed(key, RELEASED_CLIP, OWN_CLIP): value for key, value in state.items() if key != POSITION_IDS}
+
+    def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {_renamed(key, OWN_CLIP, RELEASED_CLIP): value for key, value in state.items()}
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    return new + key.removeprefix(old) if key.startswith(old) else key
