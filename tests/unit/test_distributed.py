@@ -130,7 +130,7 @@ def test_parts_of_a_batch_are_the_batch(count, size):
 # Norms and nested outputs.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nested(VADOutput):
     inner: tuple
 
@@ -154,7 +154,7 @@ def norms_and_outputs(rank):
             gradients = torch.stack([norm.weight.grad, norm.bias.grad])
             found.append((gradients, torch.stack([reference.weight.grad, reference.bias.grad])))
         rows = torch.arange(5)
-        output = Nested(rows[team.part(5)], None, torch.ones(3), (rows[team.part(5)] > 2, "word"))
+        output = Nested(rows[team.part(5)], None, torch.ones(3), inner=(rows[team.part(5)] > 2, "word"))
         gathered = team.gather(output, 5)
         short = torch.arange(5).to(torch.bfloat16)
         assert torch.equal(team.gather(short[team.part(5)], 5), short)
