@@ -154,6 +154,7 @@ def test_a_missed_goal_is_said(value, at_most, met):
     assert ("NO" in str(claim)) == ("(missed)" in run.row(claim)) == (not met)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", [machine, flops, detection, ranking, linear, protocol, reading], ids=lambda s: s.__name__
 )
@@ -164,6 +165,7 @@ def test_script_runs(script, tmp_path, capsys):
     assert claims and all(claim.value > 0 and str(claim) in printed for claim in claims)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [training_step, testing], ids=lambda s: s.__name__)
 def test_script_with_peaks_of_memory_runs(script, tmp_path, capsys, monkeypatch):
     def here(command):

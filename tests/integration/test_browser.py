@@ -20,7 +20,10 @@ from clipfusionvad.report.run_page import write_report
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 FOUND = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome")]
 PROGRAM = next(filter(None, FOUND), None)
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: install it, or name it with CHROMIUM")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: install it, or name it with CHROMIUM"),
+]
 
 LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1400, 420)]
 VIDEOS = 26

@@ -10,6 +10,8 @@ from clipfusionvad.datasets import UCF
 from clipfusionvad.models import build_method, find_method, method_names
 from clipfusionvad.models.clip import load_clip
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 64
 
 

@@ -66,6 +66,7 @@ def whole(data, tmp_path_factory):
     return work
 
 
+@pytest.mark.slow
 def test_training(data, whole, tmp_path):
     """Whatever is the first that does not fit: a small record, the curves, a state, the pages at the end."""
     argv = ["train", "--dataset", "ucf", *data.at(tmp_path).train_flags("--eval-every", 6, "--use-checkpoint")]
@@ -85,6 +86,7 @@ def test_training(data, whole, tmp_path):
     assert_same(data.at(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_packing(data, tmp_path):
     argv = ["pack", "--dataset", "ucf", *data.at(tmp_path).train_flags("--output", tmp_path)]
     assert_full(limited(argv, 5000))
@@ -96,6 +98,7 @@ def test_packing(data, tmp_path):
         assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_extraction(tmp_path):
     (tmp_path / "videos").mkdir()
     for name, frames in {"a": 20, "b": 160}.items():

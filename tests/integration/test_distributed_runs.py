@@ -129,6 +129,7 @@ def test_the_first_process_speaks_for_all(runs):
     assert (second.out, second.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_test_of_two_is_that_of_one(runs, tmp_path):
     one, _, _ = runs
     flags = one.test_flags("--output-dir", tmp_path / "two")
@@ -158,6 +159,7 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(runs, tmp_path):
     assert_alike(one, work)
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on_to_the_same_bits(runs, tmp_path):
     _, two, _ = runs
     work, options = two.at(tmp_path), RUNS[two.method]
@@ -176,6 +178,7 @@ def test_killed_processes_go_on_to_the_same_bits(runs, tmp_path):
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.slow
 def test_two_of_two_in_one_folder(data, tmp_path):
     """The first process of each training holds it."""
     processes = pair.start(train_member, (data.at(tmp_path).train_flags("--max-epoch", 1000),), tmp_path)
@@ -191,6 +194,7 @@ def test_two_of_two_in_one_folder(data, tmp_path):
 # What goes wrong.
 
 
+@pytest.mark.slow
 def test_bad_options_are_said_once(data, tmp_path):
     ends = pair.run(train_member, (data.at(tmp_path).train_flags("--batch-siz", 3),), tmp_path)
     assert [end.code for end in ends] == [2, 2]
@@ -204,6 +208,7 @@ def test_bad_input_that_all_meet_is_said_once(data, tmp_path):
     assert line.startswith("error: list not found: none.csv")
 
 
+@pytest.mark.slow
 def test_what_only_the_first_process_meets_ends_all(runs, tmp_path):
     one, _, _ = runs
     ends = pair.run(train_member, (one.train_flags(*RUNS[one.method]),), tmp_path)
@@ -224,11 +229,13 @@ def spoiled(rank, argv, error):
     return TRAIN["ucf"](argv)
 
 
+@pytest.mark.slow
 def test_what_only_the_second_process_meets_is_said_by_it(data, tmp_path):
     ends = pair.run(spoiled, (data.at(tmp_path).train_flags(), UserError("its disk is gone")), tmp_path)
     assert [(end.code, end.err) for end in ends] == [(2, ""), (2, "error: its disk is gone\n")]
 
 
+@pytest.mark.slow
 def test_a_bug_in_one_process_keeps_its_traceback(data, tmp_path):
     ends = pair.run(spoiled, (data.at(tmp_path).train_flags(), ZeroDivisionError("ours")), tmp_path)
     assert [end.code for end in ends] == [1, 1]
@@ -240,6 +247,7 @@ def impatient(rank, argv):
     return TRAIN["ucf"](argv)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_keeps_no_other_from_ending(data, tmp_path):
     """As one does that waits for a GPU: no handler of signals runs in it."""
     processes = pair.start(impatient, (data.at(tmp_path).train_flags("--max-epoch", 1000),), tmp_path)
@@ -258,6 +266,7 @@ def test_a_process_that_hangs_keeps_no_other_from_ending(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds a process by its environment in /proc")
 def test_a_killed_process_ends_a_torchrun_that_can_be_resumed(data, tmp_path):
     """As a user does it, and as the system does when memory runs out."""

@@ -19,6 +19,8 @@ from workspace import forget_extraction, make_clips, make_detection, make_garage
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli import task
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 # What is run elsewhere or needs what tests cannot have, by how the command begins.
 ELSEWHERE = {

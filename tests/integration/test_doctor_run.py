@@ -225,6 +225,7 @@ def make_real_lists(dataset, folder, protocol):
     assert quietly(package_main, ["lists", "--dataset", dataset.name, "--protocol", protocol, *argv]).code == 0
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "protocol"),

@@ -66,6 +66,7 @@ def test_insight_looks_into_safetensors_as_into_the_checkpoint(place, tmp_path):
     assert tables[0].read_text() == tables[1].read_text() != ""
 
 
+@pytest.mark.slow
 def test_a_released_file_becomes_onnx(tmp_path):
     model = write_model(tmp_path / "model.pth", "vadclip")
     assert run("export", tmp_path / "model.pth", "--output", tmp_path / "released.pth").code == 0

@@ -319,6 +319,7 @@ def test_workers_make_the_same_files_and_leave_nothing_half_written(whole, video
     assert contents(output) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path):
     folder, output = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()

@@ -32,6 +32,7 @@ def own_alarm():
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_case_ends_well(kind, seeds, tmp_path):
     count = 6 if kind in SLOW else counts_of(SHORT, list(KINDS))[kind]

@@ -319,6 +319,7 @@ def test_no_name_becomes_an_element_or_an_attribute(make, tmp_path):
 # The network.
 
 
+@pytest.mark.slow
 def test_nothing_listens_on_the_network():
     """Pages are files; torchrun and Ray, where asked for, bring their own sockets, Ray's web page is off."""
     listens = re.compile(r"\.listen\(|\.bind\(|http\.server|socketserver|HTTPServer|0\.0\.0\.0|TCPStore\(")

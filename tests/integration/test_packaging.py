@@ -48,6 +48,8 @@ def installed(wheel, tmp_path_factory):
     program = """
 import contextlib, io, json, sys
 from clipfusionvad.__main__ import main
+
+pytestmark = pytest.mark.slow
 results = []
 for argv in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()

@@ -38,6 +38,7 @@ def kill_one(output, killed):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @needs_ray
 @needs_proc
 def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):

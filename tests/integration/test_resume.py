@@ -161,6 +161,7 @@ def test_signals_stop_at_the_next_step(case, tmp_path, no_plots, monkeypatch, ki
     assert_same(work, whole)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(case, tmp_path, monkeypatch):
     """SIGKILL, from start-up to the last steps; then once more to the end."""
     tiny, options, whole = case
@@ -195,6 +196,7 @@ def wait_for_change(path, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_as_a_user_does(tmp_path):
     """The same through the command line, which also kills it while Python starts."""
     tiny = make_tiny("ucf", tmp_path / "data")

@@ -23,10 +23,13 @@ from clipfusionvad.cli import task
 from clipfusionvad.engine.run_folder import seed_folder
 from clipfusionvad.models import find_method
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this version of torch takes no device that is written in Python",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this version of torch takes no device that is written in Python",
+    ),
+]
 TESTS = Path(__file__).resolve().parents[1] / "helpers"
 # A prompt encoder comes from transformers.
 METHODS = [

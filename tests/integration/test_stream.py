@@ -147,6 +147,7 @@ def test_a_stream_of_a_file_ends_with_the_scores_of_the_file(models, tmp_path, m
     assert "results in" in outcome.out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"needs real videos in {REAL} (SHARED_DIR)")
 def test_a_stream_of_a_real_video_is_scored_as_the_file(models, tmp_path):
     video = REAL / "Fighting033_x264.mp4"
@@ -182,6 +183,7 @@ def test_a_growing_file_is_read_to_its_end(models, tmp_path, suffix):
     assert_as_offline(tmp_path / "live", tmp_path / "offline/whole.json")
 
 
+@pytest.mark.slow
 def test_scores_come_while_the_file_grows(models, tmp_path):
     whole = write_video(tmp_path / "whole.ts", 160)
     growing, half = tmp_path / "growing.ts", whole.stat().st_size // 2
@@ -358,6 +360,7 @@ def test_ctrl_c_ends_a_stream_with_everything_written(models, tmp_path):
     assert len(final_scores(tmp_path / "live")) >= 1
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_two_hours(tmp_path):
     """13,500 snippets are two hours at 30 frames a second; 64 of them a window, 3 classes."""
     rng = np.random.default_rng(0)

@@ -165,6 +165,7 @@ def test_interrupted_and_continued(swept, data, tmp_path, monkeypatch, step):
     assert_same_runs(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_at_a_time_are_stopped_and_continued(swept, data, tmp_path):
     folder, _, configs = swept
     begun = tmp_path / "out" / "full" / "seed1" / "losses.csv"
@@ -195,6 +196,7 @@ def test_a_cell_that_fails_leaves_the_others(data, tmp_path):
     assert table["error"]["lost"] in done.err
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_as_it_would_have(data, tmp_path, monkeypatch):
     pytest.importorskip("optuna", reason="a search needs Optuna: pip install optuna")
     space = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "visual_layers": [1, 2]}

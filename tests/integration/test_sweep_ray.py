@@ -33,6 +33,7 @@ def once_trained(begun, act, finished):
     return watcher
 
 
+@pytest.mark.slow
 @needs_ray
 @needs_proc
 def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):

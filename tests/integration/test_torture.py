@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torture
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("extract", "pack", "train anomalyclip")
 
 

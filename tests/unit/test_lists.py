@@ -148,6 +148,7 @@ def test_unknown_label_names_row_and_nearest(tmp_path):
     assert "row 3" in text and "'RoadAccident'" in text and "'RoadAccidents'" in text
 
 
+@pytest.mark.slow
 def test_forty_thousand_rows_are_fast(tmp_path):
     for k in range(40):
         save(tmp_path / f"root/features/{k}.npy")
