@@ -1,9 +1,7 @@
-"""The benchmarks: one entry each, with everything that is particular to it, and datasets of a user's own (YAML).
+"""The benchmarks, one entry each with everything particular to it, and a user's own datasets (YAML).
 
-Nothing else names a benchmark.
-
-Facts are those of the official annotation files and of the lists that the VadCLIP family released, for
-ShanghaiTech and MSAD of those that IEF-VAD released. Frame rates are the commonly stated ones.
+No other module names a benchmark. The facts come from the official annotation files and from the lists that the
+VadCLIP family released (IEF-VAD for ShanghaiTech and MSAD). Frame rates are the commonly stated ones.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ import numpy as np
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import read_yaml
 
-# How the released truth arrays mark a normal video, whatever the dataset calls its normal class.
+# The mark of a normal video in the released truth arrays of every dataset.
 NORMAL_IN_TRUTH = "A"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One benchmark.
+    """One benchmark, or a user's own dataset.
 
     ``classes`` maps each label of the CSV lists to its text prompt; the first one is *normal*.
     """
@@ -37,34 +35,34 @@ class Dataset:
     fps: float
     #: Labels are several class codes joined by "-" (and padded with "0").
     multi_label: bool = False
-    #: Finds the label in a video's name; group 1 is matched against ``classes`` regardless of case.
+    #: Finds the label in a video's name; group 1 is compared with ``classes``, ignoring case.
     label_pattern: str = ""
     #: Further names of a class: folders and file-name stems.
     aliases: dict[str, str] = field(default_factory=dict)
-    #: The crop that stands for a video in the released test list (file name ``NAME__k.npy``).
+    #: The crop of each video in the released test list (file name ``NAME__k.npy``).
     test_crop: int = 0
-    #: Names of the truth files that the released option files expect.
+    #: Names of the truth files in the released option files.
     truth_files: dict[str, str] = field(default_factory=dict)
     #: Names of the CSV files beside them: the lists, and the truth by video name.
     list_files: dict[str, str] = field(default_factory=dict)
-    #: Order of the released lists: normal videos after the others, each by name; or class by class in the order of
-    #: the labels, each by name with numbers in it as numbers.
+    #: Order of the released lists: normal videos after the others, each by name; or by label, then by name with
+    #: numbers compared as numbers.
     order: Literal["normal last", "by class"] = "normal last"
-    #: In a line of the annotation file the word after the name is the scene; the name tells the class.
+    #: In the annotation file the word after the name is the scene, not the class.
     scene_in_annotation: bool = False
     #: The annotation file has intervals [s, s), which hold no frame.
     empty_intervals: bool = False
-    #: The annotation file lists videos of several classes as pieces of this name; group 1 is the video's name.
+    #: Name of a piece of a video of several classes in the annotation file; group 1 is the video's name.
     piece_pattern: str = ""
-    #: Videos that the released lists have on the wrong side, and the right one.
+    #: Videos that the released lists put on the wrong side, and the right side.
     misplaced: dict[str, Literal["train", "test"]] = field(default_factory=dict)
-    #: Test videos whose official annotation is odd: it names classes that their label does not, or segments overlap.
+    #: Test videos whose official annotation names classes that their label lacks, or has overlapping segments.
     annotation_quirks: frozenset[str] = frozenset()
-    #: Name of a made-up video.
+    #: Name of a generated video.
     demo_name: str = "{label}_{number:03d}"
-    #: Anomalous videos at the head of the released test list (what the released ``excludeNormal`` keeps).
+    #: Anomalous videos at the head of the released test list, which the released ``excludeNormal`` keeps.
     anomalous_test_videos: int = 0
-    #: What released detection mAP does with a truth label outside the class list: "ignore" or "error".
+    #: Treatment of a truth label outside the class list in the released detection mAP.
     unknown_truth_label: Literal["ignore", "error"] = "ignore"
 
     @property
@@ -80,28 +78,31 @@ class Dataset:
         return self.labels[0]
 
     def encode(self, label: str) -> np.ndarray:
-        """Multi-hot vector (C,) float32 of a list label; an unknown label is a ``UserError``."""
+        """Return a list label as a multi-hot vector (C,) float32; ``UserError`` for an unknown label."""
         vector = multi_hot([label], self.labels, self.multi_label)[0]
         if not vector.any():
             raise UserError(f"unknown label {label!r}{nearest(label, self.labels)}; known: {', '.join(self.labels)}")
         return vector
 
     def label_of(self, name: str, folder: str = "") -> str | None:
-        """The list label that a video's name, else its folder, tells; None where neither does."""
+        """Return the list label in a video's name, else of its folder; None if neither names one."""
         found = re.search(self.label_pattern, name) if self.label_pattern else None
-        for word in (found.group(1) if found else None, folder):
-            label = self.known_label(word) if word else None
-            if label:
-                return label
-        return None
+        words = [found.group(1) if found else None, folder]
+        return next((label for word in words if word and (label := self.match_label(word))), None)
+
+    def match_label(self, word: str) -> str | None:
+        """Return the list label that a word means, ignoring case; None for any other word."""
+        if self.multi_label and multi_hot([word], self.labels, True).any():
+            return word
+        return {**{label.lower(): label for label in self.labels}, **self.aliases}.get(word.lower())
 
     def whole_of(self, name: str) -> str:
-        """The video that a name of the annotation file stands for: itself, unless the name is that of a piece."""
+        """Return the video that a name of the annotation file belongs to: that of a piece, else the name itself."""
         found = re.fullmatch(self.piece_pattern, name) if self.piece_pattern else None
         return found.group(1) if found else name
 
     def list_order(self, label: str, name: str) -> tuple[Any, ...]:
-        """Sort key of a video in the order of the released lists."""
+        """Return the sort key of a video in the order of the released lists."""
         if self.order == "normal last":
             return self.is_normal(label), name
         parts = re.split(r"([0-9]+)", name)
@@ -111,23 +112,15 @@ class Dataset:
         return bool(self.encode(label)[0])
 
     def codes(self, label: str) -> list[str]:
-        """The classes that a list label names: several only where the dataset is multi-label."""
+        """Return the classes in a list label: several only if the dataset is multi-label."""
         return [part for part in (label.split("-") if self.multi_label else [label]) if part in self.classes]
-
-    def known_label(self, word: str) -> str | None:
-        """The list label that a word stands for, regardless of case; None where it is none."""
-        if self.multi_label and multi_hot([word], self.labels, True).any():
-            return word
-        known = {**{label.lower(): label for label in self.labels}, **self.aliases}
-        return known.get(word.lower())
 
 
 def multi_hot(labels: list[str], class_labels: list[str], multi_label: bool = False) -> np.ndarray:
-    """Code list labels as vectors (N, C) float32.
+    """Encode list labels as vectors (N, C) float32.
 
-    With ``multi_label`` a label is split at "-" and every known part is set (released code: unknown parts
-    are ignored). With two classes everything that is not the first one is the second. A label that names no
-    class gives a row of zeros.
+    With ``multi_label`` a label is split at "-" and each known part is set; unknown parts are ignored, as in the
+    released code. With two classes any label but the first is the second. An unknown label gives a row of zeros.
     """
     index = {label: column for column, label in enumerate(class_labels)}
     vectors = np.zeros((len(labels), len(class_labels)), dtype=np.float32)
@@ -154,20 +147,11 @@ UCF = Dataset(
     name="ucf",
     title="UCF-Crime",
     classes={
-        "Normal": "normal",
-        "Abuse": "abuse",
-        "Arrest": "arrest",
-        "Arson": "arson",
-        "Assault": "assault",
-        "Burglary": "burglary",
-        "Explosion": "explosion",
-        "Fighting": "fighting",
-        "RoadAccidents": "roadAccidents",
-        "Robbery": "robbery",
-        "Shooting": "shooting",
-        "Shoplifting": "shoplifting",
-        "Stealing": "stealing",
-        "Vandalism": "vandalism",
+        label: label[0].lower() + label[1:]
+        for label in (
+            "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting Shoplifting "
+            "Stealing Vandalism"
+        ).split()
     },
     fps=30,
     label_pattern=r"^([A-Za-z]+)(?:_Videos)?_?\d",
@@ -181,7 +165,6 @@ UCF = Dataset(
     list_files=_list_files("ucf"),
     demo_name="{label}{number:03d}_x264",
     anomalous_test_videos=140,
-    unknown_truth_label="ignore",
 )
 
 XD = Dataset(
@@ -199,7 +182,6 @@ XD = Dataset(
     fps=24,
     multi_label=True,
     label_pattern=r"_label_([^_.]+)",
-    test_crop=0,
     truth_files={"frames": "gt.npy", "segments": "gt_segment.npy", "labels": "gt_label.npy"},
     list_files=_list_files("xd"),
     annotation_quirks=frozenset(
@@ -218,27 +200,14 @@ SHANGHAITECH = Dataset(
     name="shanghaitech",
     title="ShanghaiTech",
     classes={
-        "normal": "normal",
-        "car": "car",
-        "chasing": "chasing",
-        "circuit": "circuit",
-        "fall": "fall",
-        "fighting": "fighting",
-        "hurdle": "hurdle",
-        "jumping": "jumping",
-        "monocycle": "monocycle",
-        "push": "push",
-        "robbery": "robbery",
-        "running": "running",
-        "skateboard": "skateboard",
-        "step": "step",
-        "stoop": "stoop",
-        "throwing_object": "throwing object",
-        "vaudeville": "vaudeville",
-        "vehicle": "vehicle",
+        label: label.replace("_", " ")
+        for label in (
+            "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running skateboard step "
+            "stoop throwing_object vaudeville vehicle"
+        ).split()
     },
     fps=24,
-    # Only names of made-up videos tell the class: real ones are scene and number (01_0130), their folder tells.
+    # Only generated videos have the class in their name; real names are scene and number (01_0130).
     label_pattern=r"^([a-z_]+)_\d",
     test_crop=5,
     truth_files=_truth_files("shanghaitech"),
@@ -246,7 +215,7 @@ SHANGHAITECH = Dataset(
     order="by class",
     empty_intervals=True,
     piece_pattern=r"(\d\d_\d{4})_\d",
-    # Listed as pieces, which match no feature file, so that the released lists have them in training.
+    # Listed as pieces, which match no feature file, so the released lists have them in training.
     misplaced={"04_0012": "test", "05_0023": "test"},
     annotation_quirks=frozenset({"04_0012", "05_0023"}),
 )
@@ -255,18 +224,11 @@ MSAD = Dataset(
     name="msad",
     title="MSAD",
     classes={
-        "Normal": "normal",
-        "Assault": "assault",
-        "Explosion": "explosion",
-        "Fighting": "fighting",
-        "Fire": "fire",
-        "Object_falling": "object falling",
-        "People_falling": "people falling",
-        "Robbery": "robbery",
-        "Shooting": "shooting",
-        "Traffic_accident": "traffic accident",
-        "Vandalism": "vandalism",
-        "Water_incident": "water incident",
+        label: label.lower().replace("_", " ")
+        for label in (
+            "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting Traffic_accident "
+            "Vandalism Water_incident"
+        ).split()
     },
     fps=30,
     # Assault_2 and MSAD_normal_testing_119, but normal training videos are scene and number (frontdoor1).
@@ -284,7 +246,7 @@ DATASETS = {dataset.name: dataset for dataset in (UCF, XD, SHANGHAITECH, MSAD)}
 
 
 def find_dataset(name: str) -> Dataset:
-    """The benchmark of that name, or the dataset that a YAML file describes."""
+    """Return the benchmark of that name, or the dataset of a YAML file."""
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         return read_dataset(name)
     if name not in DATASETS:
@@ -294,7 +256,7 @@ def find_dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
-#: What the YAML file of a dataset may hold, and of which kind; ``classes`` is needed.
+#: The keys of a dataset's YAML file and their types; ``classes`` is required.
 OWN_KEYS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "title": (str,),
@@ -308,10 +270,9 @@ OWN_KEYS: dict[str, tuple[type, ...]] = {
 
 
 def read_dataset(path: str | Path) -> Dataset:
-    """A dataset of the user's own: a YAML file with ``OWN_KEYS``; the name is the file's unless it says another.
+    """Read a user's own dataset: a YAML file with ``OWN_KEYS``; its name is the file's unless ``name`` is given.
 
-    ``classes`` maps each label (the name of its folder) to its prompt, the normal one first. ``UserError`` for
-    anything that does not fit.
+    ``classes`` maps each label (the name of its folder) to its prompt, the normal one first. Raises ``UserError``.
     """
     content = read_yaml(path, "dataset file")
     try:
@@ -320,14 +281,14 @@ def read_dataset(path: str | Path) -> Dataset:
         raise UserError(f"dataset file {path}: {error}") from error
 
 
-def described(dataset: Dataset) -> dict[str, Any]:
-    """What the YAML file of a dataset holds that ``read_dataset`` would make into this one."""
+def yaml_content(dataset: Dataset) -> dict[str, Any]:
+    """Return the content of a YAML file from which ``read_dataset`` gives this dataset."""
     whole = {key: getattr(dataset, key) for key in OWN_KEYS}
     return {key: value for key, value in whole.items() if value not in ("", {})}
 
 
 def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
-    """A dataset that is no benchmark, with file names after its own name."""
+    """Return a dataset that is not a benchmark, with file names derived from its name."""
     defaults: dict[str, Any] = {"title": name, "fps": 30, "order": "by class"}
     return Dataset(
         name=name,
@@ -340,7 +301,7 @@ def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
 
 def _own(content: Any, stem: str) -> Dataset:
     if not isinstance(content, dict):
-        raise UserError("it must hold lines of the form 'key: value', among them 'classes:'")
+        raise UserError("it must hold lines of the form 'key: value', including 'classes:'")
     for key, value in content.items():
         if key not in OWN_KEYS:
             raise UserError(f"unknown key {key!r}{nearest(str(key), OWN_KEYS)}; known: {', '.join(OWN_KEYS)}")
@@ -370,11 +331,11 @@ def _own(content: Any, stem: str) -> Dataset:
 
 
 def _texts(mapping: Mapping[Any, Any], where: str) -> dict[str, str]:
-    """A mapping of text to text; YAML takes words such as no and numbers for something else."""
+    """Return a mapping of text to text; YAML reads numbers and words such as no as other types."""
     for key, value in mapping.items():
         for word in (key, value):
             if not isinstance(word, str) or not word.strip():
-                raise UserError(f"{where}: {word!r} in '{key}: {value}' is no text; put it in quotes")
+                raise UserError(f"{where}: {word!r} in '{key}: {value}' is not text; put it in quotes")
     return {key.strip(): value.strip() for key, value in mapping.items()}
 
 
@@ -382,6 +343,6 @@ def _check_pattern(pattern: str) -> None:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise UserError(f"label_pattern {pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"label_pattern {pattern!r} is not a regular expression: {error}") from error
     if not groups:
         raise UserError(f"label_pattern {pattern!r} needs parentheses around the label")

@@ -232,7 +232,7 @@ def _check(item: Annotation, dataset: Dataset) -> None:
 
 
 def _label(word: str, dataset: Dataset) -> str:
-    label = dataset.known_label(word)
+    label = dataset.match_label(word)
     if label is None:
         known = ", ".join(dataset.labels)
         raise UserError(f"unknown class {word!r}{nearest(word, dataset.labels)}; known: {known}")

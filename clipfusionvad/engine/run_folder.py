@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 import yaml
 
-from clipfusionvad.datasets import DATASETS, Dataset, described
+from clipfusionvad.datasets import DATASETS, Dataset, yaml_content
 from clipfusionvad.engine.loggers import IDS, TRACKERS, Tracker
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text, read_yaml, remove_leftovers, without_nan, write_json, write_text, writing
@@ -101,7 +101,7 @@ def record_run(folder: Path, options: Mapping[str, Any], about: Mapping[str, Any
 def record_dataset(folder: Path, dataset: Dataset) -> None:
     """Keep a dataset of the user's own as the YAML file that describes it; benchmarks are known by name."""
     if dataset.name not in DATASETS:
-        write_text(folder / DATASET, yaml.safe_dump(described(dataset), sort_keys=False, allow_unicode=True))
+        write_text(folder / DATASET, yaml.safe_dump(yaml_content(dataset), sort_keys=False, allow_unicode=True))
 
 
 class RunLog:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import sys
 import time
@@ -37,7 +36,7 @@ from clipfusionvad.extraction.jobs import (
 )
 from clipfusionvad.extraction.snippets import SnippetEncoder
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, remove_leftovers
+from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hash_file, remove_leftovers
 from clipfusionvad.io.locks import hold
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models.clip import image_tower, load_clip
@@ -229,7 +228,7 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     return {
         "source": job.source,
         "bytes": job.bytes,
-        "sha256": None if job.bytes is None else _sha256(job.source),
+        "sha256": None if job.bytes is None else hash_file(job.source),
         "model": model,
         "options": job.recorded_options(),
         "fps": infos[0].fps,
@@ -305,11 +304,3 @@ def _npy_header(rows: int, dim: int, dtype: str) -> bytes:
     shape = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, dim)}
     np.lib.format.write_array_header_1_0(header, shape)
     return header.getvalue()
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Metrics of many resamples of the test videos at once.
+"""Compute the metrics of many bootstrap resamples of the test videos at once.
 
-A resample draws as many videos as there are, with replacement; all frames of a video come together, as they are not
-independent. It is described by how often each video was drawn, so nothing is repeated: scores are ranked once, and
-the frames behind each are counted as often as their video. R resamples, V videos, n snippets.
+A resample draws V of V videos with replacement. Videos are drawn whole, because their frames are not independent.
+A resample is the number of times each video was drawn, so nothing is repeated: scores are ranked once, and their
+frames are weighted by their video's count. R resamples, V videos, n snippets.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from scipy.sparse import csr_matrix
 
 from clipfusionvad.metrics.detection import IOUS, Hits
 
-# Numbers of resamples and snippets that are held at a time (8 MB for each table of them).
+# Elements of a (resamples, snippets) table that are held at a time (8 MB).
 _CHUNK = 2**20
 
 
 def draw_videos(videos: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each video is drawn, (1 + R, V) float64; the first row is the test set as it is, each video once."""
+    """Return how often each video is drawn, (1 + R, V) float64; the first row is the test set itself, all ones."""
     if videos < 1:
         raise ValueError("there are no videos to draw from")
     drawn = np.random.default_rng(seed).multinomial(videos, np.full(videos, 1 / videos), resamples)
@@ -29,11 +29,10 @@ def draw_videos(videos: int, resamples: int, seed: int) -> np.ndarray:
 def resampled_ranking(
     scores: np.ndarray, positives: np.ndarray, frames: np.ndarray, video: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and AP (R,) of every resample, in 0..1; NaN where its frames are all of one kind.
+    """Return AUC and AP (R,) of each resample, in 0..1; NaN where its frames are all normal or all abnormal.
 
-    Arguments (n,) as in ``snippet_metrics``, and the index of each snippet's video; ``weights`` (R, V) as
-    ``draw_videos`` gives them. Each number is that of scikit-learn on the repeated frames; equal scores make one
-    threshold.
+    Arguments (n,) as in ``snippet_metrics``, and the index of each snippet's video; ``weights`` (R, V) from
+    ``draw_videos``. Each number equals scikit-learn's on the repeated frames.
     """
     order = np.argsort(-scores, kind="stable")
     order = order[frames[order] > 0]
@@ -41,7 +40,7 @@ def resampled_ranking(
     hit = np.flatnonzero(positives)
     if not len(hit):
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
-    # Only thresholds with abnormal frames count; all scores between two of them are added up as one.
+    # Only thresholds with abnormal frames matter; all scores between two of them are merged.
     level = np.cumsum(np.append(False, ranked[1:] != ranked[:-1]))
     holds = np.zeros(level[-1] + 1, dtype=bool)
     holds[level[hit]] = True
@@ -67,16 +66,16 @@ def resampled_ranking(
 
 
 def _by_video(frames: np.ndarray, step: np.ndarray, video: np.ndarray, steps: int, videos: int) -> csr_matrix:
-    """Frames at each step of the threshold in each video, sparse (steps, V): times draws they are those drawn."""
+    """Return the frames of each video at each threshold step, sparse (steps, V)."""
     return csr_matrix((frames.astype(np.float64), (step, video)), shape=(steps, videos))
 
 
 def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: str) -> np.ndarray:
-    """The average detection mAP (R,) of every resample, in percent; NaN where no class is left to average.
+    """Return the average detection mAP (R,) of each resample, in percent; NaN where no class is left to average.
 
-    ``variant`` is "released" (with ``hits`` of ``detection_map``'s truth), "normal_matched" or "anomalous_only" (with
-    those of ``corrected_detection_map``'s). Each number is that of the repeated videos, but for predictions of one
-    class and video whose scores are equal, which stand in order of time before they are repeated.
+    ``variant`` is "released" (``hits`` without a ``normal_label``), "normal_matched" or "anomalous_only" (``hits``
+    with one). Each number is that of the repeated videos, except that equal scores of one class and video are put in
+    order of time before they are repeated.
     """
     truth = _count_by_class(hits.truth_video, hits.truth_label, weights.shape[1], classes)
     predicted = _count_by_class(hits.video, hits.label, weights.shape[1], classes)
@@ -84,7 +83,9 @@ def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: 
     if variant == "anomalous_only":
         first, weights = 1, weights * (truth[:, 1:].sum(axis=1) > 0)
     total = weights @ truth
-    ap = np.concatenate([_resampled_ap(hits, weights[part], total[part]) for part in _parts(len(weights), hits.size)])
+    ap = np.concatenate(
+        [_resampled_ap(hits, weights[part], total[part]) for part in _parts(len(weights), len(hits.video))]
+    )
     if variant == "released":
         return 100 * ap.mean(axis=1) * (weights @ predicted > 0).all(axis=1)
     judged = total[:, first:] > 0
@@ -93,12 +94,12 @@ def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: 
 
 
 def _resampled_ap(hits: Hits, weights: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """AP (r, C), averaged over the IoUs: precision at every hit over all truth segments ``total`` (r, C)."""
+    """Return AP (r, C), averaged over the IoUs: sum of precisions at hits / truth segments ``total`` (r, C)."""
     rows = np.flatnonzero(hits.hit.any(axis=0))
     drawn = np.ascontiguousarray(weights.T)
     label, own = hits.label[rows], drawn[hits.video[rows]]
     seen = _before(np.cumsum(drawn[hits.video], axis=0), drawn[hits.video], hits.label)[rows].astype(np.int64)
-    # A prediction that is there w times gives 1 hit of 1 more prediction each time: sums of (F + j) / (S + j).
+    # A prediction drawn w times adds w hits, with precisions (F + j) / (S + j), j = 1 … w.
     harmonic = np.append(0, np.cumsum(1 / np.arange(1, seen.max(initial=0) + own.max(initial=0) + 2)))
     steps = harmonic[seen + own.astype(np.int64)] - harmonic[seen]
     ap = np.zeros((total.shape[1], len(weights)))
@@ -110,7 +111,7 @@ def _resampled_ap(hits: Hits, weights: np.ndarray, total: np.ndarray) -> np.ndar
 
 
 def _before(sums: np.ndarray, own: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """From running sums over rows ordered by class: what stands before each row within its class."""
+    """Return the running sum before each row within its class, for rows ordered by class."""
     before = sums - own
     return before - before[np.searchsorted(label, label)]
 
@@ -120,13 +121,13 @@ def _count_by_class(video: np.ndarray, label: np.ndarray, videos: int, classes: 
 
 
 def _parts(count: int, width: int) -> Iterator[slice]:
-    """So many rows of a width in parts that fit the memory."""
+    """Yield slices of ``count`` rows, ``_CHUNK`` elements at a time."""
     step = max(1, _CHUNK // max(width, 1))
     return (slice(start, start + step) for start in range(0, count, step))
 
 
 def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The interval that leaves out equal shares of the values on both sides; NaN of none."""
+    """Return the interval that leaves out equal shares of the values on both sides; NaN without values."""
     if not len(values):
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
@@ -134,7 +135,7 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
 
 
 def sign_p_value(differences: Sequence[float] | np.ndarray) -> float:
-    """Two-sided p of "no difference": twice the smaller share of resamples on one side of 0, each with 1 added."""
+    """Return the two-sided p of "no difference": twice the smaller share of values on one side of 0, plus one."""
     values = np.asarray(differences)
     rarer = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
     return min(1.0, 2 * (1 + rarer) / (1 + len(values)))

@@ -1,4 +1,4 @@
-"""Class by class: how well each class is told from everything else, frame by frame."""
+"""Compute one-vs-rest frame metrics of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipfusionvad.metrics.frame import snippet_metrics
 
 
 class ClassMetrics(TypedDict):
-    """``mauc`` and ``mean_ap`` over the classes that occur, ``per_class`` the two of each; all in 0..1."""
+    """``mauc`` and ``mean_ap`` over the classes that occur, and AUC and AP ``per_class``; all in 0..1."""
 
     mauc: float
     mean_ap: float
@@ -22,11 +22,11 @@ class ClassMetrics(TypedDict):
 def class_metrics(
     class_probs: ArrayLike, positives: ArrayLike, frames: ArrayLike, class_labels: Sequence[str]
 ) -> ClassMetrics:
-    """One-vs-rest AUC and AP of each anomalous class, and their means (AnomalyCLIP's mAUC and mAP).
+    """Return one-vs-rest AUC and AP of each anomalous class, and their means (AnomalyCLIP's mAUC and mAP).
 
-    class_probs (n, C) of each snippet, class 0 normal; positives (n, C) frames of the snippet that belong to each
-    class; frames (n,) all frames in the snippet. A class's positives are its own frames, its negatives all others,
-    normal ones included. The normal class is left out, and so is a class without positives or without negatives.
+    class_probs (n, C) of each snippet, class 0 normal; positives (n, C), frames of the snippet in each class; frames
+    (n,), all its frames. A class's negatives are all frames outside it, normal ones included. The means leave out the
+    normal class and classes without positives or without negatives.
     Source: AnomalyCLIP, section 4.1, and its released code.
     """
     class_probs, positives = np.asarray(class_probs), np.asarray(positives)

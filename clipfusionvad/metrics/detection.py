@@ -1,7 +1,7 @@
-"""Fine-grained detection mAP on intervals: the released procedure, and what the papers say it is.
+"""Compute fine-grained detection mAP on intervals: the released procedure, and the one the papers describe.
 
-Every step works on all videos and classes at once. Snippet rows stand for runs of equal frames, so frames are
-never materialised and IoUs are differences of bounds instead of frame sets.
+Every step handles all videos and classes at once. A row represents a run of equal frames, so single frames are never
+built, and an IoU is computed from interval bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_FRAMES = 2
 
 
 class DetectionResult(TypedDict):
-    """``map`` per IoU and ``average`` of them in percent; ``per_class`` AP (C,) per IoU in 0..1."""
+    """``map`` per IoU and their ``average`` in percent; AP (C,) ``per_class`` and IoU in 0..1."""
 
     map: dict[float, float]
     average: float
@@ -33,7 +33,7 @@ class DetectionResult(TypedDict):
 
 
 class Hits(NamedTuple):
-    """Predicted segments ordered by class and falling score, and what each hits; the truth beside them."""
+    """Predicted segments ordered by class and descending score, whether each is a hit, and the truth."""
 
     video: np.ndarray  # (n,)
     label: np.ndarray  # (n,) class
@@ -41,16 +41,12 @@ class Hits(NamedTuple):
     truth_video: np.ndarray  # (m,)
     truth_label: np.ndarray  # (m,)
 
-    @property
-    def size(self) -> int:
-        return len(self.video)
-
 
 class _Rows(NamedTuple):
-    """The rows of all videos, joined; videos without rows have no slot."""
+    """The rows of all videos, joined; a slot is a video that has rows."""
 
     curves: np.ndarray  # (C, R) float32
-    slot: np.ndarray  # (R,) to which of the S slots a row belongs
+    slot: np.ndarray  # (R,) the slot of each row, 0 … S - 1
     first: np.ndarray  # (S,) first row of each slot
     size: np.ndarray  # (S,) rows of each slot
     video: np.ndarray  # (S,) index of the slot's video
@@ -79,27 +75,27 @@ def detection_map(
     frames: Sequence[ArrayLike] | None = None,
     unknown_labels: Literal["ignore", "error"] | None = None,
 ) -> DetectionResult:
-    """Detection mAP exactly as the released test scripts of the VadCLIP family compute it, quirks included.
+    """Return detection mAP exactly as the released test scripts of the VadCLIP family compute it, quirks included.
 
-    Per video: ``class_probs`` (frames, C), taken as float32; ``segments``, pairs [start, end) in frames,
-    numbers or strings; ``labels``, one per segment. ``class_labels``: the C labels, normal first. With
-    ``frames``, per video (rows,) integers, a row of ``class_probs`` stands for that many frames, and the
-    result is that of repeating the rows. Truth of videos past the end of ``class_probs`` counts as missed.
+    Per video: ``class_probs`` (frames, C), used as float32; ``segments``, pairs [start, end) in frames, numbers or
+    strings; ``labels``, one per segment. ``class_labels``: the C labels, normal first. With ``frames``, per video
+    (rows,) integers, each row of ``class_probs`` counts as that many frames. Truth of videos past the end of
+    ``class_probs`` counts as missed.
 
     Quirks kept:
-    - the mean is over all C classes, those without ground truth included (their AP is 0);
+    - the mean is over all C classes, including those without ground truth (their AP is 0);
     - a class without any predicted segment makes the mAP 0;
-    - on UCF-Crime the truth says "A" for normal and the class list "Normal", so normal is never matched;
-    - ``exclude_normal`` cuts only the predictions (to the anomalous videos at the head of the list) and
-      keeps all classes and all ground truth;
-    - a video of fewer than 16 frames, or a NaN in a class's curve, yields no segment there.
+    - on UCF-Crime the truth calls normal "A" and the class list "Normal", so normal is never matched;
+    - ``exclude_normal`` cuts only the predictions (to the anomalous videos at the head of the list) and keeps all
+      classes and all ground truth;
+    - a video of fewer than 16 frames, or a NaN in a class's curve, gives no segment there.
 
-    The one liberty: equal scores keep the order of video and time, where the release sorts unstably, so that
-    its numbers on ties depend on numpy's build and the processor.
+    One difference: equal scores keep the order of video and time. The release sorts unstably, so its numbers on ties
+    depend on numpy's build and the processor.
 
-    ``unknown_labels`` says what a truth label outside ``class_labels`` does; None: what it does in the
-    release of the dataset with these ``class_labels``, "error" for other class lists. Raises ``ValueError``
-    on such a label, on shapes that do not fit and on segment bounds that are no integers.
+    ``unknown_labels`` is the treatment of a truth label outside ``class_labels``; None is that of the release of the
+    dataset with these ``class_labels``, and "error" for other class lists. Raises ``ValueError`` for such a label, for
+    shapes that do not fit and for segment bounds that are not integers.
     """
     dataset = next((known for known in DATASETS.values() if known.labels == list(class_labels)), None)
     if unknown_labels is None:
@@ -125,16 +121,12 @@ def corrected_detection_map(
     normal_label: str = NORMAL_IN_TRUTH,
     unknown_labels: Literal["ignore", "error"] = "error",
 ) -> dict[str, DetectionResult]:
-    """Detection mAP as the papers describe it; inputs and errors as in ``detection_map``.
+    """Return detection mAP as the papers describe it; inputs and errors as in ``detection_map``.
 
-    ``"normal_matched"`` differs from ``detection_map`` in that
-    - ``normal_label`` in the truth is ``class_labels[0]``, whatever the dataset calls it;
-    - a class without any predicted segment has AP 0 and leaves the other classes alone;
-    - the mean is over the classes that have ground truth.
-
-    ``"anomalous_only"`` differs further in that
-    - videos without an anomalous truth segment are left out, with their predictions and their truth;
-    - the normal class is left out of the mean.
+    ``"normal_matched"`` differs from ``detection_map`` in three points: ``normal_label`` in the truth means
+    ``class_labels[0]``; a class without any predicted segment has AP 0 and does not affect the others; the mean is
+    over the classes that have ground truth. ``"anomalous_only"`` also leaves out videos without an anomalous truth
+    segment, and the normal class.
 
     ``per_class`` is NaN for classes outside the mean; the mean is NaN where no class is left.
     """
@@ -159,10 +151,10 @@ def detection_hits(
     frames: Sequence[ArrayLike] | None = None,
     normal_label: str | None = None,
 ) -> Hits:
-    """Which predicted segments hit the truth; a video's hits do not depend on what other videos there are.
+    """Return which predicted segments hit the truth; a video's hits do not depend on the other videos.
 
-    Inputs as in ``detection_map``. ``normal_label`` is what the truth calls ``class_labels[0]``, as in
-    ``corrected_detection_map``; truth labels that are no class are ignored.
+    Inputs as in ``detection_map``. ``normal_label`` is the truth's name of ``class_labels[0]``, as in
+    ``corrected_detection_map``; truth labels outside the class list are ignored.
     """
     index = {label: c for c, label in enumerate(class_labels)}
     truth = _read_truth(segments, labels, index | ({normal_label: 0} if normal_label else {}), "ignore")
@@ -191,7 +183,7 @@ def _read_truth(
     index: dict[str, int],
     unknown: str,
 ) -> _Spans:
-    """Ground truth in list order; labels outside ``index`` are left out or, with "error", refused."""
+    """Return the ground truth in list order; labels outside ``index`` are left out or, with "error", refused."""
     if len(segments) != len(labels):
         raise ValueError(f"{len(segments)} videos have truth segments but {len(labels)} have truth labels")
     rows = []
@@ -203,10 +195,10 @@ def _read_truth(
                 try:
                     start, end = map(int, span)
                 except (TypeError, ValueError) as error:
-                    raise ValueError(f"video {video}: {span!r} is no pair of frame numbers") from error
+                    raise ValueError(f"video {video}: {span!r} is not a pair of frame numbers") from error
                 rows.append((video, index[name], start, end))
             elif unknown == "error":
-                raise ValueError(f"video {video} has the truth label {str(name)!r}, which is no class")
+                raise ValueError(f"video {video} has the truth label {str(name)!r}, which is not a class")
     return _Spans(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
 
 
@@ -219,7 +211,7 @@ def _join(class_probs: Sequence[ArrayLike], frames: Sequence[ArrayLike] | None, 
     rows = np.concatenate([*probs, np.empty((0, classes), np.float32)])
     video = np.repeat(np.arange(len(probs)), lengths)
     if frames is None:
-        # Frames that repeat the one before (as every snippet does 16 times) become one row.
+        # Equal consecutive frames (16 of every snippet) become one row.
         new = np.ones(len(rows), dtype=bool)
         new[1:] = (rows[1:] != rows[:-1]).any(axis=1) | (video[1:] != video[:-1])
         kept = np.flatnonzero(new)
@@ -230,7 +222,7 @@ def _join(class_probs: Sequence[ArrayLike], frames: Sequence[ArrayLike] | None, 
             raise ValueError("frames must hold one number per row of class_probs, for every video")
         count = np.concatenate([*counts, np.empty(0, np.int64)]).astype(np.int64)
         if (count < 0).any():
-            raise ValueError("a row cannot stand for fewer than 0 frames")
+            raise ValueError("a row cannot count as fewer than 0 frames")
         kept = np.flatnonzero(count)
         count = count[kept]
     held = np.bincount(video[kept], minlength=len(probs))
@@ -245,15 +237,15 @@ def _join(class_probs: Sequence[ArrayLike], frames: Sequence[ArrayLike] | None, 
 
 
 def _find_segments(rows: _Rows) -> tuple[_Spans, np.ndarray]:
-    """Predicted segments, ordered by class, video and time, and their scores float32."""
+    """Return the predicted segments, ordered by class, video and time, and their scores float32."""
     curves, slot = rows.curves, rows.slot
     video_score = _video_scores(rows)
-    with np.errstate(invalid="ignore"):  # a NaN or infinite maximum gives a threshold that nothing exceeds
+    with np.errstate(invalid="ignore"):  # nothing exceeds the threshold of a NaN or infinite maximum
         high = np.maximum.reduceat(curves, rows.first, axis=1)
         low = np.minimum.reduceat(curves, rows.first, axis=1)
-        # The released code takes the difference in float32 and goes on in float64.
+        # The released code takes the difference in float32 and the rest in float64.
         threshold = high - DEPTH * (high - low).astype(np.float64)
-    # The released code zeroes the curves of such classes, and nothing rises above a flat curve's threshold.
+    # The released code zeroes the curves of such classes; a flat curve never exceeds its threshold.
     threshold[~(video_score > 0)] = np.inf
     above = curves > np.repeat(_round_down(threshold), rows.size, axis=1)
 
@@ -265,7 +257,7 @@ def _find_segments(rows: _Rows) -> tuple[_Spans, np.ndarray]:
     last = np.flatnonzero(closes) % curves.shape[1]
     start, end = rows.start[begin], rows.end[last]
 
-    # Maxima of the runs: every second stretch between the flat bounds of the runs.
+    # Maxima of the runs: every second interval between the flattened bounds.
     bounds = (label * curves.shape[1] + np.stack([begin, last + 1])).T.ravel()
     peak = np.maximum.reduceat(curves.ravel(), bounds[: np.searchsorted(bounds, curves.size)])[::2]
     score = peak + np.float32(VIDEO_SHARE) * video_score[label, slot[begin]]
@@ -276,20 +268,20 @@ def _find_segments(rows: _Rows) -> tuple[_Spans, np.ndarray]:
 
 
 def _round_down(values: np.ndarray) -> np.ndarray:
-    """The largest float32 up to each value: a float32 is above the one exactly where it is above the other."""
+    """Return the largest float32 up to each value, which orders float32 numbers as the value does."""
     rounded = values.astype(np.float32)
     return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
 def _video_scores(rows: _Rows) -> np.ndarray:
-    """Mean of the top floor(N / 16) frames of each class and slot: (C, S) float32, 0 where N < 16."""
+    """Return the mean of the top floor(N / 16) frames of each class and slot: (C, S) float32, 0 where N < 16."""
     frames = rows.end - rows.start
     total = np.add.reduceat(frames, rows.first)
     top = total // TOP_FRACTION
-    # Whichever rows lead: so many of them hold the top frames, as none holds more than the longest.
+    # An upper bound of the rows that hold the top frames, since no row is longer than the longest.
     longest = np.maximum.reduceat(frames, rows.first)
     needed = np.minimum(rows.size, -(-(top + longest * rows.size - total) // longest)) * (top > 0)
-    # A value and its frames in one integer, which sorts several times faster than indices do.
+    # One integer holds a value and its frames: it sorts several times faster than indices.
     keys = _ordered(rows.curves.view(np.int32)).astype(np.int64) << 32 | frames
     leading = [_largest(keys[:, s : s + n], k) for s, n, k in zip(rows.first, rows.size, needed, strict=True)]
     keys = np.concatenate([keys[:, :0], *leading], axis=1)
@@ -299,9 +291,9 @@ def _video_scores(rows: _Rows) -> np.ndarray:
     origin = (np.cumsum(needed) - needed)[needed > 0]
     before -= np.repeat(before[:, origin], needed[needed > 0], axis=1)
     taken = np.clip(np.repeat(top, needed) - before, 0, frames)
-    # The top frames are about as many as the snippets, so they can be repeated. They must be: the released
-    # code adds float32 frames one by one, the highest first, and its rounding decides which of two close
-    # segments leads. numpy adds in this order along the first axis of a C-ordered matrix.
+    # The released code adds float32 frames one by one, the highest first, and its rounding decides the order of
+    # close segments; so the top frames (about as many as the snippets) are repeated. numpy adds in this order along
+    # the first axis of a C-ordered matrix.
     best = np.ascontiguousarray(np.repeat(values.ravel(), taken.ravel()).reshape(len(values), -1).T)
     means = np.zeros((len(top), len(values)), dtype=np.float32)
     for slot, end in enumerate(np.cumsum(top)):
@@ -311,21 +303,21 @@ def _video_scores(rows: _Rows) -> np.ndarray:
 
 
 def _largest(keys: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` largest of each row, falling."""
+    """Return the ``count`` largest of each row in descending order."""
     rest = keys.shape[1] - count
     split = np.partition(keys, min(rest, keys.shape[1] - 1), axis=1)
     return np.sort(split[:, rest:], axis=1)[:, ::-1]
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:
-    """The bits of float32 numbers as int32 in the order of the numbers, and back."""
+    """Map the bits of float32 numbers to int32 in the order of the numbers, and back."""
     return bits ^ (bits >> 31 & 0x7FFFFFFF)
 
 
 def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> np.ndarray:
-    """AP (IoUs, C): sum of the precisions at the hits / truth segments; arguments as in ``_match``."""
+    """Return AP (IoUs, C): sum of the precisions at the hits / truth segments; arguments as in ``_match``."""
     hits = _match(found, score, truth, classes)
-    # Hits come ordered by (threshold, class, place): counting them within their group gives their precision.
+    # Hits are ordered by (threshold, class, rank), so their count within the group gives their precision.
     threshold, at = np.nonzero(hits.hit)
     label = hits.label[at]
     group = threshold * classes + label
@@ -338,10 +330,10 @@ def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes:
 def _match(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> Hits:
     """Match predictions ordered by (class, video), as ``_find_segments`` gives them, with the truth.
 
-    Over all videos, predictions of a class take, by falling score, the unused truth segment of their video
-    with the best IoU that reaches the threshold.
+    By descending score over all videos, each prediction of a class takes the unused truth segment of its video with
+    the best IoU that reaches the threshold.
     """
-    # By class and falling score; equal scores stay in order of video and time.
+    # By class and descending score; equal scores keep the order of video and time.
     keys = _ordered((0 - score).view(np.int32)).astype(np.int64) << 32 | np.arange(len(score))
     ends = np.cumsum(np.bincount(found.label, minlength=classes))
     order = np.concatenate([np.sort(part) for part in np.split(keys, ends)]) & 0xFFFFFFFF
@@ -359,7 +351,7 @@ def _match(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> Hit
     union = found.end[p] - found.start[p] + np.maximum(truth.end[g] - truth.start[g], 0) - shared
     iou = shared / union
 
-    # Matching is sequential; all thresholds go through it together, one bit each.
+    # Matching is sequential and handles all thresholds together, one bit each.
     reached = np.searchsorted(IOUS, iou, side="right")
     pairs = np.flatnonzero(reached)
     pairs = pairs[np.lexsort((g[pairs], -iou[pairs], place[p[pairs]]))]

@@ -1,4 +1,4 @@
-"""Frame-level AUC and AP, from frames or, with the same numbers, from snippets weighted by their frames."""
+"""Compute frame-level AUC and AP from frames or, with the same numbers, from snippets weighted by their frames."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from numpy.typing import ArrayLike
 
 
 def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None = None) -> dict[str, float]:
-    """Ranking metrics of one score per frame, the frames of all test videos joined.
+    """Return the ranking metrics of one score per frame, the frames of all test videos joined.
 
-    scores (N,) finite, any unit, higher is more anomalous; gt (N,) 0 or 1; ``anomalous`` (N,) bool tells the
-    frames of anomalous videos. Returns ``{"auc", "ap"}`` in 0..1 and, given ``anomalous``, ``"ano_auc"``: the
-    AUC over those frames only (the papers' Ano-AUC). A metric over frames of one class only is NaN.
-    Raises ``ValueError`` on lengths that differ, scores that are not finite and truth that is not 0/1.
+    scores (N,) finite, higher is more anomalous; gt (N,) 0 or 1; anomalous (N,) bool marks frames of anomalous
+    videos. Returns ``{"auc", "ap"}`` in 0..1 and, with ``anomalous``, ``"ano_auc"``: the AUC over those frames only
+    (the papers' Ano-AUC). A metric over frames of one class is NaN. Raises ``ValueError`` for lengths that differ,
+    scores that are not finite and truth that is not 0/1.
     """
     gt = _truth(gt)
     return snippet_metrics(scores, gt, np.ones_like(gt), anomalous)
@@ -21,11 +21,11 @@ def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None 
 def snippet_metrics(
     scores: ArrayLike, positives: ArrayLike, frames: ArrayLike, anomalous: ArrayLike | None = None
 ) -> dict[str, float]:
-    """What ``frame_metrics`` gives when every score is repeated ``frames`` times, without repeating any.
+    """Return what ``frame_metrics`` gives for scores repeated ``frames`` times, without repeating them.
 
-    scores (n,), one per snippet; positives (n,), abnormal frames in the snippet; frames (n,), all frames in
-    the snippet (see ``count_frames``); anomalous (n,) bool, whether the snippet's video is anomalous. Results
-    and errors as in ``frame_metrics``; also ``ValueError`` where not 0 <= positives <= frames.
+    scores (n,), one per snippet; positives (n,), abnormal frames of the snippet; frames (n,), all its frames (see
+    ``count_frames``); anomalous (n,) bool, whether its video is anomalous. Raises ``ValueError`` as ``frame_metrics``
+    does, and unless 0 <= positives <= frames.
     """
     scores, positives, frames = (np.asarray(values, dtype=np.float64) for values in (scores, positives, frames))
     named = {"scores": scores, "truth": positives, "frames": frames}
@@ -46,15 +46,15 @@ def snippet_metrics(
 
 
 def count_frames(gt_frames: ArrayLike, snippets: int, stride: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Abnormal and all frames behind each of one video's snippets: two (snippets,) int64 vectors.
+    """Return the numbers of abnormal and of all frames of one video's snippets: two (snippets,) int64 vectors.
 
-    gt_frames (F,) 0 or 1. Follows the rule that each score is repeated ``stride`` times and the result is
-    cut, or held at its last value, to F frames: the last snippet takes all that is left, snippets past F get
-    none. Raises ``ValueError`` on truth that is not 0/1 and on frames without any snippet.
+    gt_frames (F,) 0 or 1. Each score is repeated ``stride`` times and the result is cut, or held at its last value,
+    to F frames: the last snippet gets all remaining frames, snippets past F get none. Raises ``ValueError`` for truth
+    that is not 0/1 and for frames without a snippet.
     """
     gt_frames = _truth(gt_frames)
     if snippets < 1 and len(gt_frames):
-        raise ValueError(f"no snippet to stand for {len(gt_frames)} frames")
+        raise ValueError(f"no snippet for {len(gt_frames)} frames")
     edges = np.minimum(np.arange(snippets + 1) * stride, len(gt_frames))
     edges[-1] = len(gt_frames)
     abnormal_before = np.concatenate([[0], np.cumsum(gt_frames)])
@@ -69,10 +69,10 @@ def _truth(gt: ArrayLike) -> np.ndarray:
 
 
 def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
-    """AUC and AP of snippets, each of which counts as abnormal and as normal by the frames it has of both.
+    """Return AUC and AP of snippets weighted by their abnormal and normal frames.
 
-    AUC is the area under the straight lines between the points of the ROC curve, AP the precision at each threshold
-    weighted by the recall that it adds, as in scikit-learn; equal scores make one threshold.
+    The definitions are scikit-learn's: trapezoids under the ROC curve; precision at each threshold times the recall it
+    adds. scikit-learn with sample weights gives the same numbers in six times the time (``benchmarks/ranking.py``).
     """
     order = np.argsort(-scores)
     order = order[frames[order] > 0]

@@ -1,7 +1,7 @@
-"""From the anomaly scores of consecutive snippets to segments, of a whole video at once or while it goes on.
+"""Turn the anomaly scores of consecutive snippets into segments, of a whole video or of a running stream.
 
-A segment starts with a snippet that reaches the high threshold and goes on while snippets reach the low one. Then
-segments are merged over short gaps, and what is still too short is dropped. n snippets, C classes (0 is *normal*),
+A segment starts with a snippet that reaches the high threshold and lasts while snippets reach the low one. Segments
+are then merged over short gaps, and those still too short are dropped. n snippets, C classes (0 is *normal*),
 n + 1 bounds: snippet i is frames bounds[i] … bounds[i + 1] - 1.
 """
 
@@ -18,7 +18,7 @@ from clipfusionvad.io.errors import UserError
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Scores at which a segment starts (high) and below which it ends (low), its least length, gaps to merge over.
+    """Scores at which a segment starts (high) and below which it ends (low), its minimum length, gaps to merge.
 
     A segment as long as the whole video is never too short.
     """
@@ -33,11 +33,11 @@ class Thresholds:
             raise UserError(f"the low threshold {self.low} is above the high one, {self.high}")
 
     def least_frames(self, fps: float, whole: int) -> float:
-        """Frames of the shortest segment in a video of ``whole`` frames."""
+        """Return the frames of the shortest segment in a video of ``whole`` frames."""
         return min(_frames(self.min_seconds, fps), whole)
 
     def merged_frames(self, fps: float) -> float:
-        """Frames of the longest gap that is merged over."""
+        """Return the frames of the longest gap that is merged."""
         return _frames(self.merge_seconds, fps)
 
 
@@ -46,7 +46,7 @@ class Segment:
     """Frames start_frame … end_frame - 1; start and end are those bounds in seconds.
 
     ``confidence`` is the mean, ``peak`` the highest anomaly score of its snippets. ``label`` is the anomalous class
-    of highest mean probability, ``class_probability`` that mean; None where the method does not tell classes apart.
+    of highest mean probability, ``class_probability`` that mean; both None for a method without classes.
     """
 
     start: float
@@ -67,7 +67,7 @@ def find_segments(
     labels: Sequence[str],
     thresholds: Thresholds,
 ) -> list[Segment]:
-    """Segments of one video: anomaly (n,), classes (n, C) or None, bounds (n + 1,) in frames."""
+    """Return the segments of one video: anomaly (n,), classes (n, C) or None, bounds (n + 1,) in frames."""
     spans = find_spans(anomaly, bounds, fps, thresholds)
     segments = []
     for first, last in spans:
@@ -78,11 +78,11 @@ def find_segments(
 
 
 def find_spans(anomaly: np.ndarray, bounds: np.ndarray, fps: float, thresholds: Thresholds) -> np.ndarray:
-    """The segments as snippets [first, last), (k, 2) int."""
+    """Return the segments as snippets [first, last), (k, 2) int."""
     if not len(anomaly):
         return np.empty((0, 2), dtype=np.int64)
     verdict = np.where(anomaly >= thresholds.high, 1, np.where(anomaly < thresholds.low, -1, 0))
-    # Where a score decides nothing, the last one that did still holds.
+    # A score between the thresholds keeps the state of the last decisive one.
     decided = np.maximum.accumulate(np.where(verdict != 0, np.arange(len(verdict)), 0))
     inside = verdict[decided] == 1
     spans = np.flatnonzero(np.diff(inside, prepend=False, append=False)).reshape(-1, 2)
@@ -94,14 +94,14 @@ def find_spans(anomaly: np.ndarray, bounds: np.ndarray, fps: float, thresholds: 
 
 @dataclass(frozen=True)
 class Alert:
-    """A segment has begun (and lasted long enough to count), or it has ended; the segment as known by then."""
+    """A segment has started (and lasted long enough to count) or ended; ``segment`` is its state at that time."""
 
     kind: Literal["start", "end"]
     segment: Segment
 
 
 class OnlineSegments:
-    """``find_segments`` snippet by snippet, in constant memory: alerts add up to the same segments."""
+    """``find_segments`` for one snippet at a time in constant memory; the alerts give the same segments."""
 
     def __init__(self, fps: float, labels: Sequence[str], thresholds: Thresholds):
         self.fps, self.labels, self.thresholds = fps, labels, thresholds
@@ -113,7 +113,7 @@ class OnlineSegments:
         self.gap: _Sums | None = None
 
     def add(self, start: int, end: int, anomaly: float, classes: np.ndarray | None = None) -> list[Alert]:
-        """The next snippet, frames start … end - 1, its score and class probabilities (C,) or None."""
+        """Add the next snippet, frames start … end - 1, with its score and class probabilities (C,) or None."""
         self.first, self.last = start if self.first is None else self.first, end
         self.inside = anomaly >= self.thresholds.high or (self.inside and anomaly >= self.thresholds.low)
         alerts = []
@@ -129,7 +129,7 @@ class OnlineSegments:
         return alerts
 
     def finish(self) -> list[Alert]:
-        """The stream has ended; the object may be used anew."""
+        """Close the last segment at the end of the stream; the object can then be reused."""
         alerts: list[Alert] = []
         if self.run:
             alerts = self._announce(self.thresholds.least_frames(self.fps, self.last - (self.first or 0)))
@@ -144,8 +144,9 @@ class OnlineSegments:
         return [Alert("start", self.run.segment(self.fps, self.labels))]
 
     def _close(self) -> list[Alert]:
-        told = self.run if self.announced else None
-        alerts = [Alert("end", told.segment(self.fps, self.labels))] if told else []
+        alerts = []
+        if self.run and self.announced:
+            alerts.append(Alert("end", self.run.segment(self.fps, self.labels)))
         self.run = self.gap = None
         self.announced = False
         return alerts
@@ -153,7 +154,7 @@ class OnlineSegments:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What is kept of consecutive snippets."""
+    """Sums over consecutive snippets."""
 
     start: int
     end: int
@@ -190,5 +191,5 @@ def _segment(
 
 
 def _frames(seconds: float, fps: float) -> float:
-    # Rounded, so that 0.7 s at 10 frames a second are 7 frames and not a hair more.
+    # Rounded, so that 0.7 s at 10 frames per second are 7 frames exactly.
     return round(seconds * fps, 6)

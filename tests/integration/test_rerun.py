@@ -13,7 +13,7 @@ from tiny import make_tiny, package_main, quietly, strings
 
 from clipfusionvad.cli import task as task_module
 from clipfusionvad.data.packed.store import store_folder
-from clipfusionvad.datasets import described, read_dataset
+from clipfusionvad.datasets import read_dataset, yaml_content
 from clipfusionvad.io import provenance as origin
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.tools.rerun.agreement import compare_losses, compare_metrics, compare_scores, compare_weights
@@ -224,7 +224,7 @@ def test_a_dataset_of_ones_own_is_described_in_full(tmp_path):
         "title: My shop\nfps: 25\nclasses: {ok: normal, theft: a person stealing}\naliases: {Steal: theft}\n"
     )
     dataset = read_dataset(tmp_path / "shop.yaml")
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump(described(dataset)))
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(yaml_content(dataset)))
     assert read_dataset(tmp_path / "again.yaml") == dataset
 
 

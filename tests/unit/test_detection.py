@@ -278,7 +278,7 @@ def test_nothing_to_find(class_probs):
         ({"labels": [["Flood"]]}, "video 0 has the truth label 'Flood'"),
         ({"labels": [["Fire", "Fire"]]}, "video 0 has 1 truth segments but 2 truth labels"),
         ({"labels": []}, "1 videos have truth segments but 0"),
-        ({"segments": [[("a", "b")]]}, r"video 0: \('a', 'b'\) is no pair of frame numbers"),
+        ({"segments": [[("a", "b")]]}, r"video 0: \('a', 'b'\) is not a pair of frame numbers"),
         ({"segments": [[(1, 2, 3)]]}, "video 0"),
         ({"class_probs": [np.ones((4, 3))]}, r"class_probs\[0\] has shape \(4, 3\), not \(frames, 2\)"),
         ({"frames": [np.ones(3)]}, "one number per row"),

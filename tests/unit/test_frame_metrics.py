@@ -141,5 +141,5 @@ def test_bad_snippets():
         snippet_metrics([0.1], [17], [16])
     with pytest.raises(ValueError, match="abnormal frames"):
         snippet_metrics([0.1], [-1], [16])
-    with pytest.raises(ValueError, match="no snippet to stand for 3 frames"):
+    with pytest.raises(ValueError, match="no snippet for 3 frames"):
         count_frames([0, 1, 1], 0)

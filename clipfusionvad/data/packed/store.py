@@ -12,7 +12,6 @@ A store is a folder:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import must_exist, read_text
+from clipfusionvad.io.files import hash_file, must_exist, read_text
 from clipfusionvad.io.npy import read_array, read_npy_header
 
 FORMAT = "clipfusionvad-pack-2"
@@ -194,7 +193,7 @@ def index_crc32(videos: np.ndarray, sources: np.ndarray) -> int:
 
 def hash_list(path: str | Path) -> str:
     must_exist(path, "list")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hash_file(path)
 
 
 def source_of(path: Path) -> list[int] | None:
