@@ -1,7 +1,7 @@
-"""How two feature arrays of one video differ, and what most likely made them so.
+"""Compare two feature arrays of one video and name the most likely cause of a difference.
 
-Every cause is a hypothesis that is tried on the data: it says which rows should agree, and counts only if they
-then do. What no hypothesis explains is told from the size and the kind of the difference that is left.
+Each cause is a hypothesis that pairs rows that should agree, and it is accepted only if they then do. A difference
+that no hypothesis explains is named by its size and its kind.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ import numpy as np
 
 IDENTICAL = "identical"
 SAME = "same within half precision"
-# Relative difference of a row that half precision explains: 3e-4 where it only stores, more where it computes.
+# Relative difference of a row that half precision explains: 3e-4 if only storage uses it, more if the encoder does.
 EXACT = 2e-3
-# A hypothesis that does not make the rows agree must leave less than this share of their difference.
+# A hypothesis under which rows do not quite agree must leave less than this share of their difference.
 CLEAR = 0.6
 MAX_SHIFT = 16
-# Correlation of changes (see ``_relations``) that says "one video": of unrelated real ones it is below 0.2.
+# Correlation of changes (see ``_relations``) above which two arrays show one video; for unrelated real videos it is
+# below 0.2.
 ALIKE = 0.25
-# Of a difference this share at most is fixed where other frames were taken; with another resize or crop it is 0.7 to 1.
+# Largest share of a difference that is the same in all rows if other frames were used; with another resize or crop it
+# is 0.7 to 1.
 FIXED = 0.4
-# Rows that hypotheses are tried on; more would not make them surer.
+# Rows on which hypotheses are tried.
 TRIED_ROWS = 4096
 STRIDES = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of two arrays over the rows that both have, and the likely cause with its evidence.
+    """Figures of two arrays over their common rows, and the likely cause of a difference with its evidence.
 
-    ``norm_ratio`` is the mean of ‖b‖ / ‖a‖, ``offset`` the k for which row i + k of A is most like row i of B
-    (0 where one array has twice the rows of the other).
-    Where the widths differ there are no figures (NaN).
+    ``norm_ratio`` is the mean of ‖b‖ / ‖a‖, ``offset`` the k for which row i + k of A is most similar to row i of B
+    (0 if one array has twice the rows of the other). Figures are NaN if the widths differ.
     """
 
     rows: tuple[int, int]
@@ -49,7 +50,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Pairing:
-    """A hypothesis: these rows, a (n, D) and b (n, D), should agree. No ``cause``: the rows as they stand."""
+    """A hypothesis: the rows a (n, D) and b (n, D) should agree. Without ``cause``: the rows in their order."""
 
     cause: str
     says: str
@@ -64,10 +65,10 @@ class _Pairing:
 def compare_rows(
     a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: Iterable[tuple[int | None, np.ndarray]] = ()
 ) -> Comparison:
-    """Compare features ``a`` (n, D) with ``b`` (m, E) of what should be the same video.
+    """Compare features ``a`` (n, D) with ``b`` (m, E), presumably of the same video.
 
-    ``crop`` is A's crop number; ``crops`` are the numbers and rows of the video's other crops on B's side, which
-    are only fetched where they are needed. A row of zeros stands for a missing one.
+    ``crop`` is A's crop number; ``crops`` yields numbers and rows of the video's other crops in B, and is consumed only
+    if needed. A row of zeros means a missing one.
     """
     rows = (len(a), len(b))
     if a.shape[1] != b.shape[1]:
@@ -102,7 +103,7 @@ def _find_cause(
     if chosen is not plain:
         parts.append((chosen.cause, f"{chosen.says} (rows differ by {left:.2g} instead of {plain.left:.2g})"))
     equal = _row_distances(chosen.a, chosen.b) <= EXACT
-    # Rows that differ anyway say nothing of the scale, unless there are no others.
+    # The scale is judged on rows that agree in direction, if there are any.
     judged = equal if equal.any() else slice(None)
     scale = _scale(chosen.a[judged], chosen.b[judged], EXACT if equal.any() else left)
     if left > EXACT and not (scale and scale[0] == "normalised per frame" and _cosine(left) > 0.99):
@@ -112,7 +113,7 @@ def _find_cause(
     if chosen is plain and left <= EXACT and len(a) != len(b):
         parts.append(_length(len(a), len(b)))
     if not parts:
-        largest = _relative_differences(a, b).max()
+        largest = (np.linalg.norm(b - a, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12)).max()
         return SAME, f"rows differ by {largest:.1e} of their length at most"
     return " + ".join(name for name, _ in parts), "; ".join(says for _, says in parts)
 
@@ -120,7 +121,7 @@ def _find_cause(
 def _best_pairing(
     plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
 ) -> _Pairing:
-    """The simplest hypothesis that fits nearly as well as the best one, or ``plain`` if none fits."""
+    """Return the simplest hypothesis that fits nearly as well as the best one, or ``plain`` if none fits."""
     tried = _Pairing("", "", plain.a[:TRIED_ROWS], plain.b[:TRIED_ROWS])
     found = [(pairing, pairing.left) for pairing in _pairings(a, b)]
     if not found or min(left for _, left in found) > EXACT:
@@ -135,7 +136,7 @@ def _best_pairing(
 
 
 def _pairings(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
-    """What may stand for what within two arrays, the simplest first."""
+    """Yield hypotheses about the rows of two arrays, the simplest first."""
     if len(a) >= 2 * len(b):
         yield from (_Pairing(c, s.format("B", "A"), x, y) for c, s, x, y in _reductions(a, b))
     elif len(b) >= 2 * len(a):
@@ -147,7 +148,7 @@ def _pairings(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
 
 
 def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Ways to make ``rows`` from ``frames``: (cause, text with places for the names of both, reduced, rows)."""
+    """Yield ways to make ``rows`` from ``frames``: (cause, text with places for both names, reduced, rows)."""
     ratio = round(len(frames) / len(rows))
     near = {stride for stride in STRIDES if abs(len(frames) / stride - len(rows)) <= 1}
     for stride in sorted({ratio} | near, key=lambda stride: stride != 16):
@@ -160,13 +161,9 @@ def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, str
             *_means(frames, cut, stride, 0),
         )
         for frame in sorted(range(stride), key=lambda frame: (frame not in (0, middle), frame)):
-            name = (
-                f"{single} (the middle one of {stride})"
-                if frame == middle
-                else f"{single} (number {frame} of {stride})"
-            )
+            which = "the middle one" if frame == middle else f"number {frame}"
             yield (
-                name,
+                f"{single} ({which} of {stride})",
                 f"{{0}} has every {stride}th row of {{1}}, from row {frame} on",
                 *_every(frames, cut, stride, frame),
             )
@@ -181,7 +178,7 @@ def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, str
 
 def _means(frames: np.ndarray, rows: np.ndarray, stride: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
     if shift < 0:
-        # The first of these means would begin before the video does.
+        # The first of these means would start before the video.
         rows, shift = rows[1:], shift + stride
     count = max(0, min((len(frames) - shift) // stride, len(rows)))
     blocks = frames[shift : shift + count * stride].reshape(count, stride, frames.shape[1])
@@ -207,7 +204,7 @@ def _crop_pairings(
 
 
 def _scale(a: np.ndarray, b: np.ndarray, tolerance: float) -> tuple[str, str] | None:
-    """How the lengths of rows relate; None where they agree."""
+    """Name a difference between the lengths of rows; None if they agree."""
     ratios = _norm_ratios(a, b)
     if np.abs(ratios - 1).max() <= 2 * tolerance:
         return None
@@ -217,7 +214,7 @@ def _scale(a: np.ndarray, b: np.ndarray, tolerance: float) -> tuple[str, str] | 
     for name, unit, other in (("A", units[0], units[1]), ("B", units[1], units[0])):
         if unit and not other:
             return "L2-normalised", f"{name}'s rows have length 1 (norms {ranges})"
-    # A mean of vectors of length 1 is a little shorter than 1.
+    # The mean of vectors of length 1 is slightly shorter than 1.
     averaged = [bool(norm.max() <= 1 + EXACT and norm.mean() > 0.85) for norm in norms]
     for name, mean, other in (("A", averaged[0], norms[1]), ("B", averaged[1], norms[0])):
         if mean and other.mean() > 1.5:
@@ -232,7 +229,7 @@ def _scale(a: np.ndarray, b: np.ndarray, tolerance: float) -> tuple[str, str] | 
 
 
 def _what_is_left(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
-    """Name a difference in direction that no pairing of rows explains, from its size and its kind."""
+    """Name a difference in direction that no pairing of rows explains, by its size and its kind."""
     distances = _row_distances(a, b)
     equal = distances <= EXACT
     cosine = _cosine(_distance(a, b))
@@ -242,9 +239,9 @@ def _what_is_left(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
         name = "last row differs (tail rule)" if last_only else "some rows differ"
         return name, f"{int(equal.sum())} of {len(a)} rows agree, the first that does not is row {first}"
     if cosine >= 0.9:
-        for test in (_longer_frames, _shifted_means, _rougher_frames):
-            if found := test(a, b):
-                return found
+        found = _single_frames(a, b, "longer") or _shifted_means(a, b) or _single_frames(a, b, "rougher")
+        if found:
+            return found
     says = f"mean cosine {cosine:.4f}"
     if cosine >= 0.97:
         says += f", of the difference a share of {_fixed_part(a, b):.2f} is the same in all rows"
@@ -256,45 +253,44 @@ def _what_is_left(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
     return ("other crop or preprocessing" if alike >= ALIKE else "other video"), says
 
 
-def _longer_frames(a: np.ndarray, b: np.ndarray) -> tuple[str, str] | None:
-    """A frame is the mean of its chunk and something of no fixed direction, which adds to its length."""
+def _single_frames(a: np.ndarray, b: np.ndarray, what: str) -> tuple[str, str] | None:
+    """Recognise single frames against means: what a frame adds to the mean of its chunk has no fixed direction.
+
+    It makes the row longer, and it makes the changes from row to row larger ("rougher").
+    """
+    if len(a) < 8 or (fixed := _fixed_part(a, b)) > FIXED:
+        return None
     size = np.square(b - a).sum()
-    longer = np.square(b).sum(axis=1) - np.square(a).sum(axis=1)
-    surplus = longer.sum() / size
-    mostly = np.mean(longer * surplus > 0) > 0.7
-    return _one_frame(surplus, "longer", _fixed_part(a, b)) if len(a) >= 8 and mostly else None
-
-
-def _rougher_frames(a: np.ndarray, b: np.ndarray) -> tuple[str, str] | None:
-    """What is not in the mean also adds to the changes from one row to the next."""
-    changes = [np.square(np.diff(rows, axis=0)).sum() for rows in (a, b)]
-    surplus = (changes[1] - changes[0]) / (2 * np.square(b - a).sum())
-    return _one_frame(surplus, "rougher", _fixed_part(a, b)) if len(a) >= 8 else None
-
-
-def _one_frame(surplus: float, what: str, fixed: float) -> tuple[str, str] | None:
-    if fixed > FIXED or not 0.4 <= abs(surplus) <= 3:
+    if what == "longer":
+        longer = np.square(b).sum(axis=1) - np.square(a).sum(axis=1)
+        surplus = longer.sum() / size
+        if np.mean(longer * surplus > 0) <= 0.7:
+            return None
+    else:
+        changes = [np.square(np.diff(rows, axis=0)).sum() for rows in (a, b)]
+        surplus = (changes[1] - changes[0]) / (2 * size)
+    if not 0.4 <= abs(surplus) <= 3:
         return None
     frame, mean = ("B", "A") if surplus > 0 else ("A", "B")
     says = (
         f"{frame} is {what} than {mean} by {abs(surplus):.2f} of their difference, which changes from row to row "
-        f"(its fixed part is {fixed:.2f}): as single frames are to their means"
+        f"(its fixed part is {fixed:.2f}), as single frames are compared with their means"
     )
     return f"one frame instead of the mean ({frame})", says
 
 
 def _fixed_part(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of the difference that is the same in all rows: 0 to 1."""
+    """Return the share of the difference that is the same in all rows: 0 to 1."""
     difference = b - a
     return float(np.linalg.norm(difference.mean(axis=0)) / np.sqrt(np.square(difference).sum(axis=1).mean()))
 
 
 def _shifted_means(a: np.ndarray, b: np.ndarray) -> tuple[str, str] | None:
-    """Means that start later lie on the way to the next row, by the share of its frames that they hold."""
+    """Recognise means that start some frames later: they lie between a row and the next one."""
     before = _distance(a, b)
     (later, left_later), (earlier, left_earlier) = _way_to_next(a, b), _way_to_next(a[::-1], b[::-1])
     share, other, left = (later, earlier, left_later) if later > earlier else (earlier, later, left_earlier)
-    # Noise in A alone seems to lead to both of its neighbours.
+    # Noise in A only seems to point to both neighbours.
     if not 0.03 <= share <= 0.97 or other > share / 2 or left > 0.95 * before:
         return None
     frames = max(1, round(16 * share))
@@ -306,7 +302,7 @@ def _shifted_means(a: np.ndarray, b: np.ndarray) -> tuple[str, str] | None:
 
 
 def _way_to_next(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """The share of the way from A's rows to the next ones at which B's lie best, and what difference it leaves."""
+    """Return how far B's rows lie on the way from A's to the next ones, 0 to 1, and the distance that remains."""
     step = a[1:] - a[:-1]
     share = float((step * (b[:-1] - a[:-1])).sum() / max(np.square(step).sum(), 1e-12))
     return share, _distance(a[:-1] + share * step, b[:-1])
@@ -319,7 +315,7 @@ def _length(a: int, b: int) -> tuple[str, str]:
 
 
 def _shifts(a: int, b: int) -> list[int]:
-    """Offsets that leave at least half of the rows, and three, to be compared; the smallest first."""
+    """Return offsets under which at least half of the rows, and three, overlap; the smallest first."""
     least = max(3, min(a, b) // 2)
     possible = [k for k in range(-MAX_SHIFT, MAX_SHIFT + 1) if k and min(a - max(k, 0), b - max(-k, 0)) >= least]
     return sorted(possible, key=abs)
@@ -338,9 +334,9 @@ def _best_offset(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _relations(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of the cosines between A's changes from row to row with those between B's.
+    """Return the correlation between the cosines of A's changes from row to row and those of B's.
 
-    High for one video, whatever the model or crop. Rows themselves drift slowly, which makes any two videos alike.
+    It is high for one video under any model or crop. The rows themselves drift slowly, so any two videos are similar.
     """
     chosen = np.linspace(0, len(a) - 2, min(len(a) - 1, 256)).astype(int)
     upper = np.triu_indices(len(chosen), 1)
@@ -356,7 +352,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _row_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Distance (n,) between rows brought to length 1: 0 for equal directions, √2 for unrelated ones."""
+    """Return distances (n,) of rows scaled to length 1: 0 for equal directions, √2 for unrelated ones."""
     return np.linalg.norm(_unit(a) - _unit(b), axis=1)
 
 
@@ -369,13 +365,9 @@ def _cosine(distance: float) -> float:
 
 
 def _norm_ratios(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """‖b‖ / ‖a‖ (n,); 1 where both rows are missing."""
+    """Return ‖b‖ / ‖a‖ (n,); 1 where both rows are missing."""
     norms = [np.linalg.norm(rows, axis=1) for rows in (a, b)]
     return (norms[1] + 1e-12) / (norms[0] + 1e-12)
-
-
-def _relative_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(b - a, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12)
 
 
 def _rows(count: int) -> str:
