@@ -20,7 +20,7 @@ from clipfusionvad.io.files import write_array, write_text
 from clipfusionvad.models import find_method
 from clipfusionvad.models.clip import TOY, load_clip
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
-from clipfusionvad.tools.lists.build import build_lists
+from clipfusionvad.tools.lists.build import ListsConfig, build_lists
 
 FOLDER = Path("demo")
 WIDTH = 64
@@ -82,7 +82,9 @@ def make_demo(dataset: Dataset) -> None:
                 write_array(folder / "features" / "rgb" / place, rgb)
                 write_array(folder / "features" / "event" / place, _make_events(event_rng, strength, motions))
     write_annotations_csv(folder / "annotations.csv", splits["test"])
-    build_lists(dataset, folder / "features" / "rgb", folder / "list", [folder / "annotations.csv"])
+    annotations = (str(folder / "annotations.csv"),)
+    features, lists = str(folder / "features" / "rgb"), str(folder / "list")
+    build_lists(dataset, ListsConfig(features=features, output=lists, annotations=annotations))
     # Written last: its presence says that everything else is complete.
     write_text(done, f"Made-up data in the shape of {dataset.title}. Delete this folder to have it made anew.\n")
 

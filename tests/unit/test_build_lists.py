@@ -164,7 +164,7 @@ def test_a_folder_with_only_the_test_set(project, capsys):
     assert not (project / "list/ucf_CLIP_rgb.csv").exists()
     assert len(rows_of(project / "list/ucf_CLIP_rgbtest.csv")) == 4
     warned = capsys.readouterr().err
-    assert "taken as the test set" in warned and "no training videos" in warned and "2 files left out" in warned
+    assert "become the test set" in warned and "no training videos" in warned and "2 files left out" in warned
 
 
 def test_a_folder_with_only_the_training_set(tmp_path, capsys):

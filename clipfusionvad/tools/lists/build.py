@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -15,68 +16,79 @@ from clipfusionvad.data.features import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry, write_list
 from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import write_array
-from clipfusionvad.tools.lists.videos import Annotations, Video, find_videos, note_absent, split_videos
-
-#: What is done about mistakes in the lists that the original projects released.
-PROTOCOLS = ("clean", "paper")
+from clipfusionvad.io.option import LARGEST_SIZE, Option
+from clipfusionvad.tools.lists.videos import Annotations, Video, find_videos, note_missing, split_videos
 
 
-@dataclass
-class Built:
-    """What was written, as a table to print, and what the user should know besides."""
+@dataclass(frozen=True, kw_only=True)
+class ListsConfig:
+    """What lists are built from, and how."""
 
-    summary: str
-    notes: list[str]
+    features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
+    output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
+    annotations: Annotated[tuple[str, ...], Option("official annotation files, one or two", metavar="FILE")] = ()
+    split: Annotated[
+        tuple[str, ...],
+        Option(
+            "names of the test videos, or of the training videos if the file's name contains 'train' "
+            "(default: the annotated videos are the test set)",
+            metavar="FILE",
+        ),
+    ] = ()
+    exclude: Annotated[tuple[str, ...], Option("files to leave out, by name or path", metavar="GLOB")] = ()
+    test_crop: Annotated[int | None, Option("crop used for test videos (default: the dataset's)", metavar="K")] = None
+    protocol: Annotated[
+        str,
+        Option(
+            "clean: correct videos on the wrong side in the released lists; paper: as released",
+            choices=("clean", "paper"),
+        ),
+    ] = "clean"
+    single_label: Annotated[bool, Option("leave out videos of several classes")] = False
+    truth: Annotated[
+        bool,
+        Option(
+            "no: write only lists, for test videos without annotation; test with --gt-path none judges whole videos"
+        ),
+    ] = True
+    frames_per_snippet: Annotated[
+        int, Option("frames that a feature row covers", minimum=1, maximum=LARGEST_SIZE, metavar="N")
+    ] = FRAMES_PER_SNIPPET
 
 
-def build_lists(
-    dataset: Dataset,
-    features: str | Path,
-    output: str | Path,
-    annotation_files: Sequence[str | Path] = (),
-    split_files: Sequence[str | Path] = (),
-    exclude: Sequence[str] = (),
-    test_crop: int | None = None,
-    *,
-    protocol: str = "clean",
-    single_label: bool = False,
-    frames_per_snippet: int = FRAMES_PER_SNIPPET,
-    truth: bool = True,
-) -> Built:
-    """Write training list, test list and ground truth of a dataset into the folder ``output``.
+def build_lists(dataset: Dataset, config: ListsConfig) -> str:
+    """Write training list, test list and ground truth of a dataset; return a table of what was written.
 
-    Files, order and arrays are those that the dataset's original projects released, made to fit these
-    features. ``protocol`` "clean" puts videos right that the released lists have on the wrong side, and joins
-    those that the annotation has in pieces; "paper" leaves both as released. ``single_label`` leaves videos of
-    several classes out; without ``truth`` only the lists are written. Nothing is written unless everything has
-    been checked (``UserError``).
+    Files, order and arrays are those that the dataset's original projects released, fitted to these features.
+    ``protocol`` "clean" corrects videos that the released lists have on the wrong side, and joins videos that the
+    annotation has in pieces. Nothing is written unless everything has been checked (``UserError``).
     """
     notes: list[str] = []
-    clean = protocol == "clean"
-    for_frames, for_classes = _read_annotation_files(annotation_files, dataset)
+    clean = config.protocol == "clean"
+    for_frames, for_classes = _read_annotation_files(config.annotations, dataset)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
-    videos = find_videos(features, dataset, for_classes, exclude, notes)
+    videos = find_videos(config.features, dataset, for_classes, config.exclude, notes)
     if clean:
         _check_pieces(videos, dataset)
-    note_absent(for_classes, videos, "annotated videos", notes)
-    train, test = split_videos(videos, for_classes, dataset, split_files, clean, single_label, notes)
-    crop = dataset.test_crop if test_crop is None else test_crop
+    note_missing(for_classes, videos, "annotated videos", notes)
+    train, test = split_videos(videos, for_classes, dataset, config.split, clean, config.single_label, notes)
+    crop = dataset.test_crop if config.test_crop is None else config.test_crop
     chosen = [_choose_crop(video, crop) for video in test]
-    if truth:
+    if config.truth:
         for video in test:
             _check_annotation(video, (for_frames, for_classes), dataset)
 
-    base = Path(os.path.realpath(output))
+    base = Path(os.path.realpath(config.output))
     train_rows = [
-        (_written_path(path, base), video.label)
+        (path, video.label)
         for video in train
         for _, (path, _) in sorted(video.crops.items(), key=lambda item: -1 if item[0] is None else item[0])
     ]
-    test_rows = [(_written_path(path, base), v.label) for v, (path, _) in zip(test, chosen, strict=True)]
-    lengths = [frames_per_snippet * snippets for _, snippets in chosen]
+    test_rows = [(path, video.label) for video, (path, _) in zip(test, chosen, strict=True)]
+    lengths = [config.frames_per_snippet * snippets for _, snippets in chosen]
     frames = [
         frames_from_segments(_segments_of(video, for_frames), length)
         for video, length in zip(test, lengths, strict=True)
@@ -85,24 +97,27 @@ def build_lists(
     _note_differences(frames, keyed, dataset, notes)
 
     if train:
-        write_list(base / dataset.list_files["train"], _entries(train_rows))
+        write_list(base / dataset.list_files["train"], _entries(train_rows, base))
     else:
         notes.append(f"no training videos: {dataset.list_files['train']} not written")
     if test:
-        write_list(base / dataset.list_files["test"], _entries(test_rows))
+        write_list(base / dataset.list_files["test"], _entries(test_rows, base))
     else:
         notes.append("no test videos: test list and ground truth not written")
-    if test and truth:
+    if test and config.truth:
         write_annotations_csv(base / dataset.list_files["truth"], keyed)
         segments, labels = _released_arrays(test, for_classes, lengths)
         write_array(base / dataset.truth_files["frames"], np.concatenate(frames).astype(np.float32))
         write_array(base / dataset.truth_files["segments"], segments)
         write_array(base / dataset.truth_files["labels"], labels)
-    return Built(_summary(dataset, train, test, len(train_rows), frames if truth else [], output), notes)
+    for note in notes:
+        warn(note)
+    table = _table(dataset, train, test, len(train_rows), frames if config.truth else [])
+    return f"{table}\nwritten to {config.output}"
 
 
-def _read_annotation_files(paths: Sequence[str | Path], dataset: Dataset) -> tuple[Annotations, Annotations]:
-    """Annotations for the frame truth and for the intervals by class (two files only for XD-Violence)."""
+def _read_annotation_files(paths: Sequence[str], dataset: Dataset) -> tuple[Annotations, Annotations]:
+    """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
     if len(paths) > 2:
         raise UserError(f"{len(paths)} annotation files given; at most two can be used")
     read = [read_annotations(path, dataset) for path in paths]
@@ -110,7 +125,7 @@ def _read_annotation_files(paths: Sequence[str | Path], dataset: Dataset) -> tup
         return {}, {}
     if len(read) == 1:
         return read[0], read[0]
-    # The file of plain pairs names no class in any line.
+    # The file for frame truth names no class in any line.
     pairs = [all(item.label is None for item in annotations.values()) for annotations in read]
     if pairs[0] == pairs[1]:
         raise UserError(
@@ -147,7 +162,7 @@ def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset:
             path = next(iter(video.crops.values()))[0]
             raise UserError(
                 f"test video {video.name} is {video.label}, but no annotation says when ({path}); give one with "
-                f"--annotations, or --no-truth to judge whole videos only"
+                f"--annotations, or --no-truth to judge only whole videos"
             )
 
 
@@ -161,7 +176,7 @@ def _keyed(video: Video, item: Annotation | None, length: int) -> Annotation:
 
 
 def _note_differences(frames: list[np.ndarray], keyed: list[Annotation], dataset: Dataset, notes: list[str]) -> None:
-    """The annotation files of XD-Violence do not agree everywhere; the keyed file can hold only one."""
+    """Note where the annotation files of XD-Violence disagree; the keyed file can hold only one of them."""
     counts = [
         int((frames_from_segments(item.segments, len(truth)) != truth).sum())
         for truth, item in zip(frames, keyed, strict=True)
@@ -177,7 +192,7 @@ def _note_differences(frames: list[np.ndarray], keyed: list[Annotation], dataset
 def _released_arrays(
     videos: list[Video], annotations: Annotations, lengths: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Object arrays as released: bounds are text for annotated videos, numbers for normal ones."""
+    """Return object arrays as released: bounds are text for annotated videos, numbers for normal ones."""
     segments, labels = np.empty(len(videos), dtype=object), np.empty(len(videos), dtype=object)
     for index, (video, length) in enumerate(zip(videos, lengths, strict=True)):
         if intervals := _segments_of(video, annotations):
@@ -189,36 +204,24 @@ def _released_arrays(
     return segments, labels
 
 
-def _entries(rows: list[tuple[Path, str]]) -> list[Entry]:
-    return [Entry(path, label, row) for row, (path, label) in enumerate(rows, 2)]
-
-
-def _written_path(path: Path, base: Path) -> Path:
-    """Relative to the list's folder where features and lists are neighbours and can move together."""
-    return Path(os.path.relpath(path, base)) if path.is_relative_to(base.parent) else path
-
-
-def _summary(
-    dataset: Dataset,
-    train: list[Video],
-    test: list[Video],
-    train_rows: int,
-    frames: list[np.ndarray],
-    output: str | Path,
-) -> str:
-    counts = [Counter(code for video in part for code in dataset.codes(video.label)) for part in (train, test)]
-    width = max(map(len, [dataset.title, *dataset.labels]))
-    lines = [f"{dataset.title:{width}}  train   test"]
-    lines += [
-        f"{label:{width}}  {counts[0][label]:5d}  {counts[1][label]:5d}"
-        for label in dataset.labels
-        if counts[0][label] or counts[1][label]
+def _entries(rows: list[tuple[Path, str]], base: Path) -> list[Entry]:
+    """Return the entries of a list; paths are relative if lists and features are neighbours and can move together."""
+    return [
+        Entry(Path(os.path.relpath(path, base)) if path.is_relative_to(base.parent) else path, label, row)
+        for row, (path, label) in enumerate(rows, 2)
     ]
-    lines.append(f"{'videos':{width}}  {len(train):5d}  {len(test):5d}")
-    lines.append(f"{'rows':{width}}  {train_rows:5d}  {len(test):5d}")
+
+
+def _table(dataset: Dataset, train: list[Video], test: list[Video], rows: int, frames: list[np.ndarray]) -> str:
+    """Render the number of videos of each class, of rows and of abnormal frames."""
+    import pandas as pd  # here: the command's --help does not need it
+
+    counts = [Counter(code for video in part for code in dataset.codes(video.label)) for part in (train, test)]
+    table = {label: [count[label] for count in counts] for label in dataset.labels if any(c[label] for c in counts)}
+    table |= {"videos": [len(train), len(test)], "rows": [rows, len(test)]}
+    frame = pd.DataFrame.from_dict(table, orient="index", columns=["train", "test"])
+    text = frame.rename_axis(columns=dataset.title).to_string()
     if frames:
-        total = sum(map(len, frames))
-        abnormal = sum(int(truth.sum()) for truth in frames)
-        lines.append(f"test frames: {total}, {100 * abnormal / total:.3f} % abnormal")
-    lines.append(f"written to {output}")
-    return "\n".join(lines)
+        total, abnormal = sum(map(len, frames)), sum(int(truth.sum()) for truth in frames)
+        text += f"\ntest frames: {total}, {100 * abnormal / total:.3f} % abnormal"
+    return text

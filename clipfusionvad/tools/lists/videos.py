@@ -1,4 +1,4 @@
-"""The videos of a feature folder: found, labelled, and split into training and test."""
+"""Find the videos of a feature folder, label them, and split them into training and test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Video:
 
     name: str
     label: str
-    #: "train" or "test" if a folder on the files' path says so.
+    #: "train" or "test" if the name of a folder contains it.
     folder_split: str | None = None
     crops: dict[int | None, tuple[Path, int]] = field(default_factory=dict)
 
@@ -36,10 +36,10 @@ def find_videos(
     exclude: Sequence[str],
     notes: list[str],
 ) -> dict[str, Video]:
-    """The videos below a folder by name, with label and crops; what is skipped is said in ``notes``."""
+    """Return the videos below a folder by name, with label and crops; ``notes`` gets what is skipped."""
     if not os.path.isdir(folder):
         raise UserError(f"feature folder not found: {folder}")
-    # Links on the way to the folder are resolved, the folder itself keeps its name: lists stay portable.
+    # Links above the folder are resolved, but the folder keeps its name, so that lists stay portable.
     named = Path(os.path.abspath(folder))
     root = named.parent.resolve() / named.name
     videos: dict[str, Video] = {}
@@ -60,7 +60,7 @@ def find_videos(
             label = annotations[name].label
         if label is None:
             raise UserError(
-                f"{path}: neither its name, its folder nor an annotation tells the class of {name}; "
+                f"{path}: neither its name, its folder nor an annotation gives the class of {name}; "
                 f"classes of {dataset.title}: {', '.join(dataset.labels)} (--exclude leaves files out)"
             )
         video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1], dataset)))
@@ -85,28 +85,33 @@ def split_videos(
     single_label: bool,
     notes: list[str],
 ) -> tuple[list[Video], list[Video]]:
-    """Training and test videos, each in the order of the released lists.
+    """Return training and test videos, each in the order of the released lists.
 
-    By split files if there are any, else by annotation and folder. ``clean`` moves what the released lists have on
-    the wrong side, ``single_label`` leaves videos of several classes out.
+    Split files decide if there are any, else annotations and folders. ``clean`` moves videos that the released lists
+    have on the wrong side; ``single_label`` leaves out videos of several classes.
     """
     if split_files:
         train, test = _split_by_files(split_files, videos, notes)
-        _note_annotated(train, annotations, dataset, notes)
+        names = sorted({video.name for video in train} & annotations.keys() - dataset.misplaced.keys())
+        if names:
+            notes.append(f"{len(names)} annotated videos are in the training list, the first is {names[0]}")
     else:
         train, test = _split_by_annotation(videos, annotations, dataset, notes)
     if clean:
-        train, test = _put_right(train, test, dataset, notes)
+        train, test = _correct_split(train, test, dataset, notes)
     if single_label:
         chosen = [[video for video in part if len(dataset.codes(video.label)) == 1] for part in (train, test)]
         if left_out := len(train) + len(test) - sum(map(len, chosen)):
             notes.append(f"{left_out} videos of several classes left out by --single-label")
         train, test = chosen
-    return _released_order(train, dataset), _released_order(test, dataset)
+    train, test = (
+        sorted(part, key=lambda video: dataset.list_order(video.label, video.name)) for part in (train, test)
+    )
+    return train, test
 
 
 def read_split(path: str | Path) -> set[str]:
-    """Video names of a split file: one name or path a line, or CSV with a column ``video`` or ``path``."""
+    """Return the video names of a split file: a name or path per line, or CSV with a column ``video`` or ``path``."""
     lines = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
     header = [cell.strip() for cell in lines[0].split(",")] if lines else []
     for column in ("video", "path"):
@@ -115,12 +120,8 @@ def read_split(path: str | Path) -> set[str]:
             break
     if not lines:
         raise UserError(f"split file {path} is empty")
-    return {_name_in_split(line) for line in lines}
-
-
-def _name_in_split(line: str) -> str:
-    name = video_key(line)
-    return split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name
+    names = map(video_key, lines)
+    return {split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name for name in names}
 
 
 def _same_crop(first: Path, second: Path, name: str) -> str:
@@ -132,7 +133,7 @@ def _same_crop(first: Path, second: Path, name: str) -> str:
 
 
 def _split_of(folders: Iterable[str], dataset: Dataset) -> str | None:
-    """What the folders on a file's path say; the innermost one counts, and a class such as "Protest" does not."""
+    """Return the split in the folder names, the innermost first; a class such as "Protest" does not count."""
     labels = {label.lower() for label in dataset.labels}
     for word in map(str.lower, reversed(list(folders))):
         for split in ("train", "test"):
@@ -148,7 +149,7 @@ def _split_by_files(
     test: set[str] = set()
     for path in paths:
         names = read_split(path)
-        note_absent(names, videos, f"videos in {path}", notes)
+        note_missing(names, videos, f"videos in {path}", notes)
         if "train" in Path(path).name.lower():
             train |= names
         else:
@@ -173,28 +174,22 @@ def _split_by_annotation(
         is_test = video.name in annotations or video.folder_split == "test"
         (test if is_test else train).append(video)
     if train and test and all(dataset.is_normal(video.label) for video in train):
-        notes.append("no anomalous video is left for training, so all videos are taken as the test set")
+        notes.append("no anomalous video is left for training, so all videos become the test set")
         return [], train + test
     if test and not any(dataset.is_normal(video.label) for video in test):
         notes.append(
-            "no normal video is in the test set: annotations that name anomalous videos only leave normal test videos "
+            "the test set has no normal video: if annotations name only anomalous videos, normal test videos end up "
             "in the training list; name the test videos with --split"
         )
     return train, test
 
 
-def note_absent(names: Iterable[str], videos: dict[str, Video], what: str, notes: list[str]) -> None:
-    if absent := sorted(set(names) - videos.keys()):
-        notes.append(f"{len(absent)} {what} have no feature file, the first is {absent[0]}")
+def note_missing(names: Iterable[str], videos: dict[str, Video], what: str, notes: list[str]) -> None:
+    if missing := sorted(set(names) - videos.keys()):
+        notes.append(f"{len(missing)} {what} have no feature file, the first is {missing[0]}")
 
 
-def _note_annotated(train: list[Video], annotations: Annotations, dataset: Dataset, notes: list[str]) -> None:
-    names = sorted(video.name for video in train if video.name in annotations and video.name not in dataset.misplaced)
-    if names:
-        notes.append(f"{len(names)} annotated videos are in the training list, the first is {names[0]}")
-
-
-def _put_right(
+def _correct_split(
     train: list[Video], test: list[Video], dataset: Dataset, notes: list[str]
 ) -> tuple[list[Video], list[Video]]:
     to_test = [video for video in train if dataset.misplaced.get(video.name) == "test"]
@@ -207,7 +202,3 @@ def _put_right(
         [video for video in train if video not in to_test] + to_train,
         [video for video in test if video not in to_train] + to_test,
     )
-
-
-def _released_order(videos: Iterable[Video], dataset: Dataset) -> list[Video]:
-    return sorted(videos, key=lambda video: dataset.list_order(video.label, video.name))
