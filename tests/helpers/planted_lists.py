@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from spoilt_demo import add_training_video, at, change_features, edit, read_test_result, rows_of, save, write_rows
+from spoilt_demo import add_training_video, at, change_features, edit, read_tested, rows_of, save, write_rows
 from tiny import quietly
 
 from clipfusionvad.__main__ import main as package_main
@@ -17,13 +17,13 @@ from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING
 
 
 def overlap_same_row(demo):
-    row, _ = read_test_result(demo)
+    row, _ = read_tested(demo)
     return demo.train, edit(demo.train, lambda rows: rows.append(row) or len(rows))
 
 
 def overlap_in_disguise(demo):
     """Another folder, crop, case and content."""
-    row, features = read_test_result(demo)
+    row, features = read_tested(demo)
     name = Path(row[0]).stem.removesuffix("__5").upper()
     return add_training_video(demo, row[1], name, [features[1:]], crops=[0])
 
@@ -102,7 +102,7 @@ def mixed_test_crops(demo):
 
 
 def two_crops_tested(demo):
-    row, features = read_test_result(demo, 3)
+    row, features = read_tested(demo, 3)
     path = demo.file(row).with_name(demo.file(row).name.replace("__5", "__4"))
     save(path, features[::-1])
     new = [os.path.relpath(path, demo.test.parent), row[1]]
@@ -206,7 +206,7 @@ def store_out_of_date(demo):
 
 
 def under_two_names_in_both_lists(demo):
-    row, features = read_test_result(demo, -1)
+    row, features = read_tested(demo, -1)
     rng = np.random.default_rng(0)
     crops = [features + 0.1 * rng.normal(size=features.shape).astype(np.float16) for _ in range(3)]
     add_training_video(demo, row[1], "Normal_Videos999_x264", crops)

@@ -101,7 +101,7 @@ def add_training_video(demo, label, name, features, crops=(0, 1, 2)):
     return edit(demo.train, change)
 
 
-def read_test_result(demo, index=0):
+def read_tested(demo, index=0):
     row = rows_of(demo.test)[1:][index]
     return row, np.load(demo.file(row))
 
