@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.io.files import write_text
 from clipfusionvad.report.curves import PooledScores, class_confusion, pool, video_error
-from clipfusionvad.report.page import figure_html, render
+from clipfusionvad.report.page import render
 from clipfusionvad.report.page_figures import ranking_figures, training_figures
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
@@ -39,18 +38,17 @@ def report_page(run: Run) -> str:
     tested = run.tested
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
     paper = _published(run)
-    training = training_figures(run.losses, run.evaluations)
     return render(
         "report.html.j2",
         title=f"{run.options.get('method', 'unknown method')} on {run.dataset_title}",
         facts=_facts(run),
         numbers=_numbers(run.results, paper),
-        ranking=[figure_html(figure) for figure in ranking_figures(pooled)] if pooled else [],
+        ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(run, tested, pooled) if tested and pooled else None,
         detection=_detection(run.results, paper),
         videos=_videos(tested) if tested else [],
         scores=_scores(tested) if tested else None,
-        training=[figure_html(figure) for figure in training],
+        training=training_figures(run.losses, run.evaluations),
         options=sorted((str(name), _said(value)) for name, value in run.options.items()),
         environment=_environment(run.environment),
     )
@@ -161,25 +159,23 @@ def _seconds(tested: TestResult, index: int) -> float:
 
 
 def _scores(tested: TestResult) -> dict[str, Any]:
-    """The curves of all videos in little space, for the page's script: see ``report.html.j2``."""
+    """Return the curves of all videos for ``videos.js``, compact."""
     videos = tested.videos
     branches = len(tested.scores[0].anomaly)
     return {
         "branches": [BRANCHES.get(str(number), f"branch {number}") for number in range(1, branches + 1)],
         "step": videos.frames_per_snippet / videos.dataset.fps,
         "scale": SCALE,
-        "snippets": [scores.anomaly.shape[1] for scores in tested.scores],
         "seconds": [round(_seconds(tested, index), 3) for index in range(len(tested.scores))],
-        "curves": _packed(tested.scores),
+        "curves": [_packed(scores.anomaly) for scores in tested.scores],
         "spans": [_spans(tested, index) for index in range(len(tested.scores))] if videos.truth else [],
     }
 
 
-def _packed(scores: list[VideoScores]) -> str:
-    """Video by video, branch by branch, each score as two bytes, the lower first; in base64."""
-    joined = np.concatenate([video.anomaly.ravel() for video in scores])
-    whole = np.rint(SCALE * np.clip(np.nan_to_num(joined), 0, 1)).astype("<u2")
-    return b64encode(whole.tobytes()).decode("ascii")
+def _packed(anomaly: np.ndarray) -> str:
+    """Pack scores (branches, n), branch by branch, as two bytes each, the lower first; in base64."""
+    rounded = np.rint(SCALE * np.clip(np.nan_to_num(anomaly.ravel()), 0, 1)).astype("<u2")
+    return b64encode(rounded.tobytes()).decode("ascii")
 
 
 def _spans(tested: TestResult, index: int) -> list[tuple[float, float, str]]:

@@ -1,4 +1,4 @@
-"""The table that a test prints."""
+"""The metrics of a result as a table, and the published figures beside them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from importlib import resources
 from typing import Any
 
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.report.formatting import Table, to_text
 
-# Far beyond any metric; larger whole numbers of JSON are no floats.
+# Far beyond any metric; larger integers of JSON do not fit a float.
 _LARGEST = 1e300
 BRANCHES = {"1": "coarse branch", "2": "fine branch"}
 RANKING = {"auc": "AUC", "ap": "AP", "ano_auc": "Ano-AUC"}
@@ -24,7 +25,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Figure:
+class PublishedFigure:
     """A published figure: percent for detection mAP (``map…``), 0..1 for all other metrics."""
 
     method: str
@@ -38,17 +39,20 @@ class Figure:
         return self.value if self.metric.startswith("map") else 100 * self.value
 
 
-def published_figures() -> list[Figure]:
-    """All figures of ``published.csv``. Of several for one metric, the first is what the paper claims as its result."""
+def published_figures() -> list[PublishedFigure]:
+    """Read ``published.csv``. Of several figures for one metric, the first is the paper's claimed result."""
     text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
-    return [Figure(row["method"], row["dataset"], row["metric"], float(row["value"]), row["source"]) for row in rows]
+    return [
+        PublishedFigure(row["method"], row["dataset"], row["metric"], float(row["value"]), row["source"])
+        for row in rows
+    ]
 
 
 def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, float]:
-    """The published figures of a method on a dataset, keyed as the metrics are ("map@0.1" for one IoU).
+    """Return the published figures of a method on a dataset, with the keys of the metrics ("map@0.1" for one IoU).
 
-    Detection mAP was published as the released procedure computes it, so it stands beside that variant only.
+    Papers report detection mAP as the released procedure computes it, so it is shown beside that variant only.
     """
     own = [figure for figure in published_figures() if (figure.method, figure.dataset) == (method, dataset)]
     figures = {figure.metric: figure.value for figure in reversed(own)}
@@ -60,9 +64,9 @@ def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, f
 
 
 def check_metrics(metrics: Any, where: str) -> None:
-    """Raise ``UserError`` unless a result that was read from a file holds what its tables show."""
+    """Raise ``UserError`` unless a result that was read from a file has the metrics that its tables show."""
     if not isinstance(metrics, dict):
-        raise UserError(f"{where}: names and numbers are expected, not {str(metrics)[:60]}")
+        raise UserError(f"{where}: expected names and numbers, got {str(metrics)[:60]}")
     needed = [keys for _, keys in _rows(metrics)]
     needed += [(variant, iou) for variant in VARIANTS for iou in IOUS if "map" in metrics]
     per_class = metrics.get("per_class", {})
@@ -79,18 +83,15 @@ def check_metrics(metrics: Any, where: str) -> None:
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> str:
-    """Lay metrics out as text, everything in percent: a column per result and one for the published figures."""
-    columns = [*results, *(["paper"] if paper else [])]
-    lines = [f"{'percent':34}" + "".join(f"{column:>10}" for column in columns)]
-    for title, _, values in metrics_rows(results, paper):
-        lines.append(f"{title:34}" + "".join(f"{value:>10}" for value in values))
-    return "\n".join(lines)
+    """Render metrics as text in percent: a column per result, and one for the published figures if there are any."""
+    rows = [[title, *values] for title, _, values in metrics_rows(results, paper)]
+    return to_text(Table(["percent", *results, *(["paper"] if paper else [])], rows))
 
 
 def metrics_rows(
     results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]
 ) -> list[tuple[str, str, list[str]]]:
-    """The lines of that table: title, key as in ``published``, a percentage or "-" per result and for the paper."""
+    """Return the rows of that table: title, key as in ``published``, a percentage or "-" per result and the paper."""
     rows = []
     for title, keys in _rows(next(iter(results.values()))):
         values = [_percent(keys, _value(result, keys)) for result in results.values()]
@@ -101,7 +102,7 @@ def metrics_rows(
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
-    """Title and key path of every line that the metrics can fill."""
+    """Return title and key path of every row that the metrics can fill."""
     rows: list[tuple[str, tuple[str, ...]]] = [
         (f"{name}, {branch}", (f"{key}{number}",))
         for number, branch in BRANCHES.items()

@@ -1,68 +1,29 @@
-// The curves of the test videos: small ones once they come into sight, a large one at a click.
-const scores = JSON.parse(document.getElementById("scores").textContent);
-const packed = Uint8Array.from(atob(scores.curves), (letter) => letter.charCodeAt(0));
-const numbers = new DataView(packed.buffer);
-// Where each video's numbers begin.
-const firsts = [0];
-for (const count of scores.snippets) firsts.push(firsts.at(-1) + count * scores.branches.length);
-
-/** What timelines draw of a video; times are the middles of snippets, edges their beginnings. */
-function chartOf(index) {
-  const count = scores.snippets[index];
-  const duration = Math.max(scores.seconds[index], 1e-3);
-  const edges = Array.from({ length: count }, (_, at) => at * scores.step);
-  const curves = scores.branches.map((name, branch) => ({
-    name,
-    edges,
-    times: edges.map((edge) => Math.min(edge + scores.step / 2, duration)),
-    values: edges.map((_, at) => numbers.getUint16(2 * (firsts[index] + branch * count + at), true) / scores.scale),
-    colour: `--curve-${branch + 1}`,
-  }));
+// The test videos of a report: small pictures once they come into sight, a large one at a click.
+const scores = readJson("scores");
+function chartOf(element) {
+  const { index } = element.closest("tbody").dataset;
+  const packed = new Uint16Array(Uint8Array.from(atob(scores.curves[index]), (letter) => letter.charCodeAt(0)).buffer);
+  const [count, duration] = [packed.length / scores.branches.length, Math.max(scores.seconds[index], 1e-3)];
+  const times = Array.from({ length: count }, (_, at) => Math.min((at + 0.5) * scores.step, duration));
+  const curves = scores.branches.map((name, branch) => {
+    const values = Array.from(packed.subarray(branch * count, (branch + 1) * count), (value) => value / scores.scale);
+    return { name, values, colour: `--curve-${branch + 1}` };
+  });
   const spans = (scores.spans[index] ?? []).map(([start, end, label]) => ({ start, end, label, colour: "--truth" }));
-  return { duration, curves, spans };
+  return { duration, times, curves, spans };
 }
-
-const smalls = [...document.querySelectorAll("#videos canvas.small")];
-const indexOf = (element) => Number(element.closest("tbody").dataset.index);
-const inSight = new Set();
-const sight = new IntersectionObserver(
-  (changes) => {
-    for (const { target, isIntersecting } of changes) {
-      if (!isIntersecting) inSight.delete(target);
-      else {
-        inSight.add(target);
-        drawSmall(target, chartOf(indexOf(target)));
-      }
-    }
-  },
-  { rootMargin: "300px" },
-);
-smalls.forEach((canvas) => sight.observe(canvas));
-const redraw = () => inSight.forEach((canvas) => drawSmall(canvas, chartOf(indexOf(canvas))));
-document.addEventListener("themechange", redraw);
-addEventListener("resize", redraw);
-addEventListener("beforeprint", () => smalls.forEach((canvas) => drawSmall(canvas, chartOf(indexOf(canvas)))));
-
-function openCurve(item) {
-  const row = item.insertRow();
-  row.className = "detail";
-  const cell = row.insertCell();
-  cell.colSpan = item.rows[0].cells.length;
-  cell.innerHTML = '<div class="timeline"><canvas></canvas></div><p class="readout"></p>';
-  const chart = chartOf(Number(item.dataset.index));
-  const readout = cell.querySelector(".readout");
-  const onHover = (time) => {
-    readout.textContent = time === null ? "" : readValues(chart.curves, time);
-  };
-  new Timeline(cell.querySelector("canvas"), { ...chart, onHover });
-}
-
-document.getElementById("videos").addEventListener("click", (event) => {
-  const row = event.target.closest("tr.row");
+const drawSmall = (place) => place.firstChild || draw(place, chartOf(place));
+const sight = new IntersectionObserver((rows) => rows.forEach((row) => row.isIntersecting && drawSmall(row.target)));
+all("#videos .small").forEach((place) => sight.observe(place));
+addEventListener("beforeprint", () => all("#videos .small").forEach(drawSmall));
+one("#videos").addEventListener("click", ({ target }) => {
+  const row = target.closest("tr.row");
   if (!row) return;
-  const item = row.parentElement;
-  const opened = item.rows.length > 1;
-  if (opened) item.deleteRow(1);
-  else openCurve(item);
-  row.querySelector(".open").setAttribute("aria-expanded", String(!opened));
+  const opened = row.nextElementSibling;
+  one(".open", row).ariaExpanded = String(!opened);
+  if (opened) return opened.remove();
+  const cell = Object.assign(row.parentElement.insertRow(), { className: "detail" }).insertCell();
+  cell.colSpan = row.cells.length;
+  const [chart, place, text] = [chartOf(row), addDiv(cell, "timeline"), addDiv(cell, "readout")];
+  timeline(place, chart, (time) => (text.textContent = time === null ? "" : readout(chart, time)));
 });
