@@ -17,7 +17,7 @@ from clipfusionvad.io.errors import warn
 from clipfusionvad.io.files import write_text
 from clipfusionvad.models import method_names
 from clipfusionvad.tools.demo import FOLDER
-from clipfusionvad.tools.tables.matrix import Cell, matrix_table, matrix_text
+from clipfusionvad.tools.tables.matrix import DemoResult, matrix_table, matrix_text
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _run_cell(method: str, dataset: Dataset) -> Cell:
+def _run_cell(method: str, dataset: Dataset) -> DemoResult:
     """Train, or take the run that is there, and test it; what both print goes to ``matrix.log`` in the run's folder."""
     run, start = demo_run(method, dataset), time.perf_counter()
     run.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _run_cell(method: str, dataset: Dataset) -> Cell:
             raise KeyboardInterrupt
     results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()
-    return Cell(
+    return DemoResult(
         method,
         dataset,
         losses.iloc[0],

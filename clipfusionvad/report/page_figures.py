@@ -6,6 +6,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -97,7 +98,12 @@ def _draw_series(title: str, table: pd.DataFrame, unit: str, marker: str = "") -
 
 
 def _draw(
-    title: str, x: str, y: str, lines: _Lines, marker: str = "", guide: tuple[list[float], list[float]] | None = None
+    title: str,
+    x: str,
+    y: str,
+    lines: _Lines,
+    marker: str = "",
+    guide: tuple[list[Any], list[Any]] | None = None,
 ) -> Markup:
     """Draw lines (label, x, y, a hint for each point); with a ``guide``, what chance gives, both axes are 0..1."""
     with matplotlib.rc_context(_STYLE):

@@ -20,9 +20,9 @@ from tiny import make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
+from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.tools.tables.compare import compare, difference_text
-from clipfusionvad.tools.tables.grid import Grid, escape, fitted, latex
 from clipfusionvad.tools.tables.resampled import read_test_result
 
 OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
@@ -161,7 +161,7 @@ def test_an_ablation_says_which_settings_differ(runs):
     cells = [cell.strip() for cell in re.search(r"^\| better.*$", section, re.MULTILINE).group().strip("|").split("|")]
     gap = 100 * np.mean([b["auc1"] - a["auc1"] for a, b in zip(found["full"], found["better"], strict=True)])
     assert cells[1:3] == ["3", f"{gap:+.2f}"]
-    assert "not corrected for how many comparisons" in done.out
+    assert "not corrected for the number of comparisons" in done.out
     other = table(folder, "--bootstrap", 20, "--reference", folder / "better")
     assert "difference from better" in other.out and "difference from full" not in other.out
 
@@ -219,11 +219,11 @@ def check_latex(text):
 
 
 def test_names_are_escaped():
-    hostile = Grid("a_b & 50 %", ("x", "y"), ((r"{\input} $#", "1 ± 2 ~^"), ("a|b\n\x1b[31m", "")))
-    check_latex(latex(hostile))
-    assert escape("a_b & 50 % ± {}") == r"a\_b \& 50 \% $\pm$ \{\}"
-    assert r"\input" not in latex(hostile)
-    assert r"a\|b ?[31m" in fitted(hostile, 80)
+    hostile = Table(("x", "y"), ((r"{\input} $#", "1 ± 2 ~^"), ("a|b\n\x1b[31m", "")), "a_b & 50 %")
+    check_latex(to_latex(hostile))
+    assert escape_latex("a_b & 50 % ± {}") == r"a\_b \& 50 \% $\pm$ \{\}"
+    assert r"\input" not in to_latex(hostile)
+    assert r"a\|b ?[31m" in to_markdown(hostile, 80)
 
 
 def test_runs_are_found_once_and_named_apart(tmp_path):

@@ -1,4 +1,4 @@
-"""Finished runs, found in folders of any depth, and which of them are seeds of one setting."""
+"""Find finished runs in folders of any depth, and group those that are seeds of one setting."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from clipfusionvad.io.files import read_json, read_yaml, walk_files
 from clipfusionvad.report.results import RUN_SCORES, TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.report.table import check_metrics
+from clipfusionvad.tools.tables import BEST, LAST
 
-BEST, LAST = "best", "last"
-#: Options that say where a run is kept and how it is computed, not what is trained.
+#: Options that say where a run is stored and how it is computed, not what is trained.
 PLACES = {"seed", "seeds", "output_dir", "model_path", "checkpoint_path", "metrics_json"}
 PLACES |= {"device", "workers", "check", "packed", "packed_dir"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run of one seed, or a test. ``metrics`` are flat, by the weights they are of; a test's stand for the best.
+    """A run of one seed, or a test: flat ``metrics`` by weights (a test's count as the best), and its options.
 
-    ``scores`` is the file with the scores of its best weights, if it is there.
+    ``scores`` is the file with the scores of its best weights, or None.
     """
 
     folder: Path
@@ -42,22 +42,22 @@ class Result:
 
     @property
     def setting(self) -> str:
-        """The same for all seeds of a setting. Whose model a test is of cannot be told, so each stands by itself."""
+        """Return a key that all seeds of a setting share. A test does not name its model's run, so it has its own."""
         if self.is_test:
             return str(self.folder.resolve())
         kept = {key: value for key, value in self.options.items() if key not in PLACES}
         return json.dumps(kept, sort_keys=True, default=str)
 
     @property
-    def name(self) -> Path:
-        """The folder that stands for all seeds."""
+    def parent(self) -> Path:
+        """The folder that holds the folders of all seeds, or that of the only run."""
         parent = self.folder.parent
         return parent if self.seed is not None and seed_folder(parent, self.seed) == self.folder else self.folder
 
 
 @dataclass
-class Cell:
-    """All seeds of one setting; ``folder`` holds their folders, or is that of the only one."""
+class Setting:
+    """All seeds of one setting; ``folder`` holds their folders, or is that of the only run."""
 
     name: str
     folder: Path
@@ -85,45 +85,44 @@ class Cell:
 
     @property
     def data(self) -> str:
-        """The data as a table names it: what is made up must not be taken for a benchmark."""
+        """The name of the data in a table; made-up data is marked."""
         known = DATASETS.get(self.dataset)
         return (known.title if known else self.dataset) + (" (demo)" if self.demo else "")
 
 
-def collect(paths: Sequence[Path]) -> list[Cell]:
-    """Every finished run in and below folders, joined by setting, in the order in which they are found.
+def collect(paths: Sequence[Path]) -> list[Setting]:
+    """Find every finished run in and below folders, grouped by setting, in the order in which they are found.
 
-    Runs are of one setting if their options are the same but for the seed and the places of files. A seed that is
-    there twice is counted once, with a warning. ``UserError`` where there is no run, and for damaged ones.
+    Runs belong to one setting if their options differ only in the seed and in ``PLACES``. A seed that occurs twice is
+    counted once, with a warning. Raises ``UserError`` where there is no run, and for damaged ones.
     """
-    cells: dict[str, Cell] = {}
+    settings: dict[str, Setting] = {}
     seen: set[Path] = set()
     for path in paths:
         found = [result for result in _read_below(path) if result.folder.resolve() not in seen]
         seen |= {result.folder.resolve() for result in found}
         for result in found:
-            cell = cells.setdefault(result.setting, Cell("", result.name))
-            twin = next((other for other in cell.results if other.seed == result.seed), None)
+            setting = settings.setdefault(result.setting, Setting("", result.parent))
+            twin = next((other for other in setting.results if other.seed == result.seed), None)
             if twin:
                 warn(f"{result.folder} is the same setting and seed as {twin.folder}: counted once")
             else:
-                cell.results.append(result)
-    _name(list(cells.values()))
-    return list(cells.values())
+                setting.results.append(result)
+    _name(list(settings.values()))
+    return list(settings.values())
 
 
-def _name(cells: Sequence[Cell]) -> None:
-    """Name cells by their folders, with as many of those above as tell them apart."""
-    places = [cell.folder.resolve() for cell in cells]
-    for depth in range(1, 1 + max(len(place.parts) for place in places)):
-        unnamed = [cell for cell in cells if not cell.name]
-        names = Counter("/".join(place.parts[-depth:]) for place in places)
-        for cell in unnamed:
-            name = "/".join(cell.folder.resolve().parts[-depth:])
-            cell.name = name if names[name] == 1 else ""
-    # Several settings of one folder's seeds differ in nothing but their seed's folder.
-    for cell in cells:
-        cell.name = cell.name or str(cell.results[0].folder)
+def _name(settings: Sequence[Setting]) -> None:
+    """Name settings by the last parts of their folders, as many as make the names unique."""
+    places = {id(setting): setting.folder.resolve().parts for setting in settings}
+    for depth in range(1, 1 + max(map(len, places.values()))):
+        counts = Counter(parts[-depth:] for parts in places.values())
+        for setting in settings:
+            tail = places[id(setting)][-depth:]
+            setting.name = setting.name or ("/".join(tail) if counts[tail] == 1 else "")
+    # Several settings in one folder differ only in the folders of their seeds.
+    for setting in settings:
+        setting.name = setting.name or str(setting.results[0].folder)
 
 
 def _read_below(path: Path) -> list[Result]:
@@ -140,7 +139,7 @@ def _read_below(path: Path) -> list[Result]:
 
 
 def _read_training(folder: Path) -> Result | None:
-    """None for the summary of several seeds, which are found below it."""
+    """Read a training; None for the summary of several seeds, whose folders are below it."""
     content = read_json(folder / METRICS, "metrics")
     if "seeds" in content:
         return None
@@ -148,7 +147,7 @@ def _read_training(folder: Path) -> Result | None:
     scores = folder / RUN_SCORES
     kept = {weights: content[weights] for weights in (BEST, LAST) if weights in content}
     if not kept:
-        raise UserError(f"metrics {folder / METRICS} are not those of a run: neither {BEST} nor {LAST} is there")
+        raise UserError(f"metrics {folder / METRICS} do not belong to a run: neither {BEST} nor {LAST} is there")
     return _result(folder, options, kept, folder / METRICS, scores if scores.is_file() else None)
 
 
@@ -160,7 +159,9 @@ def _read_test(folder: Path) -> Result:
 
 def _result(folder: Path, options: Any, metrics: dict[str, Any], source: Path, scores: Path | None) -> Result:
     if not isinstance(options, dict) or not all(isinstance(options.get(key), str) for key in ("method", "dataset")):
-        raise UserError(f"the options of {folder} name no method and dataset: the run is damaged, or something else")
+        raise UserError(
+            f"the options of {folder} name no method and dataset: the run is damaged, or the folder is not a run"
+        )
     if not isinstance(options.get("seed", 0), int):
         raise UserError(f"the options of {folder}: seed is {str(options['seed'])[:60]}, not a whole number")
     for weights, found in metrics.items():

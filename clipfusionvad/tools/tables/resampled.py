@@ -1,10 +1,9 @@
-"""The metrics of a run on many resamples of its test videos, from the scores that it keeps."""
+"""Compute the metrics of a run on many resamples of its test videos, from its stored scores."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +21,22 @@ _VARIANTS = ("released", "normal_matched", "anomalous_only")
 
 
 def read_test_result(folder: Path) -> TestResult:
-    """The scores of a run or a test, its videos in the order of their names, whatever that of their list was.
+    """Read the scores of a run or a test, sorted by the names of its videos.
 
-    ``UserError`` where there are none, where they are damaged, and where the truth is not known.
+    Raises ``UserError`` where there are none, where they are damaged, and where the truth is unknown.
     """
     path = next((folder / name for name in (RUN_SCORES, TEST_SCORES) if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{folder} holds no {RUN_SCORES}: test its model into a folder (--output-dir) and give that")
     tested = read_scores(path)
     if tested.videos.truth is None:
-        raise UserError(f"scores {path} come without frame truth, so no metric can be resampled")
+        raise UserError(f"scores {path} hold no frame truth, so no metric can be resampled")
     names = [entry.video for entry in tested.videos.entries]
     return tested.only(sorted(range(len(names)), key=names.__getitem__))
 
 
 def fingerprints(tested: TestResult) -> tuple[str, str]:
-    """Hashes of the videos (names, labels, classes) and of their truth: runs can be paired where both agree."""
+    """Return hashes of the videos (names, labels, classes) and of their truth: equal ones allow pairing."""
     videos, truth = tested.videos, tested.videos.known_truth
     named = [[entry.video, entry.label] for entry in videos.entries]
     frames = b"".join(np.packbits(frames > 0).tobytes() for frames in truth.frames)
@@ -51,61 +50,48 @@ def fingerprints(tested: TestResult) -> tuple[str, str]:
 def resampled_metrics(
     tested: TestResult, weights: np.ndarray, wanted: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """The metrics of ``evaluate`` and ``evaluate_classes`` in percent, (R,) each, NaN where they have no value.
+    """Return the metrics of ``evaluate`` and ``evaluate_classes`` in percent, (R,) each, NaN where undefined.
 
-    ``weights`` (R, V): how often each video was drawn. Without ``wanted`` all that the scores allow: ranking of the
-    branches, ``mauc``, ``mean_ap``, and the averages over IoUs of detection mAP.
+    ``weights`` (R, V): how often each video was drawn. ``wanted`` are names of metrics; None: all that the scores
+    allow, which are ranking of the branches, ``mauc``, ``mean_ap``, and averages of detection mAP over IoUs.
     """
-    found: dict[str, np.ndarray] = {}
-    for names, compute in _groups(tested, weights):
-        if wanted is None or set(names) & set(wanted):
-            scaled = {name: values if name.startswith("map") else 100 * values for name, values in compute().items()}
-            found |= {name: values for name, values in scaled.items() if wanted is None or name in wanted}
-    return found
 
+    def needed(*names: str) -> bool:
+        return wanted is None or not set(names).isdisjoint(wanted)
 
-_Group = tuple[tuple[str, ...], Callable[[], dict[str, np.ndarray]]]
-
-
-def _groups(tested: TestResult, weights: np.ndarray) -> list[_Group]:
-    """Names of metrics that are computed together, and how."""
     pooled = pool(tested.scores, tested.videos)
     video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     anomalous = tested.videos.anomalous[video]
-    groups: list[_Group] = []
+    found: dict[str, np.ndarray] = {}
     for branch, scores in enumerate(pooled.anomaly, start=1):
-        arrays = (scores, pooled.positives, pooled.frames, video)
-        within = [array[anomalous] for array in arrays]
-        for names, chosen in (((f"auc{branch}", f"ap{branch}"), arrays), ((f"ano_auc{branch}",), within)):
-            groups.append((names, partial(_ranking, names, chosen, weights)))
-    if pooled.classes is not None:
-        groups.append((("mauc", "mean_ap"), partial(_class_means, pooled, pooled.classes, video, weights)))
-        variants = ("map_average", *(f"map_{variant}@average" for variant in _VARIANTS))
-        groups.append((variants, partial(_detection, tested, pooled, pooled.classes, weights)))
-    return groups
-
-
-def _ranking(names: Sequence[str], arrays: Sequence[np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    scores, positives, frames, video = arrays
-    return dict(zip(names, resampled_ranking(scores, positives, frames, video, weights), strict=False))
+        if needed(f"auc{branch}", f"ap{branch}"):
+            auc, ap = resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
+            found |= {f"auc{branch}": 100 * auc, f"ap{branch}": 100 * ap}
+        if needed(f"ano_auc{branch}"):
+            inside = pooled.positives[anomalous], pooled.frames[anomalous], video[anomalous]
+            found[f"ano_auc{branch}"] = 100 * resampled_ranking(scores[anomalous], *inside, weights)[0]
+    if pooled.classes is not None and needed("mauc", "mean_ap"):
+        found |= _class_means(pooled, pooled.classes, video, weights)
+    if pooled.classes is not None and needed("map_average", *(f"map_{variant}@average" for variant in _VARIANTS)):
+        found |= _detection(tested, pooled, pooled.classes, weights)
+    return {name: values for name, values in found.items() if needed(name)}
 
 
 def _class_means(
     pooled: PooledScores, classes: np.ndarray, video: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """In each resample the mean over the classes that occur in it."""
-    columns = [column for column in range(1, classes.shape[1]) if pooled.truth[:, column].any()]
-    shape = (len(columns), 2, len(weights))
+    """Return in each resample the mean over the classes that occur in it."""
     ranked = np.array(
         [
             resampled_ranking(classes[:, column], pooled.truth[:, column], pooled.frames, video, weights)
-            for column in columns
+            for column in range(1, classes.shape[1])
+            if pooled.truth[:, column].any()
         ]
-    ).reshape(shape)
+    ).reshape(-1, 2, len(weights))
     there = np.isfinite(ranked)
     with np.errstate(invalid="ignore"):
         mauc, mean_ap = np.where(there, ranked, 0).sum(axis=0) / there.sum(axis=0)
-    return {"mauc": mauc, "mean_ap": mean_ap}
+    return {"mauc": 100 * mauc, "mean_ap": 100 * mean_ap}
 
 
 def _detection(

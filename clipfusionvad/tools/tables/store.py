@@ -1,4 +1,4 @@
-"""The results store, a CSV file of what was measured, and the tables in README that are made from it."""
+"""The results store, a CSV file of measured metrics, and the tables in README that are generated from it."""
 
 from __future__ import annotations
 
@@ -12,54 +12,55 @@ from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.run_folder import ENVIRONMENT
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv, read_json, read_text, write_csv, write_text
-from clipfusionvad.report.table import Figure, published_figures
-from clipfusionvad.tools.tables.collect import BEST, Cell
-from clipfusionvad.tools.tables.grid import Grid, markdown
-from clipfusionvad.tools.tables.statistics import SHORT, TITLES, tabulate
+from clipfusionvad.report.formatting import Table, to_markdown
+from clipfusionvad.report.table import PublishedFigure, published_figures
+from clipfusionvad.tools.tables import BEST, CLIPS, DATA, DEMO, FULL_SET
+from clipfusionvad.tools.tables.collect import Setting
+from clipfusionvad.tools.tables.layout import SHORT
+from clipfusionvad.tools.tables.rows import TITLES, metric_rows
 
-DEMO, CLIPS, FULL = "demo", "real clips", "full"
-DATA = (DEMO, CLIPS, FULL)
 _KEY = ("method", "dataset", "data", "protocol", "metric")
 _COLUMNS = (*_KEY, "mean", "std", "n", "command", "version", "commit", "date")
 _WIDTH = 120
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
-def add_to_store(path: Path, cells: Sequence[Cell], data: str | None) -> int:
-    """Put what ``merge`` gives into a store; how many of its rows are of these runs."""
-    rows, own = merge(path, cells, data)
+def add_to_store(path: Path, settings: Sequence[Setting], data: str | None) -> int:
+    """Write the result of ``merge`` into a store; return how many of its rows belong to these runs."""
+    rows, own = merge(path, settings, data)
     write_csv(path, _COLUMNS, [[row[column] for column in _COLUMNS] for _, row in sorted(rows.items())])
     return own
 
 
-def merge(path: Path, cells: Sequence[Cell], data: str | None) -> tuple[dict[tuple[str, ...], dict[str, str]], int]:
-    """A store's rows with the best weights' metrics (percent) of runs in place of what it says of the same, and how
-    many they are.
+def merge(
+    path: Path, settings: Sequence[Setting], data: str | None
+) -> tuple[dict[tuple[str, ...], dict[str, str]], int]:
+    """Replace a store's rows by the best weights' metrics (percent) of runs; return all rows and how many are theirs.
 
-    ``data`` says what the runs were tested on, unless they are of the demo. ``UserError`` where it is missing or
-    wrong, and where two settings would have the same rows.
+    ``data`` says what the runs were tested on, except for the demo. Raises ``UserError`` where it is missing or wrong,
+    and where two settings have the same key.
     """
-    old = read_store(path) if path.exists() else []
-    rows = {_key(row): row for row in old}
-    owner: dict[tuple[str, ...], Cell] = {}
-    for cell in cells:
-        kind = _kind(cell, data)
-        key = (cell.method, cell.dataset, kind, cell.protocol)
+    rows = {_key(row): row for row in read_store(path)} if path.exists() else {}
+    owner: dict[tuple[str, ...], Setting] = {}
+    for setting in settings:
+        kind = _kind(setting, data)
+        key = (setting.method, setting.dataset, kind, setting.protocol)
         if key in owner:
-            raise UserError(f"{owner[key].name} and {cell.name} are two settings of {' '.join(key)}: store one of them")
-        owner[key] = cell
-        rows = {old_key: row for old_key, row in rows.items() if old_key[:4] != key} | _rows_of(cell, kind)
+            names = f"{owner[key].name} and {setting.name}"
+            raise UserError(f"{names} are two settings of {' '.join(key)}: store one of them")
+        owner[key] = setting
+        rows = {old_key: row for old_key, row in rows.items() if old_key[:4] != key} | _rows_of(setting, kind)
     return rows, sum(key[:4] in owner for key in rows)
 
 
 def read_store(path: Path) -> list[dict[str, str]]:
-    """The rows of a store; ``UserError`` for a file that is none."""
+    """Read the rows of a store; ``UserError`` for any other file."""
     rows = [row for _, row in read_csv(path, "results store", _COLUMNS)]
     for row in rows:
         try:
             float(row["mean"]), float(row["std"] or 0), int(row["n"])
         except ValueError as error:
-            raise UserError(f"results store {path}: {', '.join(_key(row))} has numbers that are none") from error
+            raise UserError(f"results store {path}: {', '.join(_key(row))} has cells that are not numbers") from error
         if row["data"] not in DATA:
             raise UserError(f"results store {path}: data is {row['data']!r}; it may be {', '.join(DATA)}")
     return rows
@@ -69,31 +70,31 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row[column] for column in _KEY)
 
 
-def _kind(cell: Cell, data: str | None) -> str:
-    if cell.demo and data in (None, DEMO):
+def _kind(setting: Setting, data: str | None) -> str:
+    if setting.demo and data in (None, DEMO):
         return DEMO
-    if cell.demo or data in (None, DEMO):
-        what = "is of the demo: it cannot be stored as anything else" if cell.demo else "is not of the demo"
-        raise UserError(f"{cell.name} {what}: say by --data what its videos are ({', '.join(DATA)})")
+    if setting.demo or data in (None, DEMO):
+        what = "is of the demo: it cannot be stored as anything else" if setting.demo else "is not of the demo"
+        raise UserError(f"{setting.name} {what}: say by --data what its videos are ({', '.join(DATA)})")
     return data
 
 
-def _rows_of(cell: Cell, kind: str) -> dict[tuple[str, ...], dict[str, str]]:
-    result = cell.results[0]
-    about = read_json(result.folder / ENVIRONMENT, "environment") if (result.folder / ENVIRONMENT).is_file() else {}
-    measured = datetime.fromtimestamp(max(one.folder.stat().st_mtime for one in cell.results), timezone.utc)
+def _rows_of(setting: Setting, kind: str) -> dict[tuple[str, ...], dict[str, str]]:
+    environment = setting.results[0].folder / ENVIRONMENT
+    about = read_json(environment, "environment") if environment.is_file() else {}
+    measured = datetime.fromtimestamp(max(run.folder.stat().st_mtime for run in setting.results), timezone.utc)
     shared = {
-        "method": cell.method,
-        "dataset": cell.dataset,
+        "method": setting.method,
+        "dataset": setting.dataset,
         "data": kind,
-        "protocol": cell.protocol,
+        "protocol": setting.protocol,
         "command": " ".join(map(str, about.get("command", []))).replace("__main__.py", "python -m clipfusionvad"),
         "version": str(about.get("version", clipfusionvad.__version__)),
         "commit": str(about.get("commit") or ""),
         "date": measured.date().isoformat(),
     }
     rows = {}
-    for row in tabulate([cell], [BEST], tuple(TITLES), lambda cell, metric: None):
+    for row in metric_rows([setting], [BEST], tuple(TITLES), lambda setting, metric: None):
         std = "" if row.std is None else f"{row.std:.4f}"
         own = shared | {"metric": row.metric, "mean": f"{row.mean:.4f}", "std": std, "n": str(row.n)}
         rows[_key(own)] = own
@@ -101,7 +102,7 @@ def _rows_of(cell: Cell, kind: str) -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def write_into_readme(path: Path, store: Sequence[dict[str, str]]) -> None:
-    """Put the tables of a store between the markers of a page; ``UserError`` for a page without them."""
+    """Write the tables of a store between the markers of a page; ``UserError`` for a page without markers."""
     text = read_text(path, "page")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise UserError(f"{path} needs one line '{BEGIN}' and below it one line '{END}': the tables go between them")
@@ -110,9 +111,9 @@ def write_into_readme(path: Path, store: Sequence[dict[str, str]]) -> None:
 
 
 def results_text(store: Sequence[dict[str, str]]) -> str:
-    """Published figures beside what was measured here, and, apart from them, what the demo gave. In percent.
+    """Render published figures beside what was measured here, and the demo's results in a table of their own.
 
-    Of the protocols, only that by which the figures were obtained.
+    In percent; only results of the protocol of the papers.
     """
     store = [row for row in store if row["protocol"] == "paper"]
     figures = [figure for figure in published_figures() if "@" not in figure.metric]
@@ -122,10 +123,10 @@ def results_text(store: Sequence[dict[str, str]]) -> str:
         + ("" if real else "**None of them was measured here yet.** ")
         + "*unverified*: no public source could be checked."
     )
-    parts = [textwrap.fill(intro, _WIDTH), "", _table(_published_grid(figures, store))]
+    parts = [textwrap.fill(intro, _WIDTH), "", to_markdown(_published_table(figures, store))]
     demo = [row for row in store if row["data"] == DEMO]
     if demo:
-        parts += [textwrap.fill(_DEMO, _WIDTH), "", _table(_demo_grid(demo, figures))]
+        parts += [textwrap.fill(_DEMO, _WIDTH), "", to_markdown(_demo_table(demo, figures))]
     return "\n".join(parts)
 
 
@@ -136,12 +137,7 @@ _DEMO = (
 )
 
 
-def _table(grid: Grid) -> str:
-    """Without the title, which the text before it stands for."""
-    return markdown(grid).split("\n", 2)[2]
-
-
-def _published_grid(figures: Sequence[Figure], store: Sequence[dict[str, str]]) -> Grid:
+def _published_table(figures: Sequence[PublishedFigure], store: Sequence[dict[str, str]]) -> Table:
     measured = {(row["method"], row["dataset"], row["metric"], row["data"]): row for row in store}
     rows = tuple(
         (
@@ -150,15 +146,18 @@ def _published_grid(figures: Sequence[Figure], store: Sequence[dict[str, str]]) 
             _name(figure.metric),
             f"{figure.percent:.2f}" + (" *unverified*" if "unverified" in figure.source else ""),
             figure.source.replace(" (unverified)", ""),
-            *(_measured(measured.get((figure.method, figure.dataset, figure.metric, kind))) for kind in (FULL, CLIPS)),
+            *(
+                _measured(measured.get((figure.method, figure.dataset, figure.metric, kind)))
+                for kind in (FULL_SET, CLIPS)
+            ),
         )
         for figure in figures
     )
     header = ("method", "dataset", "metric", "published", "source", "here: full test set", "here: some real clips")
-    return Grid("", header, rows, labels=3)
+    return Table(header, rows, labels=3)
 
 
-def _demo_grid(demo: Sequence[dict[str, str]], figures: Sequence[Figure]) -> Grid:
+def _demo_table(demo: Sequence[dict[str, str]], figures: Sequence[PublishedFigure]) -> Table:
     names = [name for name in DATASETS if any(row["dataset"] == name for row in demo)]
     there = {row["method"] for row in demo}
     methods = [*dict.fromkeys(figure.method for figure in figures if figure.method in there)]
@@ -176,11 +175,11 @@ def _demo_grid(demo: Sequence[dict[str, str]], figures: Sequence[Figure]) -> Gri
         )
         for method in methods
     )
-    return Grid("", ("made-up data shaped like", *(DATASETS[name].title for name in names)), rows)
+    return Table(("made-up data shaped like", *(DATASETS[name].title for name in names)), rows)
 
 
 def _name(metric: str) -> str:
-    """As the papers call it; which branch it is taken from is ours to say."""
+    """Return the papers' name of a metric, without our branch."""
     return "detection mAP, average" if metric == "map_average" else SHORT[metric].removesuffix(" fine")
 
 
