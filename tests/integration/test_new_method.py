@@ -52,7 +52,7 @@ class SnippetClassifier(Method):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     """Known for the length of a test."""
-    monkeypatch.setattr(models, "_METHODS", dict(models._METHODS))
+    monkeypatch.setitem(models._METHODS, SnippetClassifier.name, None)
     register_method(SnippetClassifier)
 
 

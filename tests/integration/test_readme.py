@@ -176,7 +176,7 @@ def test_python_example_runs_with_the_toy_clip(tmp_path, monkeypatch, capsys):
 
 def test_example_of_a_new_method_is_found_by_name(monkeypatch):
     code = next(block for block in blocks(README, "python") if "register_method" in block)
-    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    monkeypatch.setitem(methods._METHODS, "plain", None)
     exec(code, {"__name__": "example"})
     sizes = {"embed_dim": 64, "visual_width": 64, "visual_length": 16}
     model = create_model("plain", class_prompts=UCF.prompts, clip="toy", **sizes)
