@@ -22,7 +22,7 @@ from benchmarks.machine import seconds
 from benchmarks.made import benchmark_frames, made_probabilities, made_truth
 from benchmarks.plain.detection import detection_map as plain_detection_map
 from benchmarks.report import Report, main_options
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.metrics import detection_map
 

@@ -22,7 +22,7 @@ import torch
 from benchmarks.machine import peak_memory, seconds
 from benchmarks.made import made_features, made_model, made_probabilities, made_truth, pick_size
 from benchmarks.report import Report, main_options
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import score_videos

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import sizes
 from benchmarks.plain.model import PlainClipFusionVAD
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, UCF, XD, Dataset
 from clipfusionvad.models import Method, build_method

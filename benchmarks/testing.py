@@ -23,7 +23,7 @@ from benchmarks.machine import in_turns, peaks_apart, print_peak, ratio
 from benchmarks.made import made_features, made_model, made_truth, pick_size
 from benchmarks.plain import testing as plain_testing
 from benchmarks.report import Report, main_options, model_flags
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, UCF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.option import add_arguments, declared_options
 from clipfusionvad.tools.features.folders import compare_features
 

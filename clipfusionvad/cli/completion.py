@@ -8,7 +8,8 @@ from argparse import ArgumentParser
 import shtab
 
 from clipfusionvad.cli import command_names, summary, typed
-from clipfusionvad.cli.options import Parser, build_parser
+from clipfusionvad.cli.options import build_parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import find_method, method_names
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipfusionvad.cli.options import Parser
-from clipfusionvad.cli.prepare import option_file_of
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset

@@ -17,8 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from clipfusionvad.cli.load import load_model, parse_over_model
-from clipfusionvad.cli.options import Parser
-from clipfusionvad.cli.prepare import option_file_of, prepare_model
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, dataset_of, read_model_file
 from clipfusionvad.engine.device import pick_device
@@ -140,10 +141,8 @@ def load(own: Namespace) -> Loaded:
         raise UserError(f"{own.checkpoint} does not say its {missing}: pass --{missing}")
     benchmark = find_dataset(own.dataset) if own.dataset else dataset_of(known)
     flags = {"method": method, "model-path": own.checkpoint, "device": own.device, "precision": own.precision}
-    flags |= {
-        name: getattr(own, name.replace("-", "_")) for name in ("config", "clip", "normal-centroid", "train-list")
-    }
-    tokens = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    flags |= {name: getattr(own, name) for name in ("config", "clip", "normal_centroid", "train_list")}
+    tokens = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
     args, file = parse_over_model(tokens, option_file_of(benchmark))
     if own.classes:
         benchmark = _with_classes(args, benchmark, file, read_classes(own.classes))

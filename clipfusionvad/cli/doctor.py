@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.options import Parser, read_config
-from clipfusionvad.cli.prepare import OptionFile, option_file_of
+from clipfusionvad.cli.option_files import OptionFile, option_file_of
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.run_folder import seeds_in
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import check_writable, write_json
+from clipfusionvad.models.config import read_options
 from clipfusionvad.tools.doctor import features, installation, lists, model, run, truth
 from clipfusionvad.tools.doctor.findings import ERROR, LEVELS, Finding, describe, examine, lines, name_of
 from clipfusionvad.tools.doctor.installation import Installation
@@ -100,7 +101,7 @@ def _data(dataset: str | None, rest: Sequence[str], has_run: bool) -> Iterator[t
 
 def parse_recorded(path: Path) -> tuple[Namespace, Dataset]:
     """The options that a run has recorded, as training would take them; ``UserError`` where it would not."""
-    recorded = read_config(str(path))
+    recorded = read_options(str(path))
     if "dataset" not in recorded:
         raise UserError(f"{path} does not say of which dataset it is")
     dataset = find_dataset(str(recorded["dataset"]))

@@ -6,8 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from clipfusionvad.cli.load import load_model, parse_over_model
-from clipfusionvad.cli.options import Parser
-from clipfusionvad.cli.prepare import option_file_of
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import dataset_of, describe, read_model_file
 from clipfusionvad.io.errors import UserError
@@ -59,10 +59,8 @@ def _load(args: Namespace, released: bool) -> tuple[Subject, Dataset]:
         raise UserError(f"{args.checkpoint} does not say its {missing}: pass --{missing}")
     dataset = find_dataset(args.dataset) if args.dataset else dataset_of(file)
     flags = {"method": method, "model-path": args.checkpoint}
-    flags |= {
-        name: getattr(args, name.replace("-", "_")) for name in ("config", "clip", "normal-centroid", "train-list")
-    }
-    tokens = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    flags |= {name: getattr(args, name) for name in ("config", "clip", "normal_centroid", "train_list")}
+    tokens = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
     options, file = parse_over_model(tokens, option_file_of(dataset))
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {args.checkpoint}")

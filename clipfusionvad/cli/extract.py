@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments

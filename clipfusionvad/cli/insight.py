@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.cli.load import find_source, load_model, parse_over_model, read_run_options, stored_options
-from clipfusionvad.cli.options import Parser, build_parser, config_tokens
-from clipfusionvad.cli.prepare import option_file_of, prepare_model, prepare_test_set
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import build_parser, config_tokens
+from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.prepare import prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile
 from clipfusionvad.engine.device import pick_device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import run_main
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments

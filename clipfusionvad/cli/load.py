@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.options import Parser, read_config
-from clipfusionvad.cli.prepare import OptionFile, find_normal_centroid, open_list, prepare_model
+from clipfusionvad.cli.option_files import OptionFile
+from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.prepare import find_normal_centroid, open_list, prepare_model
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import (
     ModelFile,
@@ -23,6 +24,7 @@ from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import must_exist
 from clipfusionvad.models import Method, find_method
 from clipfusionvad.models.clip import ClipWeights
+from clipfusionvad.models.config import read_options
 
 # What a model file says besides the options of its method.
 ORIGIN = ("clip", "protocol", "frames_per_snippet")
@@ -104,5 +106,5 @@ def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:
         seeds = ", ".join(seeds_in(folder)) if folder.is_dir() else ""
         hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"there is no {OPTIONS} in it"
         raise UserError(f"{folder} is no folder of a run: {hint}")
-    options, own = read_config(str(folder / OPTIONS)), folder / DATASET
+    options, own = read_options(str(folder / OPTIONS)), folder / DATASET
     return find_dataset(str(own) if own.is_file() else str(options.get("dataset"))), options

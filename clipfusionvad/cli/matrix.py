@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from clipfusionvad.cli.demo import demo_run, run_demo
-from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.io.errors import warn
 from clipfusionvad.io.files import write_text

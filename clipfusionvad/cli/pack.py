@@ -8,8 +8,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipfusionvad.cli.options import Parser
-from clipfusionvad.cli.prepare import find_option_file, read_entries
+from clipfusionvad.cli.option_files import find_option_file
+from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.prepare import read_entries
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.packed.store import DTYPES, Manifest, Store, open_store, store_folder
 from clipfusionvad.data.packed.write import write_store

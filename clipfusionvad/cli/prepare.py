@@ -2,103 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from clipfusionvad.cli.options import NO_TRUTH, Parser, parse_options
 from clipfusionvad.data.checks import check_features
+from clipfusionvad.data.config import NO_TRUTH
 from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry, add_streams, read_list
 from clipfusionvad.data.packed.store import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import read_truth
-from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, load_centroid
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import CRC, Sources, environment
-from clipfusionvad.models import Method, build_method, find_method, method_names
+from clipfusionvad.models import Method, build_method, find_method
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
-
-
-class OptionFile(Protocol):
-    """What ``ucf_option.py`` and its like offer."""
-
-    DATASET: Dataset
-
-    def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace: ...
-
-
-class GeneralOptions:
-    """Stands for the option file of a dataset that has none."""
-
-    def __init__(self, dataset: Dataset):
-        self.DATASET = dataset
-
-    def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace:
-        return parse_options(argv, self.DATASET, _general_defaults(self.DATASET), stored)
-
-
-def _general_defaults(dataset: Dataset) -> dict[str, Any]:
-    """The lines of an option file for a dataset that has none."""
-    lists, truth = dataset.list_files, dataset.truth_files
-    return {
-        "seed": 234,
-        "method": "clipfusionvad",
-        "classes_num": len(dataset.classes),
-        "embed_dim": 512,
-        "visual_width": 512,
-        "max_epoch": 10,
-        "batch_size": 64,
-        "balanced": True,
-        "lr": 2e-5,
-        "scheduler_rate": 0.1,
-        "scheduler_milestones": [4, 8],
-        "eval_every": 0,
-        "select": "auc1",
-        "model_path": f"model/model_{dataset.name}.pth",
-        "checkpoint_path": f"model/checkpoint_{dataset.name}.pth",
-        "train_list": f"list/{lists['train']}",
-        "test_list": f"list/{lists['test']}",
-        "gt_path": f"list/{truth['frames']}",
-        "gt_segment_path": f"list/{truth['segments']}",
-        "gt_label_path": f"list/{truth['labels']}",
-    }
-
-
-def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, list[str]]:
-    """The option file of the dataset that ``--dataset`` names, and the rest of the command line."""
-    parser = Parser(
-        prog=f"clipfusionvad {command}",
-        usage="%(prog)s --dataset NAME [options]",
-        description=f"Defaults differ by dataset, options by method ({', '.join(method_names())}): "
-        f"with --dataset and --method, --help lists them all.",
-        add_help=False,
-    )
-    names = f"{', '.join(DATASETS)}, or a YAML file of your own"
-    parser.add_argument("--dataset", metavar="NAME", help=names)
-    known, rest = parser.parse_known_args(argv)
-    if known.dataset is None and {"-h", "--help"} & set(rest):
-        parser.print_help()
-        sys.exit(0)
-    if known.dataset is None:
-        parser.error(f"--dataset is needed, one of: {names}; with it, --help lists all options")
-    return option_file_of(find_dataset(known.dataset)), rest
-
-
-def option_file_of(dataset: Dataset) -> OptionFile:
-    name = f"{dataset.name}_option"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-    return GeneralOptions(dataset)
 
 
 def open_list(args: Namespace, path: str, dataset: Dataset, training: bool = False) -> tuple[list[Entry], Store | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.files import check_writable
 from clipfusionvad.report.paper_figures import FORMATS, draw_figures
 from clipfusionvad.report.results import read_run

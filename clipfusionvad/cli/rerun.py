@@ -15,8 +15,9 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from clipfusionvad.cli.options import Parser, read_config, record
-from clipfusionvad.cli.prepare import OptionFile, option_file_of
+from clipfusionvad.cli.option_files import OptionFile, option_file_of
+from clipfusionvad.cli.options import record
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train
 from clipfusionvad.data.packed.store import open_store
@@ -29,6 +30,7 @@ from clipfusionvad.io.files import read_json
 from clipfusionvad.io.provenance import CRC, Source, environment, read_sources, short_hash
 from clipfusionvad.io.rank import launched
 from clipfusionvad.models import current_options
+from clipfusionvad.models.config import read_options
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.tools.demo import make_demo
@@ -83,7 +85,7 @@ def read_record(folder: Path) -> Record:
     if (folder / OPTIONS).is_file():
         if not (folder / METRICS).is_file():
             raise UserError(f"the run in {folder} is not finished: go on with it by --use-checkpoint first")
-        options, where = read_config(str(folder / OPTIONS)), read_json(folder / ENVIRONMENT, "environment")
+        options, where = read_options(str(folder / OPTIONS)), read_json(folder / ENVIRONMENT, "environment")
         data, is_test = folder / DATA, False
     elif (folder / TEST_SCORES).is_file():
         tested = read_scores(folder / TEST_SCORES)

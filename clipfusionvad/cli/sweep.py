@@ -16,8 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clipfusionvad.cli.options import Parser, build_parser, config_tokens, record
-from clipfusionvad.cli.prepare import OptionFile, option_file_of
+from clipfusionvad.cli.option_files import OptionFile, option_file_of
+from clipfusionvad.cli.options import build_parser, config_tokens, record
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.train import conclude_seeds, train
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.run_folder import BEST, DATA, LAST, states_in

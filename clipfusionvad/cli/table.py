@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipfusionvad.cli.options import Parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, write_text
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from clipfusionvad.cli.load import load_model, parse_over_model
+from clipfusionvad.cli.option_files import OptionFile, find_option_file
 from clipfusionvad.cli.options import record
-from clipfusionvad.cli.prepare import OptionFile, about, find_option_file, prepare_model, prepare_test_set
+from clipfusionvad.cli.prepare import about, prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, describe
 from clipfusionvad.engine.device import compile_model

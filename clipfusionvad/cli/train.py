@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from clipfusionvad.cli.option_files import find_option_file
 from clipfusionvad.cli.options import record
-from clipfusionvad.cli.prepare import find_option_file
 from clipfusionvad.cli.task import Task, begin, finish, make_trainer, read_task
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import Dataset

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipfusionvad.cli.load import load_model, parse_over_model
-from clipfusionvad.cli.options import Parser
-from clipfusionvad.cli.prepare import OptionFile, find_option_file, prepare_test_set
+from clipfusionvad.cli.option_files import OptionFile, find_option_file
+from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.prepare import prepare_test_set
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.io.argtypes import non_negative_int, share

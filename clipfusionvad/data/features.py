@@ -13,9 +13,6 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_npy_header
 
-#: Frames that one feature row stands for, unless told otherwise.
-FRAMES_PER_SNIPPET = 16
-
 
 class NotOneCrop(UserError):
     """The array is not two-dimensional, so the file is something else than one crop of one video."""

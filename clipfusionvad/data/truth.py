@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipfusionvad.data.annotations import read_annotations
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, nearest, warn

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET, load_entry, read_video_shape
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
+from clipfusionvad.data.features import load_entry, read_video_shape
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, frames_from_segments

@@ -30,7 +30,8 @@ class Option:
 
     ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. ``const`` is the value of the flag
     without a value. ``aliases`` are older flags of the same option. ``recorded`` is False for an option of one
-    invocation, which a run's record must not repeat. ``required`` demands the flag.
+    invocation, which a run's record must not repeat. ``required`` demands the flag, ``nonempty`` refuses a list without
+    values.
     """
 
     help: str
@@ -44,6 +45,7 @@ class Option:
     aliases: tuple[str, ...] = ()
     recorded: bool = True
     required: bool = False
+    nonempty: bool = False
 
 
 def size(help: str, **more: Any) -> Option:
@@ -108,7 +110,7 @@ def add_arguments(group: Any, options: Iterable[Declared]) -> None:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, **settings)
             continue
         if declared.count is not None:
-            settings["nargs"] = declared.count or "*"
+            settings["nargs"] = declared.count or ("+" if option.nonempty else "*")
         elif option.const is not None:
             settings |= {"nargs": "?", "const": option.const}
         if option.choices is not None:

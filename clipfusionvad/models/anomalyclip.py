@@ -80,29 +80,6 @@ class AnomalyCLIP(TextMethod):
 
     name = "anomalyclip"
     centroid_buffers = ("ncentroid",)
-    defaults = {
-        "frames_per_snippet": 1,
-        "seed": 1024,
-        "batch_size": 32,
-        "balanced": True,
-        "cycle": True,
-        "max_epoch": 50,
-        "betas": [0.9, 0.999],
-        "weight_decay": 0.2,
-        "lr_schedule": "cosine",
-        "warmup_epochs": 5,
-        "eval_every": 0,
-        "select": "last",
-    }
-    demo = {
-        "frames_per_snippet": 16,
-        "num_segments": 16,
-        "seg_length": 4,
-        "emb_size": 32,
-        "heads": 4,
-        "lr": 1e-3,
-        "warmup_epochs": 1,
-    }
 
     rank: Tensor
     anomalies: Tensor

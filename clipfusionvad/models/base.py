@@ -89,10 +89,6 @@ class Method(nn.Module, ABC):
     branches: ClassVar[int] = 1
     #: Whether the method is built from CLIP's weights.
     needs_clip: ClassVar[bool] = False
-    #: What the method sets differently from an option file, for every dataset.
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    #: What it sets for the small data of ``--demo``.
-    demo: ClassVar[Mapping[str, Any]] = {}
     #: Buffers that ``set_normal_centroid`` fills; NaN until then.
     centroid_buffers: ClassVar[tuple[str, ...]] = ()
 

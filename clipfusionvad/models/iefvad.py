@@ -56,15 +56,6 @@ class IEFVAD(Method):
 
     name = "iefvad"
     streams = ("rgb", "event")
-    defaults = {"visual_width": 768, "visual_head": 8, "visual_layers": 2, "select": "auc1"}
-    demo = {
-        "visual_head": 4,
-        "visual_layers": 1,
-        "num_refinement_steps": 3,
-        "max_epoch": 8,
-        "lr": 1e-3,
-        "scheduler_milestones": [6],
-    }
 
     def __init__(
         self,

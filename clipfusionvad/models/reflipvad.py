@@ -27,7 +27,7 @@ from clipfusionvad.models.base import (
     isolated_rng,
     register_method,
 )
-from clipfusionvad.models.clip import TOY, ClipWeights
+from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
 from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, PROMPTS, TEMPERATURE, two_branch_scores
 from clipfusionvad.models.layers.glimpse import FeedForward, GlimpseEmphasize, TemporalOptions
@@ -52,18 +52,6 @@ class ReFLIPVAD(TextMethod):
 
     name = "reflipvad"
     branches = 2
-    defaults = {
-        "visual_length": 512,
-        "max_epoch": 50,
-        "batch_size": 64,
-        "balanced": True,
-        "optimizer": "adam",
-        "lr": 3e-4,
-        "weight_decay": 0.0,
-        "scheduler_milestones": [],
-        "eval_every": 0,
-    }
-    demo = {"prompt_encoder": TOY}
 
     def __init__(
         self,

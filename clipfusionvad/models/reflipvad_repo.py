@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clipfusionvad.io.option import Option
 from clipfusionvad.models.base import isolated_rng, register_method
-from clipfusionvad.models.clip import TOY, ClipWeights
+from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
 from clipfusionvad.models.layers.dual_branch import DualBranch
 from clipfusionvad.models.layers.prompt_encoder import ShiftedTower
@@ -33,7 +33,6 @@ class ReFLIPVADRepo(DualBranch):
     """
 
     name = "reflipvad_repo"
-    demo = {"prompt_encoder": TOY}
 
     def __init__(
         self,

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from clipfusionvad.data.annotations import Annotation, write_annotations_csv
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
+from clipfusionvad.io.config_files import CONFIGS, read_config
 from clipfusionvad.io.files import write_array, write_text
-from clipfusionvad.models import find_method
+from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY, load_clip
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
 from clipfusionvad.tools.lists.build import ListsConfig, build_lists
@@ -32,11 +33,14 @@ def demo_folder(dataset: Dataset) -> Path:
     return FOLDER / dataset.name
 
 
-def demo_defaults(dataset: Dataset, method: str) -> dict[str, Any]:
-    """What ``--demo`` sets instead of the option file's lines."""
+def demo_settings(dataset: Dataset, method: type[Method]) -> dict[str, Any]:
+    """What ``--demo`` sets: small sizes, the paths of the demo data, and the method's own settings.
+
+    Some of them are options that not every method has.
+    """
     folder = demo_folder(dataset)
     lists = folder / "list"
-    return {
+    settings = {
         "clip": "toy",
         "embed_dim": WIDTH,
         "visual_width": WIDTH,
@@ -47,13 +51,20 @@ def demo_defaults(dataset: Dataset, method: str) -> dict[str, Any]:
         "lr": 2e-3,
         "scheduler_milestones": [8, 12],
         "eval_every": 0,
-        "stream_folders": list(find_method(method).streams),
+        "stream_folders": list(method.streams),
         "train_list": str(lists / dataset.list_files["train"]),
         "test_list": str(lists / dataset.list_files["test"]),
         "gt_path": str(lists / dataset.list_files["truth"]),
-        "model_path": str(folder / f"model_{method}.pt"),
-        "checkpoint_path": str(folder / f"checkpoint_{method}.pt"),
+        "model_path": str(folder / f"model_{method.name}.pt"),
+        "checkpoint_path": str(folder / f"checkpoint_{method.name}.pt"),
     }
+    return settings | method_settings(method.name)
+
+
+def method_settings(method: str) -> dict[str, Any]:
+    """What ``--demo`` sets for one method: configs/demo/METHOD.yaml, if there is one."""
+    path = CONFIGS / "demo" / f"{method}.yaml"
+    return {key: value for key, value in read_config(path).items() if key != "method"} if path.is_file() else {}
 
 
 def make_demo(dataset: Dataset) -> None:

@@ -11,7 +11,8 @@ import torch
 from tiny import METHOD_FLAGS, SHARED_FLAGS, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli.prepare import option_file_of, prepare_model
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import describe, model_content, own_state
 from clipfusionvad.io.files import write_torch

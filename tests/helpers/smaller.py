@@ -7,7 +7,8 @@ For running commands as the documentation has them. Importing it changes the pac
 from __future__ import annotations
 
 from clipfusionvad.cli import options
-from clipfusionvad.models import clip, find_method
+from clipfusionvad.models import clip
+from clipfusionvad.tools import demo
 
 WIDTH = 64
 SMALL = {"embed_dim": WIDTH, "visual_width": WIDTH, "visual_length": 64, "attn_window": 8, "max_epoch": 1}
@@ -16,12 +17,13 @@ SMALL |= {"batch_size": 2, "eval_every": 0, "scheduler_milestones": [1], "warmup
 
 def shrink(patch=setattr):
     """Make the programs small, through ``patch(object, name, value)``."""
-    published, demo = options.published_options, options.demo_defaults
+    published, of_demo = options.settings_of_pair, demo.demo_settings
 
-    def small(parser, name, dataset):
-        return published(parser, name, dataset) | SMALL | dict(find_method(name).demo)
+    def small(parser, path):
+        sizes = SMALL | demo.method_settings(parser.get_default("method"))
+        return published(parser, path) | options.split(sizes, parser)[0]
 
-    patch(options, "published_options", small)
-    patch(options, "demo_defaults", lambda *given: demo(*given) | {"max_epoch": 1})
+    patch(options, "settings_of_pair", small)
+    patch(demo, "demo_settings", lambda *given: of_demo(*given) | {"max_epoch": 1})
     patch(clip, "_download", lambda name: clip.toy_state(WIDTH))
     patch(clip.load_clip, "__defaults__", (WIDTH,))

@@ -14,7 +14,8 @@ import yaml
 from made_videos import write_video
 from smaller import WIDTH
 
-from clipfusionvad.cli.prepare import option_file_of, prepare_model
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import released_state
 from clipfusionvad.io.files import write_torch

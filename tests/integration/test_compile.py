@@ -9,6 +9,7 @@ from tiny import skip_without_packages
 from clipfusionvad.datasets import UCF
 from clipfusionvad.models import build_method, find_method, method_names
 from clipfusionvad.models.clip import load_clip
+from clipfusionvad.tools.demo import method_settings
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ def make(name):
     method = find_method(name)
     known = method.option_names()
     options = {key: WIDTH for key in ("embed_dim", "visual_width") if key in known}
-    options |= {key: value for key, value in method.demo.items() if key in known}
+    options |= {key: value for key, value in method_settings(name).items() if key in known}
     torch.manual_seed(0)
     model = build_method(name, UCF.prompts, load_clip("toy", WIDTH) if method.needs_clip else None, **options)
     model.set_normal_centroid([torch.randn(20, WIDTH).numpy()])

@@ -17,7 +17,7 @@ import pytest
 from clipfusionvad import __main__ as program
 from clipfusionvad import create_model
 from clipfusionvad import models as methods
-from clipfusionvad.cli.prepare import option_file_of
+from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import UCF, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import own_state

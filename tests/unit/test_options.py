@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 
+from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import record
+from clipfusionvad.datasets import find_dataset
 from clipfusionvad.io.errors import UserError
 
 # Names and defaults of the released option files of ClipFusionVAD.
@@ -132,10 +135,46 @@ def test_config_values_are_checked_by_the_parser(config, capsys):
         assert "config.yaml: argument --" in fails(capsys, "ucf", "--config", config(text))
 
 
-def test_an_option_of_another_method_is_unknown(config, capsys):
-    with pytest.raises(UserError, match="unknown key 'gam'"):
+def test_an_option_of_another_method_names_the_methods_that_have_it(config, capsys):
+    with pytest.raises(UserError, match="unknown key 'gam' \\(an option of clipfusionvad\\)"):
         parse("ucf", "--config", config("method: vadclip\ngam: false"))
-    assert "unknown argument '--no-gam'" in fails(capsys, "ucf", "--method", "vadclip", "--no-gam")
+    for flag in ("--no-gam", "--gam"):
+        error = fails(capsys, "ucf", "--method", "vadclip", flag)
+        assert f"unknown argument '{flag}' (an option of clipfusionvad)" in error
+
+
+def shown(capsys, *argv, **kwargs):
+    """What --show-options prints: the value and the layer of each option."""
+    with pytest.raises(SystemExit) as stop:
+        parse("ucf", *argv, "--show-options", **kwargs)
+    assert stop.value.code == 0
+    rows = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_show_options_names_the_layer_that_set_each_value(config, capsys):
+    path = config("max-epoch: 3\nbatch_size: 7\n")
+    argv = ["--method", "anomalyclip", "--config", path, "--batch-size", "9"]
+    options = shown(capsys, *argv, stored={"clip": "toy", "max_epoch": 2})
+    assert options["--optimizer"] == ["adamw", "declaration"]
+    assert options["--balanced"] == ["True", "option file"]
+    assert options["--scheduler-milestones"] == ["4 8", "option file"]
+    assert options["--weight-decay"] == ["0.2", "configs/anomalyclip_ucf.yaml"]
+    assert options["--clip"] == ["toy", "checkpoint"]
+    assert options["--max-epoch"] == ["3", f"--config {path}"]
+    assert options["--batch-size"] == ["9", "command line"]
+    assert shown(capsys, "--method", "anomalyclip", "--demo")["--emb-size"] == ["32", "demo"]
+
+
+def test_settings_of_a_method_apply_where_its_pair_was_not_published():
+    args = option_file_of(find_dataset("msad")).parse_args(["--method", "anomalyclip"])
+    assert (args.seed, args.select, args.frames_per_snippet) == (1024, "last", 1)
+
+
+def test_the_old_name_of_a_renamed_flag_is_accepted(config, capsys):
+    assert parse("ucf", "--calibration", "a.pt").normal_centroid == "a.pt"
+    assert "--calibration is now called --normal-centroid" in capsys.readouterr().err
+    assert parse("ucf", "--config", config("calibration: b.pt")).normal_centroid == "b.pt"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.cli.options import NO_TRUTH
 from clipfusionvad.data.annotations import video_key
+from clipfusionvad.data.config import NO_TRUTH
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import Entry, add_streams, read_list
 from clipfusionvad.data.packed.store import open_store, store_folder

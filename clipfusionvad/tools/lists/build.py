@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 
 from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotations, write_annotations_csv
-from clipfusionvad.data.features import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry, write_list
 from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset

@@ -34,10 +34,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.options import read_config
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.models import method_names
+from clipfusionvad.models.config import read_options
 
 #: The cell in which nothing is changed; the others are compared with it.
 FULL = "full"
@@ -99,7 +99,7 @@ class Plan:
 
 def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
     """What YAML files say is to be trained; ``full`` puts the unchanged cell before it."""
-    contents = {path: read_config(path) for path in paths}
+    contents = {path: read_options(path) for path in paths}
     tables = {path: content for path, content in contents.items() if _SPEAKING & content.keys()}
     of_full = _published_of_full(tables)
     cells = [Cell(FULL, {}, "", of_full)] if full else []

@@ -10,7 +10,8 @@ from unittest import mock
 from tiny import Tiny, strings
 
 from clipfusionvad.cli import compare_features, detect, export, extract, lists, report, table
-from clipfusionvad.cli.options import Parser, build_parser
+from clipfusionvad.cli.options import build_parser
+from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import find_method, method_names
 from fuzz.case import Case, end, run_command
@@ -87,7 +88,7 @@ def parsed(case: Case) -> str:
         return end(run_command(case, argv, lambda argv: parser.parse_args(argv) and 0))
     dataset, method = DATASETS[rng.choice(list(DATASETS))], rng.choice(method_names())
     actions = build_parser(dataset, find_method(method))._actions
-    from clipfusionvad.cli.prepare import option_file_of
+    from clipfusionvad.cli.option_files import option_file_of
 
     argv = ["--method", method, *some_flags(actions, rng)]
     return end(run_command(case, argv, _parsing(lambda argv: option_file_of(dataset).parse_args(argv))))

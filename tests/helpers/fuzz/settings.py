@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import build_parser
-from clipfusionvad.cli.prepare import option_file_of
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.extraction.crops import check_crops
 from clipfusionvad.io.errors import run_main

@@ -1,0 +1,51 @@
+"""Options of lists, features and truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from clipfusionvad.io.option import LARGEST_SIZE, MOST_LAYERS, Option
+
+#: Frames that one row of features covers, unless an option says otherwise.
+FRAMES_PER_SNIPPET = 16
+#: The value of ``gt_path`` for test videos without annotation.
+NO_TRUTH = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data is and how it is read."""
+
+    train_list: Annotated[str, Option("CSV (path,label) of training features")]
+    test_list: Annotated[str, Option("CSV (path,label) of test features")]
+    gt_path: Annotated[
+        str,
+        Option(
+            "frame-level truth (.npy), or one keyed annotation file (.csv, .json), or 'none': only whole videos are "
+            "judged"
+        ),
+    ]
+    gt_segment_path: Annotated[str, Option("segments of each test video (.npy)")]
+    gt_label_path: Annotated[str, Option("labels of those segments (.npy)")]
+    feature_root: Annotated[
+        str | None, Option("folder in which listed features are searched if they are not where the list says")
+    ] = None
+    stream_folders: Annotated[
+        tuple[str, ...],
+        Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),
+    ] = ()
+    frames_per_snippet: Annotated[
+        int, Option("frames that one feature row covers", minimum=1, maximum=LARGEST_SIZE)
+    ] = FRAMES_PER_SNIPPET
+    check: Annotated[bool, Option("read and check every feature before the start")] = True
+    packed: Annotated[bool, Option("use the features packed by 'pack', where there are any")] = True
+    packed_dir: Annotated[str | None, Option("the --output folder of 'pack' (default: beside the lists)")] = None
+    workers: Annotated[
+        int | None,
+        Option(
+            "processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)",
+            minimum=0,
+            maximum=MOST_LAYERS,
+        ),
+    ] = None

@@ -1,0 +1,90 @@
+"""Options of training, of a run, and of the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from clipfusionvad.io.option import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained and selected."""
+
+    seed: Annotated[int, Option("seed of weights and batch order", minimum=0)]
+    seeds: Annotated[
+        tuple[int, ...] | None,
+        Option("in place of --seed: train with each of these, and report mean and deviation", minimum=0, nonempty=True),
+    ] = None
+    max_epoch: Annotated[int, Option("epochs", minimum=1)]
+    batch_size: Annotated[int, Option("videos in a batch; with --balanced, of each kind", minimum=1)]
+    balanced: Annotated[bool, Option("as many normal as anomalous videos in a batch")]
+    cycle: Annotated[bool, Option("with --balanced, repeat the smaller kind until the larger one is used up")] = False
+    optimizer: Annotated[str, Option("optimizer", choices=("adamw", "adam"))] = "adamw"
+    betas: Annotated[tuple[float, float], Option("decay rates of the optimizer's moments", minimum=0, below=1)] = (
+        0.9,
+        0.999,
+    )
+    weight_decay: Annotated[float, Option("weight decay of the optimizer", minimum=0)] = 0.01
+    eval_every: Annotated[
+        int, Option("samples between evaluations, counted anew each epoch; 0: after each epoch", minimum=0)
+    ]
+    select: Annotated[
+        str, Option("metric that selects the best checkpoint; last: the last weights are used, whatever the metrics")
+    ]
+    protocol: Annotated[
+        str,
+        Option(
+            "paper: select on the test set, as released; clean: on a held-out part of the training list",
+            choices=("paper", "clean"),
+        ),
+    ] = "paper"
+    holdout: Annotated[float, Option("held-out share of training videos (clean)", above=0, below=1)] = 0.1
+    lr: Annotated[float, Option("learning rate", above=0)]
+    lr_schedule: Annotated[str, Option("how the learning rate changes by epoch", choices=("milestones", "cosine"))] = (
+        "milestones"
+    )
+    scheduler_rate: Annotated[float, Option("milestones: factor at each of them", above=0)]
+    scheduler_milestones: Annotated[tuple[int, ...], Option("milestones: epochs that end in a drop", minimum=1)]
+    warmup_epochs: Annotated[int, Option("cosine: epochs in which the rate rises to --lr", minimum=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run starts from and what it writes."""
+
+    config: Annotated[str | None, Option("YAML file of options", recorded=False)] = None
+    demo: Annotated[bool, Option("small synthetic data and a toy CLIP: minutes on a CPU")] = False
+    output_dir: Annotated[str | None, Option("folder of the run (default: a new one under runs/)")] = None
+    model_path: Annotated[str, Option("final model: written by training, read by testing")]
+    checkpoint_path: Annotated[str, Option("resumable state, beside the run folder's last.pt")]
+    normal_centroid: Annotated[
+        str | None,
+        Option("calibration.pt of a run, for a released model file without it", aliases=("--calibration",)),
+    ] = None
+    use_checkpoint: Annotated[bool, Option("resume an interrupted training", recorded=False)] = False
+    overwrite: Annotated[bool, Option("start anew in a folder that holds a run", recorded=False)] = False
+    metrics_json: Annotated[str | None, Option("write the metrics to this file", recorded=False)] = None
+    track: Annotated[
+        tuple[str, ...] | None, Option("send the curves there too, besides TensorBoard", nonempty=True)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """What the model runs on."""
+
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
+    precision: Annotated[str, Option("bf16: autocast", choices=("fp32", "bf16"))] = "fp32"
+    deterministic: Annotated[
+        bool, Option("same bits from the same seed on a GPU too, somewhat slower (a CPU always gives them)")
+    ] = False
+    compile: Annotated[
+        str | None,
+        Option(
+            "torch.compile the model, in one of its modes; reduce-overhead uses CUDA graphs",
+            choices=("default", "reduce-overhead", "max-autotune"),
+            const="default",
+        ),
+    ] = None
