@@ -1,1 +1,1 @@
-"""Results as tables and pictures."""
+"""Results as pages, tables and figures; the file of a test's scores."""

@@ -1,7 +1,7 @@
 """The curves and tables behind a test's page: ROC, precision and recall, confusion, errors of videos.
 
-S snippets of all test videos, C classes (0 is *normal*). A snippet counts by its frames: ``positives`` (S,) of them
-are abnormal, ``frames`` (S,) there are in all (``metrics.count_frames``).
+S snippets of all test videos, C classes (0 is *normal*). A snippet counts as its frames: ``frames`` (S,) in all, of
+which ``positives`` (S,) are abnormal (``metrics.count_frames``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ class PooledScores:
     """The snippets of all test videos, joined: their scores and the frames behind them.
 
     anomaly (branches, S), classes (S, C) or None, positives (S,), frames (S,), snippets (N,) of each video.
-    ``truth`` (S, C) frames of each class: those that are not abnormal are normal, and a frame that was annotated with
-    several classes is in the column of each.
+    ``truth`` (S, C) counts the frames of each class; a frame annotated with several classes counts for each.
     """
 
     anomaly: np.ndarray
@@ -37,8 +36,8 @@ class PooledScores:
 def pool(scores: Sequence[VideoScores], videos: VideoSet) -> PooledScores:
     """Join the scores of videos whose truth is known."""
     snippets = [video.anomaly.shape[1] for video in scores]
-    judged = [_judge(videos, index, count) for index, count in enumerate(snippets)]
-    positives, frames, truth = (np.concatenate(part) for part in zip(*judged, strict=True))
+    counted = [_count_truth(videos, index, count) for index, count in enumerate(snippets)]
+    positives, frames, truth = (np.concatenate(part) for part in zip(*counted, strict=True))
     return PooledScores(
         np.concatenate([video.anomaly for video in scores], axis=1),
         None if scores[0].classes is None else np.concatenate([video.classes for video in scores]),
@@ -49,21 +48,22 @@ def pool(scores: Sequence[VideoScores], videos: VideoSet) -> PooledScores:
     )
 
 
-def _judge(videos: VideoSet, index: int, snippets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one video's snippets: abnormal frames (n,), all frames (n,), frames of each class (n, C)."""
+def _count_truth(videos: VideoSet, index: int, snippets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count frames behind one video's snippets: abnormal ones (n,), all (n,), those of each class (n, C)."""
     truth, labels = videos.known_truth, videos.dataset.labels
     positives, frames = count_frames(truth.frames[index], snippets, videos.frames_per_snippet)
     table = np.zeros((snippets, len(labels)), dtype=np.int64)
     table[:, 0] = frames - positives
     for label in set(truth.labels[index]) & set(labels[1:]):
         named = zip(truth.segments[index], truth.labels[index], strict=True)
-        own = frames_from_segments([span for span, name in named if name == label], len(truth.frames[index]))
-        table[:, labels.index(label)] = count_frames(own, snippets, videos.frames_per_snippet)[0]
+        spans = [span for span, name in named if name == label]
+        of_class = frames_from_segments(spans, len(truth.frames[index]))
+        table[:, labels.index(label)] = count_frames(of_class, snippets, videos.frames_per_snippet)[0]
     return positives, frames, table
 
 
 class Curve(NamedTuple):
-    """Points of a curve and the score from which on a frame counts as abnormal at each, all (n,)."""
+    """Points of a curve, and for each the lowest score that counts as abnormal, all (n,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -71,7 +71,7 @@ class Curve(NamedTuple):
 
 
 def roc(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve | None:
-    """False positive rate, true positive rate over all frames; None where the frames are of one kind."""
+    """Return false and true positive rate over all frames; None where all frames are abnormal or all normal."""
     from sklearn.metrics import roc_curve
 
     weighted = _by_kind(scores, positives, frames)
@@ -79,7 +79,7 @@ def roc(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve 
 
 
 def precision_recall(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve | None:
-    """Recall, precision over all frames, from every frame to none; None where the frames are of one kind."""
+    """Return recall and precision over all frames; None where all frames are abnormal or all normal."""
     from sklearn.metrics import precision_recall_curve
 
     weighted = _by_kind(scores, positives, frames)
@@ -93,7 +93,7 @@ def precision_recall(scores: np.ndarray, positives: np.ndarray, frames: np.ndarr
 def _by_kind(
     scores: np.ndarray, positives: np.ndarray, frames: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Every snippet as its abnormal and its normal frames: truth, scores, weights; without those of no frame."""
+    """Split every snippet into its abnormal and its normal frames: truth, scores, and weights above 0."""
     weights = np.concatenate([positives, frames - positives])
     truth, counted = np.repeat([1, 0], len(scores)), weights > 0
     truth = truth[counted]
@@ -103,22 +103,22 @@ def _by_kind(
 
 
 def thin(curve: Curve, points: int = 400) -> Curve:
-    """At most so many points of a curve, evenly along its way, its ends among them."""
+    """Reduce a curve to at most ``points`` points, evenly along its length, both ends included."""
     way = np.concatenate([[0], np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y)))])
     kept = np.unique(np.searchsorted(way, np.linspace(0, way[-1], points)))
     return Curve(*(values[np.union1d(kept, [0, len(way) - 1])] for values in curve)) if len(way) > points else curve
 
 
 def best_threshold(curve: Curve) -> float:
-    """The score at which true positive rate - false positive rate of a ROC curve is greatest (Youden's index).
+    """Return the score with the greatest difference of true and false positive rate (Youden's index).
 
-    Infinite where no score does better than calling every frame normal.
+    Infinite where no score is better than calling every frame normal.
     """
     return float(curve.thresholds[np.argmax(curve.y - curve.x)])
 
 
 def predicted_classes(anomaly: np.ndarray, classes: np.ndarray | None, threshold: float) -> np.ndarray:
-    """What a snippet is taken for, (S,): 0 below the threshold, else the likeliest of the anomalous classes.
+    """Predict the class of each snippet, (S,): 0 below the threshold, else the likeliest anomalous class.
 
     anomaly (S,), classes (S, C). Without classes an anomalous snippet is 1.
     """
@@ -127,7 +127,7 @@ def predicted_classes(anomaly: np.ndarray, classes: np.ndarray | None, threshold
 
 
 class Confusion(NamedTuple):
-    """Frames of each true class (rows of ``table``) by the class that they are taken for (columns)."""
+    """Frames of each true class (rows of ``table``) by predicted class (columns)."""
 
     labels: list[str]
     table: np.ndarray
@@ -135,10 +135,10 @@ class Confusion(NamedTuple):
 
 
 def class_confusion(labels: Sequence[str], pooled: PooledScores) -> Confusion | None:
-    """Which classes are taken for which, at the threshold that suits the main branch best.
+    """Count predictions by true class, at the best threshold of the main branch.
 
-    ``labels`` (C,), the normal one first. Without class probabilities there are two, normal and anomalous. None
-    where the frames are all of one kind.
+    ``labels`` (C,), the normal one first. Without class probabilities there are two classes, normal and anomalous.
+    None where all frames are abnormal or all normal.
     """
     curve = roc(pooled.anomaly[0], pooled.positives, pooled.frames)
     if curve is None:
@@ -151,7 +151,7 @@ def class_confusion(labels: Sequence[str], pooled: PooledScores) -> Confusion | 
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Frames of each true class (rows) by the class that they are taken for (columns): (C, C).
+    """Count frames of each true class (rows) by predicted class (columns): (C, C).
 
     truth (S, C) frames of each class, predicted (S,) a class.
     """
@@ -161,13 +161,13 @@ def confusion(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def video_error(anomaly: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> float:
-    """Mean |score - truth| over one video's frames; NaN for a video without frames."""
+    """Return the mean |score - truth| over one video's frames; NaN for a video without frames."""
     total = frames.sum()
     return float((positives * (1 - anomaly) + (frames - positives) * anomaly).sum() / total) if total else float("nan")
 
 
 def bucket_means(steps: np.ndarray, values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """A long series by means of equal stretches, at most ``points`` of them: the last steps (n,), the means (n, k)."""
+    """Average a long series over at most ``points`` equal stretches: their last steps (n,), their means (n, k)."""
     size = -(-len(steps) // points)
     starts = np.arange(0, len(steps), max(size, 1))
     counts = np.diff(starts, append=len(steps))

@@ -1,4 +1,4 @@
-"""A test's pictures for a paper: ROC, precision over recall, confusion, score curves."""
+"""A test's figures for a paper: ROC, precision over recall, confusion, score curves."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _COLUMN = 3.4  # inches: one column of a two-column paper
 
 
 def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence[str] | None = None) -> list[Path]:
-    """Draw what the folder's scores allow into ``folder``, in each format; returns the files.
+    """Draw all figures that the scores of a run allow into ``folder``, in each format; return the files.
 
     ``names`` are the videos whose curves are drawn. ``UserError`` without scores or truth, and for unknown names.
     """
     tested = run.tested
     if tested is None or tested.videos.truth is None:
-        raise UserError(f"{run.folder} holds no scores with their truth, of which figures are drawn")
+        raise UserError(f"{run.folder} holds no scores with truth, which the figures need")
     chosen = _chosen(tested, names) if names else tested
     paths = []
-    # Text stays text, in a font that publishers take.
+    # Text stays text, in a font that publishers accept.
     with matplotlib.rc_context({"pdf.fonttype": 42, "font.size": 8}):
         figures = _draw_all(tested)
         for suffix in formats:
@@ -45,7 +45,7 @@ def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence
 
 
 def _draw_all(tested: TestResult) -> dict[str, Figure]:
-    """By name, what can be told of the frames: nothing where they are all of one kind."""
+    """Return the figures by name; none where all frames are abnormal or all normal."""
     pooled = pool(tested.scores, tested.videos)
     figures = {"confusion": _draw_confusion(tested.videos.dataset.labels, pooled)}
     for name, curve_of, key, axes in (
@@ -53,7 +53,8 @@ def _draw_all(tested: TestResult) -> dict[str, Figure]:
         ("precision_recall", precision_recall, "ap", ("recall", "precision")),
     ):
         curves = [curve_of(curve, pooled.positives, pooled.frames) for curve in pooled.anomaly]
-        figures[name] = _draw_ranking(curves, _areas(pooled, key), axes)
+        areas = [snippet_metrics(curve, pooled.positives, pooled.frames)[key] for curve in pooled.anomaly]
+        figures[name] = _draw_ranking(curves, areas, axes)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -61,12 +62,8 @@ def _chosen(tested: TestResult, names: Sequence[str]) -> TestResult:
     known = {entry.video: index for index, entry in enumerate(tested.videos.entries)}
     for name in names:
         if name not in known:
-            raise UserError(f"no test video is called {name!r}{nearest(name, known)}")
+            raise UserError(f"there is no test video {name!r}{nearest(name, known)}")
     return tested.only([known[name] for name in names])
-
-
-def _areas(pooled: PooledScores, key: str) -> list[float]:
-    return [snippet_metrics(curve, pooled.positives, pooled.frames)[key] for curve in pooled.anomaly]
 
 
 def _draw_ranking(curves: Sequence[Curve | None], areas: Sequence[float], names: tuple[str, str]) -> Figure | None:
@@ -86,7 +83,7 @@ def _draw_ranking(curves: Sequence[Curve | None], areas: Sequence[float], names:
 
 
 def _draw_confusion(labels: Sequence[str], pooled: PooledScores) -> Figure | None:
-    """Percent of each true class's frames by the class they are taken for."""
+    """Draw the percentage of each true class's frames by predicted class."""
     found = class_confusion(labels, pooled)
     if found is None:
         return None
@@ -98,7 +95,7 @@ def _draw_confusion(labels: Sequence[str], pooled: PooledScores) -> Figure | Non
     places = range(len(found.labels))
     axis.set_xticks(places, found.labels, rotation=90)
     axis.set_yticks(places, found.labels)
-    axis.set(xlabel=f"taken for, at threshold {found.threshold:.3g}", ylabel="true class, percent of its frames")
+    axis.set(xlabel=f"predicted at threshold {found.threshold:.3g}", ylabel="true class, percent of its frames")
     for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
         dark = shares[row, column] > 55
         axis.text(

@@ -1,4 +1,4 @@
-"""Pictures of a run: scores over the truth, and how training went."""
+"""Figures of a run: scores over the truth, losses and metrics of the training. The first one loads matplotlib."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from clipfusionvad.engine.evaluator import VideoScores, VideoSet
 from clipfusionvad.io.files import atomic_write
+from clipfusionvad.report.scores import abnormal_spans
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CURVES = 12
 TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"
 
 
 def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSet) -> None:
-    """Anomaly probability over time of up to twelve test videos, the annotated frames shaded."""
+    """Draw the anomaly probability over time of up to twelve test videos, with the annotated frames shaded."""
+    from matplotlib.figure import Figure
+
     chosen = _varied(videos, CURVES)
     rows = -(-len(chosen) // 3)
     figure = Figure(figsize=(15, 2.3 * rows + 0.8), layout="constrained")
@@ -36,13 +41,14 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSe
     save_figure(figure, path)
 
 
-def _draw_video(axis: matplotlib.axes.Axes, scores: VideoScores, videos: VideoSet, index: int) -> None:
+def _draw_video(axis: Axes, scores: VideoScores, videos: VideoSet, index: int) -> None:
     entry, fps = videos.entries[index], videos.dataset.fps
     truth = videos.truth.frames[index] if videos.truth else np.zeros(0, np.uint8)
     seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
-    edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
-    for number, (start, end) in enumerate(edges.reshape(-1, 2) / fps):
-        axis.axvspan(start, end, color=TRUTH_COLOUR, lw=0, label="annotated anomaly" if number == 0 else None)
+    label = "annotated anomaly"
+    for start, end in abnormal_spans(truth):
+        axis.axvspan(start / fps, end / fps, color=TRUTH_COLOUR, lw=0, label=label)
+        label = "_repeated"
     for curve, colour, name in zip(scores.anomaly, (COARSE_COLOUR, FINE_COLOUR), ("coarse", "fine"), strict=False):
         axis.plot(seconds, curve, color=colour, lw=1.4, label=f"{name} branch")
     name = entry.video if len(entry.video) <= 34 else f"{entry.video[:33]}…"
@@ -53,7 +59,7 @@ def _draw_video(axis: matplotlib.axes.Axes, scores: VideoScores, videos: VideoSe
 
 
 def _varied(videos: VideoSet, count: int) -> list[int]:
-    """Up to ``count`` videos: two normal ones at the end, before them anomalous ones of as many labels as possible."""
+    """Choose up to ``count`` videos: anomalous ones of as many labels as possible, then two normal ones."""
     seen: Counter[str] = Counter()
     ranked = []
     for index, entry in enumerate(videos.entries):
@@ -66,7 +72,10 @@ def _varied(videos: VideoSet, count: int) -> list[int]:
 
 
 def draw_training(path: Path, folder: Path) -> None:
-    """Losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.csv``."""
+    """Draw losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.csv``."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     losses = pd.read_csv(folder / "losses.csv", index_col="step").drop(columns=["epoch", "lr"])
     evaluations = pd.read_csv(folder / "metrics.csv", index_col="step")
     ranking = [name for name in evaluations if "auc" in name or name.startswith("ap")]

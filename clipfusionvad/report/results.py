@@ -1,12 +1,10 @@
-"""What the folder of a run or of a test holds for its page."""
+"""Read the folder of a run or of a test for its page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seeds_in
@@ -16,7 +14,10 @@ from clipfusionvad.report.scores import TestResult, read_scores
 from clipfusionvad.report.seeds import seeds_columns
 from clipfusionvad.report.table import check_metrics
 
-# Scores and the metrics they gave: at the end of training, and of a later test into the same folder.
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Scores and their metrics: at the end of training, and of a later test into the same folder.
 RUN_SCORES, TEST_SCORES = "scores.npz", "test_scores.npz"
 TEST_METRICS, TEST_DATA = "test_metrics.json", "test_data.csv"
 _METRICS = {RUN_SCORES: METRICS, TEST_SCORES: TEST_METRICS}
@@ -24,10 +25,10 @@ _METRICS = {RUN_SCORES: METRICS, TEST_SCORES: TEST_METRICS}
 
 @dataclass(frozen=True)
 class Run:
-    """A folder's content. ``results``: metrics by the model's name, that of ``tested`` last.
+    """A folder's content; parts that it lacks are None or empty.
 
-    Of several seeds, these are the seeds and what is said of all, the mean last.
-    ``losses`` and ``evaluations`` are tables by step. None or empty is what the folder does not have.
+    ``results`` holds metrics by the model's name, the one of ``tested`` last; of several seeds, the metrics of each and
+    over all, the mean last. ``losses`` and ``evaluations`` are tables by step.
     """
 
     folder: Path
@@ -46,9 +47,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a folder. Where it holds a training and a later test, scores and results are those of the later one.
+    """Read a folder; of a training and a later test in it, scores and results are those of the later one.
 
-    ``UserError`` for a folder with neither, and for damaged files.
+    Raises ``UserError`` for a folder with neither, and for damaged files.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}; give the folder of a run, or the --output-dir of a test")
@@ -67,7 +68,7 @@ def read_run(folder: Path) -> Run:
         try:
             results = seeds_columns(results)
         except (LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"metrics {metrics} are not those of several seeds: {error!r}") from error
+            raise UserError(f"metrics {metrics} do not belong to several seeds: {error!r}") from error
     for name, found in results.items():
         check_metrics(found, f"metrics {metrics}, {name}")
     return Run(
@@ -93,13 +94,15 @@ def _read_options(path: Path) -> dict[str, Any]:
 
 
 def _read_log(path: Path) -> pd.DataFrame | None:
-    """A log by step; None where there is none, or nothing in it yet."""
+    """Read a log by step; None where it is missing or empty."""
+    import pandas as pd
+
     if not path.is_file() or not path.stat().st_size:
         return None
     try:
         log = pd.read_csv(path, index_col="step").select_dtypes("number")
         if not pd.api.types.is_integer_dtype(log.index.dtype):
-            raise ValueError("a step is no whole number")
+            raise ValueError("a step is not a whole number")
         return log if len(log) else None
     # The reader of pandas fails in many ways.
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The page of a run or a test: what came out, for which videos it is wrong, how training went, how it was made."""
+"""The page of a run or a test: metrics, errors by class and by video, the training, options and environment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import numpy as np
 
 from clipfusionvad.io.files import write_text
 from clipfusionvad.report.curves import PooledScores, class_confusion, pool, video_error
-from clipfusionvad.report.page import render
-from clipfusionvad.report.page_figures import ranking_figures, training_figures
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, published
@@ -27,14 +25,18 @@ _PER_CLASS = {"video_auc": "video AUC", "video_ap": "video AP", "auc": "class AU
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a run's or a test's folder, into the folder if not elsewhere; returns where it is."""
+    """Write the page of a run's or a test's folder (default: into that folder); return its path."""
     output = output or folder / PAGE
     write_text(output, report_page(read_run(folder)))
     return output
 
 
 def report_page(run: Run) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
+    # Pages need Jinja and matplotlib, which the commands that may write one do not load at their start.
+    from clipfusionvad.report.page import render
+    from clipfusionvad.report.page_figures import ranking_figures, training_figures
+
     tested = run.tested
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
     paper = _published(run)
@@ -49,13 +51,13 @@ def report_page(run: Run) -> str:
         videos=_videos(tested) if tested else [],
         scores=_scores(tested) if tested else None,
         training=training_figures(run.losses, run.evaluations),
-        options=sorted((str(name), _said(value)) for name, value in run.options.items()),
+        options=sorted((str(name), _shown(value)) for name, value in run.options.items()),
         environment=_environment(run.environment),
     )
 
 
 def _published(run: Run) -> dict[str, float]:
-    """The paper's figures; none for made-up data."""
+    """Return the paper's figures; none for made-up data."""
     options = run.options
     names = [str(options.get(key, "")) for key in ("method", "dataset", "protocol")]
     return {} if options.get("demo") else published(*names)
@@ -72,14 +74,14 @@ def _facts(run: Run) -> list[str]:
             facts.append("no truth of frames: whole videos are judged")
         facts.append(f"model {run.options.get('model_path')}")
     elif isinstance(seeds := run.options.get("seeds"), list):
-        facts.append(f"{len(seeds)} seeds, each with a page of its own in its folder; shown large: their mean")
+        facts.append(f"{len(seeds)} seeds, each with its own page in its folder; the cards show their mean")
     else:
-        facts.append("not tested yet, or by an older version: no scores.npz in the folder")
+        facts.append("not tested yet, or tested by an older version: no scores.npz in the folder")
     return facts
 
 
 def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any] | None:
-    """Headlines of the last result, and the table that a test prints, less what the table by IoU says."""
+    """Return cards of the last result and the table that a test prints, without the rows of the table by IoU."""
     if not results:
         return None
     rows = metrics_rows(results, paper)
@@ -95,16 +97,16 @@ def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float
 
 
 def _classes(run: Run, tested: TestResult, pooled: PooledScores) -> dict[str, Any]:
-    """Metrics class by class, and which class's frames are taken for which."""
+    """Return the metrics of each class, and the confusion of classes."""
     labels = tested.videos.dataset.labels
     per_class = list(run.results.values())[-1].get("per_class", {}) if run.results else {}
     columns = {key: title for key, title in _PER_CLASS.items() if any(key in found for found in per_class.values())}
-    rows = [(label, [_percent(found.get(key)) for key in columns]) for label, found in per_class.items()]
+    rows = [(label, [_hundredths(found.get(key), 100) for key in columns]) for label, found in per_class.items()]
     return {"columns": list(columns.values()), "rows": rows, "confusion": _confusion(labels, pooled)}
 
 
 def _confusion(labels: list[str], pooled: PooledScores) -> dict[str, Any] | None:
-    """Frames of each true class that occurs, and their shares in it."""
+    """Return, for each true class that occurs, its frames by predicted class and their shares."""
     found = class_confusion(labels, pooled)
     if found is None:
         return None
@@ -116,7 +118,7 @@ def _confusion(labels: list[str], pooled: PooledScores) -> dict[str, Any] | None
 
 
 def _detection(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any] | None:
-    """Detection mAP of the last result in its variants, by IoU."""
+    """Return detection mAP of the last result in its variants, by IoU."""
     metrics = list(results.values())[-1] if results else {}
     if "map" not in metrics:
         return None
@@ -129,7 +131,7 @@ def _detection(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, flo
 
 
 def _videos(tested: TestResult) -> list[dict[str, Any]]:
-    """A row for each test video; ``error`` is None where the truth is not known."""
+    """Return a row for each test video; ``error`` is None where the truth is unknown."""
     videos = tested.videos
     pooled = pool(tested.scores, videos) if videos.truth else None
     ends = np.cumsum([scores.anomaly.shape[1] for scores in tested.scores])
@@ -152,7 +154,7 @@ def _videos(tested: TestResult) -> list[dict[str, Any]]:
 
 
 def _seconds(tested: TestResult, index: int) -> float:
-    """How long a video is: as its truth says, else as its snippets do."""
+    """Return the length of a video by its truth, or else by its snippets."""
     videos = tested.videos
     covered = tested.scores[index].anomaly.shape[1] * videos.frames_per_snippet
     return (len(videos.known_truth.frames[index]) if videos.truth else covered) / videos.dataset.fps
@@ -179,7 +181,7 @@ def _packed(anomaly: np.ndarray) -> str:
 
 
 def _spans(tested: TestResult, index: int) -> list[tuple[float, float, str]]:
-    """Abnormal intervals of a video in seconds, with the classes annotated there."""
+    """Return the abnormal intervals of a video in seconds, with the classes annotated there."""
     truth, fps = tested.videos.known_truth, tested.videos.dataset.fps
     named = list(zip(truth.segments[index], truth.labels[index], strict=True))
     return [
@@ -193,24 +195,20 @@ def _spans(tested: TestResult, index: int) -> list[tuple[float, float, str]]:
 
 
 def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values; the command as it would be typed, packages one by one."""
+    """Return names and values, the command as a shell line, packages one by one."""
     packages = environment.get("packages")
     known = {name: value for name, value in environment.items() if name != "packages"}
     known |= packages if isinstance(packages, dict) else {}
     if isinstance(known.get("command"), list):
         known["command"] = shlex.join(map(str, known["command"]))
-    return [(name, _said(value)) for name, value in known.items()]
+    return [(name, _shown(value)) for name, value in known.items()]
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "-"}[value]
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _hundredths(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _hundredths(value: float | None, scale: int = 1) -> str:
+    return "-" if value is None else f"{scale * value:.2f}"

@@ -1,8 +1,8 @@
-"""A test's scores and truth as a file, so that pages and pictures can be made of them without the model.
+"""A test's scores and truth as a file, from which pages and figures are made without the model.
 
 The file holds plain arrays. Per video: ``videos``, ``labels``, ``snippets`` (their number) and, where the truth is
-known, ``frames``. One vector of all videos' snippets, to be cut by ``snippets``: ``anomaly`` (branches, S) and, where
-the method tells classes apart, ``classes`` (S, C). Truth as intervals [start, end) in frames: ``abnormal`` (n, 3) of
+known, ``frames``. The snippets of all videos joined, to be split by ``snippets``: ``anomaly`` (branches, S) and, where
+the method predicts classes, ``classes`` (S, C). Truth as intervals [start, end) in frames: ``abnormal`` (n, 3) of
 the frame truth, ``segments`` (m, 3) of the annotated classes ``segment_labels`` (m,), each with its video's number
 first. ``about`` is JSON: the options and the environment of the test, and its dataset.
 """
@@ -27,17 +27,17 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, check_unpacked_size, must_exist, without_nan
 from clipfusionvad.io.provenance import environment as current_environment
 
-# A test's own numbers compress a few times, constant ones hundreds of times; a bomb does a thousand times.
+# Real scores compress a few times, constant ones hundreds of times, a decompression bomb a thousand times.
 _LARGEST_SHARE = 500
 # Of a video: 38 days at 30 fps.
 _MOST_FRAMES = 10**8
-# What of a dataset is needed to judge scores: a report must not depend on what a dataset's name means later.
+# The fields of a dataset that metrics need: a report must not depend on what a dataset's name means later.
 _DATASET = ("name", "title", "classes", "fps", "multi_label")
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a test found, with which options and where. The videos have no features."""
+    """The scores of a test, its options and environment, and its videos without features."""
 
     options: dict[str, Any]
     environment: dict[str, Any]
@@ -45,7 +45,7 @@ class TestResult:
     videos: VideoSet
 
     def only(self, chosen: Sequence[int]) -> TestResult:
-        """The same of some of the videos."""
+        """Return the result of some of the videos."""
         whole, old = self.videos, self.videos.truth
         truth = old and old.only(chosen)
         entries = [whole.entries[index] for index in chosen]
@@ -60,9 +60,9 @@ def save_scores(
     options: Mapping[str, Any],
     environment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a test's scores, whole or not at all; ``options`` as ``options.record`` gives them.
+    """Write a test's scores, completely or not at all, with the recorded ``options``.
 
-    ``environment`` as ``origin.environment`` gives it (None: as it is now).
+    ``environment`` as ``provenance.environment`` returns it (None: the current one).
     """
     about = {
         "options": options,
@@ -97,35 +97,35 @@ def _truth_arrays(truth: Truth) -> dict[str, np.ndarray]:
 
 
 def abnormal_spans(frames: np.ndarray) -> list[tuple[int, int]]:
-    """Intervals [start, end) in which frame truth (F,) of 0 and 1 is 1."""
+    """Return the intervals [start, end) in which frame truth (F,) of 0 and 1 is 1."""
     edges = np.flatnonzero(np.diff(frames.astype(np.int8), prepend=0, append=0))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
 def read_scores(path: Path) -> TestResult:
-    """Read what ``save_scores`` wrote; a file that is none of it is a ``UserError``."""
+    """Read a file of ``save_scores``; ``UserError`` for any other file."""
     must_exist(path, "scores")
     try:
         check_unpacked_size(path, _LARGEST_SHARE)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _restore(arrays)
-    # Zip, its compression, numpy's headers and what is made of them each fail in their own ways.
+    # Zip, its compression, numpy's headers and our own checks raise errors of many kinds.
     except Exception as error:
-        raise UserError(f"scores {path} are not readable: the file is damaged, or something else") from error
+        raise UserError(f"scores {path} are not readable: the file is damaged, or is not a file of scores") from error
 
 
 def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise an error unless the arrays agree with one another; what is wrong with them does not matter."""
+    """Raise an error unless the arrays agree with one another."""
     known, snippets, anomaly = Dataset(**about["dataset"]), arrays["snippets"], arrays["anomaly"]
     classes = arrays.get("classes")
     if snippets.dtype.kind != "i":
-        raise ValueError("numbers of snippets that are not whole")
+        raise ValueError("numbers of snippets are not whole")
     for name, array in arrays.items():
-        # numpy takes any four bytes for a letter.
+        # numpy accepts any four bytes as a letter.
         letters = np.frombuffer(array.tobytes(), np.uint32) if array.dtype.kind == "U" else np.zeros(0, np.uint32)
         if letters.max(initial=0) > sys.maxunicode:
-            raise ValueError(f"{name} holds what is no letter")
+            raise ValueError(f"{name} is not text")
     total = int(snippets.sum())
     checks = [
         isinstance(about["options"], dict) and isinstance(about["environment"], dict),
@@ -142,7 +142,7 @@ def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     for label in set(arrays["labels"].tolist()):
         known.encode(label)
     if not all(checks) or ("frames" in arrays and not _is_truth(arrays)):
-        raise ValueError("arrays that no test has written")
+        raise ValueError("the arrays do not come from a test")
 
 
 def _is_truth(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -163,7 +163,7 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
     about = json.loads(arrays["about"].item())
     _check(about, arrays)
     names, labels = arrays["videos"].tolist(), arrays["labels"].tolist()
-    # As a list would name them, so that the names come out again whatever they are.
+    # The path that a list would hold, so that any name is restored.
     listed = zip(names, labels, strict=True)
     entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in enumerate(listed, start=2)]
     ends = np.cumsum(arrays["snippets"])[:-1]
@@ -173,7 +173,7 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
     truth = _restore_truth(arrays) if "frames" in arrays else None
     videos = VideoSet(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
     if not len(entries) == len(scores) == len(truth.frames if truth else scores):
-        raise ValueError("the arrays are not of the same videos")
+        raise ValueError("the arrays belong to different videos")
     return TestResult(about["options"], about["environment"], scores, videos)
 
 

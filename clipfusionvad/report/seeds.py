@@ -1,4 +1,4 @@
-"""What several seeds of one training have in common: mean, deviation and range of their metrics."""
+"""Summaries over several seeds of one training: mean, deviation and range of their metrics."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clipfusionvad.report.table import metrics_table
 
 
 def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str, Any]:
-    """What ``metrics.json`` of several seeds says, from the ``metrics.json`` of each.
+    """Build the ``metrics.json`` of several seeds from that of each.
 
-    ``seeds`` holds the metrics of each seed's best model; ``mean``, ``std`` (of the sample: n - 1; None for one seed),
-    ``min`` and ``max`` hold these of every metric, in the form of one seed's. ``model_seed`` is the seed whose model
-    stands for all: the median by ``model_by``, the metric ``select``, and the lower one of the two of an even number.
+    ``seeds`` holds the metrics of each seed's best model; ``mean``, ``std`` (n - 1; None for one seed), ``min`` and
+    ``max`` have the same form. ``model_seed`` is the seed whose model represents all: the median by ``model_by``, the
+    metric ``select``; of an even number, the lower one of the middle two.
     """
     found = {seed: read_json(seed_folder(folder, seed) / METRICS, "metrics")["best"] for seed in seeds}
     results = list(found.values())
@@ -34,12 +34,12 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str
 
 
 def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float]) -> str:
-    """The table of a test, with columns over the seeds in place of the one result."""
+    """Render the table of a test with columns over the seeds."""
     return metrics_table({title: summary[name] for name, title in _TITLES.items()}, paper)
 
 
 def seeds_columns(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """For a page: the result of each seed, then those over all, the mean last."""
+    """Return columns for a page: the result of each seed, then those over all seeds, the mean last."""
     folded = {title: summary[name] for name, title in reversed(_TITLES.items())}
     return {f"seed {seed}": metrics for seed, metrics in summary["seeds"].items()} | folded
 
@@ -58,7 +58,7 @@ _TITLES = {"mean": "mean", "std": "± std", "min": "min", "max": "max"}
 
 
 def _fold(values: Sequence[Any], fold: Callable[[Sequence[float]], Any]) -> Any:
-    """Nested metrics of several seeds as one; None where a seed has no number."""
+    """Reduce nested metrics of several seeds to one; None where a seed has no number."""
     if isinstance(values[0], Mapping):
         shared = [key for key in values[0] if all(key in value for value in values)]
         return {key: _fold([value[key] for value in values], fold) for key in shared}
