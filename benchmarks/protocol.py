@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +41,6 @@ from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.engine.optim import Schedule
-from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models import Method
 
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="training rows, half of them normal")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--videos", type=int, help="test videos of each kind (default: all 290)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[234], help="one training for each, side by side")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[234], help="one training for each")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="trace one epoch and keep it there")
     args = parser.parse_args(argv)
     if args.quick:
@@ -133,19 +131,13 @@ class Run:
         return found
 
     def fit(self, seeds: Sequence[int], folder: Path) -> float:
-        """Train all seeds to the end, side by side; the seconds that it took."""
-        stop, frozen = threading.Event(), {}
+        """Train one seed after another; return the seconds that it took."""
 
-        def members() -> Iterator[Member]:
+        def fit_all() -> None:
             for seed in seeds:
-                lane = Lane(self.device)
-                with lane.taken():
-                    trainer = self.trainer(seed)
-                    trainer.stop, trainer.label = stop, f"seed {seed}, "
-                    share_frozen(trainer.model, frozen)
-                yield Member(trainer, folder / str(seed), lane, lambda: None)
+                self.trainer(seed).fit(folder / str(seed))
 
-        return seconds(lambda: fit_together(members(), len(seeds), stop, self.device), self.device)
+        return seconds(fit_all, self.device)
 
     def step(self) -> tuple[float, int]:
         """Seconds and FLOP of a training step by itself."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
-import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -31,6 +29,7 @@ from clipfusionvad.io.argtypes import non_negative_float, non_negative_int, posi
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, link_or_copy, read_text
 from clipfusionvad.io.locks import hold
+from clipfusionvad.io.signals import stop_on_signals
 from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.models import Method, find_method, method_names
 from clipfusionvad.models.clip import TOY, ClipWeights, load_clip
@@ -56,7 +55,8 @@ def main(argv: list[str]) -> int:
     loaded = load(own)
     if not own.stream:
         return _detect_files(videos, folder, own, loaded, thresholds)
-    with _stopping() as stop:
+    stop = Event()
+    with stop_on_signals(stop):
         source = Source(own.stream, own.timeout, own.input_format, lambda line: tqdm.write(line, sys.stderr), stop)
         features = FrameFeatures(loaded.encoders, loaded.options, live=True)
         watch(source, features, loaded.scorer, loaded.labels, thresholds, loaded.frames, folder, own.every, own.fps)
@@ -328,23 +328,3 @@ def _beside(path: Path, folder: Path, name: str, found: Detection, own: Namespac
             with atomic_write(target) as copy, open(path, "rb") as original:
                 shutil.copyfileobj(original, copy)
     return target.name
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one acts as usual."""
-    stop = Event()
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    previous = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def handle(kind: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(kind, previous[signal.Signals(kind)])
-
-    for kind in kinds:
-        signal.signal(kind, handle)
-    try:
-        yield stop
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)

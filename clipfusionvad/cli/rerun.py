@@ -28,7 +28,7 @@ from clipfusionvad.io.argtypes import positive_float
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
 from clipfusionvad.io.files import read_json
 from clipfusionvad.io.provenance import CRC, Source, environment, read_sources, short_hash
-from clipfusionvad.io.rank import launched
+from clipfusionvad.io.rank import rank_info
 from clipfusionvad.models import current_options
 from clipfusionvad.models.config import read_options
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
@@ -123,7 +123,7 @@ def _rerun(args: argparse.Namespace, found: Record) -> int:
         code = _repeat(argv + ["--use-checkpoint"] * resume, option_file, found)
     if code == EXIT_INTERRUPTED:
         print(f"the rerun goes on with: python -m clipfusionvad rerun {found.folder} --output-dir {folder}")
-    if code or launched().rank:
+    if code or rank_info().rank:
         return code
     findings = compare_tests(found.folder, folder) if found.is_test else compare_runs(found.folder, folder)
     return _conclude(found, folder, findings, args.tolerance)

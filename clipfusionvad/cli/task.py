@@ -29,13 +29,14 @@ from clipfusionvad.data.packed.batches import Shelf, make_shelf
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import centroid_content, describe, model_content, own_state
 from clipfusionvad.engine.device import compile_model, pick_workers
-from clipfusionvad.engine.distributed import Team
+from clipfusionvad.engine.distributed import barrier, local_main_first
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_together
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.run_folder import BEST, METRICS, NORMAL_CENTROID, clear_run, record_dataset, record_run
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.files import without_nan, write_json, write_torch
 from clipfusionvad.io.provenance import Sources
+from clipfusionvad.io.rank import is_main
 from clipfusionvad.models import Method, find_method
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.report.plots import draw_score_curves, draw_training
@@ -56,7 +57,6 @@ class Task:
     """
 
     dataset: Dataset
-    team: Team
     device: torch.device
     entries: list[Entry]
     test_set: VideoSet
@@ -66,7 +66,7 @@ class Task:
     clip: ClipWeights | None = None
 
 
-def read_task(args: argparse.Namespace, dataset: Dataset, team: Team, device: torch.device) -> Task:
+def read_task(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> Task:
     """Read and check the lists, features and truth that the options name."""
     sources = Sources()
     entries, store = open_list(args, args.train_list, dataset, training=True)
@@ -75,13 +75,13 @@ def read_task(args: argparse.Namespace, dataset: Dataset, team: Team, device: to
     sources.add_options(vars(args), TRAINED_FROM)
     check_overlap(entries, test_set.entries)
     shelf = make_shelf(store, find_method(args.method).sampling_of(vars(args)), device)
-    return Task(dataset, team, device, entries, test_set, store is not None, shelf, sources)
+    return Task(dataset, device, entries, test_set, store is not None, shelf, sources)
 
 
 def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[Entry]]:
     """The training that the options describe, and the entries that it trains on."""
-    dataset, entries, team, device = task.dataset, task.entries, task.team, task.device
-    with team.in_turn():
+    dataset, entries, device = task.dataset, task.entries, task.device
+    with local_main_first():
         model, clip = prepare_model(args, dataset, clip=task.clip)
     task.clip = clip and clip.text_tower
     compile_model(model, args.compile)
@@ -98,12 +98,11 @@ def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[En
     plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
     def score(model: Method) -> dict[str, Any]:
-        scores = score_together(team, model, selection_set, device, args.precision)
-        return team.tell(lambda: judge(scores, selection_set))
+        return judge(score_together(model, selection_set, device, args.precision), selection_set)
 
     workers = pick_workers(args.workers, device)
     made = describe(model, clip, dataset, vars(args))
-    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers, team)
+    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers)
     trainer.trackers = args.track or ()
     return trainer, [entries[row] for row in rows]
 
@@ -128,8 +127,8 @@ def _schedule(args: argparse.Namespace) -> Schedule:
 def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[Entry], folder: Path) -> None:
     """What comes between making a training, or resuming it, and its first step."""
     # Nothing is written before every process has looked for a state to resume.
-    task.team.wait()
-    if task.team.is_main:
+    barrier()
+    if is_main():
         find_normal_centroid(trainer.model, args, entries, task.dataset)
         if not args.use_checkpoint:
             clear_run(folder)
@@ -137,13 +136,12 @@ def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[
             write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
         record_run(folder, record(args), about(trainer.made, task.device), task.sources)
         record_dataset(folder, task.dataset)
-    task.team.spread(trainer.model)
 
 
 def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path) -> dict[str, dict[str, Any]]:
     """Test the last and the best weights, write the final model and all that the folder keeps; the metrics.
 
-    Of several processes only the first has metrics, and writes.
+    Of several processes only rank 0 writes.
     """
     last_state, best_state = trainer.final_states
     results = {}
@@ -154,10 +152,9 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
         states = {"untrained": untrained, **states}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)
-        scores = score_together(task.team, trainer.model, task.test_set, trainer.device, args.precision)
-        if scores is not None:
-            results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
-    if not task.team.is_main or scores is None:
+        scores = score_together(trainer.model, task.test_set, trainer.device, args.precision)
+        results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
+    if not is_main():
         return results
     final = model_content(
         trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])

@@ -14,12 +14,13 @@ from clipfusionvad.cli.options import record
 from clipfusionvad.cli.prepare import about, prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, describe
-from clipfusionvad.engine.device import compile_model
-from clipfusionvad.engine.distributed import Team, join
+from clipfusionvad.engine.device import compile_model, deterministic
+from clipfusionvad.engine.distributed import distributed_context, local_main_first
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_together
 from clipfusionvad.engine.run_folder import record_dataset
 from clipfusionvad.io.files import check_writable, write_json
 from clipfusionvad.io.provenance import Sources
+from clipfusionvad.io.rank import is_main
 from clipfusionvad.report.plots import draw_score_curves
 from clipfusionvad.report.results import TEST_DATA, TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.run_page import write_report
@@ -44,17 +45,17 @@ def test(argv: Sequence[str] | None, option_file: OptionFile) -> int:
 
 def run_test(args: argparse.Namespace, dataset: Dataset, file: ModelFile) -> int:
     """Score the test set with a model file; print the table and write what was asked for."""
-    with join(args.device, args.deterministic) as (team, device):
-        return _test(args, dataset, file, team, device)
+    with distributed_context(args.device) as device, deterministic(args.deterministic):
+        return _test(args, dataset, file, device)
 
 
-def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Team, device: torch.device) -> int:
+def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, device: torch.device) -> int:
     # One process reads all files.
-    args.check = args.check and team.is_main
+    args.check = args.check and is_main()
     for path in (args.metrics_json, args.output_dir and Path(args.output_dir) / TEST_METRICS):
         if path:
             check_writable(path)
-    with team.in_turn():
+    with local_main_first():
         if args.demo:
             make_demo(dataset)
         model, clip = load_model(args, dataset, file)
@@ -70,10 +71,9 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, team: Tea
         models = {"untrained": untrained, "trained": model}
     results = {}
     for name, candidate in models.items():
-        scores = score_together(team, candidate.to(device), test_set, device, args.precision)
-        if scores is not None:
-            results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
-    if not team.is_main or scores is None:
+        scores = score_together(candidate.to(device), test_set, device, args.precision)
+        results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
+    if not is_main():
         return 0
     print(f"{args.method} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
     print(metrics_table(results, {} if args.demo else published(args.method, dataset.name, args.protocol)))

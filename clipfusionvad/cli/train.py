@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from clipfusionvad.cli.option_files import find_option_file
 from clipfusionvad.cli.options import record
@@ -17,8 +13,8 @@ from clipfusionvad.cli.task import Task, begin, finish, make_trainer, read_task
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import run_of
-from clipfusionvad.engine.device import GRAPH_MODES, pick_device
-from clipfusionvad.engine.distributed import join
+from clipfusionvad.engine.device import deterministic, pick_device
+from clipfusionvad.engine.distributed import broadcast_object, distributed_context, local_main_first, resumable
 from clipfusionvad.engine.run_folder import (
     BEST,
     LAST,
@@ -31,13 +27,13 @@ from clipfusionvad.engine.run_folder import (
     seed_folder,
     states_in,
 )
-from clipfusionvad.engine.seeds import Lane, Member, fit_together, share_frozen
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.io.files import check_writable, link_or_copy, remove_leftovers, write_json
 from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
 from clipfusionvad.io.locks import hold
 from clipfusionvad.io.provenance import Sources, environment
+from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.report.results import RUN_SCORES
 from clipfusionvad.report.run_page import PAGE, write_report
 from clipfusionvad.report.seeds import seeds_table, summarise_seeds
@@ -52,25 +48,24 @@ def main(argv: list[str]) -> int:
 
 def train(args: argparse.Namespace, dataset: Dataset) -> int:
     """Run one training, or one for each of ``--seeds``, from checked options; returns the exit code."""
-    with join(args.device, args.deterministic) as (team, device):
-        if args.seeds and team.size > 1:
+    with distributed_context(args.device) as device, deterministic(args.deterministic):
+        if args.seeds and rank_info().world_size > 1:
             raise UserError("--seeds trains all seeds in one process: start it without torchrun")
         # One process reads all files.
-        args.check = args.check and team.is_main
+        args.check = args.check and is_main()
         if args.demo:
-            with team.in_turn():
+            with local_main_first():
                 make_demo(dataset)
-        task = read_task(args, dataset, team, device)
+        task = read_task(args, dataset, device)
         return _train_seeds(args, task) if args.seeds else _train_one(args, task)
 
 
 def _train_one(args: argparse.Namespace, task: Task) -> int:
-    team = task.team
     trainer, entries = make_trainer(args, task)
     for path in filter(None, (args.model_path, args.checkpoint_path, args.metrics_json)):
         check_writable(path)
     with contextlib.ExitStack() as held:
-        folder = team.tell(lambda: _take_folder(args, task, held))
+        folder = broadcast_object(lambda: _take_folder(args, task, held))
         return _train_in(folder, args, task, trainer, entries)
 
 
@@ -93,23 +88,23 @@ def _take_folder(args: argparse.Namespace, task: Task, held: contextlib.ExitStac
 
 
 def _train_in(folder: Path, args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[Entry]) -> int:
-    team, checkpoint_path = task.team, Path(args.checkpoint_path)
+    checkpoint_path = Path(args.checkpoint_path)
     if args.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
     begin(args, task, trainer, entries, folder)
     _announce(args, task, len(entries), folder)
     try:
-        with team.resumable(lambda: _saved(folder)):
+        with resumable(lambda: _saved(folder)):
             trainer.fit(folder, checkpoint_path)
             results = finish(args, task, trainer, folder)
     except Stopped:
         return _say_stopped(folder)
     except KeyboardInterrupt:
         # While the weights were tested. Of several processes, the others must be told.
-        if team.size > 1:
+        if rank_info().world_size > 1:
             raise
         return _say_stopped(folder)
-    if team.is_main:
+    if is_main():
         print(metrics_table(results, _published(args, task)))
         print(f"\nfinal model   {args.model_path}")
         print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
@@ -126,7 +121,7 @@ def _saved(folder: Path) -> str:
 
 
 def _train_seeds(args: argparse.Namespace, task: Task) -> int:
-    """Train every seed into a folder of its own, side by side, and report what they have in common."""
+    """Train one seed after another, each into a folder of its own, and summarise their metrics."""
     for path in filter(None, (args.model_path, args.metrics_json)):
         check_writable(path)
     with contextlib.ExitStack() as held:
@@ -135,12 +130,10 @@ def _train_seeds(args: argparse.Namespace, task: Task) -> int:
 
 def _train_seeds_in(folder: Path, args: argparse.Namespace, task: Task) -> int:
     _announce(args, task, len(task.entries), folder)
-    stop = threading.Event()
-    frozen: dict[str, Tensor] = {}
-    made = (_make_member(_options_of(args, seed, folder), task, stop, frozen) for seed in args.seeds)
     try:
-        fit_together(filter(None, made), len(args.seeds), stop, task.device)
-    except Stopped:
+        for seed in args.seeds:
+            _train_seed(_options_of(args, seed, folder), task)
+    except (Stopped, KeyboardInterrupt):
         return _say_stopped(folder)
     summary = conclude_seeds(args, folder, task.dataset, task.sources)
     if args.metrics_json:
@@ -172,22 +165,19 @@ def _options_of(args: argparse.Namespace, seed: int, folder: Path) -> argparse.N
     return argparse.Namespace(**{**vars(args), **changed})
 
 
-def _make_member(
-    args: argparse.Namespace, task: Task, stop: threading.Event, frozen: dict[str, Tensor]
-) -> Member | None:
-    """The training of one seed; None where it is finished already."""
-    folder, lane = Path(args.output_dir), Lane(task.device, own_stream=args.compile not in GRAPH_MODES)
-    with lane.taken():
-        trainer, entries = make_trainer(args, task)
-        trainer.stop, trainer.label = stop, f"seed {args.seed}, "
-        if args.use_checkpoint:
-            _resume(trainer, folder)
-            if _is_finished(trainer, folder):
-                print(f"seed {args.seed} is finished already")
-                return None
-        share_frozen(trainer.model, frozen)
-        begin(args, task, trainer, entries, folder)
-    return Member(trainer, folder, lane, partial(finish, args, task, trainer, folder))
+def _train_seed(args: argparse.Namespace, task: Task) -> None:
+    """Train and test one seed, unless that has been done already."""
+    folder = Path(args.output_dir)
+    trainer, entries = make_trainer(args, task)
+    trainer.label = f"seed {args.seed}, "
+    if args.use_checkpoint:
+        _resume(trainer, folder)
+        if _is_finished(trainer, folder):
+            print(f"seed {args.seed} is finished already")
+            return
+    begin(args, task, trainer, entries, folder)
+    trainer.fit(folder)
+    finish(args, task, trainer, folder)
 
 
 def _is_finished(trainer: Trainer, folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from clipfusionvad.data.packed.batches import Shelf
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.signals import ignore_stop_signals
 
 
 class BatchPlan(Protocol):
@@ -154,7 +154,8 @@ def load_batches(
         batch_sampler=[batch[part(len(batch))] for batch in items[start:]],
         # Mapped features would be copied to processes that are not forked.
         num_workers=workers if bags.entries[0].packed is None else 0,
-        worker_init_fn=_heed_no_signals,
+        # Ctrl-C and torchrun signal children, too, but the step in progress still needs their work.
+        worker_init_fn=ignore_stop_signals,
         pin_memory=pin,
         # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
         generator=torch.Generator(),
@@ -176,9 +177,3 @@ def _gather_batches(
     for rows, visual in zip(batches[start:], shelf.gather(indices), strict=False):
         chosen = torch.from_numpy(rows[part(len(rows))]).to(shelf.device)
         yield visual, lengths[chosen], targets[chosen]
-
-
-def _heed_no_signals(worker: int) -> None:
-    """Ctrl-C and torchrun signal a process with all its children, whose work the step in progress still needs."""
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)

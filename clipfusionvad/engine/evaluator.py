@@ -17,8 +17,9 @@ from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
-from clipfusionvad.engine.distributed import Team
+from clipfusionvad.engine.distributed import gather_objects
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.rank import rank_info
 from clipfusionvad.metrics import (
     class_metrics,
     corrected_detection_map,
@@ -110,16 +111,12 @@ def score_videos(
     return scores
 
 
-def score_together(
-    team: Team, model: Method, videos: VideoSet, device: torch.device, precision: str = "fp32"
-) -> list[VideoScores] | None:
-    """``score_videos`` on a whole set, each process a part of it; the first one gets all scores, the others None."""
-    if team.size == 1:
+def score_together(model: Method, videos: VideoSet, device: torch.device, precision: str = "fp32") -> list[VideoScores]:
+    """Score a whole set of videos, each process a part of it; all processes get all scores."""
+    if rank_info().world_size == 1:
         return score_videos(model, videos.features, device, precision)
-    parts = videos.split(team.size)
-    found = team.collect(score_videos(model, videos.load(parts[team.place.rank]), device, precision))
-    if found is None:
-        return None
+    parts = videos.split(rank_info().world_size)
+    found = gather_objects(score_videos(model, videos.load(parts[rank_info().rank]), device, precision))
     rows = [row for part in parts for row in part]
     scores = dict(zip(rows, (video for part in found for video in part), strict=True))
     return [scores[row] for row in sorted(rows)]

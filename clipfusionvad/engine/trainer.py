@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
@@ -29,13 +30,24 @@ from clipfusionvad.engine.checkpoint import (
     own_state,
 )
 from clipfusionvad.engine.device import autocast
-from clipfusionvad.engine.distributed import Team
+from clipfusionvad.engine.distributed import (
+    SYNC_BATCHNORMS,
+    any_rank,
+    gather_rows,
+    rank_rng,
+    rank_slice,
+    rank_slices,
+    sync_batchnorm,
+)
 from clipfusionvad.engine.optim import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS, NoLog, RunLog
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import link_or_copy, write_torch
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
+from clipfusionvad.io.rank import is_main, rank_info
+from clipfusionvad.io.signals import stop_on_signals
 from clipfusionvad.models import Method
+from clipfusionvad.models.base import VADOutput
 
 #: Steps after which the losses of a GPU are fetched; it works ahead in between.
 GPU_LOG_EVERY = 25
@@ -63,12 +75,57 @@ class Progress:
 _PROGRESS = (int, int, int, int, bool, float, int)
 
 
+class TrainingStep(nn.Module):
+    """The losses of a batch of which each process has its rows."""
+
+    def __init__(self, model: Method, device: torch.device, precision: str):
+        super().__init__()
+        self.info, self.device, self.precision = rank_info(), device, precision
+        if self.info.world_size > 1:
+            sync_batchnorm(model, device)
+            self.group_of_one, _ = dist.new_subgroups(1)
+            # DistributedDataParallel warns on stderr where it finds no unused parameter.
+            self.unused = nn.Parameter(torch.zeros(1))
+        self.model = model.to(device)
+
+    def forward(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int, step: int) -> Mapping[str, Tensor]:
+        """Return the loss terms of the whole batch of ``count`` rows."""
+        with autocast(self.device, self.precision):
+            if self.info.world_size == 1:
+                output = self.model(visual, lengths)
+            else:
+                output, lengths, targets = self._forward_rows(visual, lengths, targets, count, step)
+        return self.model.losses(output, targets, lengths)
+
+    def _forward_rows(
+        self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int, step: int
+    ) -> tuple[VADOutput, Tensor, Tensor]:
+        # Fewer rows than processes: each process computes the whole batch, as a single process would.
+        shared = count >= self.info.world_size
+        for module in self.model.modules():
+            if isinstance(module, SYNC_BATCHNORMS):
+                module.process_group = None if shared else self.group_of_one
+        # Dropout differs between the rows; the losses draw the same numbers in all processes.
+        with rank_rng(self.device, 1 + step * self.info.world_size + (self.info.rank if shared else 0)):
+            output = self.model(visual, lengths)
+        if not shared:
+            return output, lengths, targets
+        sizes = [rows.stop - rows.start for rows in rank_slices(count, self.info.world_size)]
+        parts = {field.name: getattr(output, field.name) for field in fields(output)}
+        joined = {
+            name: gather_rows(part, sizes)
+            for name, part in parts.items()
+            if isinstance(part, Tensor) and name not in output.replicated
+        }
+        return replace(output, **joined), gather_rows(lengths, sizes), gather_rows(targets, sizes)
+
+
 class Trainer:
     """Trains ``model`` on the batches of ``plan``.
 
     ``evaluate`` scores the model and returns metrics, of which ``schedule.select`` picks the best weights
     (strictly greater than before, starting at 0; "last": the newest). ``made`` describes the model in its files.
-    ``team`` shares the work; every process of it has a trainer, and all of them take the same decisions.
+    Of several processes each has a trainer, and all of them take the same decisions.
     """
 
     def __init__(
@@ -82,13 +139,11 @@ class Trainer:
         device: torch.device,
         precision: str = "fp32",
         workers: int = 0,
-        team: Team | None = None,
     ):
-        self.team = team or Team()
-        self.team.prepare(model)
         self.model, self.bags, self.plan, self.schedule = model.to(device), bags, plan, schedule
         self.evaluate, self.made = evaluate, made
-        self.device, self.precision, self.workers = device, precision, workers
+        self.device, self.workers = device, workers
+        self.training_step: nn.Module = TrainingStep(model, device, precision)
         self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], schedule)
         self.scheduler = make_scheduler(self.optimizer, schedule)
         self.progress = Progress()
@@ -111,19 +166,24 @@ class Trainer:
         ``best_state`` is None where no evaluation ever scored above 0. SIGINT and SIGTERM raise ``Stopped``
         after the step in progress, with everything saved.
         """
-        with stop_on_signals(self.stop, insist=self.team.size == 1):
-            for _ in self.steps(folder, checkpoint_path):
-                pass
+        self.wrap_data_parallel()
+        with stop_on_signals(self.stop, second_interrupts=rank_info().world_size == 1):
+            self._fit(folder, checkpoint_path)
 
-    def steps(self, folder: Path, checkpoint_path: Path | None = None) -> Iterator[None]:
-        """What ``fit`` does, step by step: others may work between two steps, and set ``stop``."""
+    def wrap_data_parallel(self) -> None:
+        """Average gradients over the processes from here on, starting with the weights of rank 0."""
+        if rank_info().world_size > 1:
+            # Ablations leave parameters unused.
+            self.training_step = DistributedDataParallel(self.training_step, find_unused_parameters=True)
+
+    def _fit(self, folder: Path, checkpoint_path: Path | None) -> None:
         log: RunLog | NoLog = NoLog()
-        if self.team.is_main:
+        if is_main():
             log = RunLog(folder, self.progress.step, self.progress.evaluations, self._sums, self.trackers)
         try:
             self.save(log, folder, checkpoint_path)
             while self.progress.epoch < self.schedule.max_epoch:
-                yield from self._epoch_steps(log, folder, checkpoint_path)
+                self._train_epoch(log, folder, checkpoint_path)
                 self._end_epoch(log, folder)
                 self.save(log, folder, checkpoint_path)
         finally:
@@ -140,12 +200,12 @@ class Trainer:
             raise ValueError("the training has not ended")
         return self.last_state, self.best_state or self.last_state
 
-    def _epoch_steps(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> Iterator[None]:
+    def _train_epoch(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> None:
         progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
         place = progress.epoch, progress.batch
         on_gpu = self.device.type == "cuda"
-        batches = load_batches(self.bags, plan, self.workers, *place, self.team.part, pin=on_gpu)
+        batches = load_batches(self.bags, plan, self.workers, *place, rank_slice, pin=on_gpu)
         title = f"{self.label}epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
         # Its processes end with it, also where an error keeps this frame alive.
@@ -162,7 +222,9 @@ class Trainer:
                 self._pending.append((progress.step, rows, losses, self._gradient_norm(), lr))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
                 full = due or progress.batch == len(plan) or len(self._pending) >= self._log_every
-                stop = self.team.agree(self.stop.is_set(), full)
+                # Several processes only ask each other now and then: a GPU works ahead in between.
+                ask = full or rank_info().world_size == 1
+                stop = ask and any_rank(self.stop.is_set())
                 if full or stop:
                     totals += self._log_losses(log, bar)
                 if due:
@@ -174,7 +236,6 @@ class Trainer:
                     self.save(log, folder, checkpoint_path)
                 if stop:
                     raise Stopped
-                yield
         if totals:
             tqdm.write(f"{title}: loss {sum(totals) / len(totals):.4f}")
 
@@ -184,13 +245,9 @@ class Trainer:
         The loss terms stay on the device, so that a GPU need not wait for their values.
         """
         visual, lengths, targets = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
-        with autocast(self.device, self.precision), self.team.forward(self.model, count, self.progress.step):
-            output = self.model(visual, lengths)
-        output, targets, lengths = self.team.gather((output, targets, lengths), count)
-        terms = self.model.losses(output, targets, lengths)
+        terms = self.training_step(visual, lengths, targets, count, self.progress.step)
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
-        self.team.average_gradients(self.model)
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 
@@ -249,7 +306,7 @@ class Trainer:
         if improved:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
             self.best_state = own_state(self.model)
-            if self.team.is_main:
+            if is_main():
                 write_torch(folder / BEST, model_content(self.made, self.best_state, step=self.progress.step))
         log.log_evaluation(
             {
@@ -268,7 +325,7 @@ class Trainer:
 
         The state before becomes ``previous.pt``, in case the last one gets damaged.
         """
-        if not self.team.is_main:
+        if not is_main():
             return
         log.flush()
         content = model_content(
@@ -368,29 +425,3 @@ class Trainer:
 
     def _load_model(self, state: dict[str, Tensor], path: Path) -> None:
         load_model_file(self.model, ModelFile(str(path), state))
-
-
-@contextlib.contextmanager
-def stop_on_signals(stop: threading.Event, insist: bool = True) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual.
-
-    Not so without ``insist``: a launcher may send what its process gets as well, and kills what does not end.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    previous = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def handle(kind: int, frame: Any) -> None:
-        stop.set()
-        if insist:
-            signal.signal(kind, previous[signal.Signals(kind)])
-
-    for kind in kinds:
-        signal.signal(kind, handle)
-    try:
-        yield
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)

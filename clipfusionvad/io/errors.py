@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from clipfusionvad.io.rank import launched
+from clipfusionvad.io.rank import rank_info
 
 EXIT_BAD_INPUT = 2
 #: Another process of a training was lost (EX_TEMPFAIL of sysexits.h: try again).
@@ -60,8 +60,8 @@ def run_main(body: Callable[[], int | None]) -> int:
     one line and code 130; anything else is a bug of ours and keeps its traceback. Of several processes that torchrun
     started, only the first speaks, and SIGTERM acts as usual: one that waits for another would not notice.
     """
-    with _silence() if launched().rank else contextlib.nullcontext():
-        with contextlib.nullcontext() if launched().size > 1 else _interrupting():
+    with _silence() if rank_info().rank else contextlib.nullcontext():
+        with contextlib.nullcontext() if rank_info().world_size > 1 else _interrupting():
             return _run(body)
 
 

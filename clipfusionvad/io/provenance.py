@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import clipfusionvad
 from clipfusionvad.io.files import hash_file, read_csv, write_csv
-from clipfusionvad.io.rank import launched
+from clipfusionvad.io.rank import rank_info
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         # Another processor, or another instruction set of the same one, rounds differently.
         "cpu": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "processes": launched().size,
+        "processes": rank_info().world_size,
         "device": str(device) if device else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "gpu": torch.cuda.get_device_name() if gpu else None,

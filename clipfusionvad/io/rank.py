@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun says in the environment."""
+"""The rank of this process, as torchrun sets it in the environment."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
-    """``rank`` of ``size`` processes, ``local_rank`` of ``local_size`` on this machine."""
+class RankInfo:
+    """``rank`` of ``world_size`` processes, ``local_rank`` of ``local_world_size`` on this machine."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    local_world_size: int = 1
 
 
-def launched() -> Place:
-    """The place that torchrun gave this process; the only one of one without it."""
+def rank_info() -> RankInfo:
+    """Return the rank that torchrun set, or that of a single process where torchrun did not start this one."""
+    # Clusters set some of these for every process. Only a launcher sets LOCAL_RANK.
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    # Clusters set some of these for every process; LOCAL_RANK tells that a launcher did.
-    return Place(*(int(os.environ[name]) for name in names)) if all(name in os.environ for name in names) else Place()
+    return RankInfo(*(int(os.environ[name]) for name in names)) if all(map(os.environ.get, names)) else RankInfo()
+
+
+def is_main() -> bool:
+    """Return whether this process is the one that writes and prints."""
+    return rank_info().rank == 0

@@ -18,7 +18,6 @@ from clipfusionvad.cli.task import find_normal_centroid, make_trainer, read_task
 from clipfusionvad.data.loaders import load_batches
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.distributed import Team
 from clipfusionvad.io import config_files
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import method_names
@@ -217,7 +216,7 @@ def test_two_steps_can_be_trained(path, dataset, tiny_data, tasks):
         flags = tiny_data[dataset].of(method).train_flags("--no-check")
         args = parse(dataset, [*flags, *tokens_of(dataset, shrunk(setting))])
         if (method, dataset) not in tasks:
-            tasks[method, dataset] = read_task(args, find_dataset(dataset), Team(), pick_device("cpu"))
+            tasks[method, dataset] = read_task(args, find_dataset(dataset), pick_device("cpu"))
         trainer, entries = make_trainer(args, tasks[method, dataset])
         find_normal_centroid(trainer.model, args, entries, find_dataset(dataset))
         learned = {key: value for key, value in trainer.model.named_parameters() if value.requires_grad}

@@ -243,7 +243,7 @@ def test_a_bug_in_one_process_keeps_its_traceback(data, tmp_path):
 
 
 def impatient(rank, argv):
-    distributed.PATIENCE = 0.5
+    distributed.STOP_SECONDS = 0.5
     return TRAIN["ucf"](argv)
 
 

@@ -23,10 +23,11 @@ from clipfusionvad.data.packed.write import write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS
-from clipfusionvad.engine.distributed import Team, join
+from clipfusionvad.engine.distributed import distributed_context
 from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_together
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
+from clipfusionvad.io.rank import is_main
 
 CPU = torch.device("cpu")
 LISTS = ("train_list", "test_list")
@@ -84,7 +85,7 @@ def pack(folder, entries, path, model):
     return make_shelf(open_store(folder), model.sampling, CPU)
 
 
-def train_again(case, folder, team):
+def train_again(case, folder):
     """Train as the original did, recording in ``folder``; the model and what its steps were given."""
     config, trace = read_config(case), np.load(case / "trace.npz")
     dataset = dataset_of(config)
@@ -108,19 +109,18 @@ def train_again(case, folder, team):
     model.losses = watched_losses
 
     def score(model):
-        scores = score_together(team, model, videos, CPU)
-        return team.tell(lambda: evaluate(scores, videos))
+        return evaluate(score_together(model, videos, CPU), videos)
 
-    Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU, team=team).fit(folder)
+    Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU).fit(folder)
     return model, modes, lengths
 
 
 def train_in_part(rank, case, folder):
     """One of several processes that train together; the first writes what all of them come to."""
     torch.set_num_threads(1)
-    with join("cpu") as (team, _):
-        model, modes, lengths = train_again(case, folder, team)
-        if team.is_main:
+    with distributed_context("cpu"):
+        model, modes, lengths = train_again(case, folder)
+        if is_main():
             torch.save((model.state_dict(), modes, lengths), folder / "end.pt")
 
 
@@ -143,7 +143,7 @@ def test_whole_run(case, tmp_path):
     if processes > 1:
         model, modes, lengths = train_together(case, tmp_path, processes)
     else:
-        model, modes, lengths = train_again(case, tmp_path, Team())
+        model, modes, lengths = train_again(case, tmp_path)
 
     with (tmp_path / "losses.csv").open() as file:
         steps = list(csv.DictReader(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from unittest import mock
 
 import numpy as np
@@ -15,13 +14,19 @@ from tiny import METHOD_FLAGS, small_options
 from torch import nn
 
 from clipfusionvad import create_model
-from clipfusionvad.engine.batchnorm import SharedBatchNorm
-from clipfusionvad.engine.distributed import Team, join
+from clipfusionvad.engine.distributed import (
+    distributed_context,
+    gather_objects,
+    gather_rows,
+    rank_rng,
+    rank_slice,
+    rank_slices,
+    sync_batchnorm,
+)
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
-from clipfusionvad.io.rank import Place, launched
+from clipfusionvad.io.rank import RankInfo, is_main, rank_info
 from clipfusionvad.models import find_method
-from clipfusionvad.models.base import VADOutput
 
 CLASSES, T, D = ["normal", "fire", "flood"], 32, 64
 BRANCHES = {"visual_length": T, "attn_window": 8, "visual_layers": 1, "prompt_prefix": 2, "prompt_postfix": 2}
@@ -46,7 +51,7 @@ CASES |= {name: (name, small_options(name)) for name in METHOD_FLAGS if name not
 STEPS = [(5, True), (1, True), (5, False)]
 
 
-def make_steps(case, team):
+def make_steps(case):
     """What some steps make of a model in double precision: loss terms, gradients and buffers of each."""
     method, options = CASES[case]
     streams = len(find_method(method).streams)
@@ -58,7 +63,8 @@ def make_steps(case, team):
     for name in model.centroid_buffers:
         model.get_buffer(name).zero_()
     schedule = Schedule(max_epoch=1, lr=1e-3, eval_every=0, select="auc1", paper=True)
-    trainer = Trainer(model, None, None, schedule, None, {}, torch.device("cpu"), team=team)
+    trainer = Trainer(model, None, None, schedule, None, {}, torch.device("cpu"))
+    trainer.wrap_data_parallel()
     generator = torch.Generator().manual_seed(1)
     found = []
     for count, training in STEPS:
@@ -68,7 +74,7 @@ def make_steps(case, team):
         model.train(training)
         torch.manual_seed(2)
         batch = (visual, lengths, targets)
-        terms = trainer._step(*(tensor[team.part(count)] for tensor in batch), count)
+        terms = trainer._step(*(tensor[rank_slice(count)] for tensor in batch), count)
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         found.append((terms, gradients, {name: b.clone() for name, b in model.named_buffers()}))
     return found
@@ -80,10 +86,10 @@ def exactly():
 
 
 def steps_of_all(rank, folder):
-    with join("cpu") as (team, _), exactly():
+    with distributed_context("cpu"), exactly():
         for case in CASES:
             torch.manual_seed(0)
-            torch.save(make_steps(case, team), f"{folder}/{case}{rank}.pt")
+            torch.save(make_steps(case), f"{folder}/{case}{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def stepped(tmp_path_factory):
 def test_steps_of_two_processes_are_those_of_one(stepped, case):
     torch.manual_seed(0)
     with exactly():
-        alone = make_steps(case, Team())
+        alone = make_steps(case)
     for rank in range(2):
         together = torch.load(stepped / f"{case}{rank}.pt")
         for mine, ours in zip(alone, together, strict=True):
@@ -108,17 +114,9 @@ def test_steps_of_two_processes_are_those_of_one(stepped, case):
                     torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: n + m)
 
 
-def test_a_lone_process_prepares_nothing():
-    model = nn.Sequential(nn.BatchNorm1d(3))
-    Team().prepare(model)
-    assert type(model[0]) is nn.BatchNorm1d
-    value = (torch.ones(2),)
-    assert Team().gather(value, 2) is value
-
-
 @given(st.integers(0, 200), st.integers(1, 9))
-def test_parts_of_a_batch_are_the_batch(count, size):
-    parts = [np.arange(count)[Team(Place(rank, size)).part(count)] for rank in range(size)]
+def test_slices_of_a_batch_are_the_batch(count, size):
+    parts = [np.arange(count)[rows] for rows in rank_slices(count, size)]
     if count < size:
         assert all(part.tolist() == list(range(count)) for part in parts)
         return
@@ -127,83 +125,60 @@ def test_parts_of_a_batch_are_the_batch(count, size):
     assert max(sizes) - min(sizes) <= 1
 
 
-# Norms and nested outputs.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nested(VADOutput):
-    inner: tuple
-
-
-def norms_and_outputs(rank):
-    with join("cpu") as (team, _):
+def normalise(rank):
+    with distributed_context("cpu") as device:
         generator = torch.Generator().manual_seed(0)
-        found = []
+        own_rows = rank_slice(5)
         for shape, compiled in (((5, 4), False), ((5, 4, 7), False), ((5, 4, 7), True)):
             whole = torch.randn(shape, generator=generator, dtype=torch.float64)
-            norm, reference = (make_norm(kind) for kind in (SharedBatchNorm, nn.BatchNorm1d))
-            own, every = (part.clone().requires_grad_() for part in (whole[team.part(5)], whole))
-            weigh = torch.linspace(0, 1, whole.numel(), dtype=torch.float64).view(shape)
-            normed = torch.compile(nn.Sequential(norm), backend="aot_eager") if compiled else norm
-            (normed(own) * weigh[team.part(5)]).sum().backward()
-            expected = reference(every)
-            (expected * weigh).sum().backward()
-            torch.testing.assert_close(own.grad, every.grad[team.part(5)])
+            norm, reference = nn.Sequential(make_norm()), make_norm()
+            sync_batchnorm(norm, device)
+            own, every = (part.clone().requires_grad_() for part in (whole[own_rows], whole))
+            weights = torch.linspace(0, 1, whole.numel(), dtype=torch.float64).view(shape)
+            normed = torch.compile(norm, backend="aot_eager") if compiled else norm
+            (normed(own) * weights[own_rows]).sum().backward()
+            (reference(every) * weights).sum().backward()
+            torch.testing.assert_close(own.grad, every.grad[own_rows])
             for name, value in reference.state_dict().items():
-                torch.testing.assert_close(norm.state_dict()[name], value)
-            gradients = torch.stack([norm.weight.grad, norm.bias.grad])
-            found.append((gradients, torch.stack([reference.weight.grad, reference.bias.grad])))
-        rows = torch.arange(5)
-        output = Nested(rows[team.part(5)], None, torch.ones(3), inner=(rows[team.part(5)] > 2, "word"))
-        gathered = team.gather(output, 5)
-        short = torch.arange(5).to(torch.bfloat16)
-        assert torch.equal(team.gather(short[team.part(5)], 5), short)
-        assert gathered.coarse_logits.tolist() == [0, 1, 2, 3, 4] and gathered.fine_logits is None
-        assert gathered.text_features is output.text_features
-        assert gathered.inner[0].tolist() == [False, False, False, True, True] and gathered.inner[1] == "word"
-        # Each process has its share of the gradients of weight and bias.
-        shares = team.collect([mine for mine, _ in found])
-        if team.is_main:
-            for parts, (_, expected) in zip(zip(*shares, strict=True), found, strict=True):
-                torch.testing.assert_close(sum(parts), expected)
+                torch.testing.assert_close(norm.state_dict()[f"0.{name}"], value)
+            # Each process has its share of the gradients of weight and bias.
+            shares = gather_objects([parameter.grad for parameter in norm.parameters()])
+            for parts, parameter in zip(zip(*shares, strict=True), reference.parameters(), strict=True):
+                torch.testing.assert_close(sum(parts), parameter.grad)
+        for dtype in (torch.bfloat16, torch.int64, torch.bool):
+            rows = torch.arange(5).to(dtype)
+            assert torch.equal(gather_rows(rows[own_rows], [1, 2, 2]), rows)
 
 
-def dropout(rank):
-    with join("cpu") as (team, _):
+def draw(rank):
+    with distributed_context("cpu") as device:
         draws = []
-        for step, count in ((3, 5), (3, 5), (4, 5), (4, 1)):
+        for seed in (rank, rank, 7):
             torch.manual_seed(0)
-            with team.forward(nn.Linear(1, 1), count, step):
+            with rank_rng(device, seed):
                 draws.append(torch.rand(1).item())
             draws.append(torch.rand(1).item())
-        found = team.collect(draws)
-        if team.is_main:
-            within, after = ([draw[start::2] for draw in found] for start in (0, 1))
-            assert len({*map(tuple, after)}) == 1
-            assert all(first == again != later for first, again, later, _ in within)
-            assert within[0][0] != within[1][0] and within[0][3] == within[1][3]
+        first, second = gather_objects(draws)
+        assert first[0] == first[2] != second[0] == second[2] and first[4] == second[4]
+        assert first[1::2] == second[1::2]
 
 
-def make_norm(kind):
-    norm = kind(4).double()
+def make_norm():
+    norm = nn.BatchNorm1d(4).double()
     with torch.no_grad():
         norm.weight.copy_(torch.arange(1, 5))
     return norm
 
 
-def test_norms_are_those_of_all_rows_and_nested_outputs_are_joined(tmp_path):
-    ends = pair.run(norms_and_outputs, (), tmp_path, size=3)
-    assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
+@pytest.mark.parametrize(("target", "size"), [(normalise, 3), (draw, 2)])
+def test_batchnorm_is_over_all_rows_and_random_numbers_differ_only_in_the_forward_pass(target, size, tmp_path):
+    ends = pair.run(target, (), tmp_path, size=size)
+    assert [(end.code, end.err) for end in ends] == [(0, "")] * size
 
 
-def test_each_process_has_dropout_of_its_own_and_all_else_in_common(tmp_path):
-    ends = pair.run(dropout, (), tmp_path)
-    assert [(end.code, end.err) for end in ends] == [(0, "")] * 2
-
-
-def test_only_a_launcher_makes_several(monkeypatch):
-    """Clusters set WORLD_SIZE and RANK for programs that know nothing of it."""
+def test_only_a_launcher_starts_several_processes(monkeypatch):
+    """Clusters set WORLD_SIZE and RANK for programs that do not use them."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert launched() == Place()
+    assert rank_info() == RankInfo() and is_main()

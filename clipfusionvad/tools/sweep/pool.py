@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from clipfusionvad.engine.device import count_cores
-from clipfusionvad.engine.trainer import stop_on_signals
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.signals import stop_on_signals
 from clipfusionvad.tools.sweep.trials import Outcome, Trial
 
 #: Gives the next trial, or None where there is none at present.

@@ -13,8 +13,8 @@ from typing import Any
 
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.engine.ray_session import import_ray, session
-from clipfusionvad.engine.trainer import stop_on_signals
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.signals import stop_on_signals
 from clipfusionvad.tools.sweep.pool import Next, Work
 from clipfusionvad.tools.sweep.trials import Outcome, Trial
 
