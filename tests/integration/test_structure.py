@@ -1,160 +1,132 @@
-"""The house rules that a change could break without any other test noticing."""
+"""The structure of the repository: the direction of imports, one file per method, the list of commands, sizes."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 import clipfusionvad
+from clipfusionvad import cli
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.models import method_names
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "clipfusionvad"
-# Each floor may import from those below it only.
-FLOORS = [
-    ("__main__",),
-    ("cli",),
-    ("tools",),
-    ("extraction", "report"),
-    ("engine",),
-    ("models",),
-    ("data", "metrics"),
-    ("datasets", "losses"),
-    ("io",),
-]
+# A room imports from its own level and those after it.
+LEVELS = "__main__ | cli | tools | extraction report | engine | models | data metrics | datasets losses | io".split(
+    " | "
+)
+TREES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py"
+}
 
 
-def modules():
-    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+def level(module):
+    return next(number for number, rooms in enumerate(LEVELS) if module.split(".")[0] in rooms.split())
 
 
-def floor(name):
-    return next(level for level, rooms in enumerate(FLOORS) if name.split(".")[0] in rooms)
-
-
-def imported(path):
+def imports(tree):
     """Modules of the package that a file imports, without the package's name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "clipfusionvad" else [f"clipfusionvad.{a.name}" for a in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         yield from (name.removeprefix("clipfusionvad.") for name in names if name.startswith("clipfusionvad."))
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_one_way(path):
-    own = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for other in imported(path):
-        assert floor(own) <= floor(other), f"{own} imports {other}, which stands above it"
+def strings_of(tree):
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_else_names_a_method_or_a_dataset(path):
-    own = {path.stem} | ({*DATASETS} if path.stem == "datasets" else set())
-    names = {*method_names(), *DATASETS} - own - {"clipfusionvad"}  # also the name of the package
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert node.value not in names, f"line {node.lineno}"
-        if isinstance(node, ast.ImportFrom) and node.module:
-            assert node.module.split(".")[-1] not in {name for name in method_names()} - {"clipfusionvad"}
+def run_python(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-WITHOUT = """
-import importlib, os, pkgutil, sys
-import matplotlib.pyplot, pandas, sklearn.metrics, torch.utils.tensorboard
-if importlib.util.find_spec("transformers"):
-    import transformers
+def test_imports_run_one_way():
+    wrong = [(own, other) for own in TREES for other in imports(TREES[own]) if level(own) > level(other)]
+    assert not wrong
 
-class Removed:
-    def find_spec(self, name, path=None, target=None):
-        if name == f"clipfusionvad.models.{method}":
-            raise ModuleNotFoundError(name, name=name)
 
-def try_without(method):
-    sys.meta_path.insert(0, Removed())
-    listed = pkgutil.iter_modules
-    pkgutil.iter_modules = lambda path=None, prefix="": [m for m in listed(path, prefix) if m.name != method]
-    import clipfusionvad.__main__, clipfusionvad.cli.train, clipfusionvad.cli.test
-    from clipfusionvad.io.errors import UserError
-    from clipfusionvad.models import method_names, create_model
-    assert method_names() == [name for name in methods if name != method], method_names()
-    for name in method_names():
-        try:
-            create_model(name, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
-        except UserError as error:
-            assert "pip install" in str(error), error  # a package that only this method needs
+def test_nothing_else_names_a_method_or_a_dataset():
+    """``clipfusionvad`` is also the name of the package."""
+    methods = {*method_names()} - {"clipfusionvad"}
+    for own, tree in TREES.items():
+        named = strings_of(tree) & (methods | ({*DATASETS} if own != "datasets" else set()))
+        named |= {other.split(".")[1] for other in imports(tree) if other.startswith("models.")} & methods
+        assert named <= {own.removeprefix("models.")}, own
 
-methods = sys.argv[1:]
-for method in methods:
-    if child := os.fork():
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert not code, method
-    else:
-        try_without(method)
-        os._exit(0)
+
+def test_no_test_lists_the_methods():
+    """A list of nearly all of them would leave a new method untested: ``method_names()`` finds it."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {item.value for item in getattr(node, "elts", []) if isinstance(item, ast.Constant)} & {
+                *method_names()
+            }
+            assert len(names) < len(method_names()) - 1, f"{path.name}, line {node.lineno}"
+
+
+ALONE = """
+import pkgutil, sys
+alone, *others = sys.argv[1:]
+listed = pkgutil.iter_modules
+pkgutil.iter_modules = lambda path=None, prefix="": [m for m in listed(path, prefix) if m.name not in others]
+sys.modules |= {f"clipfusionvad.models.{name}": None for name in others}
+import clipfusionvad.cli.train, clipfusionvad.cli.test
+from clipfusionvad.models import method_names, create_model
+assert method_names() == [alone]
+create_model(alone, ["normal", "fire"], clip="toy", embed_dim=64, visual_width=64)
 """
 
 
-def test_without_one_methods_file_the_others_still_work():
-    """Each in a process that has loaded nothing of the package yet."""
-    program = [sys.executable, "-c", WITHOUT, *method_names()]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+def test_the_files_of_all_other_methods_can_be_removed():
+    run_python(ALONE, *method_names())
 
 
 def test_help_lists_every_command_once(capsys):
     package_main(["--help"])
     listed = [line.split()[0].replace("-", "_") for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    there = {path.stem for path in (PACKAGE / "cli").glob("*.py")} - {
-        "__init__",
-        "load",
-        "prepare",
-        "task",
-        "options",
-        "option_files",
-        "parser",
-    }
-    assert sorted(listed) == sorted(there)
-    for command in listed:
-        assert callable(importlib.import_module(f"clipfusionvad.cli.{command}").main)
+    modules = [
+        importlib.import_module(f"clipfusionvad.cli.{module.name}") for module in pkgutil.iter_modules(cli.__path__)
+    ]
+    assert sorted(listed) == sorted(m.__name__.rpartition(".")[2] for m in modules if hasattr(m, "main"))
 
 
-def test_no_file_has_become_a_drawer():
-    for path in [*modules(), *ROOT.glob("*.py")]:
-        lines = path.read_text(encoding="utf-8").count("\n")
-        assert lines <= 400, f"{path.name} has {lines} lines: is it two files?"
+def test_files_are_short_and_few():
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        assert path.read_text(encoding="utf-8").count("\n") <= 400, path
         assert path.stem not in ("utils", "helpers", "common", "misc")
+    names = {path.name for path in PACKAGE.iterdir()} - {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+    assert len(names) <= 12, names
 
 
-def test_every_file_that_names_the_version_names_the_same():
+def test_every_file_that_states_the_version_states_the_same():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE).group(1)
     assert cited["version"] == newest == clipfusionvad.__version__
 
 
-def test_no_command_waits_for_what_only_a_compiled_training_needs():
-    """torch's compiler takes two seconds to load."""
-    names = [path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem != "__init__"]
+def test_commands_do_not_import_what_they_rarely_need():
+    """torch's compiler takes two seconds to import; a list of the commands needs no torch at all."""
+    done = run_python(
+        'import sys; from clipfusionvad.__main__ import main; main(["--help"]); main(["tain"])\n'
+        'assert "torch" not in sys.modules'
+    )
+    assert "did you mean 'train'" in done.stderr
+    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
     code = f"import sys, {', '.join(f'clipfusionvad.cli.{name}' for name in names)}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not {"torch._dynamo", "transformers", "ray", "optuna", "onnx"} & set(done.stdout.split())
-
-
-def test_a_list_of_commands_does_not_wait_for_torch():
-    code = """
-import sys
-from clipfusionvad.__main__ import main
-main(["--help"]), main(["tain"])
-assert "torch" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "did you mean 'train'" in done.stderr, done.stderr
+    loaded = {*run_python(code).stdout.split()}
+    assert not loaded & {"torch._dynamo", "transformers", "ray", "optuna", "onnx"}
