@@ -210,7 +210,7 @@ def test_words_of_tokens():
     assert token_words(tokens) == ["burglary", "anti"]
 
 
-@pytest.mark.parametrize("method", ["clipfusionvad", "vadclip", "reflipvad", "anomalyclip", "iefvad"])
+@pytest.mark.parametrize("method", CASES)
 def test_learned_vectors_are_those_that_the_prompts_show(method):
     model = small(method, **CASES[method][0])
     context = model.context_vectors()
