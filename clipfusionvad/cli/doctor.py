@@ -1,61 +1,57 @@
-"""Look for what silently ruins a result: in the installation, in lists, features and truth, in a run."""
+"""Look for mistakes that raise no error: in the installation, in lists, features and truth, in a run."""
 
 from __future__ import annotations
 
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipfusionvad.cli.option_files import OptionFile, option_file_of
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
-from clipfusionvad.engine.run_folder import seeds_in
+from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import UserError, nearest
-from clipfusionvad.io.files import check_writable, write_json
-from clipfusionvad.models.config import read_options
-from clipfusionvad.tools.doctor import features, installation, lists, model, run, truth
-from clipfusionvad.tools.doctor.findings import ERROR, LEVELS, Finding, describe, examine, lines, name_of
-from clipfusionvad.tools.doctor.installation import Installation
-from clipfusionvad.tools.doctor.run import RunFolder
-from clipfusionvad.tools.doctor.survey import take_survey
+
+# The checks are imported after the command line is parsed: they need torch, --help does not.
+if TYPE_CHECKING:
+    from clipfusionvad.tools.doctor.dataset_scan import DatasetScan
+    from clipfusionvad.tools.doctor.findings import Check, Finding
+    from clipfusionvad.tools.doctor.run import RunOptions
 
 EXIT_ERRORS_FOUND = 1
-#: All checks by what they look at.
-GROUPS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "installation": installation.CHECKS,
-    "data": (*lists.CHECKS, *features.CHECKS, *truth.CHECKS, *model.CHECKS),
-    "run": run.CHECKS,
-}
+_RENAMED = {"calibration-file": "normal-centroid-file"}
 
 
 def main(argv: list[str]) -> int:
-    own, rest = make_parser().parse_known_args(argv)
-    if own.list:
-        print(_list())
+    args, rest = make_parser().parse_known_args(argv)
+    from clipfusionvad.io.files import check_writable, write_json
+    from clipfusionvad.tools.doctor.findings import ERROR, lines, name_of, run_checks, summary
+
+    if args.list:
+        named = [(group, name_of(check), summary(check)) for group, checks in groups().items() for check in checks]
+        width = max(len(name) for _, name, _ in named)
+        print("\n".join(f"{group:12}  {name:{width}}  {about}" for group, name, about in named))
         return 0
-    if own.json:
-        check_writable(own.json)
-    chosen = _choose(own.only)
-    start, findings = time.perf_counter(), []
-    if rest and not own.dataset:
+    if args.json:
+        check_writable(args.json)
+    chosen = _choose(args.only or ())
+    if rest and not args.dataset:
         raise UserError(f"--dataset is needed beside {rest[0]}, one of: {', '.join(DATASETS)}, or a YAML file")
-    if chosen["installation"]:
-        print("installation")
-        findings += _told(examine(chosen["installation"], Installation()))
-    if chosen["data"]:
-        for option_file, options in _data(own.dataset, rest, own.run is not None):
-            print(f"{option_file.DATASET.title}: {options.train_list}, {options.test_list}, {options.gt_path}")
-            findings += _told(examine(chosen["data"], take_survey(options, option_file.DATASET)))
-    if chosen["run"] and own.run:
-        for folder in _run_folders(own.run):
-            print(f"run {folder}")
-            findings += _told(examine(chosen["run"], RunFolder(folder, parse_recorded)))
-    if own.json:
-        write_json(own.json, {"findings": [asdict(finding) for finding in findings]})
-    print(_summary(findings, time.perf_counter() - start, own.json))
+    start = time.perf_counter()
+    findings: list[Finding] = []
+    for title, group, read in _subjects(args, rest):
+        if chosen[group]:
+            print(title)
+            found = run_checks(chosen[group], read())
+            print("".join(f"{line}\n" for line in lines(found)), end="")
+            findings += found
+    if args.json:
+        write_json(args.json, {"findings": [asdict(finding) for finding in findings]})
+    where = f"; all of them in {args.json}" if args.json else ""
+    print(f"{_counts(findings)}, in {time.perf_counter() - start:.1f} s{where}")
     return EXIT_ERRORS_FOUND if any(finding.level == ERROR for finding in findings) else 0
 
 
@@ -63,79 +59,95 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="clipfusionvad doctor",
         description=f"{__doc__} It changes nothing.",
-        epilog="With --dataset also all options of training: what they name is what is looked at.",
+        epilog="With --dataset also all options of training: the data that they name is checked.",
     )
-    parser.add_argument(
-        "--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)}, or a YAML file (default: what is under list/)"
-    )
-    parser.add_argument("--run", type=Path, metavar="RUN", help="also look at this folder of a training")
+    names = f"one of {', '.join(DATASETS)}, or a YAML file (default: those with lists under list/)"
+    parser.add_argument("--dataset", metavar="NAME", help=names)
+    parser.add_argument("--run", type=Path, metavar="RUN", help="also check this folder of a training")
     parser.add_argument("--json", metavar="FILE", help="write all findings to this file")
-    parser.add_argument("--only", nargs="+", metavar="CHECK", help="make these checks only, by name or group")
-    parser.add_argument("--list", action="store_true", help="list all checks, and look at nothing")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run only these checks, by name or group")
+    parser.add_argument("--list", action="store_true", help="list all checks, and run none")
     return parser
 
 
-def _choose(only: Sequence[str] | None) -> dict[str, list[Callable[..., Any]]]:
-    known = {name_of(check) for checks in GROUPS.values() for check in checks} | GROUPS.keys()
-    for word in only or ():
-        if word not in known:
-            raise UserError(f"--only: unknown check {word!r}{nearest(word, known)}; see --list")
+def groups() -> dict[str, list[Check]]:
+    """Return all checks by their subject."""
+    from clipfusionvad.tools.doctor import features, installation, lists, run, truth
+    from clipfusionvad.tools.doctor.findings import checks_in
+
+    modules = {"installation": (installation,), "data": (lists, features, truth), "run": (run,)}
+    return {group: checks_in(*chosen) for group, chosen in modules.items()}
+
+
+def _choose(only: Sequence[str]) -> dict[str, list[Check]]:
+    """Return the checks that are named, by their own name or that of their group; all by default."""
+    from clipfusionvad.tools.doctor.findings import name_of
+
+    known, chosen = groups(), {_RENAMED.get(word, word) for word in only}
+    names = known.keys() | {name_of(check) for checks in known.values() for check in checks}
+    for word in chosen - names:
+        raise UserError(f"--only: unknown check {word!r}{nearest(word, names)}; see --list")
     return {
-        group: [check for check in checks if not only or {group, name_of(check)} & {*only}]
-        for group, checks in GROUPS.items()
+        group: [check for check in checks if not chosen or chosen & {group, name_of(check)}]
+        for group, checks in known.items()
     }
 
 
-def _data(dataset: str | None, rest: Sequence[str], has_run: bool) -> Iterator[tuple[OptionFile, Namespace]]:
-    """The options of the dataset that was named, else of those whose lists are where the options look for them."""
-    if dataset:
-        option_file = option_file_of(find_dataset(dataset))
-        yield option_file, option_file.parse_args(rest)
-        return
-    for known in () if has_run else DATASETS.values():
-        option_file = option_file_of(known)
-        options = option_file.parse_args([])
-        if any(Path(path).is_file() for path in (options.train_list, options.test_list)):
-            yield option_file, options
+def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Yield what is checked: its title, the group of its checks, and a function that reads it."""
+    from clipfusionvad.engine.run_folder import seeds_in
+    from clipfusionvad.tools.doctor.installation import Installation
+    from clipfusionvad.tools.doctor.run import RunFolder
+
+    yield "installation", "installation", Installation
+    datasets = [find_dataset(args.dataset)] if args.dataset else [] if args.run else DATASETS.values()
+    for option_file in map(option_file_of, datasets):
+        options = option_file.parse_args(rest)
+        if args.dataset or any(Path(path).is_file() for path in (options.train_list, options.test_list)):
+            title = f"{option_file.DATASET.title}: {options.train_list}, {options.test_list}, {options.gt_path}"
+            yield title, "data", partial(scan, option_file, options)
+    if args.run:
+        if not args.run.is_dir():
+            raise UserError(f"no such folder: {args.run}; give the folder of a run")
+        for folder in [args.run / seed for seed in seeds_in(args.run)] or [args.run]:
+            yield f"run {folder}", "run", partial(RunFolder, folder, parse_recorded)
 
 
-def parse_recorded(path: Path) -> tuple[Namespace, Dataset]:
-    """The options that a run has recorded, as training would take them; ``UserError`` where it would not."""
-    recorded = read_options(str(path))
+def scan(option_file: OptionFile, options: Namespace) -> DatasetScan:
+    """Read the data that the options of a training name."""
+    from clipfusionvad.data.config import DataConfig
+    from clipfusionvad.models import find_method
+    from clipfusionvad.tools.doctor.dataset_scan import ModelInput, scan_dataset
+
+    given = vars(options)
+    method = find_method(options.method)
+    config = DataConfig(**{field.name: given[field.name] for field in fields(DataConfig) if field.name in given})
+    sampling = method.sampling_of(given)
+    model = ModelInput(
+        options.method, method.streams, options.visual_width, sampling, options.model_path, options.normal_centroid
+    )
+    return scan_dataset(option_file.DATASET, config, model)
+
+
+def parse_recorded(path: Path) -> RunOptions:
+    """Return the options that a run has recorded, as training would read them; ``UserError`` if it cannot."""
+    from clipfusionvad.io.config_files import read_config
+    from clipfusionvad.tools.doctor.run import RunOptions
+
+    recorded = read_config(str(path))
     if "dataset" not in recorded:
-        raise UserError(f"{path} does not say of which dataset it is")
-    dataset = find_dataset(str(recorded["dataset"]))
+        raise UserError(f"{path} does not name its dataset")
+    option_file = option_file_of(find_dataset(str(recorded["dataset"])))
     try:
-        return option_file_of(dataset).parse_args(["--config", str(path)]), dataset
+        options = vars(option_file.parse_args(["--config", str(path)]))
     except SystemExit as error:
-        raise UserError(f"{path} holds a value that its option does not take") from error
+        raise UserError(f"{path} holds a value that its option does not accept") from error
+    return RunOptions(**{field.name: options[field.name] for field in fields(RunOptions)})
 
 
-def _run_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}; give the folder of a run")
-    return [folder / seed for seed in seeds_in(folder)] or [folder]
+def _counts(findings: Sequence[Finding]) -> str:
+    from clipfusionvad.tools.doctor.findings import LEVELS
 
-
-def _told(findings: list[Finding]) -> list[Finding]:
-    for line in lines(findings):
-        print(line)
-    return findings
-
-
-def _summary(findings: Sequence[Finding], seconds: float, json: str | None) -> str:
-    counts = [sum(finding.level == level for finding in findings) for level in LEVELS]
-    counted = ", ".join(
-        f"{count} {level}{'' if count == 1 else 's'}" for level, count in zip(LEVELS, counts, strict=True)
-    )
-    where = f"; all of them in {json}" if json else ""
-    return f"{counted}, in {seconds:.1f} s{where}" if findings else f"nothing found, in {seconds:.1f} s{where}"
-
-
-def _list() -> str:
-    width = max(len(name_of(check)) for checks in GROUPS.values() for check in checks)
-    return "\n".join(
-        f"{group:12}  {name_of(check):{width}}  {describe(check)}"
-        for group, checks in GROUPS.items()
-        for check in checks
-    )
+    counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
+    text = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
+    return text if findings else "nothing found"

@@ -1,1 +1,1 @@
-"""What silently ruins a result, each looked for by one small function: installation, data, runs."""
+"""Checks for mistakes that raise no error: in the installation, in data, in runs. A check is one small function."""

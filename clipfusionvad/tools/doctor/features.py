@@ -1,4 +1,4 @@
-"""Checks of the feature files: whether they can be read, are of one kind, and are what their names say."""
+"""Checks of the feature files: readable, of one extraction, and of the videos that their names say."""
 
 from __future__ import annotations
 
@@ -10,61 +10,60 @@ import numpy as np
 from clipfusionvad.data.checks import NORM_RANGE
 from clipfusionvad.data.features import check_dim, load_features
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.tools.doctor.dataset_scan import DatasetScan, ScannedList, ScannedRow
 from clipfusionvad.tools.doctor.findings import ERROR, WARNING, Finding
-from clipfusionvad.tools.doctor.survey import Features, Listed, Row, Survey
 
-# Lists of one extraction have middling norms within a few per cent of each other.
+# The median norms of the lists of one extraction differ by a few per cent.
 LISTS_NORM_RANGE = 1.5
-# CLIP's features share a direction: the videos of real lists have a middling cosine of 0.88 with their centre, the
-# furthest 0.6; two lists' centres, one of CCTV and one of UCF-Crime, 0.73. Those of another model of the same width
-# have hardly any. Where features do not share a direction, nothing can be said.
+# CLIP's features share a direction: the videos of real lists have a median cosine of 0.88 with their centre, the
+# lowest 0.6; the centres of two lists, one of CCTV and one of UCF-Crime, 0.73. Features of another model of the same
+# width have a cosine near 0. Without a shared direction, nothing is reported.
 COHERENT, FOREIGN, FOREIGN_LIST = 0.7, 0.3, 0.5
-# Of two videos as long as each other: how alike their mean features must be to compare them snippet by snippet, and
-# how much their ups and downs must agree to be one. Two recordings of one camera agree in the first only.
+# Two videos of the same length: the cosine of their mean features above which they are compared snippet by snippet,
+# and the correlation over time above which they are one video. Two recordings of one camera only reach the first.
 ALIKE_MEAN, ALIKE_COURSE = 0.999, 0.9
 
 
-def file_unreadable(survey: Survey) -> Iterator[Finding]:
-    """A feature file that is damaged, empty, of a wrong shape, holds NaN, or lacks its further streams."""
-    for listed in survey.lists:
-        for row in listed.rows:
-            if row.problem and row.present:
-                yield Finding(ERROR, row.problem, listed.path, row.number)
+def file_unreadable(scan: DatasetScan) -> Iterator[Finding]:
+    """A feature file is damaged, empty, of a wrong shape, holds NaN, or lacks its further streams."""
+    for row in scan.rows:
+        if row.problem and row.present:
+            yield row.finding(ERROR, row.problem)
 
 
-def feature_width(survey: Survey) -> Iterator[Finding]:
-    """Features of another width than the model's: they come from another CLIP."""
-    for listed, row, found in _read(survey):
+def feature_width(scan: DatasetScan) -> Iterator[Finding]:
+    """Features have another width than the model's: they come from another CLIP."""
+    for row in scan.read:
         try:
-            check_dim(row.entry.path, found.dim, survey.options.visual_width)
+            check_dim(row.entry.path, row.features.dim, scan.model.width)
         except UserError as error:
-            yield Finding(ERROR, str(error), listed.path, row.number)
+            yield row.finding(ERROR, str(error))
 
 
-def feature_norms(survey: Survey) -> Iterator[Finding]:
-    """Features of another scale than those of the other files: normalised, or of another model."""
-    middles = []
-    for listed in survey.lists:
-        norms = np.array([row.features.norm for row in listed.read])
-        if not len(norms):
+def feature_norms(scan: DatasetScan) -> Iterator[Finding]:
+    """Features have another scale than those of the other files: normalised, or of another model."""
+    medians = []
+    for listed in scan.lists:
+        if not listed.read:
             continue
-        middle = float(np.median(norms))
-        middles.append(middle)
-        for row, norm in zip(listed.read, norms, strict=True):
-            if norm and not middle / NORM_RANGE <= norm <= middle * NORM_RANGE:
+        median = float(np.median([row.features.norm for row in listed.read]))
+        medians.append(median)
+        for row in listed.read:
+            norm = row.features.norm
+            if norm and not median / NORM_RANGE <= norm <= median * NORM_RANGE:
                 kind = "is normalised" if abs(norm - 1) < 0.05 else f"has features of norm {norm:.3g}"
-                what = f"{row.entry.path.name} {kind} among others of norm {middle:.3g}"
-                yield Finding(ERROR, what, listed.path, row.number, "extract it as the others were")
-    if len(middles) == 2 and max(middles) > LISTS_NORM_RANGE * min(middles) > 0:
-        what = f"the features' norm is {middles[1]:.3g} here and {middles[0]:.3g} in the training list"
-        yield Finding(ERROR, what, survey.test.path, advice="extract both lists with one model and the same options")
+                what = f"{row.file} {kind} among others of norm {median:.3g}"
+                yield row.finding(ERROR, what, "extract it as the others were")
+    if len(medians) == 2 and max(medians) > LISTS_NORM_RANGE * min(medians) > 0:
+        what = f"the features' norm is {medians[1]:.3g} here and {medians[0]:.3g} in the training list"
+        yield scan.test.finding(ERROR, what, "extract both lists with one model and the same options")
 
 
-def feature_direction(survey: Survey) -> Iterator[Finding]:
-    """Features that point elsewhere than all others do: another model of the same width."""
+def feature_direction(scan: DatasetScan) -> Iterator[Finding]:
+    """Features point in another direction than all others: another model of the same width."""
     centres = []
-    for listed in survey.lists:
-        rows, units = _units(listed, survey.options.visual_width)
+    for listed in scan.lists:
+        rows, units = _units(listed, scan.model.width)
         if len(rows) < 3:
             continue
         centre = np.median(units, axis=0)
@@ -72,121 +71,94 @@ def feature_direction(survey: Survey) -> Iterator[Finding]:
         cosines = units @ centre
         if np.median(cosines) < COHERENT:
             continue
-        centres.append((centre, listed))
+        centres.append(centre)
         for index in np.flatnonzero(cosines < FOREIGN):
-            what = f"{rows[index].entry.path.name} has a cosine of {cosines[index]:.2f} with the mean of the list"
-            advice = f"others have {np.median(cosines):.2f}: is it from another model?"
-            yield Finding(WARNING, what, listed.path, rows[index].number, advice)
-    if len(centres) == 2 and (cosine := float(centres[0][0] @ centres[1][0])) < FOREIGN_LIST:
+            what = f"{rows[index].file} has a cosine of {cosines[index]:.2f} with the mean of the list"
+            yield rows[index].finding(WARNING, what, f"others have {np.median(cosines):.2f}: is it from another model?")
+    if len(centres) == 2 and (cosine := float(centres[0] @ centres[1])) < FOREIGN_LIST:
         what = f"the features point elsewhere than those of the training list (cosine of the means {cosine:.2f})"
-        yield Finding(WARNING, what, centres[1][1].path, advice="were both extracted with the same model?")
+        yield scan.test.finding(WARNING, what, "were both extracted with the same model?")
 
 
-def feature_dtype(survey: Survey) -> Iterator[Finding]:
-    """Files of different precision: of more than one extraction."""
-    kinds = Counter(found.dtype for _, _, found in _read(survey))
-    for kind, count in kinds.most_common()[1:]:
-        listed, row, _ = next(item for item in _read(survey) if item[2].dtype == kind)
-        usual = kinds.most_common(1)[0][0]
-        what = f"{row.entry.path.name}{f' and {count - 1} more' if count > 1 else ''} of {kind}, others of {usual}"
-        yield Finding(WARNING, what, listed.path, row.number, "are they from two extractions?")
+def feature_dtype(scan: DatasetScan) -> Iterator[Finding]:
+    """Files have different precisions: they are of more than one extraction."""
+    (usual, _), *others = Counter(row.features.dtype for row in scan.read).most_common() or [("", 0)]
+    for dtype, count in others:
+        row = next(row for row in scan.read if row.features.dtype == dtype)
+        what = f"{row.file}{f' and {count - 1} more' if count > 1 else ''} of {dtype}, others of {usual}"
+        yield row.finding(WARNING, what, "are they from two extractions?")
 
 
-def blank_snippets(survey: Survey) -> Iterator[Finding]:
-    """Snippets that are all zero, or a video whose snippets are all the same."""
-    for listed, row, found in _read(survey):
-        name = row.entry.path.name
-        if found.zeros:
-            what = f"{found.zeros} of {found.snippets} snippets of {name} are all zero"
-            yield Finding(WARNING, what, listed.path, row.number, "extract the video again")
-        elif found.still:
-            what = f"all {found.snippets} snippets of {name} are the same"
-            yield Finding(WARNING, what, listed.path, row.number, "look at the video, or extract it again")
+def blank_snippets(scan: DatasetScan) -> Iterator[Finding]:
+    """Snippets are all zero, or all snippets of a video are the same."""
+    for row in scan.read:
+        count = row.features.snippets
+        if row.features.zeros:
+            what = f"{row.features.zeros} of {count} snippets of {row.file} are all zero"
+            yield row.finding(WARNING, what, "extract the video again")
+        elif row.features.still:
+            what = f"all {count} snippets of {row.file} are the same"
+            yield row.finding(WARNING, what, "look at the video, or extract it again")
 
 
-def crop_lengths(survey: Survey) -> Iterator[Finding]:
+def crop_lengths(scan: DatasetScan) -> Iterator[Finding]:
     """Crops of one video differ in length: one of them is another video's."""
-    for listed in survey.lists:
+    for listed in scan.lists:
         for rows in listed.videos.values():
-            read = [row for row in rows if row.figures]
-            usual = Counter(row.features.snippets for row in read).most_common(1)
-            for row in read:
-                if row.features.snippets != usual[0][0]:
-                    what = f"{row.entry.path.name} has {row.features.snippets} snippets, other crops {usual[0][0]}"
-                    yield Finding(WARNING, what, listed.path, row.number, "is it another video? Extract it again")
+            lengths = Counter(row.features.snippets for row in rows if row.statistics)
+            for row in rows:
+                if row.statistics and row.features.snippets != (usual := lengths.most_common(1)[0][0]):
+                    what = f"{row.file} has {row.features.snippets} snippets, other crops {usual}"
+                    yield row.finding(WARNING, what, "is it another video? Extract it again")
 
 
-def same_features(survey: Survey) -> Iterator[Finding]:
+def same_features(scan: DatasetScan) -> Iterator[Finding]:
     """The same features under two names: a copy, or a file in another one's place."""
-    groups: dict[bytes, list[tuple[Listed, Row]]] = defaultdict(list)
-    for listed, row, found in _read(survey):
-        groups[found.digest].append((listed, row))
-    for (first, row), *others in groups.values():
-        for listed, other in others:
-            if other.entry.path.name == row.entry.path.name:
+    groups: dict[bytes, list[ScannedRow]] = defaultdict(list)
+    for row in scan.read:
+        groups[row.features.digest].append(row)
+    for first, *others in groups.values():
+        for row in others:
+            if row.file == first.file:
                 continue
-            where = f"{first.path}, row {row.number}"
-            crossing = listed is not first or row.label != other.label
-            what = f"{other.entry.path.name} holds the same features as {row.entry.path.name} ({where})"
-            if other.video == row.video:
-                yield Finding(WARNING, what, listed.path, other.number, "two crops are never the same: extract again")
+            what = f"{row.file} holds the same features as {first.file} ({first.list.path}, row {first.number})"
+            if row.video == first.video:
+                yield row.finding(WARNING, what, "two crops are never the same: extract again")
             else:
-                level = ERROR if crossing else WARNING
-                yield Finding(level, what, listed.path, other.number, "one is a copy under another name")
+                crossing = row.list is not first.list or row.label != first.label
+                yield row.finding(ERROR if crossing else WARNING, what, "one is a copy under another name")
 
 
-def near_duplicates(survey: Survey) -> Iterator[Finding]:
-    """A test video that is nearly a training video, snippet by snippet, under another name."""
-    width = survey.options.visual_width
-    (train, a), (test, b) = (_units(listed, width) for listed in survey.lists)
+def near_duplicates(scan: DatasetScan) -> Iterator[Finding]:
+    """A test video is nearly a training video, snippet by snippet, under another name."""
+    (train, a), (test, b) = (_units(listed, scan.model.width) for listed in scan.lists)
     if not (train and test):
         return
     lengths = [np.array([row.features.snippets for row in rows]) for rows in (train, test)]
     seen: set[tuple[str, str]] = set()
-    # Of one or two snippets nobody can say it.
+    # One or two snippets are too few to compare.
     for index in np.flatnonzero(lengths[1] > 2):
         same = np.flatnonzero(lengths[0] == lengths[1][index])
         for other in same[a[same] @ b[index] > ALIKE_MEAN]:
             tested, trained = test[index], train[other]
-            known = trained.features.digest == tested.features.digest or trained.video == tested.video
-            if known or (trained.video, tested.video) in seen or not _same_course(trained, tested):
+            pair = trained.video, tested.video
+            reported = trained.features.digest == tested.features.digest or pair[0] == pair[1] or pair in seen
+            if reported or not _same_course(trained, tested):
                 continue
-            seen.add((trained.video, tested.video))
-            what = f"{tested.entry.path.name} is nearly {trained.entry.path.name} ({survey.train.path}"
-            what += f", row {trained.number}), snippet by snippet"
-            advice = "are they one video under two names? Then remove one"
-            yield Finding(WARNING, what, survey.test.path, tested.number, advice)
+            seen.add(pair)
+            what = f"{tested.file} is nearly {trained.file} ({scan.train.path}, row {trained.number}), snippet by snippet"
+            yield tested.finding(WARNING, what, "are they one video under two names? Then remove one")
 
 
-def _same_course(one: Row, other: Row) -> bool:
+def _same_course(one: ScannedRow, other: ScannedRow) -> bool:
     """Whether two videos change alike over time."""
     a, b = (load_features(row.entry.path).astype(np.float32) for row in (one, other))
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     return float((a * b).sum()) > ALIKE_COURSE * float(np.linalg.norm(a) * np.linalg.norm(b)) > 0
 
 
-def _units(listed: Listed, width: int) -> tuple[list[Row], np.ndarray]:
-    """The rows with features of the right width, and the directions (N, D) of their mean features."""
+def _units(listed: ScannedList, width: int) -> tuple[list[ScannedRow], np.ndarray]:
+    """Return the rows with features of the right width, and the directions (N, D) of their mean features."""
     rows = [row for row in listed.read if row.features.dim == width]
     means = np.stack([row.features.mean for row in rows]) if rows else np.zeros((0, width), np.float32)
     return rows, means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-
-
-def _read(survey: Survey) -> Iterator[tuple[Listed, Row, Features]]:
-    for listed in survey.lists:
-        for row in listed.rows:
-            if row.figures:
-                yield listed, row, row.figures
-
-
-CHECKS = (
-    file_unreadable,
-    feature_width,
-    feature_norms,
-    feature_direction,
-    feature_dtype,
-    blank_snippets,
-    crop_lengths,
-    same_features,
-    near_duplicates,
-)

@@ -1,25 +1,30 @@
-"""What a check finds, and how checks are run: a check is a function of a subject, its name is that of the function."""
+"""What a check finds, and how checks are run.
+
+A check is a public generator function of a module: what is checked → findings. Its name and docstring are printed.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any
 
 from clipfusionvad.io.errors import UserError
 
-#: The result is wrong, or the program will fail; somebody should look at this; good to know.
+#: The result is wrong, or the program will fail; worth a look; good to know.
 ERROR, WARNING, NOTE = LEVELS = ("error", "warning", "note")
-# Lines of one check and level that are printed; a mistake made once is often in every row.
+# Findings of one check and level that are printed; a mistake made once is often in every row.
 SHOWN = 8
 
-Subject = TypeVar("Subject")
+Check = Callable[[Any], Iterator["Finding"]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: how bad, what it is, in which file and row of it, and what to do."""
+    """One finding: its level, what it is, in which file and row, and what to do."""
 
     level: str
     what: str
@@ -34,32 +39,39 @@ class Finding:
         return f"{self.level:7}  {self.check}: {' '.join(text.split())}"
 
 
-Check = Callable[[Subject], Iterable[Finding]]
+def checks_in(*modules: ModuleType) -> list[Check]:
+    """Return the checks that modules define, in the order of their definition."""
+    return [
+        function
+        for module in modules
+        for name, function in vars(module).items()
+        if inspect.isgeneratorfunction(function) and function.__module__ == module.__name__ and name[0] != "_"
+    ]
 
 
-def name_of(check: Callable[..., Any]) -> str:
+def name_of(check: Check) -> str:
     return check.__name__.replace("_", "-")
 
 
-def describe(check: Callable[..., Any]) -> str:
-    """The first paragraph of a check's docstring."""
+def summary(check: Check) -> str:
+    """Return the first paragraph of a check's docstring."""
     return " ".join((check.__doc__ or "").split("\n\n")[0].split())
 
 
-def examine(checks: Sequence[Check[Subject]], subject: Subject) -> list[Finding]:
-    """What all checks find; one that cannot go on for bad input has found just that."""
-    return [replace(finding, check=name_of(check)) for check in checks for finding in _guarded(check, subject)]
-
-
-def _guarded(check: Check[Subject], subject: Subject) -> Iterator[Finding]:
-    try:
-        yield from check(subject)
-    except UserError as error:
-        yield Finding(ERROR, str(error))
+def run_checks(checks: Iterable[Check], subject: Any) -> list[Finding]:
+    """Return the findings of all checks; a check that cannot continue on bad input reports that as its finding."""
+    findings = []
+    for check in checks:
+        try:
+            for finding in check(subject):
+                findings.append(replace(finding, check=name_of(check)))
+        except UserError as error:
+            findings.append(Finding(ERROR, str(error), check=name_of(check)))
+    return findings
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings, the worst first, those of a check beyond the first few counted only."""
+    """Yield the findings as text, errors first; beyond the first few of a check, only their number."""
     order = list(dict.fromkeys(finding.check for finding in findings))
     ranked = sorted(findings, key=lambda finding: (LEVELS.index(finding.level), order.index(finding.check)))
     for (level, check), group in groupby(ranked, key=lambda finding: (finding.level, finding.check)):

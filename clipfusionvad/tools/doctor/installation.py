@@ -1,4 +1,4 @@
-"""Checks of the installation: versions that do not go together, what is missing, and what the machine lacks."""
+"""Checks of the installation: versions that do not fit, missing packages, and limits of the machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable
@@ -22,26 +23,26 @@ from clipfusionvad.models.clip import openai_clip
 from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
 
 OLDEST_PYTHON = (3, 10)
-# Bytes below which a training has failed for want of memory, of disk, or of memory that processes share.
+# Bytes of memory, of disk (low, none), and of shared memory below which a training has failed.
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHARED = 2 * 2**30, 5 * 2**30, 2**28, 2**27
-# Of a product of two matrices of 64 rows in float32, TF32 included.
+# Largest error of a product of two matrices of 64 rows in float32, TF32 included.
 PRODUCT_ERROR = 0.1
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What the checks look at, as it is here unless told otherwise."""
+    """What the checks read; the defaults are this machine's."""
 
     folder: Path = field(default_factory=Path.cwd)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    requirements: tuple[str, ...] = field(default_factory=lambda: read_requirements())
+    requirements: Sequence[str] = field(default_factory=lambda: read_requirements())
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
 
-def read_requirements() -> tuple[str, ...]:
-    """What the package's metadata demands, or pyproject.toml where it runs from its repository."""
+def read_requirements() -> list[str]:
+    """Return the requirements in the package's metadata, or in pyproject.toml if it runs from its repository."""
     try:
-        return tuple(metadata.requires("clipfusionvad") or ())
+        return metadata.requires("clipfusionvad") or []
     except metadata.PackageNotFoundError:
         path = Path(__file__).parents[3] / "pyproject.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -50,13 +51,13 @@ def read_requirements() -> tuple[str, ...]:
     found = re.findall(r'"([^"]+)"', needed.group(1)) if needed else []
     for extra, line in re.findall(r"^(\w+) = \[(.*)\]", extras.group(1) if extras else "", re.MULTILINE):
         found += [f"{item}; extra == '{extra}'" for item in re.findall(r'"([^"]+)"', line)]
-    return tuple(found)
+    return found
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of all installed distributions, by normalised name."""
+    """Return the versions of all installed distributions, by canonical name."""
     named = ((item.metadata["Name"], item.version) for item in metadata.distributions())
-    return {_normal(name): version for name, version in named if name and version}
+    return {canonicalize_name(name): version for name, version in named if name and version}
 
 
 def python_version(machine: Installation) -> Iterator[Finding]:
@@ -67,13 +68,13 @@ def python_version(machine: Installation) -> Iterator[Finding]:
 
 
 def package_versions(machine: Installation) -> Iterator[Finding]:
-    """A package is missing, or of a version that the requirements exclude."""
+    """A package is missing, or has a version that the requirements exclude."""
     for text in machine.requirements:
         needed = Requirement(text)
         extra = re.search(r"extra == ['\"](\w+)['\"]", text)
         if needed.marker and not needed.marker.evaluate({"extra": extra.group(1) if extra else ""}):
             continue
-        there = machine.versions.get(_normal(needed.name))
+        there = machine.versions.get(canonicalize_name(needed.name))
         advice = f"pip install '{needed.name}{needed.specifier}'"
         if there is None and extra:
             yield Finding(NOTE, f"{needed.name} is not installed: only {extra.group(1)} needs it", advice=advice)
@@ -84,8 +85,16 @@ def package_versions(machine: Installation) -> Iterator[Finding]:
             yield Finding(WARNING if extra else ERROR, what, advice=advice)
 
 
+def clip_import(machine: Installation) -> Iterator[Finding]:
+    """openai-clip cannot be imported: it needs torchvision, and pkg_resources of setuptools below 81."""
+    try:
+        openai_clip()
+    except (UserError, RuntimeError, OSError) as error:
+        yield Finding(ERROR, str(error), advice="" if isinstance(error, UserError) else "reinstall torchvision")
+
+
 def torchvision_pairing(machine: Installation) -> Iterator[Finding]:
-    """torchvision was made for another version of torch, or for another CUDA."""
+    """torchvision was built for another version of torch, or for another CUDA."""
     torch_version, vision = machine.versions.get("torch"), machine.versions.get("torchvision")
     if not (torch_version and vision):
         return
@@ -95,45 +104,36 @@ def torchvision_pairing(machine: Installation) -> Iterator[Finding]:
         return
     for pin in pins:
         if pin.name == "torch" and not pin.specifier.contains(torch_version, prereleases=True):
-            what = f"torchvision {vision} is made for torch{pin.specifier}, not for {torch_version}"
+            what = f"torchvision {vision} is built for torch{pin.specifier}, not for {torch_version}"
             yield Finding(ERROR, what, advice="install both from one index: pip install torch torchvision")
-    # Imported by now where it can be.
+    # ``clip_import`` has imported it, if that is possible.
     build = getattr(sys.modules.get("torchvision.version"), "cuda", torch.version.cuda)
     if build != torch.version.cuda:
         what = f"torchvision is built for {_build(build)}, torch for {_build(torch.version.cuda)}"
         level = WARNING if torch.version.cuda else NOTE
-        yield Finding(
-            level, what, advice="no matter for what is used of it here; install both from one index to be sure"
-        )
-
-
-def clip_import(machine: Installation) -> Iterator[Finding]:
-    """openai-clip cannot be imported: it needs torchvision, and pkg_resources of setuptools below 81."""
-    try:
-        openai_clip()
-    except (UserError, RuntimeError, OSError) as error:
-        yield Finding(ERROR, str(error), advice="" if isinstance(error, UserError) else "reinstall torchvision")
+        advice = "harmless for the parts used here; install both from one index to be sure"
+        yield Finding(level, what, advice=advice)
 
 
 def clip_weights(machine: Installation) -> Iterator[Finding]:
-    """OpenAI's CLIP is not there yet, or its download broke off."""
+    """OpenAI's CLIP is not downloaded yet, or its download was interrupted."""
     cache = Path(machine.environ.get("HOME", "~")).expanduser() / ".cache" / "clip"
-    files = [path for path in cache.glob("*.pt")] if cache.is_dir() else []
+    files = list(cache.glob("*.pt"))
     if not files:
         what = f"no CLIP weights in {cache}: they are downloaded on first use"
         yield Finding(NOTE, what, advice="without a network, copy the file there or give --clip FILE")
     for path in files:
         if path.stat().st_size < 2**26:
-            yield Finding(WARNING, "too small for weights of CLIP", str(path), advice="delete it: a download broke off")
+            yield Finding(WARNING, "too small for weights of CLIP", str(path), advice="delete it: its download was interrupted")
 
 
 def gpu(machine: Installation) -> Iterator[Finding]:
-    """A GPU that torch cannot use, or that computes something else than the CPU."""
+    """torch cannot use a GPU, or a GPU computes another result than the CPU."""
     cuda = torch.version.cuda
     if not torch.cuda.is_available():
         if cuda:
             what = f"torch is built for CUDA {cuda}, but finds no GPU that it can use"
-            yield Finding(WARNING, what, advice="compare the driver (nvidia-smi) with it; on a CPU all is well")
+            yield Finding(WARNING, what, advice="compare the driver (nvidia-smi) with it; a CPU needs nothing")
         elif shutil.which("nvidia-smi"):
             what = f"there is a GPU driver, but torch {torch.__version__} is built for CPUs"
             yield Finding(WARNING, what, advice="install the CUDA build of torch and torchvision (pytorch.org)")
@@ -152,15 +152,14 @@ def gpu(machine: Installation) -> Iterator[Finding]:
         if not (theirs - ours @ ours).abs().max() < PRODUCT_ERROR:
             yield Finding(ERROR, f"GPU {index} ({name}) computes a wrong product", advice="do not use it")
         if free < LITTLE_MEMORY:
-            yield Finding(
-                WARNING, f"GPU {index} ({name}) has {_size(free)} free", advice="see nvidia-smi for what runs"
-            )
+            what = f"GPU {index} ({name}) has {_size(free)} free"
+            yield Finding(WARNING, what, advice="see nvidia-smi for other programs")
     if not torch.backends.cudnn.is_available():
-        yield Finding(WARNING, "torch finds no cuDNN", advice="reinstall torch: convolutions are slow without")
+        yield Finding(WARNING, "torch finds no cuDNN", advice="reinstall torch: convolutions are slow without it")
 
 
 def numpy_bridge(machine: Installation) -> Iterator[Finding]:
-    """torch and numpy cannot exchange arrays, being built for different major versions of numpy."""
+    """torch and numpy cannot exchange arrays, because they are built for different major versions of numpy."""
     try:
         torch.zeros(1).numpy()
     except RuntimeError as error:
@@ -168,7 +167,7 @@ def numpy_bridge(machine: Installation) -> Iterator[Finding]:
 
 
 def video_decoding(machine: Installation) -> Iterator[Finding]:
-    """PyAV cannot decode H.264, of which nearly all videos are."""
+    """PyAV cannot decode H.264, the codec of nearly all videos."""
     try:
         av = importlib.import_module("av")
         av.codec.Codec("h264", "r")
@@ -177,7 +176,7 @@ def video_decoding(machine: Installation) -> Iterator[Finding]:
 
 
 def memory(machine: Installation) -> Iterator[Finding]:
-    """Little memory, or little of the kind that loader processes share."""
+    """There is little memory, or little shared memory for loader processes."""
     try:
         known = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
@@ -187,13 +186,11 @@ def memory(machine: Installation) -> Iterator[Finding]:
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free) < LITTLE_SHARED:
         advice = "use --workers 0, or give the container more (--shm-size)"
-        yield Finding(
-            WARNING, f"{_size(free)} free in {shared}, through which loader processes hand over", advice=advice
-        )
+        yield Finding(WARNING, f"{_size(free)} free in {shared}, which loader processes use", advice=advice)
 
 
 def disk(machine: Installation) -> Iterator[Finding]:
-    """Little room on the disk, or folders for runs and models that cannot be written to."""
+    """There is little room on the disk, or the folders for runs and models cannot be written to."""
     free = shutil.disk_usage(machine.folder).free
     if free < LITTLE_DISK:
         what = f"{_size(free)} free on the disk of {machine.folder}"
@@ -206,29 +203,23 @@ def disk(machine: Installation) -> Iterator[Finding]:
 
 
 def threads(machine: Installation) -> Iterator[Finding]:
-    """Thread settings that are no numbers, or far from the number of cores."""
+    """Thread settings are not numbers, or far from the number of cores."""
     cores = os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         value = machine.environ.get(name)
         if value is not None and not value.replace(",", "").isdigit():
-            yield Finding(WARNING, f"{name} is {value!r}, which is no number", advice="unset it, or give a number")
+            yield Finding(WARNING, f"{name} is {value!r}, which is not a number", advice="unset it, or give a number")
         elif value is not None and not 1 <= int(value.split(",")[0] or 0) <= 2 * cores:
             what = f"{name} is {value}, but there are {cores} cores"
             yield Finding(WARNING, what, advice="unset it: more threads than cores are slower")
 
 
 def denormals(machine: Installation) -> Iterator[Finding]:
-    """The processor cannot flush denormals, with which training on a CPU may be tens of times slower."""
+    """The processor cannot flush denormals, which may make training on a CPU tens of times slower."""
     before = bool(torch.tensor(1e-39) * 1 == 0)
     if not torch.set_flush_denormal(True):
-        yield Finding(
-            NOTE, "this processor cannot flush denormals", advice="a training that slows down is slow for that"
-        )
+        yield Finding(NOTE, "this processor cannot flush denormals", advice="training may slow down on this CPU")
     torch.set_flush_denormal(before)
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _build(cuda: str | None) -> str:
@@ -237,19 +228,3 @@ def _build(cuda: str | None) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
-
-
-CHECKS = (
-    python_version,
-    package_versions,
-    clip_import,
-    torchvision_pairing,
-    clip_weights,
-    gpu,
-    numpy_bridge,
-    video_decoding,
-    memory,
-    disk,
-    threads,
-    denormals,
-)

@@ -1,8 +1,7 @@
-"""Checks of the folder of a run, and of model files: whole, finite, and made with what is used now."""
+"""Checks of the folder of a run: complete, finite, and made with what is used now."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method, read_model_file
 from clipfusionvad.engine.run_folder import BEST, ENVIRONMENT, LAST, LOSSES, METRICS, NORMAL_CENTROID, OPTIONS
 from clipfusionvad.io.errors import UserError
@@ -23,20 +21,35 @@ from clipfusionvad.models import find_method
 from clipfusionvad.models.clip import TOY, load_clip
 from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
 
+_RESUME = "repeat the command with --use-checkpoint"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a run that are checked."""
+
+    method: str
+    dataset: str
+    clip: str
+    embed_dim: int
+    train_list: str
+    test_list: str
+    gt_path: str
+
 
 @dataclass
 class RunFolder:
-    """A folder of a run; ``parse`` reads its options as training would, and gives them with the dataset."""
+    """A folder of a run; ``parse`` reads its options as training would."""
 
     folder: Path
-    parse: Callable[[Path], tuple[Namespace, Dataset]]
+    parse: Callable[[Path], RunOptions]
     now: Mapping[str, Any] = field(default_factory=environment)
 
     @cached_property
-    def options(self) -> Namespace | None:
-        """None where they cannot be read, which is another check's to say."""
+    def options(self) -> RunOptions | None:
+        """None if they cannot be read, which ``run_options`` reports."""
         try:
-            return self.parse(self.folder / OPTIONS)[0]
+            return self.parse(self.folder / OPTIONS)
         except UserError:
             return None
 
@@ -44,47 +57,48 @@ class RunFolder:
     def models(self) -> list[ModelFile]:
         """The model files that can be read."""
         found = []
-        for name in (BEST, LAST):
-            if (path := self.folder / name).is_file():
-                try:
-                    found.append(read_model_file(path))
-                except UserError:
-                    continue
+        for path in (self.folder / BEST, self.folder / LAST):
+            try:
+                found.append(read_model_file(path))
+            except UserError:
+                continue
         return found
 
-    def place(self, name: str) -> str:
-        return str(self.folder / name)
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def finding(self, level: str, what: str, name: str, advice: str = "", row: int | None = None) -> Finding:
+        return Finding(level, what, str(self.folder / name), row, advice)
 
 
 def run_files(run: RunFolder) -> Iterator[Finding]:
     """Files of the run are missing or damaged, or it has not ended."""
-    for name in (OPTIONS, ENVIRONMENT, LAST, BEST):
-        if not (run.folder / name).is_file():
-            again = "repeat the command with --use-checkpoint" if name == BEST else "train again"
-            yield Finding(WARNING if name == BEST else ERROR, "it is missing", run.place(name), advice=again)
-    if not (run.folder / METRICS).is_file():
-        advice = "repeat the command with --use-checkpoint"
-        yield Finding(WARNING, "it is missing: the training has not ended", run.place(METRICS), advice=advice)
+    for name in (OPTIONS, ENVIRONMENT, LAST):
+        if not run.has(name):
+            yield run.finding(ERROR, "it is missing", name, "train again")
+    for name, what in ((BEST, "it is missing"), (METRICS, "it is missing: the training has not ended")):
+        if not run.has(name):
+            yield run.finding(WARNING, what, name, _RESUME)
     readers = dict.fromkeys((METRICS, ENVIRONMENT), read_json) | dict.fromkeys(
         (LAST, BEST, NORMAL_CENTROID), read_checkpoint
     )
     for name, read in readers.items():
-        if (run.folder / name).is_file():
+        if run.has(name):
             try:
                 read(run.folder / name, "run's file")
             except UserError as error:
                 yield Finding(ERROR, str(error), advice="train again, or put a copy back")
     for leftover in run.folder.glob(".*.tmp"):
-        yield Finding(NOTE, "it was being written when a run was killed", str(leftover), advice="delete it")
+        yield run.finding(NOTE, "it was being written when a run was killed", leftover.name, "delete it")
 
 
 def run_options(run: RunFolder) -> Iterator[Finding]:
     """The recorded options cannot be read, or are unknown here."""
-    if (run.folder / OPTIONS).is_file():
+    if run.has(OPTIONS):
         try:
             run.parse(run.folder / OPTIONS)
         except UserError as error:
-            yield Finding(ERROR, str(error), advice="it is no valid --config any more: correct or restore it")
+            yield Finding(ERROR, str(error), advice="it is not a valid --config any more: correct or restore it")
 
 
 def run_data(run: RunFolder) -> Iterator[Finding]:
@@ -92,15 +106,14 @@ def run_data(run: RunFolder) -> Iterator[Finding]:
     if run.options is None:
         return
     for option in ("train_list", "test_list", "gt_path"):
-        path = str(getattr(run.options, option))
+        path = getattr(run.options, option)
         if path.endswith((".csv", ".npy", ".json")) and not Path(path).is_file():
+            what = f"--{option.replace('_', '-')} {path} does not exist"
             advice = "a test or a resumed training needs it: put it back, or start from the same folder"
-            yield Finding(
-                WARNING, f"--{option.replace('_', '-')} {path} is not there", run.place(OPTIONS), advice=advice
-            )
-    if find_method(run.options.method).centroid_buffers and not (run.folder / NORMAL_CENTROID).is_file():
-        advice = "train again, or take it from a run on the same list"
-        yield Finding(ERROR, "it is missing, and the method needs it", run.place(NORMAL_CENTROID), advice=advice)
+            yield run.finding(WARNING, what, OPTIONS, advice)
+    if find_method(run.options.method).centroid_buffers and not run.has(NORMAL_CENTROID):
+        advice = "train again, or copy it from a run on the same list"
+        yield run.finding(ERROR, "it is missing, and the method needs it", NORMAL_CENTROID, advice)
 
 
 def run_models(run: RunFolder) -> Iterator[Finding]:
@@ -111,8 +124,16 @@ def run_models(run: RunFolder) -> Iterator[Finding]:
             if value.is_floating_point() and key not in centroid and not torch.isfinite(value).all():
                 yield Finding(ERROR, f"{key} holds NaN or infinity", file.path, advice="train again with a lower --lr")
                 break
-        if run.options is not None:
-            yield from _misfits(file, run.options)
+        if run.options is None:
+            continue
+        try:
+            check_method(file, run.options.method)
+        except UserError as error:
+            yield Finding(ERROR, str(error))
+        trained_on = file.made.get("dataset")
+        if trained_on and trained_on != Path(run.options.dataset).stem:
+            what = f"it was trained on {trained_on}, but the options say {run.options.dataset}"
+            yield Finding(ERROR, what, file.path, advice="give the model of this dataset")
 
 
 def run_clip(run: RunFolder) -> Iterator[Finding]:
@@ -131,7 +152,7 @@ def run_clip(run: RunFolder) -> Iterator[Finding]:
 
 
 def run_losses(run: RunFolder) -> Iterator[Finding]:
-    """Losses that are not finite, or steps that are missing."""
+    """Losses are not finite, or steps are missing."""
     path = run.folder / LOSSES
     if not path.is_file() or not path.stat().st_size:
         return
@@ -139,44 +160,29 @@ def run_losses(run: RunFolder) -> Iterator[Finding]:
         table = pd.read_csv(path)
         steps, losses = table["step"], table["loss"].astype(float)
     except (ValueError, KeyError, OSError) as error:
-        yield Finding(ERROR, f"not readable as a log: {error}", str(path))
+        yield run.finding(ERROR, f"not readable as a log: {error}", LOSSES)
         return
     bad = ~losses.abs().lt(float("inf"))
     if bad.any():
         what = f"{int(bad.sum())} losses are not finite, the first at step {steps[bad.idxmax()]}"
-        yield Finding(ERROR, what, str(path), int(bad.idxmax()) + 2, "train again with a lower --lr")
+        yield run.finding(ERROR, what, LOSSES, "train again with a lower --lr", int(bad.idxmax()) + 2)
     if (gap := steps.diff().iloc[1:].ne(1)).any():
-        at = int(gap.idxmax())
-        yield Finding(WARNING, f"steps jump to {steps[at]}", str(path), at + 2, "lines have been lost or doubled")
+        row = int(gap.idxmax())
+        yield run.finding(WARNING, f"steps jump to {steps[row]}", LOSSES, "lines were lost or doubled", row + 2)
 
 
 def run_environment(run: RunFolder) -> Iterator[Finding]:
     """The run was made with other versions than those installed now."""
-    path = run.folder / ENVIRONMENT
     try:
-        then = read_json(path, "environment") if path.is_file() else {}
+        then = read_json(run.folder / ENVIRONMENT, "environment")
     except UserError:
         return
     packages = then.get("packages")
-    known = packages if isinstance(packages, dict) else {}
-    pairs = {name: (version, run.now["packages"].get(name)) for name, version in known.items()}
+    recorded = packages if isinstance(packages, dict) else {}
+    pairs = {name: (version, run.now["packages"].get(name)) for name, version in recorded.items()}
     pairs["python"] = (then.get("python"), run.now["python"])
     changed = [f"{name} was {old} and is {new}" for name, (old, new) in pairs.items() if old and old != new]
     if changed:
-        yield Finding(WARNING, ", ".join(changed), str(path), advice="numbers may differ in their last digits")
+        yield run.finding(WARNING, ", ".join(changed), ENVIRONMENT, "numbers may differ in their last digits")
     if then.get("commit") and then["commit"] != run.now["commit"]:
-        yield Finding(NOTE, f"the code was at {then['commit']} and is at {run.now['commit']}", str(path))
-
-
-def _misfits(file: ModelFile, options: Namespace) -> Iterator[Finding]:
-    try:
-        check_method(file, options.method)
-    except UserError as error:
-        yield Finding(ERROR, str(error))
-    trained_on = file.made.get("dataset")
-    if trained_on and trained_on != Path(options.dataset).stem:
-        what = f"it was trained on {trained_on}, but the options say {options.dataset}"
-        yield Finding(ERROR, what, file.path, advice="give the model of this dataset")
-
-
-CHECKS = (run_files, run_options, run_data, run_models, run_clip, run_losses, run_environment)
+        yield run.finding(NOTE, f"the code was at {then['commit']} and is at {run.now['commit']}", ENVIRONMENT)

@@ -1,12 +1,11 @@
-"""Checks of the truth of the test list: what nobody notices because the numbers come out all the same."""
+"""Checks of the truth of the test list: mistakes that change the metrics without any error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,203 +14,202 @@ from clipfusionvad.data.truth import KEYED_SUFFIXES, Segment, frames_from_segmen
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
+from clipfusionvad.tools.doctor.dataset_scan import DatasetScan, ScannedRow
 from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
-from clipfusionvad.tools.doctor.survey import Row, Survey
 
-# Of the frames that either says are abnormal, how many frame truth and segments may see differently.
+# The share of the frames abnormal in either that frame truth and segments may disagree on.
 MOST_DIFFERING = 0.5
-
-
-def truth_unreadable(survey: Survey) -> Iterator[Finding]:
-    """The truth is missing, damaged, of other videos, or does not fit the features."""
-    if survey.truth_problem:
-        yield Finding(ERROR, survey.truth_problem)
-    elif survey.has_truth and survey.test.rows and not survey.truth:
-        count = len(survey.test.rows) - len(survey.test.read)
-        what = f"it was not looked at, as {count} feature files of the test list could not be read"
-        yield Finding(NOTE, what, str(survey.options.gt_path))
-
-
-def truth_length(survey: Survey) -> Iterator[Finding]:
-    """Videos are longer or shorter in the truth than their features by a snippet or more."""
-    for note in survey.truth_notes:
-        yield Finding(WARNING, note, advice="make truth for these features with 'python -m clipfusionvad lists'")
-
-
-def frames_per_snippet(survey: Survey) -> Iterator[Finding]:
-    """The truth has another number of frames to a snippet than --frames-per-snippet says."""
-    told = survey.options.frames_per_snippet
-    found = _frames_per_snippet(survey)
-    if found and not 1 / 1.25 < found / told < 1.25:
-        what = f"there are {found:.4g} frames of truth to a feature row, but --frames-per-snippet is {told}"
-        advice = f"give --frames-per-snippet {round(found)}" if found > 0.9 else "look at the truth's lengths"
-        yield Finding(ERROR, what, str(survey.options.gt_path), advice=advice)
-
-
-def truth_of_training_videos(survey: Survey) -> Iterator[Finding]:
-    """The truth file is that of training videos."""
-    path = survey.options.gt_path
-    if survey.has_truth and _is_keyed(path):
-        try:
-            named = {video_key(name).casefold() for name in read_annotations(path, survey.dataset)}
-        except UserError:
-            return
-        if trained := sorted(named & survey.train.videos.keys() - survey.test.videos.keys()):
-            what = f"it has {len(trained)} videos of the training list, the first is {trained[0]}"
-            yield Finding(
-                WARNING, what, str(path), advice="are the lists the wrong way round, or test videos trained on?"
-            )
-
-
-def normal_with_truth(survey: Survey) -> Iterator[Finding]:
-    """A test video that its list calls normal has abnormal frames or segments."""
-    for row, frames, segments, labels in _videos(survey):
-        if survey.dataset.is_normal(row.label):
-            if frames.any():
-                what = f"{_name(survey, row)} is {row.label}, but has {int(frames.sum())} abnormal frames"
-                yield Finding(ERROR, what, str(survey.options.gt_path), advice=_REORDER)
-            if labels != [NORMAL_IN_TRUTH]:
-                what = f"{_name(survey, row)} is {row.label}, but has segments of {_some(labels)}"
-                yield Finding(ERROR, what, survey.segments_file, advice=_REORDER)
-            elif segments[0][0] != 0 or len(segments) > 1:
-                what = f"{_name(survey, row)} is {row.label}, but its segment is not the whole video: {segments}"
-                yield Finding(WARNING, what, survey.segments_file)
-
-
-def anomalous_without_truth(survey: Survey) -> Iterator[Finding]:
-    """A test video that its list calls anomalous has no abnormal frame or no segment."""
-    for row, frames, segments, labels in _videos(survey):
-        if not survey.dataset.is_normal(row.label):
-            if not segments or labels == [NORMAL_IN_TRUTH]:
-                what = f"{_name(survey, row)} is {row.label}, but has no segment"
-                yield Finding(ERROR, what, survey.segments_file, advice=_REORDER)
-            elif not frames.any():
-                what = f"{_name(survey, row)} is {row.label}, but none of its frames is abnormal"
-                yield Finding(ERROR, what, str(survey.options.gt_path), advice=_REORDER)
-
-
-def segment_bounds(survey: Survey) -> Iterator[Finding]:
-    """A segment is empty, or lies past the end of the video."""
-    for row, frames, segments, labels in _videos(survey):
-        if labels == [NORMAL_IN_TRUTH]:
-            continue
-        for start, end in segments:
-            place = f"the segment {start} to {end} of {_name(survey, row)}"
-            if end == start and not survey.dataset.empty_intervals:
-                yield Finding(ERROR, f"{place} is empty", survey.segments_file, advice="correct it")
-            elif start >= len(frames):
-                what = f"{place} lies past the end of the video, which has {len(frames)} frames"
-                yield Finding(ERROR, what, survey.segments_file, advice=_REORDER)
-
-
-def segments_past_the_end(survey: Survey) -> Iterator[Finding]:
-    """Segments that run past the end of their videos; what is past it is cut off, as in the released truth."""
-    past = [
-        (end - len(frames), row)
-        for row, frames, segments, labels in _videos(survey)
-        for start, end in segments
-        if labels != [NORMAL_IN_TRUTH] and start < len(frames) < end
-    ]
-    if past:
-        most, row = max(past, key=lambda item: item[0])
-        what = f"segments that run past the end of their videos: {len(past)}, the furthest by {most} frames"
-        yield Finding(NOTE, f"{what} ({_name(survey, row)})", survey.segments_file, advice="the rest is cut off")
-
-
-def segment_order(survey: Survey) -> Iterator[Finding]:
-    """Segments of one class that overlap, or do not stand in the order of time."""
-    for row, _, segments, labels in _videos(survey):
-        for name in dict.fromkeys(labels):
-            own = [segment for segment, label in zip(segments, labels, strict=True) if label == name]
-            if any(after[0] < before[1] for before, after in pairwise(sorted(own))):
-                what = f"segments of {name} of {_name(survey, row)} overlap: {_some(own)}"
-                advice = "join them: detection mAP counts both"
-                yield _unless_known(survey, row, Finding(WARNING, what, survey.segments_file, advice=advice))
-            elif own != sorted(own):
-                what = f"segments of {name} of {_name(survey, row)} are not in order: {_some(own)}"
-                yield Finding(NOTE, what, survey.segments_file, advice="no matter, unless a digit is wrong")
-
-
-def segment_labels(survey: Survey) -> Iterator[Finding]:
-    """A segment is of a class that the video's label does not name."""
-    dataset = survey.dataset
-    for row, _, _, labels in _videos(survey):
-        odd = sorted({*labels} - {*dataset.codes(row.label), NORMAL_IN_TRUTH})
-        if odd and not dataset.is_normal(row.label):
-            what = f"{_name(survey, row)} is {row.label}, but has segments of {', '.join(odd)}"
-            yield _unless_known(survey, row, Finding(ERROR, what, survey.segments_file, advice=_REORDER))
-
-
-def truth_disagrees(survey: Survey) -> Iterator[Finding]:
-    """Frame truth and segments of a video tell of different times."""
-    differing = 0
-    for row, frames, segments, labels in _videos(survey):
-        if labels == [NORMAL_IN_TRUTH]:
-            continue
-        marked = frames_from_segments([(max(start, 0), max(end, 0)) for start, end in segments], len(frames))
-        off, either = int((marked != frames).sum()), int((marked | frames).sum())
-        differing += off
-        if off > MOST_DIFFERING * either:
-            what = f"frames and segments of {_name(survey, row)} agree in {either - off} of {either} abnormal frames"
-            yield Finding(ERROR, what, str(survey.options.gt_path), advice=_REORDER)
-    if differing:
-        what = f"frame truth and {survey.segments_file} differ in {differing} frames altogether"
-        yield Finding(NOTE, what, str(survey.options.gt_path), advice="so where they follow two annotation files")
-
-
 _REORDER = "is the truth of another list, or in another order? Build both with 'python -m clipfusionvad lists'"
 
 
-def _videos(survey: Survey) -> Iterator[tuple[Row, np.ndarray, list[Segment], list[str]]]:
-    """Every test video of a known label with its truth, where there is one."""
-    if survey.truth:
-        yield from zip(survey.test.rows, survey.truth.frames, survey.truth.segments, survey.truth.labels, strict=True)
+def truth_unreadable(scan: DatasetScan) -> Iterator[Finding]:
+    """The truth is missing, damaged, of other videos, or does not fit the features."""
+    if scan.truth_problem:
+        yield Finding(ERROR, scan.truth_problem)
+    elif scan.has_truth and scan.test.rows and not scan.truth:
+        count = len(scan.test.rows) - len(scan.test.read)
+        what = f"it was not checked, because {count} feature files of the test list could not be read"
+        yield Finding(NOTE, what, scan.config.gt_path)
 
 
-def _unless_known(survey: Survey, row: Row, finding: Finding) -> Finding:
-    """A note in place of what the official annotation has just so."""
-    if row.entry.video not in survey.dataset.annotation_quirks:
-        return finding
-    return replace(finding, level=NOTE, advice="so in the official annotation")
+def truth_length(scan: DatasetScan) -> Iterator[Finding]:
+    """Videos are longer or shorter in the truth than their features by a snippet or more."""
+    for note in scan.truth_notes:
+        yield Finding(WARNING, note, advice="make truth for these features with 'python -m clipfusionvad lists'")
 
 
-def _name(survey: Survey, row: Row) -> str:
-    return f"{row.entry.video} (row {row.number} of the test list)"
+def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
+    """The truth has another number of frames per snippet than --frames-per-snippet says."""
+    used, found = scan.config.frames_per_snippet, _frames_per_snippet(scan)
+    if found and not 1 / 1.25 < found / used < 1.25:
+        what = f"there are {found:.4g} frames of truth per feature row, but --frames-per-snippet is {used}"
+        advice = f"give --frames-per-snippet {round(found)}" if found > 0.9 else "look at the truth's lengths"
+        yield Finding(ERROR, what, scan.config.gt_path, advice=advice)
+
+
+def truth_of_training_videos(scan: DatasetScan) -> Iterator[Finding]:
+    """The truth file is that of training videos."""
+    path = scan.config.gt_path
+    if scan.has_truth and _is_keyed(path):
+        try:
+            named = {video_key(name).casefold() for name in read_annotations(path, scan.dataset)}
+        except UserError:
+            return
+        if trained := sorted(named & scan.train.videos.keys() - scan.test.videos.keys()):
+            what = f"it has {len(trained)} videos of the training list, the first is {trained[0]}"
+            yield Finding(WARNING, what, path, advice="are the lists swapped, or test videos trained on?")
+
+
+def normal_with_truth(scan: DatasetScan) -> Iterator[Finding]:
+    """A test video that its list calls normal has abnormal frames or segments."""
+    for video in _videos(scan):
+        if not scan.dataset.is_normal(video.row.label):
+            continue
+        if video.frames.any():
+            yield video.about_frames(ERROR, f"is {video.row.label}, but has {int(video.frames.sum())} abnormal frames")
+        if not video.normal:
+            what = f"is {video.row.label}, but has segments of {_some(video.labels)}"
+            yield video.about_segments(ERROR, what, _REORDER)
+        elif video.segments[0][0] != 0 or len(video.segments) > 1:
+            what = f"is {video.row.label}, but its segment is not the whole video: {video.segments}"
+            yield video.about_segments(WARNING, what)
+
+
+def anomalous_without_truth(scan: DatasetScan) -> Iterator[Finding]:
+    """A test video that its list calls anomalous has no abnormal frame or no segment."""
+    for video in _videos(scan):
+        if not scan.dataset.is_normal(video.row.label):
+            if not video.segments or video.normal:
+                yield video.about_segments(ERROR, f"is {video.row.label}, but has no segment", _REORDER)
+            elif not video.frames.any():
+                yield video.about_frames(ERROR, f"is {video.row.label}, but has no abnormal frame")
+
+
+def segment_bounds(scan: DatasetScan) -> Iterator[Finding]:
+    """A segment is empty, or lies past the end of the video."""
+    for video in _videos(scan):
+        for start, end in [] if video.normal else video.segments:
+            if end == start and not scan.dataset.empty_intervals:
+                yield video.about_segments(ERROR, f"has the empty segment {start} to {end}", "correct it")
+            elif start >= len(video.frames):
+                what = f"has {len(video.frames)} frames; the segment {start} to {end} lies past its end"
+                yield video.about_segments(ERROR, what, _REORDER)
+
+
+def segments_past_the_end(scan: DatasetScan) -> Iterator[Finding]:
+    """Segments run past the end of their videos; the rest is cut off, as in the released truth."""
+    past = [
+        (end - len(video.frames), video.name)
+        for video in _videos(scan)
+        for start, end in video.segments
+        if not video.normal and start < len(video.frames) < end
+    ]
+    if past:
+        most, name = max(past, key=lambda item: item[0])
+        what = f"segments that run past the end of their videos: {len(past)}, the furthest by {most} frames ({name})"
+        yield Finding(NOTE, what, scan.segments_file, advice="the rest is cut off")
+
+
+def segment_order(scan: DatasetScan) -> Iterator[Finding]:
+    """Segments of one class overlap, or are not in the order of time."""
+    for video in _videos(scan):
+        for name in dict.fromkeys(video.labels):
+            pairs = zip(video.segments, video.labels, strict=True)
+            segments = [segment for segment, label in pairs if label == name]
+            if any(after[0] < before[1] for before, after in pairwise(sorted(segments))):
+                what = f"has segments of {name} that overlap: {_some(segments)}"
+                yield video.unless_known(video.about_segments(WARNING, what, "join them: detection mAP counts both"))
+            elif segments != sorted(segments):
+                what = f"has segments of {name} that are not in order: {_some(segments)}"
+                yield video.about_segments(NOTE, what, "this is harmless, unless a digit is wrong")
+
+
+def segment_labels(scan: DatasetScan) -> Iterator[Finding]:
+    """A segment is of a class that the video's label does not name."""
+    for video in _videos(scan):
+        label = video.row.label
+        odd = sorted({*video.labels} - {*scan.dataset.codes(label), NORMAL_IN_TRUTH})
+        if odd and not scan.dataset.is_normal(label):
+            what = f"is {label}, but has segments of {', '.join(odd)}"
+            yield video.unless_known(video.about_segments(ERROR, what, _REORDER))
+
+
+def truth_disagrees(scan: DatasetScan) -> Iterator[Finding]:
+    """Frame truth and segments of a video mark different times."""
+    differing = 0
+    for video in _videos(scan):
+        if video.normal:
+            continue
+        spans = [(max(start, 0), max(end, 0)) for start, end in video.segments]
+        marked = frames_from_segments(spans, len(video.frames))
+        off, either = int((marked != video.frames).sum()), int((marked | video.frames).sum())
+        differing += off
+        if off > MOST_DIFFERING * either:
+            what = f"has {either} frames that are abnormal by its frames or segments, {either - off} of them by both"
+            yield video.about_frames(ERROR, what)
+    if differing:
+        what = f"frame truth and {scan.segments_file} differ in {differing} frames in total"
+        yield Finding(NOTE, what, scan.config.gt_path, advice="this is normal if they follow two annotation files")
+
+
+@dataclass(frozen=True)
+class _Video:
+    """A test video with its truth."""
+
+    scan: DatasetScan
+    row: ScannedRow
+    frames: np.ndarray
+    segments: list[Segment]
+    labels: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.entry.video} (row {self.row.number} of the test list)"
+
+    @property
+    def normal(self) -> bool:
+        """Whether the truth calls the video normal."""
+        return self.labels == [NORMAL_IN_TRUTH]
+
+    def about_frames(self, level: str, what: str) -> Finding:
+        return Finding(level, f"{self.name} {what}", self.scan.config.gt_path, advice=_REORDER)
+
+    def about_segments(self, level: str, what: str, advice: str = "") -> Finding:
+        return Finding(level, f"{self.name} {what}", self.scan.segments_file, advice=advice)
+
+    def unless_known(self, finding: Finding) -> Finding:
+        """Return a note instead if the official annotation has the same quirk."""
+        if self.row.entry.video not in self.scan.dataset.annotation_quirks:
+            return finding
+        return replace(finding, level=NOTE, advice="as in the official annotation")
+
+
+def _videos(scan: DatasetScan) -> list[_Video]:
+    """Return every test video with its truth, if the truth could be read."""
+    if not scan.truth:
+        return []
+    truth = scan.truth.frames, scan.truth.segments, scan.truth.labels
+    return [_Video(scan, *parts) for parts in zip(scan.test.rows, *truth, strict=True)]
 
 
 def _is_keyed(path: str) -> bool:
     return Path(path).suffix.lower() in KEYED_SUFFIXES
 
 
-def _some(items: list[Any]) -> str:
+def _some(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:4])) + (", …" if len(items) > 4 else "")
 
 
-def _frames_per_snippet(survey: Survey) -> float | None:
-    """Frames of truth to a row of features: the middling video's where truth is told by video, else altogether."""
-    path, rows = survey.options.gt_path, survey.test.rows
-    if not survey.has_truth or not rows or len(survey.test.read) < len(rows):
+def _frames_per_snippet(scan: DatasetScan) -> float | None:
+    """Return frames of truth per row of features: the median over videos of keyed truth, else over the whole."""
+    path, rows = scan.config.gt_path, scan.test.rows
+    if not scan.has_truth or not rows or len(scan.test.read) < len(rows):
         return None
     try:
         if not _is_keyed(path):
             return len(read_array(path, "frame truth")) / sum(row.features.snippets for row in rows)
-        known = {name.casefold(): item.frames for name, item in read_annotations(path, survey.dataset).items()}
+        known = {name.casefold(): item.frames for name, item in read_annotations(path, scan.dataset).items()}
     except (UserError, TypeError):
         return None
     ratios = [frames / row.features.snippets for row in rows if (frames := known.get(row.video))]
     return float(np.median(ratios)) if ratios else None
-
-
-CHECKS = (
-    truth_unreadable,
-    truth_length,
-    frames_per_snippet,
-    truth_of_training_videos,
-    normal_with_truth,
-    anomalous_without_truth,
-    segment_bounds,
-    segments_past_the_end,
-    segment_order,
-    segment_labels,
-    truth_disagrees,
-)

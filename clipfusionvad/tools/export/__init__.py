@@ -1,1 +1,1 @@
-"""Trained models for other programs: the scoring path as a graph, checked, with a card that says what it is."""
+"""Export of trained models: the scoring path as a graph, checked against the model, with a model card."""

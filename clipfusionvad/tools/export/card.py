@@ -1,4 +1,4 @@
-"""The model card beside an exported file: what it is, how to run it, how it was checked, what it is not for."""
+"""The model card beside an exported file: what it is, how to run it, how it was checked, and its limits."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from clipfusionvad.io.provenance import code, short_hash
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY
 from clipfusionvad.report.table import metrics_table
-from clipfusionvad.tools.export.check import Checked
-from clipfusionvad.tools.export.forms import Form, Subject
-from clipfusionvad.tools.export.scorer import CLASSES, MAIN, input_names, made_up_video, score_by_method
+from clipfusionvad.tools.export.forms import Form, TrainedModel
+from clipfusionvad.tools.export.graph import Checked
+from clipfusionvad.tools.export.scorer import CLASSES, MAIN, input_names, random_video, score_by_method
 
 _LIMITS = """\
-The scores rank snippets. They are not calibrated probabilities of an event, and a threshold has to be chosen on videos
-of the place where the model is to run. It knows the kinds of events of its training data and the look of its cameras;
-other scenes, lenses, frame rates and compression shift its scores. Public anomaly datasets are small, old and one-sided
-about people and places, and the model repeats that.
+The scores rank snippets. They are not calibrated probabilities of an event. Choose a threshold on videos of the place
+where the model will run. The model has learned the kinds of events of its training data and the look of its cameras;
+other scenes, lenses, frame rates and compression shift its scores. Public anomaly datasets are small, old and biased
+about people and places, and so is the model.
 
-Meant for research, and to show a person where in a recording to look. Not meant for decisions about people without
-somebody reviewing the video, nor for telling who somebody is.
+The model is for research, and for showing a person where in a recording to look. Do not use it to decide about people
+without a review of the video, or to identify people.
 """
 
 
 def card_path(path: Path) -> Path:
-    """``model.onnx`` → ``model.onnx.md``: several forms of a model can lie side by side."""
+    """Return the path of a card: ``model.onnx`` → ``model.onnx.md``."""
     return path.with_name(f"{path.name}.md")
 
 
 def write_card(
-    path: Path, subject: Subject, dataset: Dataset, checkpoint: str, form: Form, checked: Checked | None
+    path: Path, trained: TrainedModel, dataset: Dataset, checkpoint: str, form: Form, checked: Checked | None
 ) -> None:
-    """Write the card of an exported file, which must be there."""
-    model, made = subject.model, subject.made
+    """Write the card of an exported file, which must exist."""
+    model, hparams = trained.model, trained.hparams
     sections = {
-        "What it is": "\n".join(_identity(path, subject, dataset, checkpoint, form)),
+        "What it is": "\n".join(_identity(path, trained, dataset, checkpoint, form)),
         "Inputs and outputs": "\n".join(_tensors(model)),
-        "Features it expects": _features(model, made),
+        "Features it expects": _features(model, hparams),
         "How to run it": _usage(path, model, dataset),
-        "How it was checked": f"{_sentence(checked)}\n" if checked else _UNCHECKED.get(path.suffix.lower(), _BY_HAND),
-        "Metrics": _metrics(subject, dataset),
+        "How it was checked": f"{_sentence(checked)}\n" if checked else _UNCHECKED.get(path.suffix.lower(), _NOT_RUN),
+        "Metrics": _metrics(trained, dataset),
         "Classes": "\n".join(f"- {label}: {prompt}" for label, prompt in dataset.classes.items()) + "\n",
-        "Options": "\n".join(f"- {name}: {value}" for name, value in made["options"].items()) + "\n",
+        "Options": "\n".join(f"- {name}: {value}" for name, value in hparams["options"].items()) + "\n",
         "Limits and intended use": _LIMITS,
     }
     body = "\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
@@ -55,53 +55,51 @@ def write_card(
 
 
 _UNCHECKED = {SAFETENSORS: "The file was read back; all weights are the same bits.\n"}
-_BY_HAND = "The file holds the model's own weights; it was not run.\n"
+_NOT_RUN = "The file holds the model's weights; it was not run.\n"
 
 
 def _sentence(checked: Checked) -> str:
-    return f"{str(checked)[0].upper()}{str(checked)[1:]}. The features were random numbers as long as CLIP's."
+    return f"{str(checked)[0].upper()}{str(checked)[1:]}. The features were random vectors of the norm of CLIP's."
 
 
-def _identity(path: Path, subject: Subject, dataset: Dataset, checkpoint: str, form: Form) -> Iterator[str]:
-    made, version = subject.made, code()
-    paper = (inspect.getdoc(inspect.getmodule(type(subject.model))) or subject.model.name).splitlines()[0]
-    yield f"A detector of anomalous events in video, by the snippet. {paper}"
+def _identity(path: Path, trained: TrainedModel, dataset: Dataset, checkpoint: str, form: Form) -> Iterator[str]:
+    hparams, version = trained.hparams, code()
+    paper = (inspect.getdoc(inspect.getmodule(type(trained.model))) or trained.model.name).splitlines()[0]
+    yield f"A detector of anomalous events in video, snippet by snippet. {paper}"
     yield ""
     yield f"- form: {form.title}; SHA-256 begins with {short_hash(path)}, {path.stat().st_size} bytes"
-    yield f"- method: {made['method']}"
-    yield f"- trained on: {dataset.title}, video labels only; the features it saw are not part of this file"
-    yield f"- protocol: {made['protocol']} (`paper`: the released code's, which selects the weights on the test set)"
+    yield f"- method: {hparams['method']}"
+    yield f"- trained on: {dataset.title}, video labels only; the training features are not in this file"
+    yield f"- protocol: {hparams['protocol']} (`paper`: the released code's, which selects the weights on the test set)"
     yield f"- exported from: {Path(checkpoint).name}"
     commit = version["commit"] or "unknown"
     yield f"- code: clipfusionvad {version['version']}, commit {commit}, sources {version['sources']}"
-    if made["clip"] == TOY:
-        yield "- its CLIP is the small random one of the demo: good for trying out, not for use"
+    if hparams["clip"] == TOY:
+        yield "- its CLIP is the small random one of the demo: only for trying out"
     yield ""
 
 
 def _tensors(model: Method) -> Iterator[str]:
-    yield "One whole video at a time, of any length L from one snippet on; windows and padding are inside. All float32."
+    yield "One whole video at a time, of any length L ≥ 1; windows and padding are inside. All values are float32."
     yield ""
     yield "| name | shape | what |"
     yield "|---|---|---|"
     for name, stream in zip(input_names(model), model.streams, strict=True):
         yield f"| `{name}` (input) | (L, {model.visual_width}) | {stream} features, a row per snippet |"
-    outputs = score_by_method(model, [stream.numpy() for stream in made_up_video(model, 1)])
+    outputs = score_by_method(model, [stream.numpy() for stream in random_video(model, 1)])
     meanings = {MAIN: "probability of an anomaly, 0 to 1", CLASSES: "probability of each class below, in that order"}
     for name, value in outputs.items():
         shape = f"(L, {value.shape[1]})" if value.ndim == 2 else "(L,)"
-        yield f"| `{name}` | {shape} | {meanings.get(name, 'the same by another branch')} |"
+        yield f"| `{name}` | {shape} | {meanings.get(name, 'the same of another branch')} |"
     yield ""
 
 
-def _features(model: Method, made: Mapping[str, Any]) -> str:
-    source = f"CLIP {made['clip']}" if made["clip"] else "the CLIP of its training data, which the file does not name"
-    frames = made["frames_per_snippet"]
-    snippet = (
-        f"{frames} frame{'s' if frames != 1 else ''} a snippet" if frames else "an unknown number of frames a snippet"
-    )
+def _features(model: Method, hparams: Mapping[str, Any]) -> str:
+    clip, frames = hparams["clip"], hparams["frames_per_snippet"]
+    source = f"CLIP {clip}" if clip else "the CLIP of its training data, which the file does not name"
+    snippet = f"{frames or 'an unknown number of'} frame{'s' if frames != 1 else ''} per snippet"
     return (
-        f"Image features of {source}, {snippet}, {model.visual_width} numbers each, as in the training data: released "
+        f"Image features of {source}, {snippet}, {model.visual_width} values each, as in the training data: released "
         f"features are the mean over the frames, not normalised. Features of another model or scale give meaningless "
         f"scores without any error.\n"
     )
@@ -124,15 +122,15 @@ def _usage(path: Path, model: Method, dataset: Dataset) -> str:
         case suffix if suffix == SAFETENSORS:
             flags = f"--method {model.name} --dataset {dataset.name} --model-path {path.name}"
             return (
-                f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` finds it.\n"
+                f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` names it.\n"
             )
         case _:
-            return "The original project's code loads it; all of CLIP is inside. Here: `--model-path`.\n"
+            return "The original project's code loads it; all of CLIP is inside. In this repository: `--model-path`.\n"
     return "\n".join(["```python", *lines, "```", ""])
 
 
-def _metrics(subject: Subject, dataset: Dataset) -> str:
-    if not subject.metrics:
+def _metrics(trained: TrainedModel, dataset: Dataset) -> str:
+    if not trained.metrics:
         return "Not measured: the checkpoint holds no test metrics.\n"
-    table = metrics_table({"measured": subject.metrics}, {})
+    table = metrics_table({"measured": trained.metrics}, {})
     return f"At the end of training, on the test set of {dataset.title}:\n\n```text\n{table}\n```\n"

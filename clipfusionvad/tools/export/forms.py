@@ -1,4 +1,4 @@
-"""The forms in which a trained model is exported, by the suffix of the file."""
+"""The file formats of an exported model, by the suffix of the file."""
 
 from __future__ import annotations
 
@@ -16,68 +16,62 @@ from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safe
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import ClipWeights
-from clipfusionvad.tools.export.check import Checked, check_graph
-from clipfusionvad.tools.export.graph import export_program, followed, onnx_bytes, pt2_bytes, run_onnx, run_pt2
+from clipfusionvad.tools.export import graph
+from clipfusionvad.tools.export.graph import Checked, Run
 from clipfusionvad.tools.export.scorer import VideoScorer
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is exported: a model, its CLIP, what ``checkpoint.describe`` says of it, and its test metrics, if known."""
+class TrainedModel:
+    """What is exported: a model, its CLIP, its hyper-parameters, and its test metrics, if known."""
 
     model: Method
     clip: ClipWeights | None
-    made: Mapping[str, Any]
+    hparams: Mapping[str, Any]
     metrics: Mapping[str, Any] | None
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What a graph says of itself in its file."""
-        return {**self.made, "metrics": self.metrics, "code": code()}
 
 
 @dataclass(frozen=True)
 class Form:
-    """``write`` leaves a file that was checked, or none; it gives what the check found, if the form is a graph."""
+    """``write`` leaves a file that was checked, or none; for a graph it returns the result of the check."""
 
     title: str
-    write: Callable[[Path, Subject], Checked | None]
+    write: Callable[[Path, TrainedModel], Checked | None]
 
 
-def _write_onnx(path: Path, subject: Subject) -> Checked:
-    with followed(subject.model):
-        scorer = VideoScorer(subject.model)
-        content = onnx_bytes(export_program(scorer), scorer, subject.about)
-        checked = check_graph(run_onnx(content), scorer, subject.model)
-    return _keep(path, content, checked)
+def _write_onnx(path: Path, trained: TrainedModel) -> Checked:
+    return _write_graph(path, trained, graph.onnx_bytes, graph.run_onnx)
 
 
-def _write_pt2(path: Path, subject: Subject) -> Checked:
-    with followed(subject.model):
-        scorer = VideoScorer(subject.model)
-        content = pt2_bytes(export_program(scorer), subject.about)
-        checked = check_graph(run_pt2(content, scorer), scorer, subject.model)
-    return _keep(path, content, checked)
+def _write_pt2(path: Path, trained: TrainedModel) -> Checked:
+    return _write_graph(path, trained, graph.pt2_bytes, graph.run_pt2)
 
 
-def _keep(path: Path, content: bytes, checked: Checked) -> Checked:
+def _write_graph(
+    path: Path, trained: TrainedModel, to_bytes: Callable[..., bytes], load: Callable[[bytes, VideoScorer], Run]
+) -> Checked:
+    about = {**trained.hparams, "metrics": trained.metrics, "code": code()}
+    with graph.clear_errors(trained.model):
+        scorer = VideoScorer(trained.model)
+        content = to_bytes(graph.export_program(scorer), scorer, about)
+        checked = graph.check_graph(load(content, scorer), scorer, trained.model)
     with atomic_write(path) as file:
         file.write(content)
     return checked
 
 
-def _write_weights(path: Path, subject: Subject) -> None:
-    state = own_state(subject.model)
-    content = pack_safetensors(model_content(subject.made, state, metrics=subject.metrics))
-    found = unpack_safetensors(content, path)[WEIGHTS]
-    if found.keys() != state.keys() or not all(torch.equal(found[key], state[key]) for key in state):
-        raise UserError(f"safetensors does not give back the weights that it was given: {path} not written")
+def _write_weights(path: Path, trained: TrainedModel) -> None:
+    state = own_state(trained.model)
+    content = pack_safetensors(model_content(trained.hparams, state, metrics=trained.metrics))
+    read = unpack_safetensors(content, path)[WEIGHTS]
+    if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):
+        raise UserError(f"safetensors changes the weights: {path} not written")
     with atomic_write(path) as file:
         file.write(content)
 
 
-def _write_released(path: Path, subject: Subject) -> None:
-    write_torch(path, released_state(subject.model, subject.clip))
+def _write_released(path: Path, trained: TrainedModel) -> None:
+    write_torch(path, released_state(trained.model, trained.clip))
 
 
 RELEASED = Form("released form", _write_released)
@@ -91,9 +85,9 @@ FORMS = {
 
 
 def form_of(path: str | Path) -> Form:
-    """The form that a file's suffix says; ``UserError`` for another one."""
+    """Return the form of a file's suffix; ``UserError`` for an unknown one."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMS:
         known = ", ".join(f"{suffix} ({form.title})" for suffix, form in FORMS.items())
-        raise UserError(f"--output {path}: its suffix says no form to export to; there are {known}")
+        raise UserError(f"--output {path}: unknown suffix; the suffixes are {known}")
     return FORMS[suffix]
