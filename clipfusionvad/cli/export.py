@@ -15,18 +15,18 @@ from clipfusionvad.io.files import check_writable
 from clipfusionvad.models import method_names
 from clipfusionvad.report.table import check_metrics
 from clipfusionvad.tools.export.card import card_path, write_card
-from clipfusionvad.tools.export.forms import FORMS, RELEASED, Subject, form_of
+from clipfusionvad.tools.export.forms import FORMS, RELEASED, TrainedModel, form_of
 
 
 def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
     form, path = form_of(args.output), Path(args.output)
-    subject, dataset = _load(args, released=form is RELEASED)
+    trained, dataset = _load(args, released=form is RELEASED)
     for written in (path, card_path(path)):
         check_writable(written)
-    checked = form.write(path, subject)
-    write_card(path, subject, dataset, args.checkpoint, form, checked)
-    print(f"wrote {path}: {subject.model.name} on {dataset.title}, {form.title}")
+    checked = form.write(path, trained)
+    write_card(path, trained, dataset, args.checkpoint, form, checked)
+    print(f"wrote {path}: {trained.model.name} on {dataset.title}, {form.title}")
     if checked:
         print(checked)
     print(f"what it is and how to run it: {card_path(path)}")
@@ -48,7 +48,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _load(args: Namespace, released: bool) -> tuple[Subject, Dataset]:
+def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
     """The model that a file holds, with what is known of it."""
     file = read_model_file(args.checkpoint)
     if released and not file.made:
@@ -65,4 +65,4 @@ def _load(args: Namespace, released: bool) -> tuple[Subject, Dataset]:
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {args.checkpoint}")
     model, clip = load_model(options, dataset, file)
-    return Subject(model, clip, describe(model, clip, dataset, vars(options)), file.metrics), dataset
+    return TrainedModel(model, clip, describe(model, clip, dataset, vars(options)), file.metrics), dataset

@@ -21,10 +21,18 @@ from clipfusionvad.data.sampling import GridSampling, WindowSampling
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.tools.export import forms
-from clipfusionvad.tools.export.check import TOLERANCE, Checked, check_graph
-from clipfusionvad.tools.export.graph import export_program, onnx_bytes, pt2_bytes, run_onnx, run_pt2
-from clipfusionvad.tools.export.scorer import VideoScorer, made_up_video, score_by_method
+from clipfusionvad.tools.export import graph
+from clipfusionvad.tools.export.graph import (
+    TOLERANCE,
+    Checked,
+    check_graph,
+    export_program,
+    onnx_bytes,
+    pt2_bytes,
+    run_onnx,
+    run_pt2,
+)
+from clipfusionvad.tools.export.scorer import VideoScorer, random_video, score_by_method
 
 WIDTHS = {"embed_dim": 64, "visual_width": 64}
 WINDOWS = {**WIDTHS, "visual_length": 16, "attn_window": 8, "visual_layers": 1}
@@ -77,7 +85,7 @@ def build(case):
 def expect_equal(run, model, names, lengths):
     """Outputs of a graph against ``score_video`` and, for the other branches, ``score_windows``."""
     for count in lengths:
-        streams = [stream.numpy() for stream in made_up_video(model, count, seed=count)]
+        streams = [stream.numpy() for stream in random_video(model, count, seed=count)]
         found, wanted = run(dict(zip(names, streams, strict=True))), score_by_method(model, streams)
         assert list(found) == list(wanted)
         for name, value in wanted.items():
@@ -136,7 +144,7 @@ def test_onnx_scores_as_the_model_does(case):
     model = build(case)
     scorer = VideoScorer(model)
     content = onnx_bytes(export_program(scorer), scorer, {"x": 1})
-    expect_equal(run_onnx(content), model, scorer.inputs, LENGTHS)
+    expect_equal(run_onnx(content, scorer), model, scorer.inputs, LENGTHS)
     # The toy's table of tokens alone is more than that.
     assert len(content) < 49408 * 64
 
@@ -145,7 +153,7 @@ def test_onnx_scores_as_the_model_does(case):
 def test_pt2_scores_as_the_model_does(case):
     model = build(case)
     scorer = VideoScorer(model)
-    content = pt2_bytes(export_program(scorer), {"x": 1})
+    content = pt2_bytes(export_program(scorer), scorer, {"x": 1})
     expect_equal(run_pt2(content, scorer), model, scorer.inputs, LENGTHS)
     assert len(content) < 49408 * 64
     extra = {"clipfusionvad": ""}
@@ -171,7 +179,7 @@ def test_the_command_writes_onnx_with_a_card_whose_example_runs(tmp_path, monkey
     session = onnxruntime.InferenceSession(tmp_path / "out/m.onnx")
     shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
     assert shapes == {"rgb": ["snippets", 64], "event": ["snippets", 64], "anomaly": ["snippets"]}
-    expect_equal(run_onnx((tmp_path / "out/m.onnx").read_bytes()), model, ("rgb", "event"), LENGTHS)
+    expect_equal(run_onnx((tmp_path / "out/m.onnx").read_bytes(), None), model, ("rgb", "event"), LENGTHS)
     about = json.loads(session.get_modelmeta().custom_metadata_map["clipfusionvad"])
     assert about["method"] == model.name and list(about["classes"]) == DATASETS["ucf"].labels
     card = tmp_path / "out/m.onnx.md"
@@ -238,7 +246,7 @@ def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
         run = run_pt2(content, scorer)
         return lambda features: {name: value + np.float32(2e-5) for name, value in run(features).items()}
 
-    monkeypatch.setattr(forms, "run_pt2", wrong)
+    monkeypatch.setattr(graph, "run_pt2", wrong)
     outcome = export(tmp_path / "model.pth", "--output", tmp_path / "m.pt2")
     assert outcome.code == 2 and "anomaly differs" in outcome.err
     assert (tmp_path / "m.pt2").read_text() == "from before"
@@ -262,7 +270,7 @@ def test_nan_and_other_shapes_do_not_pass_the_check():
 
 
 REFUSED = {
-    "its suffix says no form": ["model.pth", "--output", "m.bin"],
+    "unknown suffix": ["model.pth", "--output", "m.bin"],
     "does not say its dataset: pass --dataset": ["released.pth", "--output", "m.onnx"],
     "in the released form already": ["released.pth", "--output", "m.pth"],
     "not found": ["nothing.pth", "--output", "m.onnx"],

@@ -14,10 +14,9 @@ from tiny import Tiny, make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.io.errors import UserError, error_line
-from clipfusionvad.tools.export.check import TOLERANCE
-from clipfusionvad.tools.export.forms import Subject, form_of
-from clipfusionvad.tools.export.graph import run_onnx
-from clipfusionvad.tools.export.scorer import made_up_video
+from clipfusionvad.tools.export.forms import TrainedModel, form_of
+from clipfusionvad.tools.export.graph import TOLERANCE, run_onnx
+from clipfusionvad.tools.export.scorer import random_video
 
 
 def run(*argv):
@@ -76,9 +75,9 @@ def test_a_released_file_becomes_onnx(tmp_path):
     flags = ["--method", "vadclip", "--dataset", "ucf", "--config", tmp_path / "sizes.yaml", "--clip", "toy"]
     done = run("export", tmp_path / "released.pth", *flags, "--output", tmp_path / "m.onnx")
     assert done.code == 0, done.err
-    (streams,) = made_up_video(model, 70)
+    (streams,) = random_video(model, 70)
     anomaly, classes = model.score_video(streams.numpy())
-    found = run_onnx((tmp_path / "m.onnx").read_bytes())({"features": streams.numpy()})
+    found = run_onnx((tmp_path / "m.onnx").read_bytes(), None)({"features": streams.numpy()})
     np.testing.assert_allclose(found["anomaly"], anomaly, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(found["classes"], classes, rtol=0, atol=TOLERANCE)
     about = onnxruntime.InferenceSession(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
@@ -128,7 +127,7 @@ def test_what_cannot_be_followed_is_one_line_that_names_it(line, tmp_path, monke
     model = importlib.import_module("odd_method").Odd()
     path = tmp_path / f"m{suffix}"
     with pytest.raises(UserError, match="odd cannot be exported") as refused:
-        form_of(path).write(path, Subject(model, None, {}, None))
+        form_of(path).write(path, TrainedModel(model, None, {}, None))
     message = error_line(refused.value)
     number = program.splitlines().index(f"        {line}") + 1
     assert named.format(number=number) in message and len(message) < 500
@@ -141,6 +140,6 @@ def test_no_memory_is_not_taken_for_a_bad_operation(tmp_path, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     write_model(tmp_path / "model.pth", "iefvad")
-    monkeypatch.setattr("clipfusionvad.tools.export.forms.export_program", full)
+    monkeypatch.setattr("clipfusionvad.tools.export.graph.export_program", full)
     done = run("export", tmp_path / "model.pth", "--output", tmp_path / "m.pt2")
     assert done.code == 2 and done.err.startswith("error: more memory is needed") and done.err.count("\n") == 1

@@ -146,7 +146,8 @@ def near_duplicates(scan: DatasetScan) -> Iterator[Finding]:
             if reported or not _same_course(trained, tested):
                 continue
             seen.add(pair)
-            what = f"{tested.file} is nearly {trained.file} ({scan.train.path}, row {trained.number}), snippet by snippet"
+            place = f"{scan.train.path}, row {trained.number}"
+            what = f"{tested.file} is nearly {trained.file} ({place}), snippet by snippet"
             yield tested.finding(WARNING, what, "are they one video under two names? Then remove one")
 
 

@@ -124,7 +124,9 @@ def clip_weights(machine: Installation) -> Iterator[Finding]:
         yield Finding(NOTE, what, advice="without a network, copy the file there or give --clip FILE")
     for path in files:
         if path.stat().st_size < 2**26:
-            yield Finding(WARNING, "too small for weights of CLIP", str(path), advice="delete it: its download was interrupted")
+            yield Finding(
+                WARNING, "too small for weights of CLIP", str(path), advice="delete it: the download broke off"
+            )
 
 
 def gpu(machine: Installation) -> Iterator[Finding]:
