@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfusionvad.cli.option_files import OptionFile, option_file_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import UserError, nearest
 
-# The checks are imported after the command line is parsed: they need torch, --help does not.
+# The rest is imported after the command line is parsed: the checks need torch, --help does not.
 if TYPE_CHECKING:
+    from clipfusionvad.cli.option_files import OptionFile
     from clipfusionvad.tools.doctor.dataset_scan import DatasetScan
     from clipfusionvad.tools.doctor.findings import Check, Finding
     from clipfusionvad.tools.doctor.run import RunOptions
@@ -95,6 +95,7 @@ def _choose(only: Sequence[str]) -> dict[str, list[Check]]:
 
 def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yield what is checked: its title, the group of its checks, and a function that reads it."""
+    from clipfusionvad.cli.option_files import option_file_of
     from clipfusionvad.engine.run_folder import seeds_in
     from clipfusionvad.tools.doctor.installation import Installation
     from clipfusionvad.tools.doctor.run import RunFolder
@@ -131,6 +132,7 @@ def scan(option_file: OptionFile, options: Namespace) -> DatasetScan:
 
 def parse_recorded(path: Path) -> RunOptions:
     """Return the options that a run has recorded, as training would read them; ``UserError`` if it cannot."""
+    from clipfusionvad.cli.option_files import option_file_of
     from clipfusionvad.io.config_files import read_config
     from clipfusionvad.tools.doctor.run import RunOptions
 

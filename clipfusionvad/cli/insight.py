@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 from clipfusionvad.cli.load import find_source, load_model, parse_over_model, read_run_options, stored_options
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import build_parser, config_tokens
-from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.cli.prepare import prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile
@@ -77,7 +77,7 @@ def _parse(name: str, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     parser = Parser(
         prog=f"clipfusionvad insight {name}",
         description=f"{summary(analysis)}.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     many, scores = analysis in FROM_RUNS, analysis in FROM_SCORES
     where = "folders of runs" if many else "folder of a run or a test" if scores else "folder of a run, or a model file"

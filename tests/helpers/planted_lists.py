@@ -287,6 +287,6 @@ MISTAKES = {
         {"test-crops", "truth-unreadable", "truth-of-training-videos", "frames-per-snippet"},
     ),
     model_of_another_dataset: ("model-file", ERROR, set()),
-    calibration_not_there: ("calibration-file", ERROR, set()),
+    calibration_not_there: ("normal-centroid-file", ERROR, set()),
     event_stream_not_there: ("file-unreadable", ERROR, set()),
 }

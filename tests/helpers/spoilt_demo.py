@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 import ucf_option
+from clipfusionvad.cli.doctor import scan
 from clipfusionvad.datasets import UCF
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.demo import demo_folder
-from clipfusionvad.tools.doctor.survey import take_survey
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Demo:
     def file(self, row: list[str]) -> Path:
         return self.train.parent / row[0]
 
-    def survey(self):
-        return take_survey(ucf_option.parse_args(["--demo", *self.flags]), UCF)
+    def scan(self):
+        return scan(ucf_option, ucf_option.parse_args(["--demo", *self.flags]))
 
 
 def rows_of(path):

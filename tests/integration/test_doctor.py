@@ -15,11 +15,12 @@ from spoilt_demo import Demo, at, rows_of, save
 from tiny import quietly
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli.doctor import GROUPS
+from clipfusionvad.cli.doctor import groups
 from clipfusionvad.datasets import UCF
 from clipfusionvad.tools.demo import make_demo
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, SHOWN, WARNING, Finding, examine, lines, name_of
+from clipfusionvad.tools.doctor.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines, name_of, run_checks
 
+GROUPS = groups()
 ROOT = Path(__file__).resolve().parents[2]
 MISTAKES = planted_lists.MISTAKES | planted_truth.MISTAKES
 
@@ -44,9 +45,9 @@ def demo(clean, tmp_path, monkeypatch):
 
 
 def test_nothing_is_found_in_the_clean_set(demo):
-    assert examine(GROUPS["data"], demo.survey()) == []
+    assert run_checks(GROUPS["data"], demo.scan()) == []
     demo.use_arrays()
-    assert examine(GROUPS["data"], demo.survey()) == []
+    assert run_checks(GROUPS["data"], demo.scan()) == []
 
 
 @pytest.mark.parametrize("plant", MISTAKES, ids=lambda plant: plant.__name__)
@@ -54,7 +55,7 @@ def test_a_planted_mistake_is_found(plant, demo):
     check, level, follow = MISTAKES[plant]
     file, row = plant(demo)
     before = {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")}
-    findings = examine(GROUPS["data"], demo.survey())
+    findings = run_checks(GROUPS["data"], demo.scan())
     found = [finding for finding in findings if (finding.check, finding.level) == (check, level)]
     assert found, findings
     text = [str(finding) for finding in found]
@@ -74,7 +75,7 @@ def test_features_that_point_elsewhere_are_found(demo):
             save(demo.file(row), ((0 if strange else 0.5) * features + away).astype(np.float16))
             if strange:
                 number = at(rows_of(path), "Arson009_x264__1")
-    (found,) = examine([check for check in GROUPS["data"] if name_of(check) == "feature-direction"], demo.survey())
+    (found,) = run_checks([check for check in GROUPS["data"] if name_of(check) == "feature-direction"], demo.scan())
     assert (found.level, found.file, found.row) == (WARNING, str(demo.train), number)
 
 

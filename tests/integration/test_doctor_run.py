@@ -15,12 +15,12 @@ from test_build_lists import SHARED, needs_shared
 from tiny import make_tiny, quietly
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli.doctor import GROUPS, parse_recorded
+from clipfusionvad.cli.doctor import groups, parse_recorded
 from clipfusionvad.datasets import DATASETS, SHANGHAITECH, UCF, XD
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.tools.doctor import installation
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, examine
+from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, run_checks
 from clipfusionvad.tools.doctor.installation import Installation, read_requirements
 from clipfusionvad.tools.doctor.run import RunFolder
 
@@ -39,8 +39,11 @@ def run(trained, tmp_path):
     return tmp_path / "run"
 
 
+GROUPS = groups()
+
+
 def found_in(folder):
-    return examine(GROUPS["run"], RunFolder(folder, parse_recorded))
+    return run_checks(GROUPS["run"], RunFolder(folder, parse_recorded))
 
 
 def change_json(path, **values):
@@ -137,7 +140,7 @@ def test_every_seed_of_a_run_is_looked_at(trained, tmp_path, run):
 
 def test_this_installation_can_run_this():
     """Where the tests run there is no error; what the machine lacks may be a warning."""
-    assert [finding for finding in examine(installation.CHECKS, Installation()) if finding.level == ERROR] == []
+    assert [finding for finding in run_checks(GROUPS["installation"], Installation()) if finding.level == ERROR] == []
 
 
 def test_requirements_are_those_of_the_project():
@@ -159,7 +162,7 @@ INSTALLATION_MISTAKES = {
 @pytest.mark.parametrize("name", INSTALLATION_MISTAKES)
 def test_a_mistake_in_the_installation_is_found(name):
     given, check, said = INSTALLATION_MISTAKES[name]
-    findings = examine(installation.CHECKS, Installation(**given))
+    findings = run_checks(GROUPS["installation"], Installation(**given))
     assert any(finding.check == check and said in finding.what and finding.advice for finding in findings), findings
 
 
@@ -167,7 +170,7 @@ def test_folders_and_downloads_are_looked_at(tmp_path):
     (tmp_path / "runs").write_text("a file")
     (tmp_path / ".cache" / "clip").mkdir(parents=True)
     (tmp_path / ".cache" / "clip" / "ViT-B-16.pt").write_bytes(b"broken off")
-    findings = examine(installation.CHECKS, Installation(folder=tmp_path, environ={"HOME": str(tmp_path)}))
+    findings = run_checks(GROUPS["installation"], Installation(folder=tmp_path, environ={"HOME": str(tmp_path)}))
     by_check = {finding.check: finding for finding in findings}
     assert by_check["disk"].level == ERROR and "runs" in by_check["disk"].what
     assert by_check["clip-weights"].level == WARNING and by_check["clip-weights"].file.endswith("ViT-B-16.pt")
@@ -178,7 +181,7 @@ def test_clip_that_cannot_be_imported_says_what_to_do(monkeypatch):
         raise UserError("CLIP needs the Python module 'pkg_resources': pip install 'setuptools<81'")
 
     monkeypatch.setattr(installation, "openai_clip", missing)
-    (finding,) = examine([installation.clip_import], Installation())
+    (finding,) = run_checks([installation.clip_import], Installation())
     assert finding.level == ERROR and "setuptools<81" in finding.what
 
 

@@ -342,13 +342,13 @@ def _draw_events(axis: Axes, found: Latencies, rate: int, longest: float) -> Non
 def latency(
     test: TestResult,
     *,
-    rates: Annotated[tuple[float, ...], Option("false alarms per hour that are allowed", above=0)] = RATES,
+    rates: Annotated[
+        tuple[float, ...], Option("false alarms per hour that are allowed", above=0, nonempty=True)
+    ] = RATES,
     merge_seconds: MergeSeconds = 1.0,
     min_seconds: MinSeconds = 1.0,
 ) -> AnalysisResult:
     """Seconds until an event is noticed, at fixed false alarms per hour."""
-    if not rates:
-        raise UserError("--rates needs at least one number")
     found = latencies(test, Thresholds(min_seconds=min_seconds, merge_seconds=merge_seconds), rates)
     numbers = by_class(found)
     short = numbers[numbers["class"] == "all"]
