@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="clipfusionvad extract", description=__doc__)
+    parser = Parser(prog="clipfusionvad extract", description=__doc__, formatter_class=HelpFormatter)
     for title, config in (("command", ExtractConfig), ("features", ExtractOptions), ("encoder", EncoderConfig)):
         add_arguments(parser.add_argument_group(title), declared_options(config).values())
     return parser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfusionvad.cli.parser import Parser
+from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import run_main
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="clipfusionvad lists", description=__doc__)
+    parser = Parser(prog="clipfusionvad lists", description=__doc__, formatter_class=HelpFormatter)
     names = f"one of {', '.join(DATASETS)}, or a YAML file of your own"
     parser.add_argument("--dataset", required=True, metavar="NAME", help=names)
     add_arguments(parser, declared_options(ListsConfig).values())

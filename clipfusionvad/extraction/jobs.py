@@ -46,11 +46,14 @@ class ExtractConfig:
             "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl",
             metavar="PATH",
             required=True,
+            nonempty=True,
         ),
     ]
     output: Annotated[str, Option("folder for features and manifest", metavar="DIR", required=True)]
     crops: Annotated[int, Option("1: centre; 5: and corners; 10: and mirror images", choices=(1, 5, 10))] = 10
-    crop_ids: Annotated[tuple[int, ...] | None, Option("these crops instead, 0 to 9", metavar="K")] = None
+    crop_ids: Annotated[tuple[int, ...] | None, Option("these crops instead, 0 to 9", metavar="K", nonempty=True)] = (
+        None
+    )
     dtype: Annotated[str, Option("type of the stored rows", choices=("float16", "float32"))] = "float16"
     event_clip: Annotated[
         str | None, Option("encoder of event images: a file of event-CLIP or CLIP, or a name", metavar="CLIP")

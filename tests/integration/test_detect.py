@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 def few_pictures(request, monkeypatch):
     """Drawing takes longer than all the rest; one test looks at the picture."""
     if "slowly_made_features" not in request.node.name:
-        monkeypatch.setattr(detection, "draw_timeline", lambda *args: None)
+        monkeypatch.setattr(detection, "draw_scores", lambda *args: None)
 
 
 def described(folder, name="video"):
@@ -117,7 +117,7 @@ def odd(place, tmp_path_factory):
     write_video(folder / "deep" / "short.mp4", 20)
     flags = ["--checkpoint", place / "vadclip.pt", "--device", "cpu", "--threshold", 0, "--low-threshold", 0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detection, "draw_timeline", lambda *args: None)
+        patch.setattr(detection, "draw_scores", lambda *args: None)
         return folder, out, detect([folder, *flags, "--output", out])
 
 
@@ -261,7 +261,7 @@ def refused(argv, *says):
 
 
 def test_own_classes_are_refused_where_weights_belong_to_the_trained_ones(place, tmp_path):
-    for method, reason in (("anomalyclip", "prompt_learner.ctx"), ("iefvad", "tells no classes apart")):
+    for method, reason in (("anomalyclip", "prompt_learner.ctx"), ("iefvad", "does not distinguish classes")):
         write_model(tmp_path / "model.pt", method)
         flags = ["--checkpoint", tmp_path / "model.pt", "--device", "cpu", "--output", tmp_path / "out", "--classes"]
         # As many as before, too: the shapes would fit.

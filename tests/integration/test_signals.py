@@ -85,7 +85,7 @@ def test_detection(tmp_path, monkeypatch, kind):
     argv += ["--device", "cpu", "--video", "none"]
     with monkeypatch.context() as patch:
         signal_at(patch, Detector, "detect", 2, kind)
-        assert_stopped(detect(argv), f"kept in {tmp_path / 'out'}; the same command goes on")
+        assert_stopped(detect(argv), f"kept in {tmp_path / 'out'}; the same command continues")
     before = snapshot(tmp_path / "out")
     assert tmp_path / "out" / "a.json" in before and tmp_path / "out" / "b.json" not in before
     assert not list((tmp_path / "out").glob(".*"))

@@ -25,10 +25,10 @@ from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.extraction.decode import read_frames
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics.segments import Thresholds
-from clipfusionvad.tools.detect.detect import Scorer
-from clipfusionvad.tools.detect.sources import Chunk, GrowingFile, Source, keep_up
-from clipfusionvad.tools.detect.stream import StreamScorer, chunk_spans
-from clipfusionvad.tools.detect.watch import StreamLog
+from clipfusionvad.tools.detect.detect import Chunk
+from clipfusionvad.tools.detect.model import Scorer
+from clipfusionvad.tools.detect.sources import GrowingFile, StreamSource, keep_up
+from clipfusionvad.tools.detect.stream import StreamLog, StreamScorer, chunk_spans
 
 SHARED = Path(os.environ.get("SHARED_DIR") or Path(__file__).resolve().parents[3] / "shared")
 REAL = SHARED / "data" / "ucf_clips"
@@ -245,7 +245,7 @@ def serve(connections):
 def test_a_broken_connection_is_made_again(tmp_path):
     content = write_video(tmp_path / "video.ts", 60).read_bytes()
     told, infos = [], []
-    source = Source(serve([content[: len(content) // 2], content]), timeout=2, tell=told.append)
+    source = StreamSource(serve([content[: len(content) // 2], content]), timeout=2, report=told.append)
     frames = list(source.frames(infos.append))
     assert 60 < len(frames) < 120 and len(infos) == 2 and infos[0].fps == 30
     np.testing.assert_array_equal(frames[-1], list(read_frames(tmp_path / "video.ts"))[-1])
@@ -254,7 +254,7 @@ def test_a_broken_connection_is_made_again(tmp_path):
 
 def test_a_source_that_cannot_be_reached_is_refused(tmp_path):
     with pytest.raises(UserError, match="127.0.0.1"):
-        list(Source("tcp://127.0.0.1:9", timeout=0.2).frames(lambda info: None))
+        list(StreamSource("tcp://127.0.0.1:9", timeout=0.2).frames(lambda info: None))
 
 
 def test_damaged_frames_are_left_out(tmp_path):
@@ -262,7 +262,7 @@ def test_damaged_frames_are_left_out(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 400] = bytes(range(200)) * 2
     (tmp_path / "damaged.ts").write_bytes(content)
-    frames = list(Source(str(tmp_path / "damaged.ts"), timeout=0.1).frames(lambda info: None))
+    frames = list(StreamSource(str(tmp_path / "damaged.ts"), timeout=0.1).frames(lambda info: None))
     assert 60 < len(frames) <= 90
     np.testing.assert_array_equal(frames[-1], list(read_frames(tmp_path / "video.ts"))[-1])
 
@@ -341,7 +341,7 @@ def test_snippets_left_out_are_told(tmp_path, capsys):
                 log.add(scores)
         log.finish()
     told = capsys.readouterr().out
-    assert "behind the source" in told and "3 snippets, 0:06, 0:03 left out" in told
+    assert "slower than the source" in told and "3 snippets, 0:06, 0:03 left out" in told
 
 
 def test_ctrl_c_ends_a_stream_with_everything_written(models, tmp_path):

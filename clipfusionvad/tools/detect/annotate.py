@@ -1,4 +1,4 @@
-"""A copy of a video with its score curve under the picture and the class of the segment in it."""
+"""Write a copy of a video with its score curve below the picture and the class of the current segment in it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from clipfusionvad.extraction.decode import BrokenVideo, read_frames
 from clipfusionvad.io.files import atomic_write
 from clipfusionvad.tools.detect.detect import Detection
+from clipfusionvad.tools.detect.page import name_of
 
-ANOMALY = "anomaly"
 # RGB.
 CALM, ALARM, GROUND, CURSOR, TEXT = (90, 140, 190), (215, 70, 45), (24, 24, 28), (255, 255, 255), (255, 255, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def write_annotated(path: Path, source: str | Path, found: Detection) -> None:
-    """Write an H.264 mp4 that any browser plays: sound is left out, an odd row or column is cut off."""
+    """Write an H.264 mp4 that every browser plays, without sound and without an odd last row or column."""
     with atomic_write(path) as file:
         _encode(file, _annotated(source, found), found.info.fps)
 
@@ -52,13 +52,13 @@ def _annotated(source: str | Path, found: Detection) -> Iterator[np.ndarray]:
         if strip is None:
             strip = draw_strip(found, even.shape[1], max(16, even.shape[0] // 12 * 2))
             size = even.shape[1::-1]
-        # A video may change its size on the way; a stream of an mp4 may not.
+        # A video may change its size; a stream of an mp4 may not.
         even = even if even.shape[1::-1] == size else cv2.resize(even, size)
         yield np.concatenate([_labelled(even, found, index), _with_cursor(strip, index / found.frames)])
 
 
 def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:
-    """The whole score curve as columns, those of segments in another colour: (height, width, 3) uint8."""
+    """Draw the whole score curve as columns, those of segments in another colour: (height, width, 3) uint8."""
     frames = (np.arange(width) + 0.5) * found.frames / width
     snippet = np.searchsorted(found.bounds, frames, side="right") - 1
     level = np.ceil(found.anomaly[snippet] * height)
@@ -80,7 +80,7 @@ def _with_cursor(strip: np.ndarray, position: float) -> np.ndarray:
 def _labelled(frame: np.ndarray, found: Detection, index: int) -> np.ndarray:
     segment = next((s for s in found.segments if s.start_frame <= index < s.end_frame), None)
     snippet = min(int(np.searchsorted(found.bounds, index, side="right")) - 1, len(found.anomaly) - 1)
-    text = f"{found.anomaly[snippet]:.2f}" + (f" {segment.label or ANOMALY}" if segment else "")
+    text = f"{found.anomaly[snippet]:.2f}" + (f" {name_of(segment)}" if segment else "")
     scale = max(0.4, frame.shape[0] / 600)
     (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
     frame = np.ascontiguousarray(frame)

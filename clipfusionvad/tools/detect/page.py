@@ -1,11 +1,11 @@
-"""What is written of a detection: JSON, tables, a picture and a page for each video, and an index of a folder."""
+"""Write the results of detection: JSON, tables, a figure and a page for each video, and an index of a folder."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,26 @@ from clipfusionvad.report.page import render
 from clipfusionvad.report.plots import save_figure
 from clipfusionvad.tools.detect.detect import Detection
 
-# What a segment is called where the method does not tell classes apart.
+# Name of a segment if the method does not distinguish classes.
 ANOMALY = "anomaly"
 CURVE_COLOUR, THRESHOLD_COLOUR, ONE_CLASS_COLOUR = "#1f4e79", "#888888", "#c8452d"
 DIGITS = 6
 
 
 def write_detection(folder: Path, name: str, found: Detection, settings: Mapping[str, Any], video: str | None) -> None:
-    """Write every file of one video, ``NAME.json`` last: its presence says that the others are complete.
+    """Write all files of one video, ``NAME.json`` last: if it exists, the others are complete.
 
-    ``settings`` say how it was made; ``video`` is where the page finds the video, relative to itself.
+    ``settings`` describe how they were made; ``video`` is the path of the video relative to the page.
     """
-    stem = folder / name
-    write_snippets(stem.with_name(f"{stem.name}.csv"), found)
-    write_seconds(stem.with_name(f"{stem.name}_seconds.csv"), found)
-    write_segments(stem.with_name(f"{stem.name}_segments.csv"), found.segments)
-    draw_timeline(stem.with_name(f"{stem.name}.png"), stem.name, found)
-    write_text(stem.with_name(f"{stem.name}.html"), detection_page(stem.name, found, video))
-    write_json(stem.with_name(f"{stem.name}.json"), describe(found, settings))
+    stem, title = str(folder / name), Path(name).name
+    _write_tables(stem, found)
+    draw_scores(Path(f"{stem}.png"), title, found)
+    write_text(f"{stem}.html", detection_page(title, found, video))
+    write_json(f"{stem}.json", detection_record(found, settings))
 
 
-def describe(found: Detection, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A detection in plain values."""
+def detection_record(found: Detection, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a detection as plain values."""
     seconds = found.bounds / found.info.fps
     return {
         "video": asdict(found.info) | {"frames_read": found.frames, "seconds": round(found.seconds, DIGITS)},
@@ -61,26 +59,23 @@ def describe(found: Detection, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_description(path: Path) -> dict[str, Any] | None:
-    """What ``describe`` gave of a video that is finished; None where there is none."""
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the ``detection_record`` of a finished video; None if the file is missing, damaged or something else."""
     if not path.is_file():
         return None
     try:
         content = json.loads(read_text(path, "detection"))
     except (ValueError, RecursionError, UserError):
         return None
-    return content if _is_description(content) else None
-
-
-def _is_description(content: Any) -> bool:
-    """Whether it is what ``describe`` gave, as far as an index needs it."""
     if not isinstance(content, dict) or not {"settings", "snippets", "thresholds"} <= content.keys():
-        return False
+        return None
     video, numbers = content.get("video"), [content.get("max_score")]
     numbers.append(video.get("seconds") if isinstance(video, dict) else None)
     if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
-        return False
-    return isinstance(content.get("verdict"), str) and isinstance(content.get("segments"), list)
+        return None
+    # The index needs these.
+    complete = isinstance(content.get("verdict"), str) and isinstance(content.get("segments"), list)
+    return content if complete else None
 
 
 def name_of(segment: Segment) -> str:
@@ -92,40 +87,25 @@ def _by_label(found: Detection) -> dict[str, list[float]]:
     return {label: column.tolist() for label, column in zip(found.labels, columns, strict=True)}
 
 
-def write_snippets(path: Path, found: Detection) -> None:
-    """A row per snippet: its bounds in seconds, its score, its class probabilities."""
-    seconds = found.bounds / found.info.fps
-    bounds = zip(seconds[:-1].round(DIGITS), seconds[1:].round(DIGITS), strict=True)
-    rows = [
-        [index, *pair, *scores]
-        for index, (pair, scores) in enumerate(zip(bounds, _columns(found.anomaly, found.classes), strict=True))
-    ]
-    write_csv(path, ["snippet", "start", "end", "anomaly", *_labels(found)], rows)
-
-
-def write_seconds(path: Path, found: Detection) -> None:
-    """A row per second: the mean over its frames."""
+def _write_tables(stem: str, found: Detection) -> None:
+    """Write the scores of each snippet and of each second (means over its frames), and the segments."""
+    labels = () if found.classes is None else found.labels
+    bounds = (found.bounds / found.info.fps).round(DIGITS)
+    snippets = zip(bounds[:-1], bounds[1:], _columns(found.anomaly, found.classes), strict=True)
+    rows = [[index, start, end, *scores] for index, (start, end, scores) in enumerate(snippets)]
+    write_csv(f"{stem}.csv", ["snippet", "start", "end", "anomaly", *labels], rows)
     second, anomaly, classes = found.by_second()
     rows = [[index, *scores] for index, scores in zip(second, _columns(anomaly, classes), strict=True)]
-    write_csv(path, ["second", "anomaly", *_labels(found)], rows)
-
-
-def write_segments(path: Path, segments: Sequence[Segment]) -> None:
-    header = list(Segment.__dataclass_fields__)
-    write_csv(path, header, [list(asdict(segment).values()) for segment in segments])
+    write_csv(f"{stem}_seconds.csv", ["second", "anomaly", *labels], rows)
+    write_csv(f"{stem}_segments.csv", [field.name for field in fields(Segment)], map(astuple, found.segments))
 
 
 def _columns(anomaly: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-    columns = [anomaly[:, None]] if classes is None else [anomaly[:, None], classes]
-    return np.concatenate(columns, axis=1).astype(np.float64).round(DIGITS)
+    return np.column_stack([anomaly] if classes is None else [anomaly, classes]).astype(np.float64).round(DIGITS)
 
 
-def _labels(found: Detection) -> Sequence[str]:
-    return () if found.classes is None else found.labels
-
-
-def draw_timeline(path: Path, title: str, found: Detection) -> None:
-    """The anomaly score over time, the thresholds, and the segments in the colour of their class."""
+def draw_scores(path: Path, title: str, found: Detection) -> None:
+    """Draw the anomaly score over time, the thresholds, and the segments in the colours of their classes."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     axis = figure.subplots()
     seconds = found.bounds / found.info.fps
@@ -139,7 +119,7 @@ def draw_timeline(path: Path, title: str, found: Detection) -> None:
     if handles:
         figure.legend(handles=handles, loc="outside right upper", frameon=False)
     axis.set_title(
-        f"{title}{' · decoding broke off' if found.broken else ''}", loc="left", fontsize=11, parse_math=False
+        f"{title}{' · decoding stopped early' if found.broken else ''}", loc="left", fontsize=11, parse_math=False
     )
     axis.set(xlim=(0, seconds[-1]), ylim=(-0.02, 1.02), xlabel="minutes:seconds", ylabel="anomaly probability")
     axis.xaxis.set_major_formatter(lambda value, _: clock(value))
@@ -154,7 +134,7 @@ def _colour(found: Detection, segment: Segment) -> Any:
 
 
 def clock(seconds: float) -> str:
-    """1:02.5 or 2:01:02.5; no tenth where there is none."""
+    """Return 1:02.5 or 2:01:02.5; a tenth of 0 is left out."""
     tenths = round(seconds * 10)
     hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600
     text = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
@@ -162,7 +142,7 @@ def clock(seconds: float) -> str:
 
 
 def detection_page(title: str, found: Detection, video: str | None) -> str:
-    """The page of one video: the video and its curves side by side in time."""
+    """Render the page of one video, which plays the video along its curves."""
     seconds = found.bounds / found.info.fps
     return render(
         "detection.html.j2",
@@ -187,15 +167,15 @@ def _facts(found: Detection) -> dict[str, str]:
     return facts | ({"warning": found.broken} if found.broken else {})
 
 
-def index_row(name: str, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of a finished video in the index."""
+def index_row(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a finished video in the index."""
     return {
         "name": name,
         "page": f"{name}.html",
-        "verdict": description["verdict"],
-        "max_score": description["max_score"],
-        "segments": len(description["segments"]),
-        "seconds": description["video"]["seconds"],
+        "verdict": record["verdict"],
+        "max_score": record["max_score"],
+        "segments": len(record["segments"]),
+        "seconds": record["video"]["seconds"],
     }
 
 
@@ -204,7 +184,7 @@ def failed_row(name: str, reason: str) -> dict[str, Any]:
 
 
 def write_index(folder: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """``index.html`` and ``index.csv``: a row per video."""
+    """Write ``index.html`` and ``index.csv`` with a row per video."""
     write_text(folder / "index.html", render("index.html.j2", title=title, rows=rows))
     header = ["name", "verdict", "max_score", "segments", "seconds"]
     write_csv(folder / "index.csv", header, [[row[key] for key in header] for row in rows])

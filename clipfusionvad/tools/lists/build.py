@@ -28,16 +28,21 @@ class ListsConfig:
 
     features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
     output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
-    annotations: Annotated[tuple[str, ...], Option("official annotation files, one or two", metavar="FILE")] = ()
+    annotations: Annotated[
+        tuple[str, ...], Option("official annotation files, one or two", metavar="FILE", nonempty=True)
+    ] = ()
     split: Annotated[
         tuple[str, ...],
         Option(
             "names of the test videos, or of the training videos if the file's name contains 'train' "
             "(default: the annotated videos are the test set)",
             metavar="FILE",
+            nonempty=True,
         ),
     ] = ()
-    exclude: Annotated[tuple[str, ...], Option("files to leave out, by name or path", metavar="GLOB")] = ()
+    exclude: Annotated[
+        tuple[str, ...], Option("files to leave out, by name or path", metavar="GLOB", nonempty=True)
+    ] = ()
     test_crop: Annotated[int | None, Option("crop used for test videos (default: the dataset's)", metavar="K")] = None
     protocol: Annotated[
         str,

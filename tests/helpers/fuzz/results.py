@@ -16,7 +16,7 @@ from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.tools.analysis.registry import ANALYSES, FROM_SCORES, options
 from clipfusionvad.tools.analysis.result import FORMATS
-from clipfusionvad.tools.detect.page import index_row, read_description, write_index
+from clipfusionvad.tools.detect.page import index_row, read_record, write_index
 from fuzz.case import Case, end, read_or_refuse, require, run_command
 from fuzz.mutate import damage, damage_archive, disturb, odd_value
 
@@ -180,4 +180,4 @@ def descriptions(case: Case) -> str:
             known["settings"], known["thresholds"], known["verdict"]
             write_index(case.folder, "t", [index_row("a", known)])
 
-    return read_or_refuse(lambda: read_description(path), check)
+    return read_or_refuse(lambda: read_record(path), check)

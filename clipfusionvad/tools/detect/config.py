@@ -1,0 +1,84 @@
+"""Options of detection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from clipfusionvad.io.option import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model detects, and the features that it reads."""
+
+    checkpoint: Annotated[str, Option("model file: ours, or a released one with --method and --dataset", required=True)]
+    method: Annotated[str | None, Option("method of a released file")] = None
+    dataset: Annotated[
+        str | None, Option("dataset of a released file, for its classes and options", metavar="NAME")
+    ] = None
+    config: Annotated[
+        str | None, Option("YAML file of model options, for a released file with other options than published")
+    ] = None
+    classes: Annotated[
+        tuple[str, ...] | None,
+        Option("other classes, the normal one first; or a file of them", metavar="NAME[=PROMPT]", nonempty=True),
+    ] = None
+    clip: Annotated[str | None, Option("CLIP model name, local file, or 'toy' (default: the one used in training)")] = (
+        None
+    )
+    event_clip: Annotated[str | None, Option("event-CLIP file, for methods that read event images")] = None
+    normal_centroid: Annotated[
+        str | None, Option("calibration.pt of a run, for a released file without it", aliases=("--calibration",))
+    ] = None
+    train_list: Annotated[
+        str | None, Option("in place of --normal-centroid: a training list, to read its normal videos")
+    ] = None
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
+    precision: Annotated[str, Option("arithmetic of CLIP and the model", choices=("fp32", "bf16"))] = "fp32"
+    crop: Annotated[int, Option("which of the ten crops, 0 to 9", minimum=0)] = 0
+    event_threshold: Annotated[float, Option("change of grey (0..255) that counts as an event", above=0)] = 10
+    event_scope: Annotated[
+        str, Option("event images are normalised over a block of 32 chunks or each chunk", choices=("block", "chunk"))
+    ] = "block"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """How scores become segments."""
+
+    threshold: Annotated[float, Option("score that starts a segment", minimum=0, maximum=1)] = 0.5
+    low_threshold: Annotated[float, Option("score that continues a segment", minimum=0, maximum=1)] = 0.4
+    min_seconds: Annotated[float, Option("shortest segment", minimum=0)] = 1.0
+    merge_seconds: Annotated[float, Option("longest gap over which segments are merged", minimum=0)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """A live source in place of videos."""
+
+    stream: Annotated[
+        str | None, Option("a growing file, a camera, an RTSP or other address, or -", metavar="SOURCE")
+    ] = None
+    every: Annotated[float, Option("seconds between two scorings; 0: score after each snippet", minimum=0)] = 0.0
+    timeout: Annotated[float, Option("seconds without data that end the stream; 0: no limit", minimum=0)] = 30.0
+    fps: Annotated[float | None, Option("frame rate, if the source reports a wrong one", above=0)] = None
+    input_format: Annotated[
+        str | None, Option("ffmpeg's name of a device's format, e.g. v4l2, dshow, avfoundation")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """What is scored and what is written."""
+
+    output: Annotated[str, Option("folder for the results", required=True)]
+    overwrite: Annotated[bool, Option("score finished videos again")] = False
+    video: Annotated[
+        str, Option("how the video gets beside its page; none: not at all", choices=("link", "copy", "none"))
+    ] = "link"
+    annotated: Annotated[bool, Option("write an mp4 with the scores drawn in, and show it on the page")] = False
+    videos: tuple[str, ...]
+    model: ModelOptions
+    segments: SegmentOptions
+    stream: StreamOptions

@@ -1,0 +1,140 @@
+"""Run detection as the command does: score videos or a live stream and write the results."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from tqdm import tqdm
+
+from clipfusionvad.extraction.decode import VideoInfo, is_address
+from clipfusionvad.extraction.jobs import find_videos
+from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
+from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, link_or_copy
+from clipfusionvad.io.locks import hold
+from clipfusionvad.io.signals import stop_on_signals
+from clipfusionvad.metrics.segments import Thresholds
+from clipfusionvad.tools.detect.annotate import write_annotated
+from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
+from clipfusionvad.tools.detect.detect import Detection, Detector
+from clipfusionvad.tools.detect.model import DetectionModel
+from clipfusionvad.tools.detect.page import failed_row, index_row, read_record, write_detection, write_index
+from clipfusionvad.tools.detect.sources import StreamSource
+from clipfusionvad.tools.detect.stream import watch
+
+EXIT_SOME_FAILED = 1
+
+
+def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel]) -> int:
+    """Score videos or a stream; return the exit code. ``load`` builds the model, once the other options are checked."""
+    own, live = config.segments, config.stream
+    if bool(config.videos) == bool(live.stream):
+        raise UserError("give videos or folders to score, or --stream and a source")
+    thresholds = Thresholds(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
+    folder = Path(config.output)
+    check_writable(folder / "index.html")
+    videos = _list_videos(config.videos, folder) if config.videos else {}
+    model = load(config.model)
+    if not live.stream:
+        try:
+            with hold(folder):
+                return _detect_videos(videos, folder, config, Detector(model, thresholds))
+        except KeyboardInterrupt:
+            print(f"finished videos are kept in {folder}; the same command continues from there", file=sys.stderr)
+            raise
+    stop = Event()
+    with stop_on_signals(stop):
+        source = StreamSource(
+            live.stream, live.timeout, live.input_format, lambda line: tqdm.write(line, sys.stderr), stop
+        )
+        watch(source, model, thresholds, folder, live.every, live.fps)
+    return EXIT_INTERRUPTED if stop.is_set() else 0
+
+
+def _list_videos(given: Sequence[str], output: Path) -> dict[str, str]:
+    """Return videos by the names of their results; videos in the output folder are results, and left out."""
+    inside = output.resolve()
+    videos = {name: source for source, name in find_videos(given) if inside not in Path(source).resolve().parents}
+    for source in videos.values():
+        if is_address(source):
+            raise UserError(f"{source} is not a file: score it with --stream")
+    if not videos:
+        raise UserError(f"all videos below {', '.join(given)} are results in {output}: name another --output")
+    return videos
+
+
+def _detect_videos(videos: Mapping[str, str], folder: Path, config: DetectConfig, detector: Detector) -> int:
+    """Score every video that is not finished; a video that fails is reported and left out."""
+    rows, failed = [], 0
+    for name, path in tqdm(videos.items(), "videos", disable=None):
+        source, record_path = Path(path), folder / f"{name}.json"
+        try:
+            settings = detector.model.settings | {"pages": config.video, "annotated": config.annotated}
+            settings |= {"file": _stamp(source)}
+            record = None if config.overwrite else read_record(record_path)
+            if not record or (record["settings"], record["thresholds"]) != (settings, asdict(detector.thresholds)):
+                check_inside(folder, record_path.parent)
+                found = _detect_video(detector, source)
+                write_detection(folder, name, found, settings, _place_video(source, folder / name, found, config))
+                record = read_record(record_path) or {}
+        except CannotWrite:
+            raise
+        except UserError as error:
+            failed += 1
+            tqdm.write(f"error: {error}", sys.stderr)
+            rows.append(failed_row(name, str(error)))
+            continue
+        rows.append(index_row(name, record))
+        tqdm.write(
+            f"{name}: {record['verdict']}, highest score {record['max_score']:.3f}, {rows[-1]['segments']} segments"
+        )
+    index = len(rows) > 1 or any(Path(item).is_dir() for item in config.videos)
+    if index:
+        write_index(folder, f"{config.model.checkpoint}: {len(rows)} videos", rows)
+    if failed:
+        print(f"{failed} of {len(rows)} failed", file=sys.stderr)
+    if failed < len(rows):
+        print(f"results in {folder}: {'index.html, ' if index else ''}NAME.html, .png, .json, .csv for each video")
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    """Return what shows whether a file has changed."""
+    if not path.is_file():
+        raise UserError(f"video not found: {path}")
+    return {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+
+
+def _detect_video(detector: Detector, path: Path) -> Detection:
+    with tqdm(desc=path.name[:30], unit="frame", disable=None, leave=False) as bar:
+
+        def advance(frames: int, info: VideoInfo) -> None:
+            bar.total = info.frames
+            bar.update(frames)
+
+        found = detector.detect(path, advance)
+    if found.broken:
+        warn(f"{found.broken}; the frames before are scored")
+    return found
+
+
+def _place_video(path: Path, target: Path, found: Detection, config: DetectConfig) -> str | None:
+    """Put the video where its page finds it; return its path from there."""
+    if config.annotated:
+        target = target.with_name(f"{target.name}_annotated.mp4")
+        write_annotated(target, path, found)
+    elif config.video == "none":
+        return None
+    else:
+        target = target.with_name(target.name.removesuffix(path.suffix) + path.suffix)
+        if config.video == "link":
+            link_or_copy(path, target)
+        elif target.resolve() != path.resolve():
+            with atomic_write(target) as copy, open(path, "rb") as original:
+                shutil.copyfileobj(original, copy)
+    return target.name
