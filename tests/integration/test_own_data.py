@@ -188,7 +188,7 @@ def test_what_a_file_may_say(tmp_path):
         ("classes: {a: b, c: d}\nfps: 0\n", "more than 0"),
         ("classes: {a: b, c: d}\ntest_crop: true\n", "test_crop cannot be True"),
         ("classes: {a: b, c: d}\naliases: {x: e}\n", "unknown label 'e'"),
-        ("classes: {a: b, c: d}\nlabel_pattern: '('\n", "no regular expression"),
+        ("classes: {a: b, c: d}\nlabel_pattern: '('\n", "not a regular expression"),
         ("classes: {a: b, c: d}\nlabel_pattern: abc\n", "parentheses"),
     ],
 )
