@@ -1,14 +1,18 @@
-"""How parity cases describe a model of the original projects, in our terms."""
+"""Build our model from the config of a parity case, and compare results up to rounding."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from clipfusionvad import create_model
@@ -17,6 +21,7 @@ from clipfusionvad.engine.device import compile_model
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.models import Method
 
+Results = dict[str, Any]
 METHODS = {"ClipFusionVAD": "clipfusionvad", "CLIPVAD": "vadclip"}
 
 
@@ -59,11 +64,76 @@ def compiled(model: Method) -> Method:
     return model
 
 
-def difference(ours: torch.Tensor | np.ndarray, theirs: np.ndarray) -> float:
-    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
-    return float(np.abs(ours - theirs).max())
+@contextlib.contextmanager
+def float64(model: Method) -> Iterator[Method]:
+    """Yield a copy of a model that computes in float64 everywhere, also where our code says ``.float()``."""
+    exact = copy.deepcopy(model).double()
+    # A compiled model keeps its text encoder beside it, bound to the original.
+    vars(exact).pop("_uncompiled_text", None)
+    exact.register_forward_pre_hook(lambda _, inputs: tuple(map(widened, inputs)))
+    to_float = torch.Tensor.float
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else to_float(self))
+        yield exact
 
 
-def relative(ours: torch.Tensor, theirs: np.ndarray) -> float:
-    """Largest difference in units of the largest true value."""
-    return difference(ours, theirs) / max(float(np.abs(theirs).max()), 1e-30)
+def widened(value: Any) -> Any:
+    """Return tensors of floats, also in tuples, as float64."""
+    if isinstance(value, tuple):
+        return tuple(map(widened, value))
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def compute_twice(model: Method, compute: Callable[[Method], Any]) -> tuple[Any, Any]:
+    """Return what ``compute`` gives for a model in float32 and in float64."""
+    with float64(model) as exact:
+        return compute(model), compute(exact)
+
+
+def tolerance(noise: float, theirs: Any, relative: float = 1e-5, floor: float = 0.0) -> float:
+    """Return the largest difference that rounding explains.
+
+    It is ``relative`` times the scale (the largest true value, at least ``floor``), or four times our own noise, the
+    difference between our float32 and float64 results: the original's rounding is of the same size, not the same.
+    """
+    return max(relative * max(float(np.abs(as_array(theirs)).max(initial=0)), floor), 4 * noise)
+
+
+def assert_close(
+    ours: Any, exact: Any, theirs: Any, name: str = "", relative: float = 1e-5, floor: float = 0.0
+) -> None:
+    """Assert that our float32 result equals the recorded one up to rounding; ``exact`` is our float64 result."""
+    allowed = tolerance(difference(ours, exact), theirs, relative, floor)
+    off = difference(ours, theirs)
+    assert off <= allowed, f"{name} is off by {off:.2e}, rounding explains {allowed:.2e}"
+
+
+def assert_all_close(
+    results: tuple[Results, Results], recorded: Mapping[str, Any], relative: float = 1e-5, floor: float = 0.0
+) -> None:
+    """``assert_close`` for each name in the results of ``compute_twice``."""
+    ours, exact = results
+    for name, value in ours.items():
+        assert_close(value, exact[name], np.squeeze(recorded[name]), name, relative, floor)
+
+
+def assert_mistakes_are_caught(results: tuple[Results, Results], recorded: Mapping[str, Any]) -> None:
+    """Assert that ``assert_close`` refuses each result if one of its numbers is off by 1e-4 of the largest."""
+    ours, exact = results
+    for name in ours:
+        wrong = np.array(np.squeeze(recorded[name]), dtype=np.float64)
+        largest = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
+        wrong[largest] *= 1 + 1e-4
+        with pytest.raises(AssertionError, match=name):
+            assert_close(ours[name], exact[name], wrong, name)
+
+
+def as_array(values: Any) -> np.ndarray:
+    return (values.detach().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)).squeeze()
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """Return the largest absolute difference of two arrays or tensors of one shape, axes of length 1 aside."""
+    ours, theirs = as_array(ours), as_array(theirs)
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float(np.abs(ours - theirs).max(initial=0))

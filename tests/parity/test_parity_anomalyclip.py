@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from cases import each_case
-from originals import compiled, difference, read_config, relative
+from originals import (
+    assert_all_close,
+    assert_close,
+    assert_mistakes_are_caught,
+    compiled,
+    compute_twice,
+    difference,
+    read_config,
+)
 
 from clipfusionvad.engine.checkpoint import load_model_file, load_weights, read_model_file
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
@@ -51,24 +59,53 @@ class Case:
         """Our columns of the anomalous classes (…, C−1) in the order of their ids."""
         return values[..., np.argsort(self.order[1:])]
 
-    def assert_scores(self, name, features):
-        """Features (L, D), through windows, forward pass and back, are the recorded outputs of a test."""
-        model, sampling = self.model.eval(), self.model.sampling
-        windows, lengths = sampling.windows(features.astype(np.float32))
-        with torch.no_grad():
-            out = model(torch.from_numpy(windows), torch.from_numpy(lengths))
-            text = model.encode_text()
-        similarity = sampling.restore(out.similarity.flatten(0, 1).numpy(), len(features))
-        similarity = self.originals_order(similarity).repeat(self.args["stride"], axis=0)
-        assert difference(similarity, self.outputs[f"{name}_similarity"]) < 1e-5
-        anomaly, classes = model.score_windows(windows, lengths, text)
-        scores = sampling.restore(anomaly[0], len(features)).repeat(self.args["stride"])
-        assert difference(scores, self.outputs[f"{name}_scores"]) < 1e-5
-        classes = sampling.restore(classes, len(features)).repeat(self.args["stride"], axis=0)
-        logits = torch.from_numpy(self.outputs[f"{name}_similarity"]).double()
-        joint = logits.softmax(dim=1).numpy() * self.outputs[f"{name}_scores"][:, None]
-        assert difference(self.originals_order(classes[:, 1:]), joint) < 1e-5
-        assert difference(classes[:, 0], 1 - self.outputs[f"{name}_scores"]) < 1e-5
+    def score(self, name, features, exact):
+        """What a test computes of features (L, D), in float32 and float64, under the names of the recorded arrays."""
+        stride = self.args["stride"]
+
+        def compute(model):
+            model, sampling = model.eval(), model.sampling
+            given = features if next(model.parameters()).dtype == torch.float32 else exact
+            windows, lengths = sampling.windows(given)
+            with torch.no_grad():
+                out = model(torch.from_numpy(windows), torch.from_numpy(lengths))
+                text = model.encode_text()
+            similarity = sampling.restore(out.similarity.flatten(0, 1).numpy(), len(features))
+            anomaly, classes = model.score_windows(windows, lengths, text)
+            classes = sampling.restore(classes, len(features)).repeat(stride, axis=0)
+            return {
+                f"{name}_similarity": self.originals_order(similarity).repeat(stride, axis=0),
+                f"{name}_scores": sampling.restore(anomaly[0], len(features)).repeat(stride),
+                f"{name}_joint": self.originals_order(classes[:, 1:]),
+                f"{name}_normal": classes[:, 0],
+            }
+
+        return compute_twice(self.model, compute)
+
+    def compare_crops(self, name, crops, exact, check):
+        """Apply a check to the features (crops, L, D) and recorded outputs of each crop, which is scored on its own.
+
+        ``exact`` are the features in float64.
+        """
+        rows = crops.shape[1] * self.args["stride"]
+        scores, similarity = (self.outputs[f"{name}_{part}"] for part in ("scores", "similarity"))
+        similarity = similarity.reshape(-1, similarity.shape[-1])
+        # The recorded outputs are those of all crops, one after the other, or of the first crop only.
+        recorded = len(similarity) // rows
+        assert len(similarity) == recorded * rows and recorded in (1, len(crops))
+        for crop in range(recorded):
+            chosen = slice(crop * rows, (crop + 1) * rows)
+            own_scores, own_similarity = scores.reshape(-1)[chosen], similarity[chosen]
+            logits = torch.from_numpy(own_similarity).double()
+            check(
+                self.score(name, crops[crop], exact[crop]),
+                {
+                    f"{name}_similarity": own_similarity,
+                    f"{name}_scores": own_scores,
+                    f"{name}_joint": logits.softmax(dim=1).numpy() * own_scores[:, None],
+                    f"{name}_normal": 1 - own_scores,
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -85,88 +122,105 @@ def original(case, loaded):
 
 @each_model
 def test_text(case, original):
-    model, outputs = original.model, original.outputs
-    with torch.no_grad():
-        text = model.encode_text()
-        prompts = model.prompt_learner.embed(model.clipmodel)
-    assert relative(text[np.argsort(original.order)], outputs["text_features"]) < 1e-4
+    outputs, count = original.outputs, original.model.prompt_learner.tokens.shape[1]
+
+    def compute(model):
+        with torch.no_grad():
+            return model.encode_text()[np.argsort(original.order)], model.prompt_learner.embed(model.clipmodel)
+
+    (text, prompts), (exact_text, exact_prompts) = compute_twice(original.model, compute)
+    assert_close(text, exact_text, outputs["text_features"], "text features", relative=1e-4)
     # Ours end at the last EOT, and stand in the order of the parameters, as the original's do.
-    assert difference(prompts, outputs["prompts"][:, : prompts.shape[1]]) < 1e-5
-    ends = original.inputs["tokenized_prompts"].argmax(axis=1)
-    np.testing.assert_array_equal(model.prompt_learner.layout.ends, ends)
-    np.testing.assert_array_equal(
-        model.prompt_learner.tokens, original.inputs["tokenized_prompts"][:, : prompts.shape[1]]
-    )
+    assert_close(prompts, exact_prompts, outputs["prompts"][:, : prompts.shape[1]], "prompts")
+    layout, tokens = original.model.prompt_learner.layout, original.inputs["tokenized_prompts"]
+    np.testing.assert_array_equal(layout.ends, tokens.argmax(axis=1))
+    np.testing.assert_array_equal(original.model.prompt_learner.tokens, tokens[:, :count])
 
 
 @each_model
-def test_eval_forward(case, original):
+@pytest.mark.parametrize("check", [assert_all_close, assert_mistakes_are_caught])
+def test_eval_forward(case, original, check):
     np.testing.assert_array_equal(original.model.ncentroid, original.inputs["ncentroid"])
     names = [key.removesuffix("_features") for key in original.inputs.files if key.startswith("eval_s")]
     assert names
     for name in names:
-        original.assert_scores(name, original.inputs[f"{name}_features"][0, 0])
+        crops = original.inputs[f"{name}_features"][0].astype(np.float32)
+        original.compare_crops(name, crops, crops.astype(np.float64), check)
 
 
 @each_model
-def test_eval_from_images(case, original):
+@pytest.mark.parametrize("check", [assert_all_close, assert_mistakes_are_caught])
+def test_eval_from_images(case, original, check, monkeypatch):
     openai_clip()
-    from clip.model import build_model
+    from clip.model import LayerNorm, build_model
 
+    # CLIP's own goes through float32 whatever it is given.
+    monkeypatch.setattr(LayerNorm, "forward", torch.nn.LayerNorm.forward)
     # The image encoder is read from the checkpoint, what it lacks from CLIP's own file.
     inside = {key.removeprefix("clipmodel."): value for key, value in original.file.state.items() if "visual." in key}
     encoder = build_model(original.clip.state | inside).float().eval()
     for name in (key for key in original.inputs.files if key.startswith("eval_images")):
-        images = torch.from_numpy(original.inputs[name]).float().flatten(0, 1)
+        images = torch.from_numpy(original.inputs[name]).float()
+        images = images.flatten(0, -4)
         with torch.no_grad():
-            features = encoder.encode_image(images).numpy()
-        assert relative(features, original.outputs[f"{name}_image_features"]) < 1e-4
-        original.assert_scores(name, features)
+            features = encoder.encode_image(images)
+            exact = copy.deepcopy(encoder).double().encode_image(images.double())
+        recorded = original.outputs[f"{name}_image_features"].reshape(features.shape)
+        assert_close(features, exact, recorded, name, relative=1e-4)
+        crops, exact_crops = (part.unflatten(0, (original.args["ncrops"], -1)).numpy() for part in (features, exact))
+        original.compare_crops(name, crops, exact_crops, check)
 
 
 @each_model
 def test_train_pass(case, original):
     inputs, outputs = original.inputs, original.outputs
-    model = copy.deepcopy(original.model).train()
-    assert model.dropout == (0, 0), "the recorded selection knows no dropped segments"
-    labels = inputs["train_labels"]
+    crops = inputs["train_features"].shape[1]
+    labels = inputs["train_labels"].repeat(crops)
     targets = torch.from_numpy((labels[:, None] == original.order).astype(np.float32))
-    visual = torch.from_numpy(inputs["train_features"][:, 0]).float()
-    out = model(visual)
-    chosen = {}
-    choose = model.choose_segments
-    model.choose_segments = lambda *given: chosen.setdefault("both", choose(*given))
-    losses = model.losses(out, targets, torch.full((len(visual),), visual.shape[1]))
-    total = sum(losses.values())
-    total.backward()
-
-    similarity = original.originals_order(out.similarity.detach())
-    assert difference(similarity.flatten(0, 1), outputs["train_logits"]) < 1e-5
-    assert difference(out.coarse_logits.sigmoid().flatten(), outputs["train_scores"]) < 1e-5
-    top, bottom = chosen["both"]
+    visual = torch.from_numpy(inputs["train_features"]).float().flatten(0, 1)
+    lengths = torch.full((len(visual),), visual.shape[1])
     abnormal = labels != original.normal
-    np.testing.assert_array_equal(top[abnormal], outputs["train_idx_topk_abn"])
-    np.testing.assert_array_equal(top[~abnormal], outputs["train_idx_topk_nor"])
-    np.testing.assert_array_equal(bottom[abnormal], outputs["train_idx_bottomk_abn"])
-    grid = similarity.unflatten(1, model.grid)
-    frames = grid[torch.arange(len(grid))[:, None], top].flatten(0, 2)
-    assert difference(frames, outputs["train_logits_topk"]) < 1e-5
-
     weights = original.config["loss_args"]
-    assert losses.keys() == {term for term in TERMS if weights[f"lambda_{term}"]}
-    for term, value in losses.items():
-        assert relative(value, outputs[f"loss_l{term}"]) < 1e-4, term
-    assert relative(total, outputs["loss_cost"]) < 1e-4
+    recorded_gradients = [key for key in outputs.files if key.startswith("grad/")]
 
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-    recorded = {key.removeprefix("grad/"): outputs[key] for key in outputs.files if key.startswith("grad/")}
-    assert gradients.keys() == recorded.keys()
-    for name, gradient in recorded.items():
-        scale = max(float(np.abs(gradient).max()), 1e-3)
-        assert difference(gradients[name], gradient) < 1e-4 * scale, name
-    norm = model.selector_model["bn_layer"]
-    assert relative(norm.running_mean, outputs["bn_running_mean_after_train"]) < 1e-4
-    assert relative(norm.running_var, outputs["bn_running_var_after_train"]) < 1e-4
+    def compute(model):
+        model = copy.deepcopy(model).train()
+        assert model.dropout == (0, 0), "the recorded selection knows no dropped segments"
+        out = model(visual)
+        chosen = {}
+        choose = model.choose_segments
+        model.choose_segments = lambda *given: chosen.setdefault("both", choose(*given))
+        losses = model.losses(out, targets, lengths)
+        total = sum(losses.values())
+        total.backward()
+        assert losses.keys() == {term for term in TERMS if weights[f"lambda_{term}"]}
+
+        similarity = original.originals_order(out.similarity.detach())
+        top, bottom = chosen["both"]
+        np.testing.assert_array_equal(top[abnormal], outputs["train_idx_topk_abn"])
+        np.testing.assert_array_equal(top[~abnormal], outputs["train_idx_topk_nor"])
+        np.testing.assert_array_equal(bottom[abnormal], outputs["train_idx_bottomk_abn"])
+        grid = similarity.unflatten(1, model.grid)
+        logits = {
+            "train_logits": similarity.flatten(0, 1),
+            "train_scores": out.coarse_logits.sigmoid().flatten(),
+            "train_logits_topk": grid[torch.arange(len(grid))[:, None], top].flatten(0, 2),
+        }
+        norm = model.selector_model["bn_layer"]
+        terms = {f"loss_l{term}": value for term, value in losses.items()} | {
+            "loss_cost": total,
+            "bn_running_mean_after_train": norm.running_mean,
+            "bn_running_var_after_train": norm.running_var,
+        }
+        gradients = {f"grad/{name}": p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert gradients.keys() == set(recorded_gradients)
+        return logits, terms, gradients
+
+    (logits, terms, gradients), (exact, exact_terms, exact_gradients) = compute_twice(original.model, compute)
+    assert_all_close((logits, exact), outputs)
+    assert_mistakes_are_caught((logits, exact), outputs)
+    assert_all_close((terms, exact_terms), outputs, relative=1e-4)
+    assert_all_close((gradients, exact_gradients), outputs, relative=1e-4, floor=1e-3)
 
 
 @each_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each_case
-from originals import compiled, difference, read_config, relative
+from originals import assert_all_close, assert_mistakes_are_caught, compiled, compute_twice, read_config
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
@@ -71,17 +71,18 @@ def test_a_released_file_is_recognised_and_fits_exactly(case):
 @each_case("iefvad_")
 def test_eval_forward(case):
     original = Case(case)
-    model = original.model()
-    with torch.no_grad():
-        out = model(original.pair)
-        joined = model(torch.cat(original.pair, dim=-1), original.lengths)
-    compared = {name for name in original.outputs.files if name.startswith("eval_")}
-    assert compared == {f"eval_{name}" for name in FIELDS}
-    for name, field in FIELDS.items():
-        theirs = original.outputs[f"eval_{name}"]
-        scale = max(1.0, float(np.abs(theirs).max()))
-        assert difference(getattr(out, field), theirs) < 1e-5 * scale, name
-        assert difference(getattr(joined, field), theirs) < 1e-5 * scale, name
+
+    def compute(model):
+        with torch.no_grad():
+            out = model(original.pair)
+            joined = model(torch.cat(original.pair, dim=-1), original.lengths)
+        return [{f"eval_{name}": getattr(part, field) for name, field in FIELDS.items()} for part in (out, joined)]
+
+    (out, joined), (exact, exact_joined) = compute_twice(original.model(), compute)
+    assert out.keys() == {name for name in original.outputs.files if name.startswith("eval_")}
+    assert_all_close((out, exact), original.outputs)
+    assert_all_close((joined, exact_joined), original.outputs)
+    assert_mistakes_are_caught((out, exact), original.outputs)
 
 
 @each_case("iefvad_")
@@ -89,34 +90,40 @@ def test_eval_forward(case):
 def test_losses(case, trainer):
     original = Case(case)
     model, targets, weight = original.trained(trainer)
-    with torch.no_grad():
-        out = model(original.pair, original.lengths)
-        losses = model.losses(out, targets, original.lengths)
-    cosine = F.cosine_similarity(out.image_mu, out.event_mu, dim=-1)
-    ours = {
-        "loss_classification": losses["coarse"],
-        "loss_reg": losses["reg"] / weight,
-        "loss_cos_mean": (1 - cosine).mean(),
-        "loss_norm_mean": (out.image_mu.norm(dim=-1) - out.event_mu.norm(dim=-1)).abs().mean(),
-        "kl_image": gaussian_kl(out.image_mu, out.image_logvar + model.kl_shift),
-        "kl_event": gaussian_kl(out.event_mu, out.event_logvar + model.kl_shift),
-        "loss_kl": losses["kl"] / weight,
-        "loss": sum(losses.values()),
-    }
-    recorded = {name for name in original.outputs.files if name.startswith(f"{trainer}_")}
-    assert recorded == {f"{trainer}_{name}" for name in ours}
-    for name, value in ours.items():
-        assert relative(value, original.outputs[f"{trainer}_{name}"]) < 1e-4, name
+
+    def compute(model):
+        with torch.no_grad():
+            out = model(original.pair, original.lengths)
+            losses = model.losses(out, targets, original.lengths)
+        cosine = F.cosine_similarity(out.image_mu, out.event_mu, dim=-1)
+        ours = {
+            "loss_classification": losses["coarse"],
+            "loss_reg": losses["reg"] / weight,
+            "loss_cos_mean": (1 - cosine).mean(),
+            "loss_norm_mean": (out.image_mu.norm(dim=-1) - out.event_mu.norm(dim=-1)).abs().mean(),
+            "kl_image": gaussian_kl(out.image_mu, out.image_logvar + model.kl_shift),
+            "kl_event": gaussian_kl(out.event_mu, out.event_logvar + model.kl_shift),
+            "loss_kl": losses["kl"] / weight,
+            "loss": sum(losses.values()),
+        }
+        return {f"{trainer}_{name}": value for name, value in ours.items()}
+
+    results = compute_twice(model, compute)
+    assert results[0].keys() == {name for name in original.outputs.files if name.startswith(f"{trainer}_")}
+    assert_all_close(results, original.outputs, relative=1e-4)
 
 
 @each_case("iefvad_")
 def test_gradients(case):
     original = Case(case)
     model, targets, _ = original.trained("ucf")
-    losses = model.losses(model(original.pair, original.lengths), targets, original.lengths)
-    sum(losses.values()).backward()
-    parameters = dict(model.named_parameters())
     recorded = [name for name in original.outputs.files if name.startswith("grad_ucf/")]
     assert recorded
-    for key in recorded:
-        assert relative(parameters[key.removeprefix("grad_ucf/")].grad, original.outputs[key]) < 1e-4, key
+
+    def compute(model):
+        losses = model.losses(model(original.pair, original.lengths), targets, original.lengths)
+        sum(losses.values()).backward()
+        parameters = dict(model.named_parameters())
+        return {name: parameters[name.removeprefix("grad_ucf/")].grad for name in recorded}
+
+    assert_all_close(compute_twice(model, compute), original.outputs, relative=1e-4)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from cases import cases, parity_dir
-from originals import difference, load_original, read_config, relative, separation
+from originals import (
+    assert_all_close,
+    assert_close,
+    assert_mistakes_are_caught,
+    compute_twice,
+    difference,
+    load_original,
+    read_config,
+    separation,
+)
 
 from clipfusionvad.datasets import multi_hot
 from clipfusionvad.models.layers.graph import similarity_adjacency
@@ -43,105 +53,118 @@ def original(case, loaded):
     if case not in loaded:
         loaded.clear()
         loaded[case] = Case(case)
-    loaded[case].model.zero_grad()
     return loaded[case]
+
+
+def evaluated(original):
+    """What a test computes, under the names of the recorded arrays."""
+
+    def compute(model):
+        model.eval()
+        visual, lengths = original.visual.to(next(model.parameters()).dtype), original.lengths
+        with torch.no_grad():
+            out, free = model(visual, lengths), model(visual)
+            temporal, encoded = model.encode_temporal(visual), model.encode_video(visual, lengths)
+            found = {
+                "eval_logits1": out.coarse_logits,
+                "eval_logits2": out.fine_logits,
+                "eval_nolengths_logits1": free.coarse_logits,
+                "eval_nolengths_logits2": free.fine_logits,
+                "eval_mid_temporal": temporal,
+                "eval_mid_encode_video": encoded,
+                "eval_adj": similarity_adjacency(temporal, lengths),
+            }
+            if "eval_mid_gam" in original.outputs:
+                found["eval_mid_gam"] = model.gam_attention(encoded)
+            losses = model.losses(out, original.targets, lengths)
+        return found, {
+            "eval_text_features": out.text_features,
+            "eval_loss1": losses["coarse"],
+            "eval_loss2": losses["fine"],
+        }
+
+    (ours, ours_terms), (exact, exact_terms) = compute_twice(original.model, compute)
+    return (ours, exact), (ours_terms, exact_terms)
 
 
 @each_model
 def test_eval_forward(case, original):
-    model, outputs = original.model.eval(), original.outputs
-    with torch.no_grad():
-        out = model(original.visual, original.lengths)
-        free = model(original.visual)
-        temporal = model.encode_temporal(original.visual)
-        encoded = model.encode_video(original.visual, original.lengths)
-        stages = {
-            "eval_mid_temporal": temporal,
-            "eval_mid_encode_video": encoded,
-            "eval_adj": similarity_adjacency(temporal, original.lengths),
-        }
-        if "eval_mid_gam" in outputs:
-            stages["eval_mid_gam"] = model.gam_attention(encoded)
-        losses = model.losses(out, original.targets, original.lengths)
-    assert difference(out.coarse_logits, outputs["eval_logits1"]) < 1e-5
-    assert difference(out.fine_logits, outputs["eval_logits2"]) < 1e-5
-    assert difference(free.coarse_logits, outputs["eval_nolengths_logits1"]) < 1e-5
-    assert difference(free.fine_logits, outputs["eval_nolengths_logits2"]) < 1e-5
-    assert relative(out.text_features, outputs["eval_text_features"]) < 1e-4
-    for name, stage in stages.items():
-        assert difference(stage, outputs[name]) < 1e-5, name
-    assert relative(losses["coarse"], outputs["eval_loss1"]) < 1e-4
-    assert relative(losses["fine"], outputs["eval_loss2"]) < 1e-4
-    np.testing.assert_array_equal(original.targets, outputs["label_vectors"])
+    results, terms = evaluated(original)
+    assert_all_close(results, original.outputs)
+    assert_all_close(terms, original.outputs, relative=1e-4)
+    np.testing.assert_array_equal(original.targets, original.outputs["label_vectors"])
+
+
+@each_model
+def test_a_mistake_of_one_in_ten_thousand_is_caught(case, original):
+    results, _ = evaluated(original)
+    assert_mistakes_are_caught(results, original.outputs)
 
 
 @each_model
 def test_train_forward_losses_and_gradients(case, original):
-    outputs = original.outputs
-    # A copy of the buffers: training statistics must not leak into the eval test.
-    model = original.model.train()
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    out = model(original.visual, original.lengths)
-    losses = model.losses(out, original.targets, original.lengths)
-    total = sum(losses.values())
-    total.backward()
-    buffers = dict(model.named_buffers())
-    after = {key: buffers[key].clone() for key in buffers}
-    model.load_state_dict(state)
-
-    assert difference(out.coarse_logits, outputs["train_logits1"]) < 1e-5
-    assert difference(out.fine_logits, outputs["train_logits2"]) < 2e-5
-    assert relative(out.text_features, outputs["train_text_features"]) < 1e-4
-    weight, included = separation(original.config)
-    third = losses["separation"] if included else losses["separation"] / weight
-    recorded = {
-        "train_loss1": losses["coarse"],
-        "train_loss2": losses["fine"],
-        "train_loss3": third,
-        "train_loss": total,
-    }
-    for name, value in recorded.items():
-        assert relative(value, outputs[name].squeeze()) < 1e-4, name
-
-    parameters = dict(model.named_parameters())
-    for key in (name for name in outputs.files if name.startswith("grad/")):
-        name = key.removeprefix("grad/")
-        # The bias of a convolution before BatchNorm has a zero true gradient: only its noise can be compared.
-        scale = max(float(np.abs(outputs[key]).max()), 1e-3)
-        assert difference(parameters[name].grad, outputs[key]) < 1e-4 * scale, name
+    outputs, (weight, included) = original.outputs, separation(original.config)
+    recorded_gradients = [name for name in outputs.files if name.startswith("grad/")]
     without = set(original.config["params_with_no_grad"])
-    assert {name for name, p in parameters.items() if p.requires_grad and p.grad is None} <= without
-    for key in (name for name in outputs.files if name.startswith("train_buffer_after/")):
-        assert relative(after[key.split("/")[1]].float(), outputs[key].astype(np.float32)) < 1e-4, key
+
+    def compute(model):
+        # A copy: training statistics must not leak into other tests.
+        model = copy.deepcopy(model).train()
+        out = model(original.visual, original.lengths)
+        losses = model.losses(out, original.targets, original.lengths)
+        total = sum(losses.values())
+        total.backward()
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        assert {name for name, p in parameters.items() if p.requires_grad and p.grad is None} <= without
+        logits = {"train_logits1": out.coarse_logits, "train_logits2": out.fine_logits}
+        terms = {
+            "train_text_features": out.text_features,
+            "train_loss1": losses["coarse"],
+            "train_loss2": losses["fine"],
+            "train_loss3": losses["separation"] / (1 if included else weight),
+            "train_loss": total,
+        }
+        terms |= {key: buffers[key.split("/")[1]] for key in outputs.files if key.startswith("train_buffer_after/")}
+        return logits, terms, {name: parameters[name.removeprefix("grad/")].grad for name in recorded_gradients}
+
+    (ours, ours_terms, ours_gradients), (exact, exact_terms, exact_gradients) = compute_twice(original.model, compute)
+    assert_all_close((ours, exact), outputs)
+    assert_all_close((ours_terms, exact_terms), outputs, relative=1e-4)
+    # The bias of a convolution before BatchNorm has a zero true gradient: only its noise can be compared.
+    assert_all_close((ours_gradients, exact_gradients), outputs, relative=1e-4, floor=1e-3)
 
 
 @each_model
 def test_eight_optimizer_steps(case):
     original = Case(case)
-    config, model = original.config, original.model.train()
-    settings = config["optimizer"]
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings["lr"],
-        betas=settings["betas"],
-        eps=settings["eps"],
-        weight_decay=settings["weight_decay"],
-    )
+    config, settings = original.config, original.config["optimizer"]
     weight, included = separation(config)
-    columns = config["steps_losses_columns"]
-    assert columns == ["loss1", "loss2", "loss3", "loss"]
+    assert config["steps_losses_columns"] == ["loss1", "loss2", "loss3", "loss"]
+
+    def train(model):
+        model = copy.deepcopy(model).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        kept = {key: settings[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        optimizer = torch.optim.AdamW(trained, **kept)
+        steps = []
+        for visual, lengths, labels in zip(
+            torch.from_numpy(original.inputs["steps_visual"]).float(),
+            torch.from_numpy(original.inputs["steps_lengths"]),
+            config["steps_labels"],
+            strict=True,
+        ):
+            losses = model.losses(model(visual, lengths), original.encode(labels), lengths)
+            total = sum(losses.values())
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            third = losses["separation"] / (1 if included else weight)
+            steps.append([value.item() for value in (losses["coarse"], losses["fine"], third, total)])
+        return np.array(steps), model.state_dict()
+
+    (steps, state), (exact_steps, _) = compute_twice(original.model, train)
     for step, recorded in enumerate(original.outputs["steps_losses"]):
-        visual = torch.from_numpy(original.inputs["steps_visual"][step]).float()
-        lengths = torch.from_numpy(original.inputs["steps_lengths"][step])
-        losses = model.losses(model(visual, lengths), original.encode(config["steps_labels"][step]), lengths)
-        total = sum(losses.values())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        third = losses["separation"] if included else losses["separation"] / weight
-        ours = [value.item() for value in (losses["coarse"], losses["fine"], third, total)]
-        np.testing.assert_allclose(ours, recorded, atol=1e-4, rtol=1e-4, err_msg=f"step {step}")
-    state = model.state_dict()
+        assert_close(steps[step], exact_steps[step], recorded, f"step {step}", relative=1e-4, floor=1)
     # Weights wander where the true gradient is zero; elsewhere they agree far better than this.
     for key in (name for name in original.outputs.files if name.startswith("final/")):
         name = key.removeprefix("final/")

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from cases import each_case
-from originals import compiled, difference, model_options, read_config, relative, separation
+from originals import (
+    assert_all_close,
+    assert_mistakes_are_caught,
+    compiled,
+    compute_twice,
+    difference,
+    model_options,
+    read_config,
+    separation,
+)
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
@@ -79,21 +88,26 @@ def test_distilbert_is_the_one_described(case, original):
 
 @each_reflip
 def test_labels_are_encoded_without_a_mask(case, original):
-    model, outputs = original(case).model, original(case).outputs
-    ids = model.label_ids
+    outputs = original(case).outputs
+    ids = original(case).model.label_ids
     np.testing.assert_array_equal(ids, outputs["distilbert_input_ids"])
-    with torch.no_grad():
-        unmasked = model.distilbert_model(ids).last_hidden_state
-        masked = model.distilbert_model(ids, attention_mask=(ids != 0).long()).last_hidden_state
-        mean = model.encode_labels()
-    contrast = outputs["distilbert_with_attention_mask_FOR_CONTRAST"]
-    assert difference(unmasked, outputs["distilbert_last_hidden_state"]) < 1e-5
-    assert difference(mean, outputs["distilbert_mean_over_all_positions"]) < 1e-5
-    assert difference(masked, contrast) < 1e-5
+
+    def compute(model):
+        with torch.no_grad():
+            masked = model.distilbert_model(ids, attention_mask=(ids != 0).long())
+            return {
+                "distilbert_last_hidden_state": model.distilbert_model(ids).last_hidden_state,
+                "distilbert_mean_over_all_positions": model.encode_labels(),
+                "distilbert_with_attention_mask_FOR_CONTRAST": masked.last_hidden_state,
+            }
+
+    results = compute_twice(original(case).model, compute)
+    assert_all_close(results, outputs)
     # Where no label is padded, the mask changes nothing.
     if (ids == 0).any():
+        contrast = outputs["distilbert_with_attention_mask_FOR_CONTRAST"]
         wrong = (contrast * (ids != 0).numpy()[..., None]).sum(1) / (ids != 0).sum(1, keepdim=True).numpy()
-        assert difference(mean, wrong) > 1e-2
+        assert difference(results[0]["distilbert_mean_over_all_positions"], wrong) > 1e-2
 
 
 @each_reflip
@@ -104,35 +118,46 @@ def test_eval_forward(case, prefix, original):
         pytest.skip(f"the case records no {prefix}_*")
     if prefix in ("eval_residual", "eval_noresidual"):
         found = load(case, residual=prefix == "eval_residual")
-    with torch.no_grad():
-        out = found.model(found.visual, None if prefix == "eval_nolengths" else found.lengths)
-    outputs = found.outputs
-    assert difference(out.coarse_logits, outputs[f"{prefix}_logits1"]) < 1e-5
-    assert difference(out.fine_logits, outputs[f"{prefix}_logits2"]) < 1e-5
-    if f"{prefix}_text_features" in outputs:
-        assert relative(out.text_features, outputs[f"{prefix}_text_features"]) < 1e-4
+
+    def compute(model):
+        with torch.no_grad():
+            out = model(found.visual, None if prefix == "eval_nolengths" else found.lengths)
+        text = {f"{prefix}_text_features": out.text_features}
+        logits = {f"{prefix}_logits1": out.coarse_logits, f"{prefix}_logits2": out.fine_logits}
+        return logits, text if f"{prefix}_text_features" in found.outputs else {}
+
+    (logits, text), (exact, exact_text) = compute_twice(found.model, compute)
+    assert_all_close((logits, exact), found.outputs)
+    assert_mistakes_are_caught((logits, exact), found.outputs)
+    assert_all_close((text, exact_text), found.outputs, relative=1e-4)
 
 
 @each_reflip
 def test_losses_and_gradients(case, original):
     """In eval mode: DistilBERT's dropout is the only thing that training mode would add."""
     found, outputs = original(case), original(case).outputs
-    recorded = [name for name in outputs.files if "_loss" in name or name.startswith("grad/")]
-    if not recorded:
+    recorded_losses = [name for name in outputs.files if "_loss" in name]
+    recorded_gradients = [name for name in outputs.files if name.startswith("grad/")]
+    if not recorded_losses + recorded_gradients:
         pytest.skip("the case records neither losses nor gradients")
-    losses = found.model.losses(found.model(found.visual, found.lengths), found.targets, found.lengths)
-    total = sum(losses.values())
-    found.model.zero_grad()
-    total.backward()
     weight, included = separation(found.config)
-    third = losses["separation"] / (1 if included else weight)
-    ours = {"loss1": losses["coarse"], "loss2": losses["fine"], "loss3": third, "loss": total}
-    for name in (name for name in recorded if "_loss" in name):
-        assert relative(ours[name.rsplit("_", 1)[1]], outputs[name].squeeze()) < 1e-4, name
-    parameters = dict(found.model.named_parameters())
-    for name in (name for name in recorded if name.startswith("grad/")):
-        scale = max(float(np.abs(outputs[name]).max()), 1e-3)
-        assert difference(parameters[name.removeprefix("grad/")].grad, outputs[name]) < 1e-4 * scale, name
+
+    def compute(model):
+        losses = model.losses(model(found.visual, found.lengths), found.targets, found.lengths)
+        total = sum(losses.values())
+        model.zero_grad()
+        total.backward()
+        third = losses["separation"] / (1 if included else weight)
+        ours = {"loss1": losses["coarse"], "loss2": losses["fine"], "loss3": third, "loss": total}
+        parameters = dict(model.named_parameters())
+        return (
+            {name: ours[name.rsplit("_", 1)[1]] for name in recorded_losses},
+            {name: parameters[name.removeprefix("grad/")].grad for name in recorded_gradients},
+        )
+
+    (losses, gradients), (exact, exact_gradients) = compute_twice(found.model, compute)
+    assert_all_close((losses, exact), outputs, relative=1e-4)
+    assert_all_close((gradients, exact_gradients), outputs, relative=1e-4, floor=1e-3)
 
 
 @each_reflip
