@@ -87,12 +87,9 @@ def parse_options(
     config = read_options(known.config) if known.config else {}
     name = str(known.method or config.get("method") or defaults["method"])
     variant = known.variant or config.get("variant")
-    if variant is not None:
-        name = current_options({"method": name, "variant": variant})["method"]
-    if known.variant is not None:
-        older, name = name, current_options({"method": name, "variant": known.variant})["method"]
-        if name != older:
-            warn(f"--variant {known.variant} is now called --method {name}")
+    older, name = name, current_options({"method": name, "variant": variant})["method"]
+    if known.variant is not None and name != older:
+        warn(f"--variant {known.variant} is now called --method {name}")
     method = find_method(name)
     parser = build_parser(dataset, method)
     own, unknown = split(defaults, parser)

@@ -18,6 +18,8 @@ __all__ = ["Method", "TextMethod", "build_method", "create_model", "find_method"
 _NOT_METHODS = {"base", "clip", "config"}
 _FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - _NOT_METHODS
 _METHODS: dict[str, type[Method]] = {}
+#: What ``--variant`` used to choose; command lines, YAML files and checkpoints may still say it.
+_VARIANTS = [{"paper": "reflipvad", "repo": "reflipvad_repo"}]
 
 
 def __getattr__(name: str) -> Any:
@@ -78,16 +80,14 @@ def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16"
 
 
 def variants_of(name: str) -> dict[str, str]:
-    """Return the methods that used to be variants of one method, itself one of them, by their variant's name."""
-    first = next((other for other in method_names() if name.startswith(f"{other}_")), name)
-    others = {other.removeprefix(f"{first}_"): other for other in method_names() if other.startswith(f"{first}_")}
-    return {"paper": first} | others if others else {}
+    """Return the methods that used to be variants of one method, ``name`` among them, by the variant's name."""
+    return next((methods for methods in _VARIANTS if name in methods.values()), {})
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options under today's method: ``method: NAME, variant: VARIANT`` is the older name of ``NAME_VARIANT``.
+    """Return options under today's method, where they name a method and a variant of it.
 
-    Such records hold the options of all variants of the method; those of the others are left out.
+    Such records hold the options of all variants; those of the other variants are left out.
     """
     variants = variants_of(str(options.get("method")))
     variant = options.get("variant")

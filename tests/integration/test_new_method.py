@@ -1,90 +1,133 @@
-"""A method defined outside the package trains, tests and scores through the ordinary programs.
-
-It has one branch, no classes, no text and none of the other methods' options.
-"""
+"""A method is one file: the files that docs/methods.md prints work as printed, and options do not leak."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
+import itertools
 import json
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import pytest
-from tiny import LENGTH, WIDTH, make_tiny, quietly, strings
-from torch import nn
+import torch
+from tiny import METHOD_FLAGS, make_tiny, method_flags, package_main, quietly, strings
 
-import ucf_test
-import ucf_train
 from clipfusionvad import create_model, load_weights, models
-from clipfusionvad.io.option import size
-from clipfusionvad.losses import coarse_mil_loss
-from clipfusionvad.models import Method, register_method
-from clipfusionvad.models.base import Scores, VADOutput, VisualLength, VisualWidth
+from clipfusionvad.cli.options import build_parser
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.io.option import non_negative
+from clipfusionvad.losses import valid_mask
+from clipfusionvad.models import find_method, method_names
+from clipfusionvad.models.layers.dual_branch import DualBranch
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+SECTIONS = {"perceptron": "## Add a method", "smoothfusion": "## Change a loss"}
 
 
-class SnippetClassifier(Method):
-    """A perceptron on each snippet."""
-
-    name = "perceptron"
-
-    def __init__(
-        self,
-        classes,
-        *,
-        visual_length: VisualLength = 256,
-        visual_width: VisualWidth = 512,
-        hidden: Annotated[int, size("hidden units")] = 32,
-    ):
-        super().__init__()
-        self.visual_length, self.visual_width = visual_length, visual_width
-        self.layers = nn.Sequential(nn.Linear(visual_width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-
-    def forward(self, visual, lengths=None):
-        return VADOutput(self.layers(visual))
-
-    def losses(self, output, targets, lengths):
-        return {"coarse": coarse_mil_loss(output.coarse_logits, targets, lengths)}
-
-    def scores(self, output):
-        return Scores((output.coarse_logits.sigmoid().squeeze(-1),))
+@pytest.fixture
+def tiny(tmp_path):
+    return make_tiny("ucf", tmp_path / "data").at(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """Known for the length of a test."""
-    monkeypatch.setitem(models._METHODS, SnippetClassifier.name, None)
-    register_method(SnippetClassifier)
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """Put a file of the page beside the methods, for the length of a test."""
+
+    def add(name):
+        code = PAGE.split(f"{SECTIONS[name]}\n")[1].split("```python\n")[1].split("```")[0]
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+        monkeypatch.setitem(models._METHODS, name, None)
+        monkeypatch.delitem(sys.modules, f"clipfusionvad.models.{name}", raising=False)
+        importlib.import_module(f"clipfusionvad.models.{name}")
+        monkeypatch.setitem(METHOD_FLAGS, name, method_flags(name))
+
+    return add
 
 
-def test_train_test_and_score_through_the_command_line(tmp_path):
-    tiny = make_tiny("ucf", tmp_path / "data")
-    paths = ["--feature-root", tiny.folder, "--test-list", tiny.test_list, "--model-path", tmp_path / "model.pth"]
-    paths += ["--gt-path", tiny.folder / "truth.csv", "--visual-length", LENGTH, "--visual-width", WIDTH]
-    common = strings(["--method", "perceptron", "--clip", "toy", "--embed-dim", WIDTH, "--hidden", 16], paths)
-    training = strings(
-        ["--train-list", tiny.train_list, "--output-dir", tmp_path / "run", "--max-epoch", 3, "--batch-size", 4],
-        ["--checkpoint-path", tmp_path / "checkpoint.pth", "--lr", 0.01],
-    )
-    trained = quietly(ucf_train.main, common + training)
+def losses_of(run):
+    return np.genfromtxt(run / "losses.csv", delimiter=",", names=True)
+
+
+def test_a_method_from_one_file_trains_tests_sweeps_exports_and_scores(added, tiny, tmp_path):
+    added("perceptron")
+    tiny = tiny.of("perceptron")
+    trained = tiny.train("--hidden", 16, "--max-epoch", 3)
     assert trained.code == 0, trained.err
-    tested = quietly(ucf_test.main, [*common, "--metrics-json", str(tmp_path / "m.json")])
+    losses = losses_of(tmp_path / "run")["loss"]
+    assert losses[-1] < losses[0]
+    tested = tiny.test("--metrics-json", tmp_path / "m.json")
     assert tested.code == 0, tested.err
-
     metrics = json.loads((tmp_path / "m.json").read_text())
     assert metrics.keys() == {"auc1", "ap1", "ano_auc1", "per_class"}
     assert metrics["auc1"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["best"]["auc1"]
-    losses = np.genfromtxt(tmp_path / "run" / "losses.csv", delimiter=",", names=True)["loss"]
-    assert losses[-1] < losses[0]
 
-    model = create_model("perceptron", ["a", "b"], "toy", visual_length=LENGTH, visual_width=WIDTH, hidden=16)
+    model = create_model("perceptron", ["a", "b"], visual_length=32, visual_width=64, hidden=16)
     load_weights(model, tmp_path / "model.pth")
-    anomaly, classes = model.score_video(np.zeros((70, WIDTH), np.float32))
+    anomaly, classes = model.score_video(np.zeros((70, 64), np.float32))
     assert anomaly.shape == (70,) and classes is None
 
+    exported = quietly(package_main, strings(["export", tmp_path / "model.pth", "--output", tmp_path / "model.onnx"]))
+    assert exported.code == 0, exported.err
+    (tmp_path / "grid.yaml").write_text("grid:\n  hidden: [4, 8]\n")
+    sweep = ["sweep", tmp_path / "grid.yaml", "--dataset", "ucf", "--seeds", 1, "--output-dir", tmp_path / "sweep"]
+    flags = tiny.test_flags("--train-list", tiny.train_list, "--max-epoch", 1, "--batch-size", 3)
+    flags = [flag for flag in flags if flag not in ("--model-path", str(tmp_path / "model.pth"))]
+    swept = quietly(package_main, strings(sweep, flags))
+    assert swept.code == 0, swept.err
 
-def test_its_options_are_its_own(tmp_path):
-    assert "unknown argument '--hidden'" in quietly(ucf_train.main, ["--method", "vadclip", "--hidden", "3"]).err
-    assert (
-        "unknown argument '--attn-window'"
-        in quietly(ucf_test.main, ["--method", "perceptron", "--attn-window", "3"]).err
-    )
+
+def test_its_options_are_its_own(added):
+    added("perceptron")
+    train = functools.partial(quietly, package_main)
+    for method, flag in (("vadclip", "--hidden"), ("perceptron", "--attn-window")):
+        done = train(["train", "--dataset", "ucf", "--method", method, flag, "3"])
+        assert done.code == 2 and f"unknown argument '{flag}'" in done.err
+    done = train(["train", "--dataset", "ucf", "--method", "perceptron", "--hidden", "0"])
+    assert done.code == 2 and "--hidden: must be a positive whole number, got '0'" in done.err
+
+
+def test_a_loss_term_from_one_file_is_trained_and_recorded(added, tiny, tmp_path):
+    added("smoothfusion")
+    trained = tiny.of("smoothfusion").train("--smooth-weight", 0.5)
+    assert trained.code == 0, trained.err
+    assert (losses_of(tmp_path / "run")["smooth"] > 0).all()
+
+    options = {"embed_dim": 64, "visual_width": 64, "visual_length": 16, "smooth_weight": 0.5}
+    model = create_model("smoothfusion", ["normal", "fire"], clip="toy", **options).eval()
+    targets, lengths = torch.eye(2), torch.tensor([16, 3])
+    with torch.no_grad():
+        output = model(torch.randn(2, 16, 64), lengths)
+        scores = torch.sigmoid(output.coarse_logits)[..., 0].tolist()
+        jumps = [(b - a) ** 2 for row, n in zip(scores, (16, 3), strict=True) for a, b in itertools.pairwise(row[:n])]
+        terms = model.losses(output, targets, lengths)
+    assert terms["smooth"].item() == pytest.approx(0.5 * sum(jumps) / len(jumps), rel=1e-4)
+    assert valid_mask(lengths, 16).sum(1).tolist() == [16, 3]
+
+
+def test_an_option_added_to_a_base_class_breaks_no_other_method(monkeypatch):
+    original = DualBranch.__init__
+
+    @functools.wraps(original)
+    def with_option(self, *args, coarse_weight=1.0, **options):
+        original(self, *args, **options)
+
+    option = inspect.Parameter("coarse_weight", inspect.Parameter.KEYWORD_ONLY, default=1.0)
+    signature = inspect.signature(original)
+    with_option.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    hint = {"coarse_weight": Annotated[float, non_negative("weight of the coarse loss")]}
+    with_option.__annotations__ = original.__annotations__ | hint
+    before = {name: find_method(name).option_names() for name in method_names()}
+    monkeypatch.setattr(DualBranch, "__init__", with_option)
+    for name in method_names():
+        method = find_method(name)
+        new = {"coarse_weight"} if issubclass(method, DualBranch) else set()
+        assert set(method.option_names()) - set(before[name]) == new - set(before[name])
+        for dataset in DATASETS.values():
+            assert ("--coarse-weight" in build_parser(dataset, method).format_help()) == (
+                "coarse_weight" in method.option_names()
+            )

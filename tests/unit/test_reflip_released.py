@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from small_reflip import PROMPTS, SMALL, TARGETS, disturbed, small_batch, small_model
 
-from clipfusionvad import create_model
-from clipfusionvad.engine.checkpoint import own_state, released_state
+from clipfusionvad import create_model, load_weights
+from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.datasets import find_dataset
+from clipfusionvad.engine.checkpoint import model_content, own_state, read_model_file, released_state
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import write_torch
 from clipfusionvad.models import find_method
 from clipfusionvad.models.clip import load_clip
 from clipfusionvad.models.layers.text import PromptLayout
@@ -83,3 +88,29 @@ def test_released_names_and_back():
     assert {key for key in back if not key.startswith("clipmodel.")} == own.keys()
     assert all(torch.equal(back[key], own[key]) for key in own)
     torch.testing.assert_close(back["clipmodel.text_projection"], clip.state["text_projection"])
+
+
+OLDER = {"method": "reflipvad", "dataset": "ucf", "clip": None, "clip_fingerprint": None}
+
+
+@pytest.mark.parametrize(("variant", "method"), [("repo", "reflipvad_repo"), ("paper", "reflipvad")])
+def test_older_records_of_variants_mean_a_method(variant, method, tmp_path):
+    """Checkpoints, YAML files and flags of when both were one method, which had the options of both."""
+    both = {name: find_method(name).declared_options() for name in ("reflipvad", "reflipvad_repo")}
+    options = {key: option.default for declared in both.values() for key, option in declared.items()}
+    options |= {"prompt_encoder": "toy", **SMALL}
+    model = small_model(method)
+    hparams = {**OLDER, "options": {**options, "variant": variant}}
+    write_torch(tmp_path / "model.pth", model_content(hparams, own_state(model)))
+    file = read_model_file(tmp_path / "model.pth")
+    assert file.method == method and file.made["options"].keys() == both[method].keys()
+    load_weights(create_model("reflipvad", PROMPTS, clip="toy", **SMALL, variant=variant), tmp_path / "model.pth")
+
+    record = {key: value for key, value in options.items() if value is not None}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump({"method": "reflipvad", "variant": variant, **record}))
+    parse = option_file_of(find_dataset("ucf")).parse_args
+    for flags in (["--config", str(tmp_path / "options.yaml")], ["--method", "reflipvad", "--variant", variant]):
+        args = parse(flags)
+        assert args.method == method and not hasattr(args, "variant")
+    with pytest.raises(UserError, match="--variant 'papr' .did you mean 'paper'"):
+        small_model(variant="papr")
