@@ -1,4 +1,4 @@
-"""python -m clipfusionvad COMMAND: the list of commands, and the way to each."""
+"""python -m clipfusionvad COMMAND: prints the list of commands, or runs one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _dispatch(argv: list[str]) -> int:
     name = argv[0].replace("-", "_")
     if name not in names:
         known = [typed(name) for name in names]
-        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], known)}; there are: {', '.join(known)}")
+        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], known)}; the commands are: {', '.join(known)}")
     return importlib.import_module(f"clipfusionvad.cli.{name}").main(argv[1:]) or 0
 
 
@@ -37,7 +37,7 @@ def _print_commands() -> None:
         print(f"\n{title}:")
         for name in names:
             print(f"  {typed(name):{width}} {summary(name)}")
-    print("\n--help after a command lists its options; --version says which clipfusionvad this is")
+    print("\nCOMMAND --help lists the options of a command; --version prints the version")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One file per command: options → calls → where the results are."""
+"""One file per command: it reads the options, calls the package, and prints where the results are."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-#: The commands by what they are for, in the order in which one needs them.
+#: The commands by purpose, in the order of their use.
 GROUPS = {
     "first steps": ("demo", "matrix", "doctor", "completion"),
     "features and lists": ("extract", "compare_features", "lists", "pack"),
@@ -16,16 +16,16 @@ GROUPS = {
 
 
 def command_names() -> list[str]:
-    """The commands' modules."""
+    """Return the names of the commands' modules."""
     return [name for names in GROUPS.values() for name in names]
 
 
 def typed(name: str) -> str:
-    """A command as it is typed: its module cannot have the dash in its name."""
+    """Return a command's name as it is typed, with dashes."""
     return name.replace("_", "-")
 
 
 def summary(name: str) -> str:
-    """What a command does, in a line: read from its file, since loading all commands takes seconds."""
+    """Return the first line of a command's docstring, without the seconds that importing all commands takes."""
     source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]

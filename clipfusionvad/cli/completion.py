@@ -1,4 +1,4 @@
-"""Print what makes a shell complete commands and options: eval "$(clipfusionvad completion bash)"."""
+"""Print a script that lets a shell complete commands and options: eval "$(clipfusionvad completion bash)"."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def main(argv: list[str]) -> int:
 
 def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad completion", description=__doc__)
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="whose script is printed")
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="the shell")
     return parser
 
 
 def _everything() -> ArgumentParser:
-    """One parser of all commands, each with all options that it has for any dataset and method."""
+    """Return one parser of all commands, each with its options for any dataset and method."""
     top = ArgumentParser(prog="clipfusionvad")
     commands = top.add_subparsers()
     for name in command_names():
@@ -44,7 +44,7 @@ def _everything() -> ArgumentParser:
 
 
 def _add_training(parser: ArgumentParser) -> None:
-    """Add the options of all datasets and methods that are not there yet."""
+    """Add the options of all datasets and methods that the parser lacks."""
     if "--dataset" not in parser._option_string_actions:
         parser.add_argument("--dataset", choices=list(DATASETS), help="which dataset")
     # Defaults differ by dataset, which completion does not show; options do not.

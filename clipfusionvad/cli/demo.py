@@ -1,4 +1,4 @@
-"""Make a small benchmark-shaped dataset, train and test on it, and show the result."""
+"""Generate a small dataset of a benchmark's shape, train and test on it, and print the result."""
 
 from __future__ import annotations
 
@@ -21,33 +21,32 @@ def main(argv: list[str]) -> int:
     dataset = find_dataset(args.dataset)
     folder, run = demo_folder(dataset), demo_run(args.method, dataset)
     if (run / "metrics.json").exists():
-        print(f"data and model are there already (delete {folder} to start over); testing the model")
+        print(f"data and model exist already (delete {folder} to start over); testing the model")
     code = run_demo(args.method, dataset)
     if code == EXIT_INTERRUPTED:
-        print("or give this command again")
+        print("or run this command again")
     if code == 0:
         print(f"data          {folder}: features/, annotations.csv, list/")
-        print(
-            f"next          see {run}/report.html; then: python -m clipfusionvad train --dataset {args.dataset} --help"
-        )
+        command = f"python -m clipfusionvad train --dataset {args.dataset} --help"
+        print(f"next          see {run}/report.html; then: {command}")
     return code
 
 
 def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad demo", description=__doc__)
     names = list(DATASETS)
-    parser.add_argument("--dataset", choices=names, default=names[0], help="whose shape the data has")
-    parser.add_argument("--method", choices=method_names(), default="clipfusionvad", help="which detector")
+    parser.add_argument("--dataset", choices=names, default=names[0], help="benchmark whose shape the data has")
+    parser.add_argument("--method", choices=method_names(), default="clipfusionvad", help="detector")
     return parser
 
 
 def demo_run(method: str, dataset: Dataset) -> Path:
-    """The run folder of a method's demo."""
+    """Return the run folder of a method's demo."""
     return demo_folder(dataset) / f"run_{method}"
 
 
 def run_demo(method: str, dataset: Dataset) -> int:
-    """Train a method on a dataset's demo data, or test the model if that is done; returns the exit code."""
+    """Train a method on a dataset's demo data, or test the model if it is trained; return the exit code."""
     option_file, run = option_file_of(dataset), demo_run(method, dataset)
     options = ["--demo", "--method", method, "--output-dir", str(run)]
     if (run / "metrics.json").exists():

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipfusionvad.cli.load import load_model, parse_over_model
-from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
-from clipfusionvad.engine.checkpoint import dataset_of, describe, read_model_file
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import check_writable
 from clipfusionvad.models import method_names
-from clipfusionvad.report.table import check_metrics
-from clipfusionvad.tools.export.card import card_path, write_card
-from clipfusionvad.tools.export.forms import FORMS, RELEASED, TrainedModel, form_of
+from clipfusionvad.tools.export import SUFFIXES
+
+# The rest is imported after the command line is parsed: it needs torch, --help does not.
+if TYPE_CHECKING:
+    from clipfusionvad.tools.export.forms import TrainedModel
 
 
 def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
+    from clipfusionvad.io.files import check_writable
+    from clipfusionvad.tools.export.card import card_path, write_card
+    from clipfusionvad.tools.export.forms import RELEASED, form_of
+
     form, path = form_of(args.output), Path(args.output)
     trained, dataset = _load(args, released=form is RELEASED)
     for written in (path, card_path(path)):
@@ -37,26 +40,31 @@ def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad export", description=__doc__)
     add = parser.add_argument
     add("checkpoint", help="best.pt or last.pt of a run, a final model file, or a released one with --dataset")
-    suffixes = ", ".join(FORMS)
-    add("--output", required=True, help=f"the file to write; its suffix says the form: {suffixes}")
-    add("--clip", help="CLIP model name or file (default: the one it was trained with)")
-    add("--method", choices=method_names(), help="of a file that does not say")
-    add("--dataset", metavar="NAME", help="of a file that does not say: its classes and options")
-    add("--config", help="YAML file of model options, for a released file with others than published")
-    add("--normal-centroid", "--calibration", help="calibration.pt of a run, for a released file that lacks it")
+    add("--output", required=True, help=f"the file to write; its suffix sets the form: {', '.join(SUFFIXES)}")
+    add("--clip", help="CLIP model name or file (default: the CLIP of the training)")
+    add("--method", choices=method_names(), help="of a file that does not name its method")
+    add("--dataset", metavar="NAME", help="of a file that does not name its dataset: sets classes and options")
+    add("--config", help="YAML file of model options, for a released file with options other than published")
+    add("--normal-centroid", "--calibration", help="calibration.pt of a run, for a released file without it")
     add("--train-list", help="training list instead, whose normal videos' features are read")
     return parser
 
 
 def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
-    """The model that a file holds, with what is known of it."""
+    """Return the model in a file, with what is known of it, and its dataset."""
+    from clipfusionvad.cli.load import load_model, parse_over_model
+    from clipfusionvad.cli.option_files import option_file_of
+    from clipfusionvad.engine.checkpoint import dataset_of, describe, read_model_file
+    from clipfusionvad.report.table import check_metrics
+    from clipfusionvad.tools.export.forms import TrainedModel
+
     file = read_model_file(args.checkpoint)
     if released and not file.made:
-        raise UserError(f"{args.checkpoint} is no file of ours: it is in the released form already")
+        raise UserError(f"{args.checkpoint} is in the released form already")
     method = args.method or file.method
     if not method or not (args.dataset or file.made):
         missing = "dataset" if method else "method"
-        raise UserError(f"{args.checkpoint} does not say its {missing}: pass --{missing}")
+        raise UserError(f"{args.checkpoint} does not name its {missing}: pass --{missing}")
     dataset = find_dataset(args.dataset) if args.dataset else dataset_of(file)
     flags = {"method": method, "model-path": args.checkpoint}
     flags |= {name: getattr(args, name) for name in ("config", "clip", "normal_centroid", "train_list")}

@@ -9,11 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.load import find_source, load_model, parse_over_model, read_run_options, stored_options
-from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import build_parser, config_tokens
 from clipfusionvad.cli.parser import HelpFormatter, Parser
-from clipfusionvad.cli.prepare import prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile
 from clipfusionvad.engine.device import pick_device
@@ -119,6 +115,10 @@ def _read_test(source: Path) -> TestResult:
 
 def _load(source: Path, test_argv: Sequence[str]) -> LoadedModel:
     """Load a model as a test would load it."""
+    from clipfusionvad.cli.load import find_source, load_model, parse_over_model
+    from clipfusionvad.cli.option_files import option_file_of
+    from clipfusionvad.cli.prepare import prepare_test_set
+
     dataset, argv = find_source(source, test_argv)
     args, file = parse_over_model(argv, option_file_of(dataset))
     if args.demo:
@@ -130,6 +130,9 @@ def _load(source: Path, test_argv: Sequence[str]) -> LoadedModel:
 
 def _sources(runs: Sequence[Path], test_argv: Sequence[str]) -> tuple[list[Source], list[tuple[str, list[str]]]]:
     """Return the models of runs and their test data; runs with the same test data make one target."""
+    from clipfusionvad.cli.load import find_source, parse_over_model, read_run_options
+    from clipfusionvad.cli.option_files import option_file_of
+
     recorded = [read_run_options(run) for run in runs]
     data = {
         (dataset.name, *map(str, map(record.get, DATA))): run
@@ -155,6 +158,8 @@ def _unique(names: Sequence[str], runs: Sequence[Path]) -> list[str]:
 
 def _class_weight(args: Namespace, dataset: Dataset, file: ModelFile) -> str | None:
     """Return the first weight of the model whose shape depends on the number of classes."""
+    from clipfusionvad.cli.prepare import prepare_model
+
     more = replace(dataset, classes={**dataset.classes, "one more": "something else"})
     here, there = (prepare_model(args, known, file)[0].state_dict() for known in (dataset, more))
     return next((name for name in here if here[name].shape != there[name].shape), None)
@@ -170,6 +175,11 @@ def _test_on(
     index: int,
 ) -> dict[str, Any]:
     """Return the metrics of a model on a target; it may keep the classes that it was trained on."""
+    from clipfusionvad.cli.load import load_model, stored_options
+    from clipfusionvad.cli.option_files import option_file_of
+    from clipfusionvad.cli.options import build_parser, config_tokens
+    from clipfusionvad.cli.prepare import prepare_test_set
+
     target, record = targets[index]
     if record.get("demo"):
         make_demo(target)

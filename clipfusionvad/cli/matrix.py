@@ -1,4 +1,4 @@
-"""Train and test every method on the demo data of every dataset, and keep the table."""
+"""Train and test every method on the demo data of every dataset, and write the table."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
 
     pairs = [(method, find_dataset(name)) for method in args.methods for name in args.datasets]
-    cells = []
+    results = []
     for method, dataset in (bar := tqdm(pairs, "matrix", disable=None)):
         bar.set_postfix_str(f"{method} on {dataset.title}")
-        cells.append(_run_cell(method, dataset))
-        print(cells[-1].line(), flush=True)
-    text = matrix_text(cells)
+        results.append(_run_pair(method, dataset))
+        print(results[-1].line(), flush=True)
+    text = matrix_text(results)
     write_text(args.output / "matrix.md", text)
-    write_text(args.output / "matrix.csv", matrix_table(cells).to_csv(index=False))
-    print(f"\n{text}\nkept in {args.output}: matrix.md, matrix.csv; the run of each cell: {FOLDER}/DATASET/run_METHOD")
-    return 0 if all(cell.learned for cell in cells) else 1
+    write_text(args.output / "matrix.csv", matrix_table(results).to_csv(index=False))
+    print(f"\n{text}\nwritten to {args.output}: matrix.md, matrix.csv; the runs: {FOLDER}/DATASET/run_METHOD")
+    return 0 if all(result.learned for result in results) else 1
 
 
 def make_parser() -> Parser:
@@ -44,15 +44,15 @@ def make_parser() -> Parser:
     return parser
 
 
-def _run_cell(method: str, dataset: Dataset) -> DemoResult:
-    """Train, or take the run that is there, and test it; what both print goes to ``matrix.log`` in the run's folder."""
+def _run_pair(method: str, dataset: Dataset) -> DemoResult:
+    """Train, unless the run exists, and test; what both print is written to ``matrix.log`` in the run's folder."""
     run, start = demo_run(method, dataset), time.perf_counter()
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "matrix.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         trained = (run / "metrics.json").exists() or run_demo(method, dataset) == 0
         if not trained or run_demo(method, dataset) != 0:
-            # A training that was asked to stop has saved its state and returned.
-            warn(f"stopped at {method} on {dataset.title}; the same command goes on from there")
+            # A training that was stopped by a signal has saved its state and returned.
+            warn(f"stopped at {method} on {dataset.title}; the same command continues from there")
             raise KeyboardInterrupt
     results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()

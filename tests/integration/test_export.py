@@ -271,7 +271,7 @@ def test_nan_and_other_shapes_do_not_pass_the_check():
 
 REFUSED = {
     "unknown suffix": ["model.pth", "--output", "m.bin"],
-    "does not say its dataset: pass --dataset": ["released.pth", "--output", "m.onnx"],
+    "does not name its dataset: pass --dataset": ["released.pth", "--output", "m.onnx"],
     "in the released form already": ["released.pth", "--output", "m.pth"],
     "not found": ["nothing.pth", "--output", "m.onnx"],
 }

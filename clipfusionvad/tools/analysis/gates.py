@@ -116,8 +116,8 @@ def gates(loaded: LoadedModel, *, video: VideoName = None) -> AnalysisResult:
             "start_seconds": np.arange(len(seen.truth)) * seen.seconds_per_snippet,
             "truth": seen.truth,
             "score": seen.anomaly.astype(np.float64),
-            "channel_gate": found.channel.mean(axis=1, dtype=np.float64),
-            "temporal_gate": found.temporal.mean(axis=1, dtype=np.float64),
+            "channel_gate": found.channel.mean(axis=1).astype(np.float64),
+            "temporal_gate": found.temporal.mean(axis=1).astype(np.float64),
         }
     )
     short = []

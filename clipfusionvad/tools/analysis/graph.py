@@ -87,7 +87,7 @@ def graph(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex =
     to_abnormal = np.full(len(truth), np.nan)
     if found.similarity is not None:
         matrices["similarity weight × L"] = found.similarity * len(truth)
-        to_abnormal = found.similarity @ (truth > 0.5)
+        to_abnormal = (found.similarity @ (truth > 0.5)).astype(np.float64)
     if found.distance is not None:
         matrices["distance weight"] = found.distance
     header = ["mean of", "abnormal → abnormal", "abnormal → normal", "normal → abnormal", "normal → normal"]

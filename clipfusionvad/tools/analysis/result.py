@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 from clipfusionvad.io.files import write_text
@@ -45,9 +46,10 @@ def table_text(table: DataFrame) -> str:
         cells = table[column]
         is_text = all(isinstance(cell, str) for cell in cells)
         width = max([len(column), *map(len, cells)]) if is_text else 0
-        aligned[column.ljust(width)] = cells.str.ljust(width) if is_text else cells
-    text = type(table)(aligned).to_string(index=False, na_rep=UNKNOWN, float_format="{:.4g}".format)
-    return "\n".join(line.rstrip() for line in text.splitlines())
+        # The blank keeps columns two apart.
+        aligned[f" {column:{width}}"] = cells.str.ljust(width) if is_text else cells
+    text = make_table(aligned).to_string(index=False, na_rep=UNKNOWN, float_format="{:.4g}".format)
+    return dedent("\n".join(line.rstrip() for line in text.splitlines()))
 
 
 def write_result(result: AnalysisResult, output: Path, formats: Iterable[str] = ()) -> list[Path]:
