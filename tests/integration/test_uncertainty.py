@@ -26,7 +26,7 @@ from clipfusionvad.tools.uncertainty.measure import (
     Corruption,
     bernoulli_kl,
     class_averages,
-    judge,
+    count_video_frames,
     observe_videos,
     sweep,
     sweep_metrics,
@@ -60,7 +60,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(model, videos):
-    return observe_videos(model, videos.features, judge(videos), CPU)
+    return observe_videos(model, videos.features, count_video_frames(videos), CPU)
 
 
 def by_frame(curve, frames):
@@ -127,8 +127,8 @@ def test_positions_differ_between_videos_and_seeds():
 
 
 def test_level_zero_changes_nothing(model, videos, clean):
-    judged = judge(videos)
-    points = sweep(model, videos.features, judged, CPU, levels=[0.0])
+    counts = count_video_frames(videos)
+    points = sweep(model, videos.features, counts, CPU, levels=[0.0])
     assert [(point.modality, point.level) for point in points] == [("image", 0), ("event", 0)]
     scores, truth = frames_of(clean, "anomaly"), np.concatenate(videos.truth.frames)
     for point in points:
@@ -137,9 +137,9 @@ def test_level_zero_changes_nothing(model, videos, clean):
 
 
 def test_the_sweeps_numbers_are_means_over_frames(model, videos, clean):
-    judged = judge(videos)
-    corrupt = observe_videos(model, videos.features, judged, CPU, corruption=Corruption(1, 0.5, seed=3))
-    metrics = sweep_metrics(clean, corrupt, judged)
+    counts = count_video_frames(videos)
+    corrupt = observe_videos(model, videos.features, counts, CPU, corruption=Corruption(1, 0.5, seed=3))
+    metrics = sweep_metrics(clean, corrupt, counts)
     p, q = frames_of(clean, "anomaly"), frames_of(corrupt, "anomaly")
     truth = np.concatenate(videos.truth.frames)
     assert np.abs(p - q).max() > 1e-3
@@ -154,9 +154,9 @@ def test_the_sweeps_numbers_are_means_over_frames(model, videos, clean):
 
 
 def test_the_change_of_a_dimension_is_that_of_its_mean_weight(model, videos, clean):
-    judged = judge(videos)
-    (point,) = sweep(model, videos.features, judged, CPU, levels=[0.5], seed=3)[1:]
-    corrupt = observe_videos(model, videos.features, judged, CPU, corruption=Corruption(1, 0.5, seed=3))
+    counts = count_video_frames(videos)
+    (point,) = sweep(model, videos.features, counts, CPU, levels=[0.5], seed=3)[1:]
+    corrupt = observe_videos(model, videos.features, counts, CPU, corruption=Corruption(1, 0.5, seed=3))
     for index, kind in enumerate(MODALITIES):
         before, after = (frames_of(run, f"{kind}_weight").mean() for run in (clean, corrupt))
         assert point.change.shape == (2, D)
@@ -165,7 +165,7 @@ def test_the_change_of_a_dimension_is_that_of_its_mean_weight(model, videos, cle
 
 
 def test_the_same_seed_gives_the_same_result(model, videos):
-    runs = [sweep(model, videos.features, judge(videos), CPU, levels=[0.3], seed=seed) for seed in (5, 5, 6)]
+    runs = [sweep(model, videos.features, count_video_frames(videos), CPU, levels=[0.3], seed=seed) for seed in (5, 5, 6)]
     assert runs[0][0].metrics == runs[1][0].metrics and np.array_equal(runs[0][0].change, runs[1][0].change)
     assert runs[0][0].metrics["kl"] != runs[2][0].metrics["kl"]
 
@@ -177,7 +177,7 @@ def test_certain_probabilities_are_clipped():
 
 
 def test_class_averages_are_means_over_frames(videos, clean):
-    rows = class_averages(clean, judge(videos), ["B1", "A", "B1", "G"])
+    rows = class_averages(clean, count_video_frames(videos), ["B1", "A", "B1", "G"])
     found = {(row["class"], row["part"]): row for row in rows}
     assert found.keys() == {(c, p) for c in ("B1", "G") for p in ("all", "anomalous", "normal")} | {
         ("A", "all"),
@@ -191,14 +191,14 @@ def test_class_averages_are_means_over_frames(videos, clean):
 
 
 def test_a_model_without_weights_is_refused(model, videos, monkeypatch):
-    judged, message = judge(videos)[:1], "does not weigh two modalities"
+    counts, message = count_video_frames(videos)[:1], "does not weigh two modalities"
     plain = VADOutput(torch.zeros(1, T, 1), None, None)
     monkeypatch.setattr(type(model), "forward", lambda self, visual, lengths, text: plain)
     with pytest.raises(UserError, match=message):
-        observe_videos(model, videos.features[:1], judged, CPU)
+        observe_videos(model, videos.features[:1], counts, CPU)
     monkeypatch.setattr(type(model), "streams", ("rgb",))
     with pytest.raises(UserError, match=message):
-        observe_videos(model, [videos.features[0][:, :D]], judged, CPU)
+        observe_videos(model, [videos.features[0][:, :D]], counts, CPU)
 
 
 def test_the_command_writes_every_table_and_picture(tmp_path):

@@ -1,21 +1,24 @@
-"""Tables and pictures of how far a model trusts its two modalities."""
+"""Tables and figures of how much a model trusts its two modalities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from clipfusionvad.engine.evaluator import VideoSet
-from clipfusionvad.io.files import atomic_write, write_csv
+from clipfusionvad.io.files import atomic_write, write_text
+from clipfusionvad.report.formatting import Table, to_text
 from clipfusionvad.report.plots import TRUTH_COLOUR, save_figure
-from clipfusionvad.tools.uncertainty.measure import MODALITIES, Judged, Observation, SweepPoint
+from clipfusionvad.report.scores import abnormal_spans
+from clipfusionvad.tools.uncertainty.measure import MODALITIES, FrameCounts, Observation, SweepPoint
 
-# Frames along the time axis of one picture. Source: released code of IEF-VAD.
+# Frames along the time axis of one figure. Source: released code of IEF-VAD.
 CHUNK = 3000
 COLOURS = dict(zip(MODALITIES, ("#56b4e9", "#e69f00"), strict=True))
 SCORE_COLOUR, BORDER_COLOUR = "#1f4e79", "#999999"
@@ -24,41 +27,41 @@ PARTS = ("anomalous", "normal")
 
 
 def sweep_table(points: Sequence[SweepPoint]) -> str:
-    """The sweep as text, a line per corruption."""
-    lines = [f"{'corrupted':10}{'level':>7}" + "".join(f"{title:>10}" for title in TABLE.values())]
-    for point in points:
-        values = "".join(f"{point.metrics[key]:10.4f}" for key in TABLE)
-        lines.append(f"{point.modality:10}{point.level:7.2f}{values}")
-    return "\n".join(lines)
+    """Render the sweep as text, a row per corruption."""
+    rows = [
+        [point.modality, f"{point.level:.2f}", *(f"{point.metrics[key]:.4f}" for key in TABLE)] for point in points
+    ]
+    return to_text(Table(["corrupted", "level", *TABLE.values()], rows))
 
 
 def write_sweep(folder: Path, points: Sequence[SweepPoint]) -> None:
-    """``uncertainty.csv``, and the change of each dimension's mean weight in ``weight_change_image.csv``, ``…_event``.
+    """Write ``uncertainty.csv``, and each dimension's change of mean weight to ``weight_change_image.csv``, ``…_event``.
 
-    All have a row for each corrupted modality and level; a change is that of the modality in the file's name.
+    All have a row for each corrupted modality and level; a change concerns the modality in the file's name.
     """
-    names = list(points[0].metrics)
-    corrupted = ("corrupted", "level")
-    rows = [(point.modality, point.level, *(point.metrics[name] for name in names)) for point in points]
-    write_csv(folder / "uncertainty.csv", (*corrupted, *names), rows)
+    corrupted = [{"corrupted": point.modality, "level": point.level} for point in points]
+    _write_table(folder / "uncertainty.csv", [row | point.metrics for row, point in zip(corrupted, points, strict=True)])
     for index, modality in enumerate(MODALITIES):
-        changes = [(point.modality, point.level, *point.change[index].tolist()) for point in points]
-        dimensions = range(len(points[0].change[index]))
-        write_csv(folder / f"weight_change_{modality}.csv", (*corrupted, *map(str, dimensions)), changes)
+        changes = [dict(enumerate(point.change[index].tolist())) for point in points]
+        rows = [row | change for row, change in zip(corrupted, changes, strict=True)]
+        _write_table(folder / f"weight_change_{modality}.csv", rows)
 
 
 def write_averages(folder: Path, averages: Sequence[Mapping[str, Any]]) -> None:
-    """``weights_by_class.csv`` and ``distances.csv`` of what ``class_averages`` gives."""
+    """Write the result of ``class_averages`` to ``weights_by_class.csv`` and ``distances.csv``."""
     for name, curves in (("weights_by_class", ("weight",)), ("distances", ("cosine", "euclidean"))):
-        header = ["class", "part", "frames", *(f"{kind}_{curve}" for curve in curves for kind in MODALITIES)]
-        write_csv(folder / f"{name}.csv", header, [[row[column] for column in header] for row in averages])
+        columns = ["class", "part", "frames", *(f"{kind}_{curve}" for curve in curves for kind in MODALITIES)]
+        _write_table(folder / f"{name}.csv", averages, columns)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[Any, Any]], columns: list[str] | None = None) -> None:
+    write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False, na_rep="nan"))
 
 
 def write_curves(path: Path, videos: VideoSet, observations: Sequence[Observation]) -> None:
-    """All curves by snippet, the videos one after the other, as one .npz.
+    """Write all curves by snippet, the videos joined, as one .npz.
 
-    ``videos``, ``labels`` and ``snippets`` hold each video's name, label and length; every curve is one vector of
-    all videos' snippets, to be cut by ``snippets``.
+    ``videos``, ``labels`` and ``snippets`` hold each video's name, label and length; split a curve by ``snippets``.
     """
     arrays = {
         "videos": np.array([entry.video for entry in videos.entries]),
@@ -76,17 +79,17 @@ def draw_class_curves(
     folder: Path,
     videos: VideoSet,
     observations: Sequence[Observation],
-    judged: Sequence[Judged],
+    counts: Sequence[FrameCounts],
     classes: Sequence[str],
     limit: int,
 ) -> None:
-    """``CLASS_0.png`` …: a class's videos one after the other, 3000 frames a picture, ``limit`` pictures (0: all)."""
+    """Draw ``CLASS_0.png`` …: a class's videos joined, 3000 frames per figure, at most ``limit`` figures (0: all)."""
     for name in dict.fromkeys(classes):
         members = [index for index, own in enumerate(classes) if own == name]
         curves = {"anomaly": np.concatenate([observations[index].anomaly for index in members])}
         for curve in observations[0].by_modality:
             curves[curve] = np.concatenate([observations[index].by_modality[curve] for index in members])
-        frames = np.concatenate([judged[index].frames for index in members])
+        frames = np.concatenate([counts[index].frames for index in members])
         truth = np.concatenate([videos.known_truth.frames[index] for index in members])
         borders = np.cumsum([len(videos.known_truth.frames[index]) for index in members])
         starts = range(0, len(truth), CHUNK)
@@ -117,7 +120,7 @@ def _draw_chunk(
             axis.stairs(values, edges[shown.start : shown.stop + 1], color=COLOURS[kind], baseline=None, label=kind)
     titles = ("anomaly probability", "mean weight", "cosine to fused", "distance to fused")
     for axis, title in zip(axes, titles, strict=True):
-        for low, high in _spans(truth[start:end]):
+        for low, high in abnormal_spans(truth[start:end]):
             axis.axvspan(start + low, start + high, color=TRUTH_COLOUR, lw=0, zorder=0)
         for border in borders[(borders > start) & (borders < end)]:
             axis.axvline(border, color=BORDER_COLOUR, lw=0.6, ls=":")
@@ -128,16 +131,10 @@ def _draw_chunk(
     axes[-1].set_xlabel("frames; shaded: annotated anomaly, dotted: the next video")
 
 
-def _spans(truth: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Bounds [start, end) of the runs of ones."""
-    edges = np.flatnonzero(np.diff(truth.astype(np.int8), prepend=0, append=0))
-    return ((start, end) for start, end in edges.reshape(-1, 2).tolist())
-
-
 def draw_class_bars(path: Path, averages: Sequence[Mapping[str, Any]], curves: Mapping[str, str]) -> None:
-    """Bars of both modalities per class, over its anomalous and its normal frames.
+    """Draw bars of both modalities per class, over its anomalous and its normal frames.
 
-    ``averages`` are those of ``class_averages``; ``curves`` (weight, cosine, euclidean) have a row and a title each.
+    ``averages`` come from ``class_averages``; ``curves`` (weight, cosine, euclidean) have a row and a title each.
     """
     figure = Figure(figsize=(15, 3.2 * len(curves) + 1), layout="constrained")
     axes = figure.subplots(len(curves), len(PARTS), sharey="row", squeeze=False)
@@ -158,10 +155,10 @@ def _draw_bars(axis: matplotlib.axes.Axes, rows: Sequence[Mapping[str, Any]], cu
 
 
 def draw_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
-    """What is in ``uncertainty.csv`` against the level, a line for each corrupted modality."""
+    """Draw the columns of ``uncertainty.csv`` over the level, a line for each corrupted modality."""
     figure = Figure(figsize=(13, 7), layout="constrained")
     for axis, (key, title) in zip(figure.subplots(2, 3).flat, TABLE.items(), strict=True):
-        # Weights also over anomalous and over normal frames alone.
+        # Weights also over anomalous frames only and over normal frames only.
         styles = {key: "-", f"{key}_{PARTS[0]}": "--", f"{key}_{PARTS[1]}": ":"}
         for modality in MODALITIES:
             own = [point for point in points if point.modality == modality]

@@ -1,4 +1,4 @@
-"""How a model that fuses two modalities by uncertainty trusts each of them, and what it does when one is damaged.
+"""Measure how a model that fuses two modalities by uncertainty weighs each of them, also when one is damaged.
 
 For any method whose output has the fields of ``NEEDED``. n snippets of a video, D dimensions of the fused state,
 T snippets of a model input; the two modalities, image and event, are the method's streams in their order.
@@ -20,18 +20,18 @@ from clipfusionvad.engine.evaluator import VideoSet
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics import count_frames, snippet_metrics
 from clipfusionvad.models.base import Method
+from clipfusionvad.tools.uncertainty import LEVELS
 
 MODALITIES = ("image", "event")
 NEEDED = ("fused", *(f"{kind}_{what}" for what in ("mu", "weight") for kind in MODALITIES))
-LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-# What is left of a corrupted feature. Source: released code of IEF-VAD.
+# The factor of a corrupted feature. Source: released code of IEF-VAD.
 ATTENUATION = 0.01
 PROBABILITY_FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Frames behind each of one video's snippets, (n,) each: the abnormal ones, and all (``count_frames``)."""
+class FrameCounts:
+    """Frames behind each snippet of a video, (n,) each: the abnormal ones, and all (``count_frames``)."""
 
     positives: np.ndarray
     frames: np.ndarray
@@ -42,17 +42,17 @@ class Judged:
         return {"all": self.frames, "anomalous": self.positives, "normal": self.frames - self.positives}
 
 
-def judge(videos: VideoSet) -> list[Judged]:
-    """The frames behind the snippets of videos whose truth is known."""
+def count_video_frames(videos: VideoSet) -> list[FrameCounts]:
+    """Count the frames behind the snippets of videos whose truth is known."""
     return [
-        Judged(*count_frames(frames, len(rows), videos.frames_per_snippet))
+        FrameCounts(*count_frames(frames, len(rows), videos.frames_per_snippet))
         for frames, rows in zip(videos.known_truth.frames, videos.features, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model says of one video: a probability per snippet (n,), the rest per modality and snippet (2, n).
+    """A model's outputs for one video: a probability per snippet (n,), the rest per modality and snippet (2, n).
 
     ``weight`` is the mean over D of the modality's weights; ``cosine`` (similarity) and ``euclidean`` (distance)
     compare the fused state with the modality's mean. ``dimensions`` (2, D) sums the weights over all frames.
@@ -75,8 +75,8 @@ class Observation:
 class Corruption:
     """Attenuation of one modality at a random share ``level`` of the T positions of a model input.
 
-    The positions are the same in all inputs of a video, and differ between videos. At one seed the positions of a
-    level contain those of each lower level, for either modality, so that results differ by nothing else.
+    The positions are the same in all inputs of a video, and differ between videos. With one seed the positions of a
+    level contain those of each lower level, for either modality, so that only the level differs between results.
     """
 
     modality: int
@@ -84,11 +84,11 @@ class Corruption:
     seed: int
 
     def positions(self, video: int, length: int) -> np.ndarray:
-        """Corrupted positions of the video with this number in its list, floor(T · level) of 0..T-1."""
+        """Return the corrupted positions of a video by its number in the list, floor(T · level) of 0..T-1."""
         return np.random.default_rng([self.seed, video]).permutation(length)[: int(length * self.level)]
 
     def apply(self, windows: np.ndarray, video: int) -> np.ndarray:
-        """A corrupted copy of a video's inputs (N, T, 2 · D)."""
+        """Return a corrupted copy of a video's inputs (N, T, 2 · D)."""
         width = windows.shape[2] // len(MODALITIES)
         corrupted = windows.astype(np.float32)
         stream = corrupted[:, :, self.modality * width : (self.modality + 1) * width]
@@ -98,7 +98,7 @@ class Corruption:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """What one corruption does: ``metrics`` over all frames, ``change`` (2, D) of the mean weights, clean - corrupt."""
+    """The effect of a corruption: ``metrics`` over all frames, ``change`` (2, D) of mean weights, clean - corrupt."""
 
     modality: str
     level: float
@@ -109,12 +109,12 @@ class SweepPoint:
 def observe_videos(
     model: Method,
     features: Sequence[np.ndarray],
-    judged: Sequence[Judged],
+    counts: Sequence[FrameCounts],
     device: torch.device,
     precision: str = "fp32",
     corruption: Corruption | None = None,
 ) -> list[Observation]:
-    """Observe a model on whole videos, the streams side by side (n, 2 · D). The model is left in eval mode.
+    """Run a model on whole videos, the streams joined (n, 2 · D). The model is left in eval mode.
 
     Raises ``UserError`` for a model that does not weigh two modalities.
     """
@@ -124,7 +124,7 @@ def observe_videos(
     observations = []
     with torch.inference_mode(), autocast(device, precision):
         fixed = model.fixed_inputs()
-        for video, (rows, frames) in enumerate(zip(features, judged, strict=True)):
+        for video, (rows, frames) in enumerate(zip(features, counts, strict=True)):
             windows, lengths = model.sampling.windows(rows)
             if corruption:
                 windows = corruption.apply(windows, video)
@@ -139,7 +139,7 @@ def observe_videos(
 def _observe_windows(
     model: Method, windows: np.ndarray, lengths: np.ndarray, fixed: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Curves (N·T, 7) in the order of ``Observation`` and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
+    """Return curves (N·T, 7) in the order of ``Observation`` and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
     device, at_once = next(model.parameters()).device, model.windows_at_once
     curves, weights = [], []
     for start in range(0, len(windows), at_once):
@@ -154,7 +154,7 @@ def _observe_windows(
 
 
 def _compare(model: Method, output: Any) -> tuple[Tensor, Tensor]:
-    """Mean weights, cosine similarities and Euclidean distances (B, T, 6), and all weights (B, T, 2, D)."""
+    """Return mean weights, cosine similarities and distances (B, T, 6), and all weights (B, T, 2, D)."""
     if any(getattr(output, name, None) is None for name in NEEDED):
         raise _unsuitable(model)
     weight, mu = (
@@ -167,39 +167,39 @@ def _compare(model: Method, output: Any) -> tuple[Tensor, Tensor]:
 
 
 def _unsuitable(model: Method) -> UserError:
-    return UserError(f"{model.name} does not weigh two modalities by their uncertainty, so there is none to analyse")
+    return UserError(f"{model.name} does not weigh two modalities by their uncertainty, so there is nothing to analyse")
 
 
 def sweep(
     model: Method,
     features: Sequence[np.ndarray],
-    judged: Sequence[Judged],
+    counts: Sequence[FrameCounts],
     device: torch.device,
     precision: str = "fp32",
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
 ) -> list[SweepPoint]:
     """Corrupt the image at each level with clean events, then the reverse. Source: released code of IEF-VAD."""
-    clean = observe_videos(model, features, judged, device, precision)
+    clean = observe_videos(model, features, counts, device, precision)
     points = []
     for index, modality in enumerate(MODALITIES):
         for level in levels:
-            corrupt = observe_videos(model, features, judged, device, precision, Corruption(index, level, seed))
-            change = _mean_dimensions(clean, judged) - _mean_dimensions(corrupt, judged)
-            points.append(SweepPoint(modality, level, sweep_metrics(clean, corrupt, judged), change))
+            corrupt = observe_videos(model, features, counts, device, precision, Corruption(index, level, seed))
+            change = _mean_dimensions(clean, counts) - _mean_dimensions(corrupt, counts)
+            points.append(SweepPoint(modality, level, sweep_metrics(clean, corrupt, counts), change))
     return points
 
 
 def sweep_metrics(
-    clean: Sequence[Observation], corrupt: Sequence[Observation], judged: Sequence[Judged]
+    clean: Sequence[Observation], corrupt: Sequence[Observation], counts: Sequence[FrameCounts]
 ) -> dict[str, float]:
-    """Averages over frames of what a corruption does.
+    """Average the effect of a corruption over frames.
 
     ``brier``: (p_corrupt - truth)²; ``kl``: Bernoulli KL(p_clean ‖ p_corrupt) in nats; ``auc``, ``ap`` and the mean
     weights (``image_weight``, ``image_weight_anomalous``, …) of the corrupted. NaN where there are no such frames.
     """
     before, after = (np.concatenate([video.anomaly for video in run]).astype(np.float64) for run in (clean, corrupt))
-    parts = _joined_parts(judged)
+    parts = _joined_parts(counts)
     positives, normal, frames = parts["anomalous"], parts["normal"], parts["all"]
     brier = (positives * (after - 1) ** 2 + normal * after**2).sum() / frames.sum()
     weight = np.concatenate([video.weight for video in corrupt], axis=1)
@@ -212,40 +212,40 @@ def sweep_metrics(
 
 
 def bernoulli_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """KL divergence in nats of Bernoulli(q) from Bernoulli(p), elementwise, both kept 1e-8 off 0 and 1."""
+    """Return KL(Bernoulli(p) ‖ Bernoulli(q)) in nats, elementwise, both clipped to [1e-8, 1 - 1e-8]."""
     p, q = (np.clip(values, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR) for values in (p, q))
     return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
 
 
 def class_averages(
-    observations: Sequence[Observation], judged: Sequence[Judged], classes: Sequence[str]
+    observations: Sequence[Observation], counts: Sequence[FrameCounts], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Means over the frames of each class's videos: all, anomalous and normal ones by truth.
+    """Average over the frames of each class's videos: all, the anomalous and the normal ones by truth.
 
     ``classes`` names the class of each video. Rows hold ``class``, ``part``, ``frames`` and a mean of every curve of
-    ``Observation.by_modality``; a class comes where it first does in the list, parts without frames are left out.
+    ``Observation.by_modality``, in the order of the list; parts without frames are left out.
     """
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(classes):
         members = [index for index, own in enumerate(classes) if own == name]
         videos = [observations[index].by_modality for index in members]
         curves = {curve: np.concatenate([video[curve] for video in videos]) for curve in videos[0]}
-        for part, frames in _joined_parts([judged[index] for index in members]).items():
+        for part, frames in _joined_parts([counts[index] for index in members]).items():
             if frames.any():
                 means = {curve: _mean(values, frames) for curve, values in curves.items()}
                 rows.append({"class": name, "part": part, "frames": int(frames.sum())} | means)
     return rows
 
 
-def _joined_parts(judged: Sequence[Judged]) -> dict[str, np.ndarray]:
-    parts = [video.parts for video in judged]
+def _joined_parts(counts: Sequence[FrameCounts]) -> dict[str, np.ndarray]:
+    parts = [video.parts for video in counts]
     return {part: np.concatenate([video[part] for video in parts]) for part in parts[0]}
 
 
 def _mean(values: np.ndarray, frames: np.ndarray) -> float:
-    """Mean of one value per snippet over the frames behind the snippets; NaN without frames."""
+    """Average one value per snippet over the frames behind the snippets; NaN without frames."""
     return float(values.astype(np.float64) @ frames / frames.sum()) if frames.any() else float("nan")
 
 
-def _mean_dimensions(observations: Sequence[Observation], judged: Sequence[Judged]) -> np.ndarray:
-    return sum(video.dimensions for video in observations) / sum(video.frames.sum() for video in judged)
+def _mean_dimensions(observations: Sequence[Observation], counts: Sequence[FrameCounts]) -> np.ndarray:
+    return sum(video.dimensions for video in observations) / sum(video.frames.sum() for video in counts)
