@@ -36,7 +36,7 @@ def write_analysis(
     videos: VideoSet,
     device: torch.device,
     precision: str,
-    options: UncertaintyOptions = UncertaintyOptions(),
+    options: UncertaintyOptions,
 ) -> list[SweepPoint]:
     """Analyse a model on test videos, write every table and figure into a folder, and return the sweep."""
     counts = count_video_frames(videos)

@@ -28,19 +28,19 @@ PARTS = ("anomalous", "normal")
 
 def sweep_table(points: Sequence[SweepPoint]) -> str:
     """Render the sweep as text, a row per corruption."""
-    rows = [
-        [point.modality, f"{point.level:.2f}", *(f"{point.metrics[key]:.4f}" for key in TABLE)] for point in points
-    ]
+    rows = [[point.modality, f"{point.level:.2f}", *(f"{point.metrics[key]:.4f}" for key in TABLE)] for point in points]
     return to_text(Table(["corrupted", "level", *TABLE.values()], rows))
 
 
 def write_sweep(folder: Path, points: Sequence[SweepPoint]) -> None:
-    """Write ``uncertainty.csv``, and each dimension's change of mean weight to ``weight_change_image.csv``, ``…_event``.
+    """Write ``uncertainty.csv``, and the changes of each dimension's weight to ``weight_change_image.csv``, ``…_event``.
 
     All have a row for each corrupted modality and level; a change concerns the modality in the file's name.
     """
     corrupted = [{"corrupted": point.modality, "level": point.level} for point in points]
-    _write_table(folder / "uncertainty.csv", [row | point.metrics for row, point in zip(corrupted, points, strict=True)])
+    _write_table(
+        folder / "uncertainty.csv", [row | point.metrics for row, point in zip(corrupted, points, strict=True)]
+    )
     for index, modality in enumerate(MODALITIES):
         changes = [dict(enumerate(point.change[index].tolist())) for point in points]
         rows = [row | change for row, change in zip(corrupted, changes, strict=True)]
