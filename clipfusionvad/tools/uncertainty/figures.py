@@ -33,7 +33,7 @@ def sweep_table(points: Sequence[SweepPoint]) -> str:
 
 
 def write_sweep(folder: Path, points: Sequence[SweepPoint]) -> None:
-    """Write ``uncertainty.csv``, and the changes of each dimension's weight to ``weight_change_image.csv``, ``…_event``.
+    """Write ``uncertainty.csv``, and the change of each dimension's weight to ``weight_change_image.csv``, …
 
     All have a row for each corrupted modality and level; a change concerns the modality in the file's name.
     """
