@@ -101,27 +101,10 @@ def _parsing(parse: Any) -> Any:
 
 
 # Options whose large values are honest wishes for more time or memory.
-LONG = {
-    "max_epoch",
-    "num_refinement_steps",
-    "workers",
-    "device",
-    "compile",
-    "demo",
-    "stream",
-    "timeout",
-    "ray_address",
-    "engine",
-    "shard",
-    "curve_pictures",
-    "levels",
-    "seeds",
-    "clip",
-    "event_clip",
-    "annotated",
-    "bootstrap",
-    "readme",
-}
+LONG = set(
+    "max_epoch num_refinement_steps workers device compile demo stream timeout ray_address engine "
+    "shard curve_pictures levels seeds clip event_clip annotated bootstrap readme".split()
+)
 
 
 def ran(case: Case) -> str:

@@ -7,56 +7,12 @@ import random
 import zipfile
 from typing import Any
 
-ODD_NUMBERS = [
-    0,
-    -1,
-    1,
-    2,
-    7,
-    255,
-    256,
-    65535,
-    2**31 - 1,
-    2**31,
-    2**63 - 1,
-    2**63,
-    -(2**63),
-    10**30,
-    0.5,
-    1e308,
-    1e-308,
-]
+ODD_NUMBERS = [0, -1, 1, 2, 7, 255, 256, 65535, 2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30]
+ODD_NUMBERS += [0.5, 1e308, 1e-308]
 ODD_FLOATS = [float("nan"), float("inf"), float("-inf")]
-ODD_TEXTS = [
-    "",
-    " ",
-    "\t",
-    "a\nb",
-    "\x1b[2J",
-    "../..",
-    "/etc/passwd",
-    "..",
-    ".",
-    "~",
-    "none",
-    "nan",
-    "-1",
-    "1e400",
-    "9" * 5000,
-    "x" * 300,
-    "x" * 5000,
-    "<script>alert(1)</script>",
-    "{{7*7}}",
-    "%s%n",
-    "é\u202e漢",
-    "$(touch pwned)",
-    "a,b",
-    '"',
-    "'",
-    "a/../../b",
-    "C:\\x",
-    "http://[::1",
-]
+ODD_TEXTS = ["", " ", "\t", "a\nb", "\x1b[2J", "none", "nan", "-1", "1e400", "9" * 5000, "x" * 300, "x" * 5000]
+ODD_TEXTS += ["../..", "/etc/passwd", "..", ".", "~", "a/../../b", "C:\\x", "http://[::1", "a,b", '"', "'"]
+ODD_TEXTS += ["<script>alert(1)</script>", "{{7*7}}", "%s%n", "é\u202e漢", "$(touch pwned)"]
 
 
 def damage(content: bytes, rng: random.Random, others: list[bytes] | None = None) -> bytes:

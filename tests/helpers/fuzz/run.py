@@ -7,9 +7,9 @@ A case is decided by its kind, its number and the seed alone, so that any of the
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +29,7 @@ from fuzz.kinds import KINDS  # noqa: E402
 from fuzz.seeds import make_seeds  # noqa: E402
 
 SECONDS = 10
-# A worker that does not even answer its alarm hangs in a library.
+# A worker that does not answer its alarm hangs in a library, and ends itself.
 PATIENCE = 30
 # Memory of a worker: what asks for more has to be refused, not to bring the machine down.
 MEMORY = 8 * 2**30
@@ -78,90 +79,51 @@ def counts_of(cases: int, kinds: list[str]) -> dict[str, int]:
 
 
 def work_off(args: argparse.Namespace) -> None:
-    """A worker: for each line ``KIND NUMBER`` a line with the outcome."""
+    """A worker: run the cases of one kind from number ``--case`` on and print a line for each."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     answers = os.fdopen(os.dup(1), "w")
-    # What libraries print goes nowhere.
+    # Discard what libraries print.
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
-    for line in sys.stdin:
-        kind, number = line.split()
-        outcome, reason = run_case(kind, int(number), args.seed, args.seeds, args.work)
+    for number in range(args.case, args.cases):
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        outcome, reason = run_case(args.kind[0], number, args.seed, args.seeds, args.work)
         print(outcome, " ".join(reason.split()), file=answers, flush=True)
 
 
-class Worker:
-    """A worker process, started again where a case has killed it."""
-
-    def __init__(self, args: argparse.Namespace, folder: Path, number: int):
-        self.args, self.folder, self.number = args, folder, number
-        self.process: subprocess.Popen | None = None
-        self.case: tuple[str, int] | None = None
-        self.since = 0.0
-
-    def give(self, case: tuple[str, int]) -> None:
-        if self.process is None:
-            paths = ["--seeds", self.folder / "seeds", "--work", self.folder / f"work{self.number}"]
-            command = [sys.executable, __file__, "--worker", "--seed", self.args.seed, *paths]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            self.process = subprocess.Popen(list(map(str, command)), text=True, env=environment, **pipes)
-        self.case, self.since = case, time.monotonic()
-        self.process.stdin.write(f"{case[0]} {case[1]}\n")
-        self.process.stdin.flush()
-
-    def take(self) -> tuple[str, str]:
-        """The answer that has come, or that there will be none."""
-        self.case = None
-        if line := self.process.stdout.readline():
-            outcome, _, reason = line.rstrip("\n").partition(" ")
-            return outcome, reason
-        code, self.process = self.process.wait(), None
-        return "failed", f"the process died with code {code}"
-
-    @property
-    def stuck(self) -> bool:
-        # A new process first imports everything.
-        return self.case is not None and time.monotonic() - self.since > PATIENCE + 60
-
-    def stop(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
+def run_kind(args: argparse.Namespace, folder: Path, kind: str, count: int) -> list[tuple[str, str]]:
+    """Run the cases of one kind in a process, which is started again after a case that kills it."""
+    found: list[tuple[str, str]] = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    while len(found) < count:
+        paths = ["--seeds", folder / "seeds", "--work", folder / f"work_{kind}"]
+        cases = ["--seed", args.seed, "--kind", kind, "--case", len(found), "--cases", count]
+        command = list(map(str, [sys.executable, __file__, "--worker", *cases, *paths]))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+            for line in process.stdout:
+                outcome, _, reason = line.rstrip("\n").partition(" ")
+                found.append((outcome, reason))
+        if len(found) < count:
+            found.append(("failed", f"the process died with code {process.returncode}"))
+    return found
 
 
 def run_all(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Counter], list[str]]:
     counts = counts_of(args.cases, args.kind or list(KINDS))
-    waiting = iter([(kind, number) for kind, count in counts.items() for number in range(count)])
-    table, failures = {kind: Counter() for kind in counts}, []
-    workers = [Worker(args, folder, number) for number in range(args.workers)]
-    try:
-        while True:
-            for worker in workers:
-                if worker.case is None and (case := next(waiting, None)):
-                    worker.give(case)
-            busy = [worker for worker in workers if worker.case]
-            if not busy:
-                return table, failures
-            ready, _, _ = select.select([worker.process.stdout for worker in busy], [], [], 1)
-            for worker in busy:
-                if worker.stuck:
-                    worker.process.kill()
-                elif worker.process.stdout not in ready:
-                    continue
-                (kind, number), (outcome, reason) = worker.case, worker.take()
-                table[kind][outcome] += 1
-                if outcome == "failed":
-                    again = f"--seed {args.seed} --kind {kind} --case {number}"
-                    failures.append(f"{again}: {reason}")
-                    if sys.stderr.isatty() or args.verbose:
-                        print(failures[-1], file=sys.stderr, flush=True)
-    finally:
-        for worker in workers:
-            worker.stop()
+    with ThreadPoolExecutor(args.workers) as pool:
+        found = pool.map(lambda item: run_kind(args, folder, *item), counts.items())
+        results = dict(zip(counts, found, strict=True))
+    failures = [
+        f"--seed {args.seed} --kind {kind} --case {number}: {reason}"
+        for kind, outcomes in results.items()
+        for number, (outcome, reason) in enumerate(outcomes)
+        if outcome == "failed"
+    ]
+    return {kind: Counter(outcome for outcome, _ in outcomes) for kind, outcomes in results.items()}, failures
 
 
 def table_text(table: dict[str, Counter]) -> str:
@@ -181,9 +143,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kind", action="append", choices=list(KINDS))
     parser.add_argument("--case", type=int, help="this one case of --kind, in this process")
-    parser.add_argument("--verbose", action="store_true", help="say every failure at once")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--seeds", type=Path, help="folder of valid files, made if it is not there")
+    parser.add_argument("--seeds", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -191,12 +152,7 @@ def main() -> int:
         return 0
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        if args.seeds and args.seeds.is_dir():
-            (folder / "seeds").symlink_to(args.seeds.resolve())
-        else:
-            make_seeds(args.seeds or folder / "seeds")
-            if args.seeds:
-                (folder / "seeds").symlink_to(args.seeds.resolve())
+        make_seeds(folder / "seeds")
         if args.case is not None:
             print(*run_case(args.kind[0], args.case, args.seed, folder / "seeds", folder / "work"))
             return 0

@@ -33,21 +33,7 @@ def _video(case: Case) -> tuple[str, bytes]:
 def _absurd(content: bytes, rng: random.Random) -> bytes:
     """Sizes, rates and counts in headers at their limits."""
     content = bytearray(content)
-    marks = [
-        b"tkhd",
-        b"mvhd",
-        b"stsz",
-        b"stts",
-        b"stco",
-        b"avc1",
-        b"mdhd",
-        b"strh",
-        b"avih",
-        b"strf",
-        b"trun",
-        b"\xb0\x82",
-        b"\xe7",
-    ]
+    marks = [*b"tkhd mvhd stsz stts stco avc1 mdhd strh avih strf trun".split(), b"\xb0\x82", b"\xe7"]
     found = [place for mark in marks if (place := bytes(content).find(mark)) >= 0]
     if found:
         place = rng.choice(found) + rng.randrange(4, 100)
