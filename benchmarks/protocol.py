@@ -36,7 +36,7 @@ from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from benchmarks.testing import video_set
 from benchmarks.training_step import step_of
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.loaders import Bags, BalancedPlan
+from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.write()
 
 
-class MadeShelf:
+class MadeBatches:
     """Random features (N, T, D) in half precision where the model is, from which batches are gathered."""
 
     whole = False
@@ -99,7 +99,7 @@ class Run:
         crops = -(-args.rows // len(UCF_TRAIN_SNIPPETS))
         lengths = np.minimum(np.repeat(UCF_TRAIN_SNIPPETS, crops), self.size.length)
         lengths = np.random.default_rng(0).permutation(lengths)[: args.rows].astype(np.int64)
-        self.shelf = MadeShelf(lengths, self.size.length, self.size.width, self.device)
+        self.packed = MadeBatches(lengths, self.size.length, self.size.width, self.device)
         labels = [UCF.normal] * (args.rows // 2)
         labels += [UCF.labels[1 + row % (len(UCF.labels) - 1)] for row in range(args.rows - len(labels))]
         self.entries = [Entry(Path(f"{row}.npy"), label, row) for row, label in enumerate(labels)]
@@ -111,10 +111,10 @@ class Run:
     def trainer(self, seed: int, epochs: int | None = None, rows: int | None = None) -> Trainer:
         model = made_model(self.size, seed=seed)
         compile_model(model, self.args.compile)
-        bags = Bags(self.entries, UCF, model.sampling, self.size.width, seed, shelf=self.shelf)
+        bags = BagDataset(self.entries, UCF, model.sampling, self.size.width, seed, packed=self.packed)
         half = self.args.rows // 2
         normal, anomalous = (np.arange(start, start + (rows or 2 * half) // 2) for start in (0, half))
-        plan = BalancedPlan(normal, anomalous, self.each, seed)
+        plan = BalancedBatchSampler(normal, anomalous, self.each, seed)
         schedule = Schedule(
             max_epoch=epochs or self.args.epochs, lr=2e-5, eval_every=EVAL_EVERY, select="auc1", paper=True,
             milestones=(4, 8),
@@ -142,9 +142,9 @@ class Run:
     def step(self) -> tuple[float, int]:
         """Seconds and FLOP of a training step by itself."""
         trainer = self.trainer(self.args.seeds[0])
-        rows = trainer.plan.epoch(0)[0]
-        known = (torch.from_numpy(part[rows]).to(self.device) for part in (self.shelf.lengths, trainer.bags.targets))
-        batch = [next(self.shelf.gather(iter([rows]))), *known]
+        rows = trainer.batch_sampler.epoch(0)[0]
+        known = (torch.from_numpy(part[rows]).to(self.device) for part in (self.packed.lengths, trainer.bags.targets))
+        batch = [next(self.packed.gather(iter([rows]))), *known]
         step = step_of(trainer.model.train(), trainer.optimizer, batch, self.args.precision)
         flop = count(step)
         number = 20 if self.device.type == "cuda" else 3

@@ -32,8 +32,8 @@ from benchmarks.machine import copy_bandwidth, peak_memory
 from benchmarks.report import Report, main_options
 from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from clipfusionvad.data.lists import Entry, write_list
-from clipfusionvad.data.loaders import Bags, ShuffledPlan, load_batches
-from clipfusionvad.data.packed.batches import make_shelf
+from clipfusionvad.data.loaders import BagDataset, ShuffledBatchSampler, load_batches
+from clipfusionvad.data.packed.batches import make_packed_batches
 from clipfusionvad.data.packed.store import FEATURES, open_store
 from clipfusionvad.data.packed.write import write_store
 from clipfusionvad.data.sampling import WindowSampling
@@ -140,13 +140,13 @@ def sample_plainly(features: np.ndarray) -> np.ndarray:
 
 
 def read_packed(folder: Path, entries: list[Entry]) -> Reading:
-    shelf = make_shelf(open_store(store_of(folder)), SAMPLING, torch.device("cpu"))
-    bags = Bags(entries, UCF, SAMPLING, D, shelf=shelf)
+    packed = make_packed_batches(open_store(store_of(folder)), SAMPLING, torch.device("cpu"))
+    bags = BagDataset(entries, UCF, SAMPLING, D, packed=packed)
     return time_epoch(lambda epoch: (visual for visual, _, _ in load_batches(bags, epoch, workers=0)), entries)
 
 
 def time_epoch(batches: Callable[[list[np.ndarray]], Iterator[torch.Tensor]], entries: list[Entry]) -> Reading:
-    plan = ShuffledPlan(np.arange(len(entries)), BATCH, seed=0)
+    plan = ShuffledBatchSampler(np.arange(len(entries)), BATCH, seed=0)
     check = 0
     for visual in tqdm(batches(plan.epoch(0)), "checking", disable=None, leave=False):
         check = zlib.crc32(visual.numpy(), check)

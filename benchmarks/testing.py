@@ -28,7 +28,7 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, UCF
 from clipfusionvad.engine.device import compile_model, pick_device
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate, score_videos
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, score_videos
 
 TIMES_FASTER = 17
 SNIPPETS = (18, 25, 33, 46, 60, 75, 88, 104, 123, 140, 158, 181, 205, 236, 256, 257, 340, 480, 1126, 2049)
@@ -91,11 +91,11 @@ def make_test(args: argparse.Namespace, plain: bool) -> Callable[[], dict[str, A
     return test
 
 
-def video_set(truth: Truth, width: int) -> VideoSet:
+def video_set(truth: Truth, width: int) -> VideoDataset:
     """A test set of UCF-Crime that has this truth and no files."""
     labels = [UCF.normal if names == [NORMAL_IN_TRUTH] else names[0] for names in truth.labels]
     entries = [Entry(Path(f"{row}.npy"), label, row) for row, label in enumerate(labels)]
-    return VideoSet(entries, UCF, width, truth)
+    return VideoDataset(entries, UCF, width, truth)
 
 
 def check(found: dict[str, dict[str, Any]]) -> None:

@@ -51,7 +51,7 @@ def load(own: ModelOptions) -> DetectionModel:
 
     file = read_model_file(own.checkpoint)
     method = own.method or file.method
-    if not method or not (own.dataset or file.made):
+    if not method or not (own.dataset or file.hparams):
         missing = "dataset" if method else "method"
         raise UserError(f"{own.checkpoint} does not say its {missing}: pass --{missing}")
     dataset = find_dataset(own.dataset) if own.dataset else dataset_of(file)

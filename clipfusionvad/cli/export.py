@@ -54,15 +54,15 @@ def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
     """Return the model in a file, with what is known of it, and its dataset."""
     from clipfusionvad.cli.load import load_model, parse_over_model
     from clipfusionvad.cli.option_files import option_file_of
-    from clipfusionvad.engine.checkpoint import dataset_of, describe, read_model_file
+    from clipfusionvad.engine.checkpoint import dataset_of, make_hparams, read_model_file
     from clipfusionvad.report.table import check_metrics
     from clipfusionvad.tools.export.forms import TrainedModel
 
     file = read_model_file(args.checkpoint)
-    if released and not file.made:
+    if released and not file.hparams:
         raise UserError(f"{args.checkpoint} is in the released form already")
     method = args.method or file.method
-    if not method or not (args.dataset or file.made):
+    if not method or not (args.dataset or file.hparams):
         missing = "dataset" if method else "method"
         raise UserError(f"{args.checkpoint} does not name its {missing}: pass --{missing}")
     dataset = find_dataset(args.dataset) if args.dataset else dataset_of(file)
@@ -73,4 +73,4 @@ def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {args.checkpoint}")
     model, clip = load_model(options, dataset, file)
-    return TrainedModel(model, clip, describe(model, clip, dataset, vars(options)), file.metrics), dataset
+    return TrainedModel(model, clip, make_hparams(model, clip, dataset, vars(options)), file.metrics), dataset

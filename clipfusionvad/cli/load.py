@@ -35,13 +35,14 @@ def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tup
     args = option_file.parse_args(argv)
     file = read_model_file(args.model_path)
     check_method(file, args.method)
-    if file.made:
+    if file.hparams:
         dataset = option_file.DATASET
-        if file.made["dataset"] != dataset.name:
-            warn(f"{args.model_path} was trained on {file.made['dataset']}, with that dataset's classes and options")
-        elif list(file.made.get("classes") or dataset.classes) != dataset.labels:
+        if file.hparams["dataset"] != dataset.name:
+            warn(f"{args.model_path} was trained on {file.hparams['dataset']}, with that dataset's classes and options")
+        elif list(file.hparams.get("classes") or dataset.classes) != dataset.labels:
+            classes = ", ".join(file.hparams["classes"])
             raise UserError(
-                f"{args.model_path} was trained on {dataset.title} with the classes {', '.join(file.made['classes'])}, "
+                f"{args.model_path} was trained on {dataset.title} with the classes {classes}, "
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
             )
         args = option_file.parse_args(argv, stored_options(file, args.method))
@@ -51,8 +52,8 @@ def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tup
 def stored_options(file: ModelFile, method: str) -> Mapping[str, Any]:
     """What a model file of ours says of the options that the method has, and of where it comes from."""
     known = set(find_method(method).option_names())
-    origin = {key: file.made[key] for key in ORIGIN if file.made.get(key) is not None}
-    return {key: value for key, value in file.made["options"].items() if key in known} | origin
+    origin = {key: file.hparams[key] for key in ORIGIN if file.hparams.get(key) is not None}
+    return {key: value for key, value in file.hparams["options"].items() if key in known} | origin
 
 
 def load_model(args: Namespace, dataset: Dataset, file: ModelFile) -> tuple[Method, ClipWeights | None]:
@@ -93,7 +94,7 @@ def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
     parser = Parser(prog="clipfusionvad", add_help=False)
     parser.add_argument("--dataset")
     known, rest = parser.parse_known_args(argv)
-    if known.dataset is None and not file.made:
+    if known.dataset is None and not file.hparams:
         raise UserError(f"{source} does not say what it was trained on: give --dataset, one of {', '.join(DATASETS)}")
     dataset = find_dataset(known.dataset) if known.dataset else dataset_of(file)
     method = ["--method", file.method] if file.method else []

@@ -87,7 +87,7 @@ def _find(
     dtype: str,
 ) -> Store | None:
     """The store that packing would make, if it is there."""
-    whole = sampling is None or sampling.draws
+    whole = sampling is None or sampling.is_random
     if not folder.exists():
         return None
     try:

@@ -17,7 +17,7 @@ from clipfusionvad.data.packed.store import FEATURES, Store, open_store, store_f
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, load_centroid
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import CRC, Sources, environment
 from clipfusionvad.models import Method, build_method, find_method
@@ -63,7 +63,7 @@ def check_list(
     return store.lengths.tolist()
 
 
-def prepare_test_set(args: Namespace, dataset: Dataset, sources: Sources | None = None) -> VideoSet:
+def prepare_test_set(args: Namespace, dataset: Dataset, sources: Sources | None = None) -> VideoDataset:
     """Read and check the test list, its features and its truth, if there is one; ``sources`` is told of them."""
     entries, store = open_list(args, args.test_list, dataset)
     snippets = check_list(args, args.test_list, "test features", entries, store, sources or Sources())
@@ -71,7 +71,7 @@ def prepare_test_set(args: Namespace, dataset: Dataset, sources: Sources | None 
     if args.gt_path != NO_TRUTH:
         truth_paths = (args.gt_path, args.gt_segment_path, args.gt_label_path)
         truth = read_truth(*truth_paths, entries, snippets, dataset, args.frames_per_snippet)
-    return VideoSet(entries, dataset, args.visual_width, truth, args.frames_per_snippet)
+    return VideoDataset(entries, dataset, args.visual_width, truth, args.frames_per_snippet)
 
 
 def about(made: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

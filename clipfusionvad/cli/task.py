@@ -24,13 +24,13 @@ from clipfusionvad.cli.prepare import (
 from clipfusionvad.data.checks import check_overlap
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.loaders import Bags, make_plan
-from clipfusionvad.data.packed.batches import Shelf, make_shelf
+from clipfusionvad.data.loaders import BagDataset, make_batch_sampler
+from clipfusionvad.data.packed.batches import PackedBatches, make_packed_batches
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import centroid_content, describe, model_content, own_state
+from clipfusionvad.engine.checkpoint import centroid_content, make_hparams, model_content, state_without_clip
 from clipfusionvad.engine.device import compile_model, pick_workers
 from clipfusionvad.engine.distributed import barrier, local_main_first
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, evaluate_classes, evaluate_videos, score_together
+from clipfusionvad.engine.evaluator import VideoDataset, evaluate, evaluate_classes, evaluate_videos, score_dataset
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.run_folder import BEST, METRICS, NORMAL_CENTROID, clear_run, record_dataset, record_run
 from clipfusionvad.engine.trainer import Trainer
@@ -52,16 +52,16 @@ TRAINED_FROM = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_lab
 class Task:
     """What the trainings of all seeds share, read and checked once.
 
-    ``packed`` says that the training features come from a store; ``shelf`` is where batches are gathered from it.
+    ``from_store`` says whether the training features are packed, ``packed`` gathers batches from their store.
     ``sources`` are all files that were read. ``clip``, the text tower alone, comes with the first model.
     """
 
     dataset: Dataset
     device: torch.device
     entries: list[Entry]
-    test_set: VideoSet
-    packed: bool
-    shelf: Shelf | None
+    test_set: VideoDataset
+    from_store: bool
+    packed: PackedBatches | None
     sources: Sources
     clip: ClipWeights | None = None
 
@@ -74,35 +74,35 @@ def read_task(args: argparse.Namespace, dataset: Dataset, device: torch.device) 
     test_set = prepare_test_set(args, dataset, sources)
     sources.add_options(vars(args), TRAINED_FROM)
     check_overlap(entries, test_set.entries)
-    shelf = make_shelf(store, find_method(args.method).sampling_of(vars(args)), device)
-    return Task(dataset, device, entries, test_set, store is not None, shelf, sources)
+    packed = make_packed_batches(store, find_method(args.method).sampling_of(vars(args)), device)
+    return Task(dataset, device, entries, test_set, store is not None, packed, sources)
 
 
 def make_trainer(args: argparse.Namespace, task: Task) -> tuple[Trainer, list[Entry]]:
-    """The training that the options describe, and the entries that it trains on."""
+    """The training that the options make_hparams, and the entries that it trains on."""
     dataset, entries, device = task.dataset, task.entries, task.device
     with local_main_first():
         model, clip = prepare_model(args, dataset, clip=task.clip)
     task.clip = clip and clip.text_tower
     compile_model(model, args.compile)
-    bags = Bags(entries, dataset, model.sampling, args.visual_width, args.seed, task.shelf)
+    bags = BagDataset(entries, dataset, model.sampling, args.visual_width, args.seed, task.packed)
     rows = np.arange(len(entries))
     selection_set = task.test_set
     judge: Callable[..., dict[str, Any]] = partial(evaluate, protocol=args.protocol)
     if args.protocol == "clean":
         rows, held_out = split_holdout(entries, bags.targets[:, 0] > 0, args.holdout, args.seed)
-        selection_set = VideoSet([entries[row] for row in held_out], dataset, args.visual_width)
-        if task.packed and selection_set.entries[0].packed is None:
+        selection_set = VideoDataset([entries[row] for row in held_out], dataset, args.visual_width)
+        if task.from_store and selection_set.entries[0].packed is None:
             check_list(args, args.train_list, "held-out features", selection_set.entries, None, task.sources)
         judge = evaluate_videos
-    plan = make_plan(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
+    plan = make_batch_sampler(bags.targets, rows, args.batch_size, args.balanced, args.seed, args.cycle)
 
     def score(model: Method) -> dict[str, Any]:
-        return judge(score_together(model, selection_set, device, args.precision), selection_set)
+        return judge(score_dataset(model, selection_set, device, args.precision), selection_set)
 
     workers = pick_workers(args.workers, device)
-    made = describe(model, clip, dataset, vars(args))
-    trainer = Trainer(model, bags, plan, _schedule(args), score, made, device, args.precision, workers)
+    hparams = make_hparams(model, clip, dataset, vars(args))
+    trainer = Trainer(model, bags, plan, _schedule(args), score, hparams, device, args.precision, workers)
     trainer.trackers = args.track or ()
     return trainer, [entries[row] for row in rows]
 
@@ -134,7 +134,7 @@ def begin(args: argparse.Namespace, task: Task, trainer: Trainer, entries: list[
             clear_run(folder)
         if trainer.model.centroid_buffers:
             write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
-        record_run(folder, record(args), about(trainer.made, task.device), task.sources)
+        record_run(folder, record(args), about(trainer.hparams, task.device), task.sources)
         record_dataset(folder, task.dataset)
 
 
@@ -148,16 +148,18 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
     states = {"last": last_state, "best": best_state}
     if args.demo:
         # What the numbers would be by chance, for a reader who does not know this data.
-        untrained = own_state(prepare_model(args, task.dataset, clip=task.clip)[0]) | centroid_content(trainer.model)
+        untrained = state_without_clip(prepare_model(args, task.dataset, clip=task.clip)[0]) | centroid_content(
+            trainer.model
+        )
         states = {"untrained": untrained, **states}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)
-        scores = score_together(trainer.model, task.test_set, trainer.device, args.precision)
+        scores = score_dataset(trainer.model, task.test_set, trainer.device, args.precision)
         results[name] = evaluate(scores, task.test_set, args.protocol) | evaluate_classes(scores, task.test_set)
     if not is_main():
         return results
     final = model_content(
-        trainer.made, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
+        trainer.hparams, best_state, step=trainer.progress.best_step, metrics=without_nan(results["best"])
     )
     for path in (folder / BEST, Path(args.model_path)):
         write_torch(path, final)
@@ -166,6 +168,6 @@ def finish(args: argparse.Namespace, task: Task, trainer: Trainer, folder: Path)
         write_json(args.metrics_json, results["best"])
     draw_score_curves(folder / "scores.png", scores, task.test_set)
     draw_training(folder / "training.png", folder)
-    save_scores(folder / RUN_SCORES, scores, task.test_set, record(args), about(trainer.made, task.device))
+    save_scores(folder / RUN_SCORES, scores, task.test_set, record(args), about(trainer.hparams, task.device))
     write_report(folder)
     return results

@@ -13,10 +13,10 @@ from clipfusionvad.cli.option_files import OptionFile, find_option_file
 from clipfusionvad.cli.options import record
 from clipfusionvad.cli.prepare import about, prepare_model, prepare_test_set
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, describe
+from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, make_hparams
 from clipfusionvad.engine.device import compile_model, deterministic
 from clipfusionvad.engine.distributed import distributed_context, local_main_first
-from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_together
+from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset
 from clipfusionvad.engine.run_folder import record_dataset
 from clipfusionvad.io.files import check_writable, write_json
 from clipfusionvad.io.provenance import Sources
@@ -71,7 +71,7 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, device: t
         models = {"untrained": untrained, "trained": model}
     results = {}
     for name, candidate in models.items():
-        scores = score_together(candidate.to(device), test_set, device, args.precision)
+        scores = score_dataset(candidate.to(device), test_set, device, args.precision)
         results[name] = evaluate(scores, test_set, args.protocol) | evaluate_classes(scores, test_set)
     if not is_main():
         return 0
@@ -84,7 +84,7 @@ def _test(args: argparse.Namespace, dataset: Dataset, file: ModelFile, device: t
         sources.write(Path(args.output_dir) / TEST_DATA)
         record_dataset(Path(args.output_dir), dataset)
         draw_score_curves(Path(args.output_dir) / "test_scores.png", scores, test_set)
-        here = about(describe(model, clip, dataset, vars(args)), device)
+        here = about(make_hparams(model, clip, dataset, vars(args)), device)
         save_scores(Path(args.output_dir) / TEST_SCORES, scores, test_set, record(args), here)
         page = write_report(Path(args.output_dir))
         print(f"\nresults in {args.output_dir}: {page.name}, {TEST_METRICS}, test_scores.png, {TEST_SCORES}")

@@ -13,20 +13,20 @@ from torch.utils.data import Dataset as TorchDataset
 
 from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.packed.batches import Shelf
+from clipfusionvad.data.packed.batches import PackedBatches
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.signals import ignore_stop_signals
 
 
-class BatchPlan(Protocol):
+class BatchSampler(Protocol):
     """Says for every epoch which rows of the training list make each batch, in order."""
 
     def epoch(self, epoch: int) -> list[np.ndarray]: ...
 
 
-class ShuffledPlan:
+class ShuffledBatchSampler:
     """Rows shuffled anew in each epoch; the last, smaller batch is kept."""
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
@@ -37,7 +37,7 @@ class ShuffledPlan:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
 
-class BalancedPlan:
+class BalancedBatchSampler:
     """As many normal as anomalous rows in a batch, normal ones first.
 
     Both kinds are shuffled and incomplete batches are dropped. The epoch ends with the scarcer kind or, with
@@ -64,21 +64,21 @@ class BalancedPlan:
         return list(np.concatenate(halves, axis=1))
 
 
-def make_plan(
+def make_batch_sampler(
     targets: np.ndarray, rows: np.ndarray, batch_size: int, balanced: bool, seed: int, cycle: bool = False
-) -> BatchPlan:
+) -> BatchSampler:
     """targets (N, C) multi-hot of the whole list, of which only ``rows`` are used."""
     if not balanced:
-        return ShuffledPlan(rows, batch_size, seed)
+        return ShuffledBatchSampler(rows, batch_size, seed)
     normal = targets[rows, 0] > 0
-    return BalancedPlan(rows[normal], rows[~normal], batch_size, seed, cycle)
+    return BalancedBatchSampler(rows[normal], rows[~normal], batch_size, seed, cycle)
 
 
-class Bags(TorchDataset[tuple[Tensor, int, Tensor]]):
+class BagDataset(TorchDataset[tuple[Tensor, int, Tensor]]):
     """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
     An item is asked for as (row, *draw): equal numbers give the same sample, whatever was asked for before.
-    ``shelf`` is where their batches are gathered from, where the list is packed.
+    ``packed`` is where their batches are gathered from, where the list is packed.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Bags(TorchDataset[tuple[Tensor, int, Tensor]]):
         sampling: Sampling,
         width: int,
         seed: int = 0,
-        shelf: Shelf | None = None,
+        packed: PackedBatches | None = None,
     ):
-        self.entries, self.sampling, self.width, self.seed, self.shelf = entries, sampling, width, seed, shelf
+        self.entries, self.sampling, self.width, self.seed, self.packed = entries, sampling, width, seed, packed
         self.targets = np.stack([dataset.encode(entry.label) for entry in entries])
 
     def __len__(self) -> int:
@@ -103,22 +103,22 @@ class Bags(TorchDataset[tuple[Tensor, int, Tensor]]):
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
 
     @property
-    def stock(self) -> Shelf:
-        """``shelf``, for those who have made sure that there is one."""
-        if self.shelf is None:
+    def stock(self) -> PackedBatches:
+        """``packed``, for those who have made sure that there is one."""
+        if self.packed is None:
             raise ValueError("the features of this list are not packed")
-        return self.shelf
+        return self.packed
 
     def generator(self, *draw: int) -> np.random.Generator:
         """What an item is drawn with."""
         return np.random.default_rng([self.seed, *draw])
 
     def index(self, rows: np.ndarray, *draw: int) -> np.ndarray:
-        """Where on the shelf the inputs of ``rows`` (B,) stand: (B,) samples, or (B, T) snippets as they are drawn."""
-        if not self.sampling.draws:
+        """Where on the packed the inputs of ``rows`` (B,) stand: (B,) samples, or (B, T) snippets as they are drawn."""
+        if not self.sampling.is_random:
             return rows
         drawn = [
-            self.sampling.draw(count, self.generator(*draw, place))
+            self.sampling.draw_rows(count, self.generator(*draw, place))
             for place, count in enumerate(self.stock.lengths[rows].tolist())
         ]
         return self.stock.starts[rows, None] + np.stack(drawn)
@@ -127,11 +127,11 @@ class Bags(TorchDataset[tuple[Tensor, int, Tensor]]):
     def lengths(self) -> np.ndarray:
         """Valid snippets of every row's input, (N,) int64, where they are packed."""
         drawn = np.full_like(self.stock.lengths, self.sampling.length)
-        return drawn if self.sampling.draws else self.stock.lengths
+        return drawn if self.sampling.is_random else self.stock.lengths
 
 
 def load_batches(
-    bags: Bags,
+    bags: BagDataset,
     batches: Sequence[np.ndarray],
     workers: int,
     epoch: int = 0,
@@ -145,8 +145,8 @@ def load_batches(
     of so many are wanted (not given: all); they are those that it has as a whole. What is read from single files is
     put where a GPU can copy it from while it works, if ``pin``.
     """
-    if bags.shelf is not None:
-        yield from _gather_batches(bags, bags.shelf, batches, epoch, start, part)
+    if bags.packed is not None:
+        yield from _gather_batches(bags, bags.packed, batches, epoch, start, part)
         return
     items = [[(row, epoch, at, place) for place, row in enumerate(rows.tolist())] for at, rows in enumerate(batches)]
     loader = DataLoader(
@@ -168,12 +168,17 @@ def load_batches(
 
 
 def _gather_batches(
-    bags: Bags, shelf: Shelf, batches: Sequence[np.ndarray], epoch: int, start: int, part: Callable[[int], slice]
+    bags: BagDataset,
+    packed: PackedBatches,
+    batches: Sequence[np.ndarray],
+    epoch: int,
+    start: int,
+    part: Callable[[int], slice],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The same batches from packed features, each gathered in one step, on the device where they are wanted."""
-    targets, lengths = (torch.from_numpy(known).to(shelf.device) for known in (bags.targets, bags.lengths))
+    targets, lengths = (torch.from_numpy(known).to(packed.device) for known in (bags.targets, bags.lengths))
     # Drawn for the whole batch: a place in it has its own random numbers.
     indices = (bags.index(rows, epoch, at)[part(len(rows))] for at, rows in enumerate(batches[start:], start))
-    for rows, visual in zip(batches[start:], shelf.gather(indices), strict=False):
-        chosen = torch.from_numpy(rows[part(len(rows))]).to(shelf.device)
+    for rows, visual in zip(batches[start:], packed.gather(indices), strict=False):
+        chosen = torch.from_numpy(rows[part(len(rows))]).to(packed.device)
         yield visual, lengths[chosen], targets[chosen]

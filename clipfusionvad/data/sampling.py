@@ -21,11 +21,11 @@ class Sampling(Protocol):
     def length(self) -> int: ...
 
     @property
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         """Whether training inputs are rows drawn anew each time; else a video always makes the same input."""
 
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Where ``draws``: which rows of a video of ``count`` snippets make one training input, (T,)."""
+    def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Where ``is_random``: which rows of a video of ``count`` snippets make one training input, (T,)."""
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         """One training input (T, D) of a video (L, D), and how many of its snippets are valid."""
@@ -48,9 +48,9 @@ class WindowSampling:
     """Training on the whole video averaged or padded to T snippets; testing in consecutive windows of T."""
 
     length: int
-    draws: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
 
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+    def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} does not draw")
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -86,20 +86,20 @@ class GridSampling:
 
     segments: int
     frames: int
-    draws: ClassVar[bool] = True
+    is_random: ClassVar[bool] = True
 
     @property
     def length(self) -> int:
         return self.segments * self.frames
 
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+    def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         stretch = (max(count, self.length) - self.frames + 1) // self.segments
         offsets = rng.integers(0, max(stretch - self.frames + 1, 0) + 1, size=self.segments)
         starts = np.arange(self.segments) * stretch + offsets
         return (starts[:, None] + np.arange(self.frames)).ravel() % count
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        return features[self.draw(_snippets(features), rng)].astype(np.float32), self.length
+        return features[self.draw_rows(_snippets(features), rng)].astype(np.float32), self.length
 
     def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = _snippets(features)

@@ -22,12 +22,12 @@ CLIP_PREFIX = "clipmodel."
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file holds: the weights and, in our own files, how the model was made (``describe``)."""
+    """The content of a model file: weights and, in our own files, the hyper-parameters (``make_hparams``)."""
 
     path: str
     state: dict[str, Tensor]
     method: str | None = None
-    made: Mapping[str, Any] = field(default_factory=dict)
+    hparams: Mapping[str, Any] = field(default_factory=dict)
     #: Test metrics, where the file has them; as they stand there.
     metrics: Any = None
 
@@ -49,11 +49,12 @@ def read_model_file(path: str | Path) -> ModelFile:
     if odd is not None:
         raise UserError(f"model file {path} holds no state dict of tensors: {odd} is not one of plain numbers")
     if content.get("format") == FORMAT:
-        made = content.get("made")
-        if not isinstance(made, dict) or not all(fits(made.get(key)) for key, fits in _MADE.items()):
-            raise UserError(f"model file {path} does not say how it was made: it is damaged")
-        made = current_hparams(made)
-        return ModelFile(str(path), state, made["method"], made, content.get("metrics"))
+        # Files of older versions call them "made".
+        hparams = content.get("hparams", content.get("made"))
+        if not isinstance(hparams, dict) or not all(fits(hparams.get(key)) for key, fits in _HPARAMS.items()):
+            raise UserError(f"model file {path} holds no valid hyper-parameters: it is damaged")
+        hparams = current_hparams(hparams)
+        return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"))
     method = next((name for name in method_names() if find_method(name).matches_state_dict(state)), None)
     try:
         return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
@@ -61,10 +62,10 @@ def read_model_file(path: str | Path) -> ModelFile:
         raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
 
 
-def current_hparams(made: Mapping[str, Any]) -> dict[str, Any]:
+def current_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says of its model under the method's present name and options."""
-    options = current_options({**made["options"], "method": made["method"]})
-    return {**made, "method": options.pop("method"), "options": options}
+    options = current_options({**hparams["options"], "method": hparams["method"]})
+    return {**hparams, "method": options.pop("method"), "options": options}
 
 
 def _is_text(value: Any) -> bool:
@@ -75,8 +76,8 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-#: What ``describe`` says, and how it is told from damage. Older files say less.
-_MADE: dict[str, Callable[[Any], bool]] = {
+#: The keys of ``make_hparams`` and a check of each value. Older files have fewer keys.
+_HPARAMS: dict[str, Callable[[Any], bool]] = {
     "method": lambda value: _is_text(value) and value in method_names(),
     # Options and file names are made of it.
     "dataset": lambda value: _is_text(value) and re.fullmatch(r"[\w-]+", value) is not None,
@@ -89,7 +90,9 @@ _MADE: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def describe(model: Method, clip: ClipWeights | None, dataset: Dataset, options: Mapping[str, Any]) -> dict[str, Any]:
+def make_hparams(
+    model: Method, clip: ClipWeights | None, dataset: Dataset, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a model file of ours says about its origin; plain values only."""
     return {
         "method": model.name,
@@ -105,7 +108,7 @@ def describe(model: Method, clip: ClipWeights | None, dataset: Dataset, options:
 
 def dataset_of(file: ModelFile) -> Dataset:
     """The dataset that a model of ours was trained on: a benchmark, or one of the user's own as the file knows it."""
-    name, classes = file.made["dataset"], file.made.get("classes")
+    name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]
     if not isinstance(classes, dict) or len(classes) < 2:
@@ -113,7 +116,7 @@ def dataset_of(file: ModelFile) -> Dataset:
     return own_dataset(name, classes)
 
 
-def own_state(model: Method) -> dict[str, Tensor]:
+def state_without_clip(model: Method) -> dict[str, Tensor]:
     """The weights of a model without frozen CLIP, which ``--clip`` brings back; on the CPU, copied."""
     return {
         key: value.detach().cpu().clone()
@@ -122,9 +125,9 @@ def own_state(model: Method) -> dict[str, Tensor]:
     }
 
 
-def model_content(made: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
+def model_content(hparams: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
     """A model file of ours, to be written with ``files.write_torch``."""
-    return {"format": FORMAT, "made": dict(made), **extra, "model_state_dict": dict(state)}
+    return {"format": FORMAT, "hparams": dict(hparams), **extra, "model_state_dict": dict(state)}
 
 
 def run_of(path: str | Path) -> str | None:
@@ -190,9 +193,9 @@ def check_method(file: ModelFile, method: str) -> None:
 
 def check_clip(file: ModelFile, clip: ClipWeights | None) -> None:
     """Refuse a CLIP other than the one that a model file of ours was trained with."""
-    if clip and file.made.get("clip_fingerprint", clip.fingerprint) != clip.fingerprint:
+    if clip and file.hparams.get("clip_fingerprint", clip.fingerprint) != clip.fingerprint:
         raise UserError(
-            f"{file.path} was trained with CLIP {file.made['clip']}, whose text tower differs from that of "
+            f"{file.path} was trained with CLIP {file.hparams['clip']}, whose text tower differs from that of "
             f"{clip.source}: pass the same --clip"
         )
 
@@ -219,5 +222,7 @@ def released_state(model: Method, clip: ClipWeights | None) -> dict[str, Tensor]
     whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()} if clip else {}
     # The text tower that the model runs with wins, should it differ from the file's.
     tower = {key: value.to(whole[key].dtype) for key, value in model.state_dict().items() if key in whole}
-    state = own_state(model) | {key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()}
+    state = state_without_clip(model) | {
+        key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()
+    }
     return model.to_released(state)

@@ -43,7 +43,7 @@ class VideoScores:
     classes: np.ndarray | None
 
 
-class VideoSet:
+class VideoDataset:
     """Whole videos of a list, their features read once and kept; ``truth`` where it is known."""
 
     def __init__(
@@ -111,7 +111,9 @@ def score_videos(
     return scores
 
 
-def score_together(model: Method, videos: VideoSet, device: torch.device, precision: str = "fp32") -> list[VideoScores]:
+def score_dataset(
+    model: Method, videos: VideoDataset, device: torch.device, precision: str = "fp32"
+) -> list[VideoScores]:
     """Score a whole set of videos, each process a part of it; all processes get all scores."""
     if rank_info().world_size == 1:
         return score_videos(model, videos.features, device, precision)
@@ -141,7 +143,7 @@ def _groups(
         yield counts, windows, lengths
 
 
-def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "paper") -> dict[str, Any]:
+def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str = "paper") -> dict[str, Any]:
     """The metrics of a test: AUC, AP and Ano-AUC in 0..1 of each branch, detection mAP in percent.
 
     Keys: ``auc1``, ``ap1``, ``ano_auc1`` of the first branch, ``auc2`` … of the second. Detection mAP comes in
@@ -167,7 +169,7 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoSet, protocol: str = "p
     return metrics
 
 
-def evaluate_classes(scores: Sequence[VideoScores], videos: VideoSet) -> dict[str, Any]:
+def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dict[str, Any]:
     """What a finished model is judged by besides ``evaluate``, class by class.
 
     ``per_class`` holds for each anomalous label the AUC and AP of the main anomaly score over the frames of that
@@ -200,7 +202,7 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoSet) -> dict[st
     return metrics | {"per_class": per_class}
 
 
-def _class_frames(videos: VideoSet, index: int, snippets: int) -> np.ndarray:
+def _class_frames(videos: VideoDataset, index: int, snippets: int) -> np.ndarray:
     """Frames of each class in each snippet of a video, (n, C)."""
     truth, labels = videos.known_truth, videos.dataset.labels
     table = np.zeros((snippets, len(labels)), dtype=np.int64)
@@ -212,7 +214,7 @@ def _class_frames(videos: VideoSet, index: int, snippets: int) -> np.ndarray:
 
 
 def _count_frames(
-    videos: VideoSet, frames: Sequence[np.ndarray], scores: Sequence[VideoScores]
+    videos: VideoDataset, frames: Sequence[np.ndarray], scores: Sequence[VideoScores]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Abnormal and all frames behind each snippet, video by video."""
     return [
@@ -222,7 +224,7 @@ def _count_frames(
 
 
 def _detection_metrics(
-    scores: Sequence[VideoScores], videos: VideoSet, frames: list[np.ndarray], headline: str
+    scores: Sequence[VideoScores], videos: VideoDataset, frames: list[np.ndarray], headline: str
 ) -> dict[str, Any]:
     classes = [video.classes for video in scores if video.classes is not None]
     truth, labels = videos.known_truth, videos.dataset.labels
@@ -237,7 +239,7 @@ def _detection_metrics(
     return metrics
 
 
-def evaluate_videos(scores: Sequence[VideoScores], videos: VideoSet) -> dict[str, float]:
+def evaluate_videos(scores: Sequence[VideoScores], videos: VideoDataset) -> dict[str, float]:
     """Video-level AUC and AP of each branch (``auc1``, ``ap1``, …), where there is no frame-level truth.
 
     A video's score is ``metrics.video_score`` of its snippets.

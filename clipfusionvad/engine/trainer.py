@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from clipfusionvad.data.loaders import Bags, BatchPlan, load_batches
+from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
 from clipfusionvad.engine.checkpoint import (
     FORMAT,
     ModelFile,
     current_hparams,
     load_model_file,
     model_content,
-    own_state,
+    state_without_clip,
 )
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import (
@@ -121,27 +121,27 @@ class TrainingStep(nn.Module):
 
 
 class Trainer:
-    """Trains ``model`` on the batches of ``plan``.
+    """Trains ``model`` on the batches of ``batch_sampler``.
 
     ``evaluate`` scores the model and returns metrics, of which ``schedule.select`` picks the best weights
-    (strictly greater than before, starting at 0; "last": the newest). ``made`` describes the model in its files.
+    (strictly greater than before, starting at 0; "last": the newest). ``hparams`` describe the model in its files.
     Of several processes each has a trainer, and all of them take the same decisions.
     """
 
     def __init__(
         self,
         model: Method,
-        bags: Bags,
-        plan: BatchPlan,
+        bags: BagDataset,
+        batch_sampler: BatchSampler,
         schedule: Schedule,
         evaluate: Callable[[Method], dict[str, Any]],
-        made: Mapping[str, Any],
+        hparams: Mapping[str, Any],
         device: torch.device,
         precision: str = "fp32",
         workers: int = 0,
     ):
-        self.model, self.bags, self.plan, self.schedule = model.to(device), bags, plan, schedule
-        self.evaluate, self.made = evaluate, made
+        self.model, self.bags, self.batch_sampler, self.schedule = model.to(device), bags, batch_sampler, schedule
+        self.evaluate, self.hparams = evaluate, hparams
         self.device, self.workers = device, workers
         self.training_step: nn.Module = TrainingStep(model, device, precision)
         self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], schedule)
@@ -189,7 +189,7 @@ class Trainer:
         finally:
             log.close()
         if self.last_state is None:
-            self.last_state = own_state(self.model)
+            self.last_state = state_without_clip(self.model)
         if self.schedule.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
 
@@ -201,27 +201,27 @@ class Trainer:
         return self.last_state, self.best_state or self.last_state
 
     def _train_epoch(self, log: RunLog | NoLog, folder: Path, checkpoint_path: Path | None) -> None:
-        progress, plan = self.progress, self.plan.epoch(self.progress.epoch)
+        progress, batches = self.progress, self.batch_sampler.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
         place = progress.epoch, progress.batch
         on_gpu = self.device.type == "cuda"
-        batches = load_batches(self.bags, plan, self.workers, *place, rank_slice, pin=on_gpu)
+        loader = load_batches(self.bags, batches, self.workers, *place, rank_slice, pin=on_gpu)
         title = f"{self.label}epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
         totals: list[float] = []
         # Its processes end with it, also where an error keeps this frame alive.
         with (
-            contextlib.closing(batches),
-            tqdm(total=len(plan), initial=progress.batch, desc=title, unit="step", disable=None) as bar,
+            contextlib.closing(loader),
+            tqdm(total=len(batches), initial=progress.batch, desc=title, unit="step", disable=None) as bar,
         ):
-            for batch in batches:
-                rows = plan[progress.batch]
+            for batch in loader:
+                rows = batches[progress.batch]
                 losses = self._step(*batch, len(rows))
                 progress.batch += 1
                 progress.step += 1
                 lr = self.optimizer.param_groups[0]["lr"]
                 self._pending.append((progress.step, rows, losses, self._gradient_norm(), lr))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
-                full = due or progress.batch == len(plan) or len(self._pending) >= self._log_every
+                full = due or progress.batch == len(batches) or len(self._pending) >= self._log_every
                 # Several processes only ask each other now and then: a GPU works ahead in between.
                 ask = full or rank_info().world_size == 1
                 stop = ask and any_rank(self.stop.is_set())
@@ -288,11 +288,11 @@ class Trainer:
 
     def _end_epoch(self, log: RunLog | NoLog, folder: Path) -> None:
         self._step_scheduler()
-        plan = self.plan.epoch(self.progress.epoch)
-        if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(plan)):
+        batches = self.batch_sampler.epoch(self.progress.epoch)
+        if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(batches)):
             self._keep_if_best(log, folder)
         if self.progress.epoch + 1 == self.schedule.max_epoch:
-            self.last_state = own_state(self.model)
+            self.last_state = state_without_clip(self.model)
         if self.schedule.paper and self.best_state is not None and self.schedule.select != LAST_WEIGHTS:
             self.model.load_state_dict(self.best_state, strict=False)
         self.progress.epoch += 1
@@ -305,9 +305,9 @@ class Trainer:
         improved = self.schedule.select == LAST_WEIGHTS or score > self.progress.best_score
         if improved:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
-            self.best_state = own_state(self.model)
+            self.best_state = state_without_clip(self.model)
             if is_main():
-                write_torch(folder / BEST, model_content(self.made, self.best_state, step=self.progress.step))
+                write_torch(folder / BEST, model_content(self.hparams, self.best_state, step=self.progress.step))
         log.log_evaluation(
             {
                 "step": self.progress.step,
@@ -329,8 +329,8 @@ class Trainer:
             return
         log.flush()
         content = model_content(
-            self.made,
-            own_state(self.model),
+            self.hparams,
+            state_without_clip(self.model),
             progress=asdict(self.progress),
             optimizer_state_dict=self.optimizer.state_dict(),
             scheduler_state_dict=self.scheduler.state_dict(),
@@ -403,7 +403,7 @@ class Trainer:
         self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
         for _ in range(self.progress.epoch):
             self._step_scheduler()
-        self.best_state = own_state(self.model)
+        self.best_state = state_without_clip(self.model)
 
     def _step_scheduler(self) -> None:
         with warnings.catch_warnings():
@@ -415,13 +415,13 @@ class Trainer:
     def _same_run(self) -> dict[str, Any]:
         """What must not change when a run is resumed; it may be made longer."""
         videos = [(entry.path.name, entry.label) for entry in self.bags.entries]
-        batches = hashlib.sha256(repr((videos, [batch.tolist() for batch in self.plan.epoch(0)])).encode())
-        made = {key: value for key, value in self.made.items() if key != "clip"}
+        batches = hashlib.sha256(repr((videos, [batch.tolist() for batch in self.batch_sampler.epoch(0)])).encode())
+        hparams = {key: value for key, value in self.hparams.items() if key != "clip"}
         # A cosine falls to its end, so a longer one has other rates from the start.
         may_differ = () if self.schedule.lr_schedule == "cosine" else ("max_epoch",)
         schedule = {key: value for key, value in asdict(self.schedule).items() if key not in may_differ}
         schedule |= {"milestones": list(schedule["milestones"]), "betas": list(schedule["betas"])}
-        return {"model": made, "schedule": schedule, "training list or batch order": batches.hexdigest()}
+        return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}
 
     def _load_model(self, state: dict[str, Tensor], path: Path) -> None:
         load_model_file(self.model, ModelFile(str(path), state))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipfusionvad.data.truth import frames_from_segments
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.metrics import count_frames
 
 
@@ -33,7 +33,7 @@ class PooledScores:
     snippets: np.ndarray
 
 
-def pool(scores: Sequence[VideoScores], videos: VideoSet) -> PooledScores:
+def pool(scores: Sequence[VideoScores], videos: VideoDataset) -> PooledScores:
     """Join the scores of videos whose truth is known."""
     snippets = [video.anomaly.shape[1] for video in scores]
     counted = [_count_truth(videos, index, count) for index, count in enumerate(snippets)]
@@ -48,7 +48,7 @@ def pool(scores: Sequence[VideoScores], videos: VideoSet) -> PooledScores:
     )
 
 
-def _count_truth(videos: VideoSet, index: int, snippets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _count_truth(videos: VideoDataset, index: int, snippets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count frames behind one video's snippets: abnormal ones (n,), all (n,), those of each class (n, C)."""
     truth, labels = videos.known_truth, videos.dataset.labels
     positives, frames = count_frames(truth.frames[index], snippets, videos.frames_per_snippet)

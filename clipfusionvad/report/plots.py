@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.files import atomic_write
 from clipfusionvad.report.scores import abnormal_spans
 
@@ -22,7 +22,7 @@ CURVES = 12
 TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"
 
 
-def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSet) -> None:
+def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoDataset) -> None:
     """Draw the anomaly probability over time of up to twelve test videos, with the annotated frames shaded."""
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoSe
     save_figure(figure, path)
 
 
-def _draw_video(axis: Axes, scores: VideoScores, videos: VideoSet, index: int) -> None:
+def _draw_video(axis: Axes, scores: VideoScores, videos: VideoDataset, index: int) -> None:
     entry, fps = videos.entries[index], videos.dataset.fps
     truth = videos.truth.frames[index] if videos.truth else np.zeros(0, np.uint8)
     seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
@@ -58,7 +58,7 @@ def _draw_video(axis: Axes, scores: VideoScores, videos: VideoSet, index: int) -
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _varied(videos: VideoSet, count: int) -> list[int]:
+def _varied(videos: VideoDataset, count: int) -> list[int]:
     """Choose up to ``count`` videos: anomalous ones of as many labels as possible, then two normal ones."""
     seen: Counter[str] = Counter()
     ranked = []

@@ -22,7 +22,7 @@ import numpy as np
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, check_unpacked_size, must_exist, without_nan
 from clipfusionvad.io.provenance import environment as current_environment
@@ -42,21 +42,21 @@ class TestResult:
     options: dict[str, Any]
     environment: dict[str, Any]
     scores: list[VideoScores]
-    videos: VideoSet
+    videos: VideoDataset
 
     def only(self, chosen: Sequence[int]) -> TestResult:
         """Return the result of some of the videos."""
         whole, old = self.videos, self.videos.truth
         truth = old and old.only(chosen)
         entries = [whole.entries[index] for index in chosen]
-        videos = VideoSet(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
+        videos = VideoDataset(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
         return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
 
 
 def save_scores(
     path: Path,
     scores: Sequence[VideoScores],
-    videos: VideoSet,
+    videos: VideoDataset,
     options: Mapping[str, Any],
     environment: Mapping[str, Any] | None = None,
 ) -> None:
@@ -171,7 +171,7 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
     classes = np.split(arrays["classes"], ends) if "classes" in arrays else [None] * len(anomaly)
     scores = [VideoScores(*pair) for pair in zip(anomaly, classes, strict=True)]
     truth = _restore_truth(arrays) if "frames" in arrays else None
-    videos = VideoSet(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
+    videos = VideoDataset(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
     if not len(entries) == len(scores) == len(truth.frames if truth else scores):
         raise ValueError("the arrays belong to different videos")
     return TestResult(about["options"], about["environment"], scores, videos)

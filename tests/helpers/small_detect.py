@@ -14,7 +14,7 @@ from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.datasets import UCF
-from clipfusionvad.engine.checkpoint import describe, model_content, own_state
+from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
 from clipfusionvad.io.files import write_torch
 
 SIZE = (48, 64)
@@ -58,7 +58,7 @@ def write_model(path, method, dataset=UCF):
     for name in model.centroid_buffers:
         buffer = model.get_buffer(name)
         buffer.copy_(torch.zeros_like(buffer))
-    write_torch(path, model_content(describe(model, clip, dataset, vars(args)), own_state(model)))
+    write_torch(path, model_content(make_hparams(model, clip, dataset, vars(args)), state_without_clip(model)))
     return model.eval()
 
 

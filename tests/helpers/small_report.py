@@ -9,7 +9,7 @@ import numpy as np
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import UCF
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate, evaluate_classes
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, evaluate_classes
 from clipfusionvad.io.files import write_json, write_text
 from clipfusionvad.report.results import TEST_SCORES
 from clipfusionvad.report.scores import save_scores
@@ -43,7 +43,7 @@ def made_test(videos=8, classes=True, truth=True, dataset=UCF, seed=0):
         anomaly = np.round(np.clip(0.5 * seen + 0.6 * rng.random((2, snippets)), 0, 1), 2).astype(np.float32)
         found = rng.dirichlet(np.ones(len(labels)), snippets).astype(np.float32)
         scores.append(VideoScores(anomaly if classes else anomaly[:1], found if classes else None))
-    return scores, VideoSet(entries, dataset, 4, known if truth else None)
+    return scores, VideoDataset(entries, dataset, 4, known if truth else None)
 
 
 def write_test(folder, *test, options=OPTIONS):

@@ -47,7 +47,7 @@ MODELS = {
     "NaN": (edit_weights(lambda state: state["classifier.bias"].fill_(torch.nan) and None), "classifier.bias"),
     "missing weights": (edit_weights(lambda state: state.pop("classifier.bias") and None), "missing classifier.bias"),
     "more weights": (edit_weights(lambda state: state.update(more=torch.zeros(1))), "unknown more"),
-    "no origin": (rewrite(lambda content: content.pop("made") and None), "how it was made"),
+    "no hparams": (rewrite(lambda content: content.pop("hparams") and None), "no valid hyper-parameters"),
     "released, other shapes": (lambda path: torch.save(released("clipfusionvad", visual_length=64), path), "(64, 64)"),
     "released, more layers": (lambda path: torch.save(released("clipfusionvad", visual_layers=2), path), "layers"),
     "released vadclip": (lambda path: torch.save(released("vadclip"), path), "--method vadclip"),

@@ -221,7 +221,7 @@ def test_two_steps_can_be_trained(path, dataset, tiny_data, tasks):
         find_normal_centroid(trainer.model, args, entries, find_dataset(dataset))
         learned = {key: value for key, value in trainer.model.named_parameters() if value.requires_grad}
         before = {key: value.detach().clone() for key, value in learned.items()}
-        plan = trainer.plan.epoch(0)
+        plan = trainer.batch_sampler.epoch(0)
         for rows, batch in zip(plan[:2], load_batches(trainer.bags, plan, workers=0), strict=False):
             losses = trainer._step(*batch, len(rows))
             assert losses and all(value.isfinite() for value in losses.values()), name

@@ -295,7 +295,7 @@ def test_what_a_command_line_lacks_is_said(place, tmp_path):
 def test_a_released_file_is_read_with_what_the_command_line_says_of_it(place, tmp_path):
     file = torch.load(place / "vadclip.pt", weights_only=True)
     write_torch(tmp_path / "bare.pt", file["model_state_dict"])
-    sizes = {"visual_width": WIDTH, "embed_dim": WIDTH} | file["made"]["options"]
+    sizes = {"visual_width": WIDTH, "embed_dim": WIDTH} | file["hparams"]["options"]
     (tmp_path / "model.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in sizes.items()))
     flags = ["--method", "vadclip", "--dataset", "ucf", "--clip", "toy", "--config", tmp_path / "model.yaml"]
     command = [place / "video.mp4", "--checkpoint", tmp_path / "bare.pt", "--output", tmp_path / "bare", *flags]

@@ -82,13 +82,13 @@ RUN_MISTAKES = {
     "no YAML": (lambda run: (run / "options.yaml").write_text("a: ["), "run-options", ERROR, "options.yaml"),
     "list gone": (lambda run: change_options(run, train_list="gone.csv"), "run-data", WARNING, "gone.csv"),
     "other dataset": (
-        lambda run: change_model(run, lambda content: content["made"].update(dataset="msad")),
+        lambda run: change_model(run, lambda content: content["hparams"].update(dataset="msad")),
         "run-models",
         ERROR,
         "trained on msad",
     ),
     "other method": (
-        lambda run: change_model(run, lambda content: content["made"].update(method="vadclip")),
+        lambda run: change_model(run, lambda content: content["hparams"].update(method="vadclip")),
         "run-models",
         ERROR,
         "checkpoint of vadclip",
@@ -100,7 +100,7 @@ RUN_MISTAKES = {
         "classifier.bias holds NaN",
     ),
     "other CLIP": (
-        lambda run: change_model(run, lambda content: content["made"].update(clip_fingerprint="0" * 16)),
+        lambda run: change_model(run, lambda content: content["hparams"].update(clip_fingerprint="0" * 16)),
         "run-clip",
         ERROR,
         "pass the same --clip",

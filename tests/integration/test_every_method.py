@@ -47,7 +47,7 @@ def no_plots(monkeypatch):
 
 def model_of(tiny):
     """The trained model, made as its file says."""
-    made = read_model_file(tiny.work / "model.pth").made
+    made = read_model_file(tiny.work / "model.pth").hparams
     model = create_model(tiny.method, find_dataset(tiny.dataset).prompts, clip="toy", **made["options"])
     load_weights(model, tiny.work / "model.pth")
     return model

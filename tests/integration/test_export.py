@@ -205,7 +205,7 @@ def test_safetensors_bring_the_model_back(method, tmp_path):
     write_model(tmp_path / "model.pth", method)
     assert (done := export(tmp_path / "model.pth", "--output", tmp_path / "m.safetensors")).code == 0, done.err
     before, after = read_model_file(tmp_path / "model.pth"), read_model_file(tmp_path / "m.safetensors")
-    assert after.made == before.made and after.method == method
+    assert after.hparams == before.hparams and after.method == method
     assert after.state.keys() == before.state.keys()
     assert all(torch.equal(after.state[key], before.state[key]) for key in before.state)
     # As good as the checkpoint for every other command.

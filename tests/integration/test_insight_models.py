@@ -17,7 +17,7 @@ from clipfusionvad.__main__ import main
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import UCF
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import token_words, tokenize
 from clipfusionvad.models.layers import axial, glimpse, transformer
@@ -49,7 +49,7 @@ def seen_by(model, snippets=22, name=None, width=W):
     frames = [np.zeros(16 * snippets, np.uint8), np.zeros(16 * snippets, np.uint8)]
     frames[1][16 * 17 : 16 * 20] = 1
     entries = [Entry(Path(f"{video}__0.npy"), label, 2) for video, label in (("n", "Normal"), ("a", "Abuse"))]
-    videos = VideoSet(entries, UCF, width, Truth(frames, [[], []], [[], []]))
+    videos = VideoDataset(entries, UCF, width, Truth(frames, [[], []], [[], []]))
     rows = len(model.streams) * width
     videos._loaded = {row: rng.standard_normal((snippets, rows)).astype(np.float32) for row in (0, 1)}
     return view(model, videos, name)

@@ -20,7 +20,7 @@ from clipfusionvad import models as methods
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import UCF, Dataset, find_dataset
-from clipfusionvad.engine.checkpoint import own_state
+from clipfusionvad.engine.checkpoint import state_without_clip
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models import method_names
 from clipfusionvad.tools.tables.store import read_store, write_into_readme
@@ -166,7 +166,7 @@ def test_python_example_runs_with_the_toy_clip(tmp_path, monkeypatch, capsys):
     assert '"ViT-B/16"' in code
     monkeypatch.chdir(tmp_path)
     model = create_model("clipfusionvad", class_prompts=UCF.prompts, clip="toy")
-    write_torch("model/model_ucf.pth", own_state(model))
+    write_torch("model/model_ucf.pth", state_without_clip(model))
     names: dict = {}
     exec(code.replace('"ViT-B/16"', '"toy"'), names)
     assert names["anomaly"].shape == (300,) and names["classes"].shape == (300, 14)

@@ -10,7 +10,7 @@ import pytest
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import DATASETS, UCF
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate
 from clipfusionvad.engine.run_folder import RunLog
 from clipfusionvad.models import method_names
 from clipfusionvad.report.plots import draw_score_curves, draw_training
@@ -26,7 +26,7 @@ def judged(tmp_path):
     truth = [np.repeat(np.arange(8) == 3, 16).astype(np.uint8) * (label != "Normal") for label in labels]
     segments = [[(0, 128)] if label == "Normal" else [(48, 64)] for label in labels]
     names = [["A"] if label == "Normal" else [label] for label in labels]
-    return scores, VideoSet(entries, UCF, 4, Truth(truth, segments, names))
+    return scores, VideoDataset(entries, UCF, 4, Truth(truth, segments, names))
 
 
 def cells(table):
@@ -74,7 +74,7 @@ def png_size(path):
 def test_score_curves_of_few_and_many_videos(judged, videos, tmp_path):
     scores, all_videos = judged
     truth = all_videos.truth
-    part = VideoSet(
+    part = VideoDataset(
         all_videos.entries[-videos:],
         UCF,
         4,

@@ -22,7 +22,7 @@ from clipfusionvad import load_weights
 from clipfusionvad.cli import task as task_module
 from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.engine import trainer as trainer_module
-from clipfusionvad.engine.checkpoint import own_state, released_state
+from clipfusionvad.engine.checkpoint import released_state, state_without_clip
 from clipfusionvad.engine.run_folder import RunLog
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models.clip import load_clip
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_the_original_code_is_resumed(released, tmp_path, monkey
                 for name, parameter in self.model.named_parameters()
                 if parameter.requires_grad
             }
-            taken["state"] = own_state(self.model)
+            taken["state"] = state_without_clip(self.model)
             taken["epoch"], taken["lr"] = self.progress.epoch, self.optimizer.param_groups[0]["lr"]
             taken["best"] = self.progress.best_score
         return step(self, *args)
@@ -338,7 +338,7 @@ def test_a_checkpoint_of_the_original_code_is_resumed(released, tmp_path, monkey
     # The one milestone of this schedule is the end of the first epoch.
     args = ucf_option.parse_args(released.train_flags())
     assert taken["lr"] == pytest.approx(args.lr * args.scheduler_rate)
-    assert all(torch.equal(value, own_state(model)[key]) for key, value in taken["state"].items())
+    assert all(torch.equal(value, state_without_clip(model)[key]) for key, value in taken["state"].items())
     assert taken["moments"].keys() == moments.keys()
     for name, expected in moments.items():
         assert all(torch.equal(taken["moments"][name][key], value) for key, value in expected.items()), name
@@ -346,11 +346,11 @@ def test_a_checkpoint_of_the_original_code_is_resumed(released, tmp_path, monkey
 
 def test_a_finished_checkpoint_of_the_original_code_is_tested(released, tmp_path):
     model, _ = original_checkpoint(released, tmp_path / "checkpoint.pth", epoch=1)
-    expected = own_state(model)
+    expected = state_without_clip(model)
     outcome = released.train("--use-checkpoint")
     assert outcome.code == 0, outcome.err
     load_weights(model, tmp_path / "model.pth")
-    assert all(torch.equal(value, expected[key]) for key, value in own_state(model).items())
+    assert all(torch.equal(value, expected[key]) for key, value in state_without_clip(model).items())
 
 
 @pytest.mark.parametrize("key", ["epoch", "ap"])

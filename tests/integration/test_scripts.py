@@ -149,7 +149,7 @@ def test_export(trained, tmp_path):
     assert state.keys() == own.keys() | clip
 
     options = yaml.safe_load((tiny.work / "run/options.yaml").read_text())
-    made = torch.load(tiny.work / "model.pth", weights_only=True)["made"]["options"]
+    made = torch.load(tiny.work / "model.pth", weights_only=True)["hparams"]["options"]
     assert all(options[key] == value for key, value in made.items())
     visual = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
     outputs = []
@@ -170,7 +170,7 @@ def test_export(trained, tmp_path):
 def test_two_videos_of_any_length(trained, tmp_path, length):
     """One snippet, and lengths around multiples of the window: as if each video were scored by itself."""
     tiny, method = trained
-    made = torch.load(tiny.work / "model.pth", weights_only=True)["made"]["options"]
+    made = torch.load(tiny.work / "model.pth", weights_only=True)["hparams"]["options"]
     model = create_model(method, DATASETS[tiny.dataset].prompts, "toy", **made)
     load_weights(model, tiny.work / "model.pth")
     rng, frames = np.random.default_rng(1), length * FRAMES
@@ -198,7 +198,7 @@ def test_two_videos_of_any_length(trained, tmp_path, length):
 def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_path, no_plots, monkeypatch):
     tiny, method = trained
     trained_on, scored = set(), []
-    load = task_module.Bags.__getitem__
+    load = task_module.BagDataset.__getitem__
     score, fit = evaluator.score_videos, task_module.Trainer.fit
 
     def watched_load(self, item):
@@ -215,7 +215,7 @@ def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_pat
         fit(self, *args)
         selection.extend(scored)
 
-    monkeypatch.setattr(task_module.Bags, "__getitem__", watched_load)
+    monkeypatch.setattr(task_module.BagDataset, "__getitem__", watched_load)
     monkeypatch.setattr(evaluator, "score_videos", watched_score)
     monkeypatch.setattr(task_module.Trainer, "fit", watched_fit)
     work = tiny.at(tmp_path)

@@ -17,7 +17,7 @@ from clipfusionvad.__main__ import main
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import XD
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics import frame_metrics
 from clipfusionvad.models.base import VADOutput
@@ -52,7 +52,7 @@ def videos(tmp_path_factory):
         truth[index][20 + index : 50 + index] = 1
     folder = tmp_path_factory.mktemp("videos")
     entries = [Entry(folder / f"v{i}__0.npy", label, i + 2) for i, label in enumerate(LABELS)]
-    videos = VideoSet(entries, XD, D, Truth(truth, [], []))
+    videos = VideoDataset(entries, XD, D, Truth(truth, [], []))
     # As if they had been read.
     videos._loaded = {row: rng.standard_normal((n, 2 * D)).astype(np.float16) for row, n in enumerate(SNIPPETS)}
     return videos

@@ -16,15 +16,15 @@ from originals import difference, float64, load_original, read_config, separatio
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
-from clipfusionvad.data.loaders import Bags
-from clipfusionvad.data.packed.batches import make_shelf
+from clipfusionvad.data.loaders import BagDataset
+from clipfusionvad.data.packed.batches import make_packed_batches
 from clipfusionvad.data.packed.store import open_store
 from clipfusionvad.data.packed.write import write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.distributed import distributed_context
-from clipfusionvad.engine.evaluator import VideoSet, evaluate, score_together
+from clipfusionvad.engine.evaluator import VideoDataset, evaluate, score_dataset
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.rank import is_main
@@ -82,7 +82,7 @@ def one_thread():
 
 def pack(folder, entries, path, model):
     write_store(folder, entries, path, model.streams, model.visual_width, model.sampling, "float32", workers=1)
-    return make_shelf(open_store(folder), model.sampling, CPU)
+    return make_packed_batches(open_store(folder), model.sampling, CPU)
 
 
 def load_initial(case):
@@ -97,10 +97,10 @@ def train_again(case, folder, model):
     train, test = (read_list(case / config[name], case / config["data_root"], dataset) for name in LISTS)
     snippets = check_features(test, model.visual_width, config["test_list"])
     paths = [case / config[key] for key in ("gt", "gt_segment", "gt_label")]
-    videos = VideoSet(test, dataset, model.visual_width, read_truth(*paths, test, snippets, dataset))
+    videos = VideoDataset(test, dataset, model.visual_width, read_truth(*paths, test, snippets, dataset))
     plan = RecordedPlan(case, trace)
-    shelf = pack(folder / "train.pack", train, case / config["train_list"], model) if "PACKED" in os.environ else None
-    bags = Bags(train, dataset, model.sampling, model.visual_width, shelf=shelf)
+    packed = pack(folder / "train.pack", train, case / config["train_list"], model) if "PACKED" in os.environ else None
+    bags = BagDataset(train, dataset, model.sampling, model.visual_width, packed=packed)
 
     modes, lengths = [], []
     compute_losses = model.losses
@@ -113,7 +113,7 @@ def train_again(case, folder, model):
     model.losses = watched_losses
 
     def score(model):
-        return evaluate(score_together(model, videos, CPU), videos)
+        return evaluate(score_dataset(model, videos, CPU), videos)
 
     Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU).fit(folder)
     return modes, lengths

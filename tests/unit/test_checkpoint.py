@@ -9,11 +9,11 @@ from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine.checkpoint import (
     check_clip,
-    describe,
+    make_hparams,
     model_content,
-    own_state,
     read_model_file,
     released_state,
+    state_without_clip,
 )
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import load_clip
@@ -42,7 +42,7 @@ def clip():
 def test_every_form_brings_the_weights_back(method, form, clip, tmp_path):
     trained, other = build(method, seed=1), build(method, seed=2)
     content = {
-        "ours": model_content(describe(trained, clip, XD, OPTIONS), own_state(trained)),
+        "ours": model_content(make_hparams(trained, clip, XD, OPTIONS), state_without_clip(trained)),
         "bare": trained.state_dict(),
         "training checkpoint": {"epoch": 3, "model_state_dict": trained.state_dict(), "ap": 0.5},
         "released": released_state(trained, clip),
@@ -98,8 +98,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(message, tmp_path):
 @pytest.mark.parametrize("named", [True, False])
 def test_a_file_of_another_method_is_recognised(method, other, named, clip, tmp_path):
     trained = build(method)
-    state = own_state(trained)
-    content = model_content(describe(trained, clip, XD, OPTIONS), state) if named else state
+    state = state_without_clip(trained)
+    content = model_content(make_hparams(trained, clip, XD, OPTIONS), state) if named else state
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(UserError, match=f"is a checkpoint of {method}, not of {other}: use --method {method}"):
         load_weights(build(other), tmp_path / "model.pth")
@@ -107,7 +107,9 @@ def test_a_file_of_another_method_is_recognised(method, other, named, clip, tmp_
 
 def test_another_clip_than_in_training_is_refused(clip, tmp_path):
     trained = build()
-    torch.save(model_content(describe(trained, clip, XD, OPTIONS), own_state(trained)), tmp_path / "model.pth")
+    torch.save(
+        model_content(make_hparams(trained, clip, XD, OPTIONS), state_without_clip(trained)), tmp_path / "model.pth"
+    )
     file = read_model_file(tmp_path / "model.pth")
     check_clip(file, clip)
     with pytest.raises(UserError, match="trained with CLIP toy.*pass the same --clip"):

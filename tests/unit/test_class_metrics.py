@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import XD
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate_classes
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate_classes
 from clipfusionvad.metrics import class_metrics
 
 
@@ -53,7 +53,7 @@ def test_of_videos_with_overlapping_events_of_several_classes(tmp_path, frames_p
         frames_from_segments([] if names[i].endswith("A") else segments[i], lengths[i]) for i in range(len(names))
     ]
     entries = [Entry(tmp_path / f"{name}.npy", name.rpartition("_")[2], 2) for name in names]
-    videos = VideoSet(entries, XD, 4, Truth(frames, segments, labels), frames_per_snippet)
+    videos = VideoDataset(entries, XD, 4, Truth(frames, segments, labels), frames_per_snippet)
     scores = [VideoScores(rng.random((2, n)), rng.dirichlet(np.ones(7), n)) for n in snippets]
     found = evaluate_classes(scores, videos)
 

@@ -10,7 +10,7 @@ from clipfusionvad import create_model
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import XD
-from clipfusionvad.engine.evaluator import VideoScores, VideoSet, evaluate, evaluate_videos, score_videos
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, evaluate_videos, score_videos
 from clipfusionvad.metrics import corrected_detection_map, detection_map, frame_metrics
 from clipfusionvad.models import base as method
 
@@ -62,7 +62,7 @@ def judged(tmp_path):
     for video in range(3):
         for start, end in segments[video]:
             truth[video][start:end] = 1
-    videos = VideoSet(entries, XD, 4, Truth(truth, segments, [["B1"], ["B1", "G"], ["G"], ["A"]]))
+    videos = VideoDataset(entries, XD, 4, Truth(truth, segments, [["B1"], ["B1", "G"], ["G"], ["A"]]))
     return scores, videos
 
 

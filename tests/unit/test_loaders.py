@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.loaders import Bags, BalancedPlan, ShuffledPlan, load_batches, make_plan
+from clipfusionvad.data.loaders import (
+    BagDataset,
+    BalancedBatchSampler,
+    ShuffledBatchSampler,
+    load_batches,
+    make_batch_sampler,
+)
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
 from clipfusionvad.io.errors import UserError
@@ -26,7 +32,7 @@ def feature_path(label, number, crop):
 @given(sizes, sizes, st.integers(0, 5), st.integers(0, 3))
 def test_a_shuffled_epoch_holds_every_row_once(count, batch_size, seed, epoch):
     rows = np.arange(100, 100 + count)
-    batches = ShuffledPlan(rows, batch_size, seed).epoch(epoch)
+    batches = ShuffledBatchSampler(rows, batch_size, seed).epoch(epoch)
     assert sorted(np.concatenate(batches)) == rows.tolist()
     assert all(len(batch) == batch_size for batch in batches[:-1]) and 1 <= len(batches[-1]) <= batch_size
 
@@ -36,9 +42,9 @@ def test_a_balanced_epoch_is_half_normal_half_anomalous(normal, anomalous, batch
     rows = np.arange(normal), np.arange(1000, 1000 + anomalous)
     if min(normal, anomalous) < batch_size:
         with pytest.raises(UserError, match="lower --batch-size"):
-            BalancedPlan(*rows, batch_size, seed)
+            BalancedBatchSampler(*rows, batch_size, seed)
         return
-    batches = BalancedPlan(*rows, batch_size, seed).epoch(epoch)
+    batches = BalancedBatchSampler(*rows, batch_size, seed).epoch(epoch)
     assert len(batches) == min(normal, anomalous) // batch_size
     for batch in batches:
         assert (batch[:batch_size] < 1000).all() and (batch[batch_size:] >= 1000).all()
@@ -48,17 +54,17 @@ def test_a_balanced_epoch_is_half_normal_half_anomalous(normal, anomalous, batch
 
 
 def test_plans_repeat_by_seed_and_differ_by_epoch():
-    plan, again = (ShuffledPlan(np.arange(50), 8, seed=3) for _ in range(2))
+    plan, again = (ShuffledBatchSampler(np.arange(50), 8, seed=3) for _ in range(2))
     order = np.concatenate(plan.epoch(1))
     np.testing.assert_array_equal(order, np.concatenate(again.epoch(1)))
     assert (order != np.concatenate(plan.epoch(2))).any()
-    assert (order != np.concatenate(ShuffledPlan(np.arange(50), 8, seed=4).epoch(1))).any()
+    assert (order != np.concatenate(ShuffledBatchSampler(np.arange(50), 8, seed=4).epoch(1))).any()
 
 
 def test_the_plan_uses_only_the_given_rows():
     targets = np.zeros((10, 3))
     targets[::2, 0], targets[1::2, 1] = 1, 1
-    plan = make_plan(targets, np.array([0, 1, 2, 3, 5]), batch_size=2, balanced=True, seed=0)
+    plan = make_batch_sampler(targets, np.array([0, 1, 2, 3, 5]), batch_size=2, balanced=True, seed=0)
     (batch,) = plan.epoch(0)
     assert set(batch[:2]) == {0, 2} and set(batch[2:]) < {1, 3, 5}
 
@@ -69,7 +75,7 @@ def test_batches_hold_what_the_files_hold(tmp_path):
         path = tmp_path / f"v{row}__0.npy"
         np.save(path, np.random.default_rng(row).standard_normal((count, 4)).astype(np.float16))
         entries.append(Entry(path, label, row + 2))
-    bags = Bags(entries, XD, WindowSampling(16), width=4)
+    bags = BagDataset(entries, XD, WindowSampling(16), width=4)
     ((visual, lengths, targets),) = load_batches(bags, [np.array([2, 0, 1])], workers=0)
     assert lengths.tolist() == [16, 5, 16]
     for position, row in enumerate([2, 0, 1]):

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import Entry, write_list
-from clipfusionvad.data.loaders import Bags, ShuffledPlan, load_batches
-from clipfusionvad.data.packed import batches as shelf
+from clipfusionvad.data.loaders import BagDataset, ShuffledBatchSampler, load_batches
+from clipfusionvad.data.packed import batches as packed_batches
 from clipfusionvad.data.packed import write as pack
 from clipfusionvad.data.packed.store import FEATURES, MANIFEST, SOURCES, VIDEOS, open_store
 from clipfusionvad.data.sampling import GridSampling, WindowSampling
 from clipfusionvad.datasets import XD
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_folder
 
@@ -59,8 +59,8 @@ def pack_up(entries, sampling=SAMPLINGS["window"], dtype="float16", workers=2):
 
 def batches_of(entries, sampling, seed=5, store=None, start=0, epoch=1):
     entries = entries if store is None else store.attach(entries)
-    bags = Bags(entries, XD, sampling, WIDTH, seed, shelf.make_shelf(store, sampling, CPU))
-    plan = ShuffledPlan(np.arange(len(entries)), 4, seed)
+    bags = BagDataset(entries, XD, sampling, WIDTH, seed, packed_batches.make_packed_batches(store, sampling, CPU))
+    plan = ShuffledBatchSampler(np.arange(len(entries)), 4, seed)
     return list(load_batches(bags, plan.epoch(epoch), workers=0, epoch=epoch, start=start))
 
 
@@ -90,14 +90,14 @@ def test_batches_and_videos_are_those_of_the_files(
     assert store.manifest.rounding == 0 and store.whole == (packed_as == "grid")
     if not store.whole and sampled_as == "grid":
         with pytest.raises(UserError, match="holds the inputs of WindowSampling.length=8., not whole videos"):
-            shelf.make_shelf(store, sampling, CPU)
+            packed_batches.make_packed_batches(store, sampling, CPU)
         return
     start = start if len(lengths) > 4 else 0
     assert_same_batches(
         batches_of(entries, sampling, store=store, start=start), batches_of(entries, sampling, start=start)
     )
     if store.whole:
-        for entry, features in zip(entries, VideoSet(store.attach(entries), XD, WIDTH).features, strict=True):
+        for entry, features in zip(entries, VideoDataset(store.attach(entries), XD, WIDTH).features, strict=True):
             wanted = load_video(entry.paths, WIDTH)
             np.testing.assert_array_equal(features, wanted)
             assert features.dtype == wanted.dtype
@@ -110,13 +110,15 @@ def test_the_ways_of_a_gpu_give_the_same_batches(way, name, tmp_path, monkeypatc
     entries, sampling = make_list(tmp_path, range(1, 30)), SAMPLINGS[name]
     store = pack_up(entries, sampling)
     if way == "on_gpu":
-        monkeypatch.setattr(shelf, "_fits", lambda features, device: True)
+        monkeypatch.setattr(packed_batches, "_fits", lambda features, device: True)
     else:
-        made = shelf.Shelf.__init__
+        made = packed_batches.PackedBatches.__init__
         monkeypatch.setattr(
-            shelf.Shelf, "__init__", lambda self, *args: (made(self, *args), setattr(self, "reads_ahead", True))[0]
+            packed_batches.PackedBatches,
+            "__init__",
+            lambda self, *args: (made(self, *args), setattr(self, "reads_ahead", True))[0],
         )
-    built = shelf.make_shelf(store, sampling, CPU)
+    built = packed_batches.make_packed_batches(store, sampling, CPU)
     assert built.reads_ahead or built.on_gpu is not None
     assert_same_batches(batches_of(entries, sampling, store=store), batches_of(entries, sampling))
 
@@ -125,12 +127,17 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_behind(tmp_path, monkeypat
     import threading
 
     entries = make_list(tmp_path, [9] * 60)
-    bags = Bags(
-        entries, XD, SAMPLINGS["window"], WIDTH, 0, shelf.make_shelf(pack_up(entries), SAMPLINGS["window"], CPU)
+    bags = BagDataset(
+        entries,
+        XD,
+        SAMPLINGS["window"],
+        WIDTH,
+        0,
+        packed_batches.make_packed_batches(pack_up(entries), SAMPLINGS["window"], CPU),
     )
-    bags.shelf.reads_ahead = True
+    bags.packed.reads_ahead = True
     before = threading.active_count()
-    batches = load_batches(bags, ShuffledPlan(np.arange(60), 2, 0).epoch(0), workers=0)
+    batches = load_batches(bags, ShuffledBatchSampler(np.arange(60), 2, 0).epoch(0), workers=0)
     next(batches)
     assert threading.active_count() == before + 1
     batches.close()

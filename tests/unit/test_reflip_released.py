@@ -10,7 +10,7 @@ from small_reflip import PROMPTS, SMALL, TARGETS, disturbed, small_batch, small_
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.datasets import find_dataset
-from clipfusionvad.engine.checkpoint import model_content, own_state, read_model_file, released_state
+from clipfusionvad.engine.checkpoint import model_content, read_model_file, released_state, state_without_clip
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models import find_method
@@ -84,7 +84,7 @@ def test_released_names_and_back():
     assert cls.matches_state_dict(released) and not cls.matches_state_dict(small_model().state_dict())
     old = {**released, "distilbert_model.embeddings.position_ids": torch.arange(77)[None]}
     back = cls.from_released(old)
-    own = own_state(model)
+    own = state_without_clip(model)
     assert {key for key in back if not key.startswith("clipmodel.")} == own.keys()
     assert all(torch.equal(back[key], own[key]) for key in own)
     torch.testing.assert_close(back["clipmodel.text_projection"], clip.state["text_projection"])
@@ -101,9 +101,9 @@ def test_older_records_of_variants_mean_a_method(variant, method, tmp_path):
     options |= {"prompt_encoder": "toy", **SMALL}
     model = small_model(method)
     hparams = {**OLDER, "options": {**options, "variant": variant}}
-    write_torch(tmp_path / "model.pth", model_content(hparams, own_state(model)))
+    write_torch(tmp_path / "model.pth", model_content(hparams, state_without_clip(model)))
     file = read_model_file(tmp_path / "model.pth")
-    assert file.method == method and file.made["options"].keys() == both[method].keys()
+    assert file.method == method and file.hparams["options"].keys() == both[method].keys()
     load_weights(create_model("reflipvad", PROMPTS, clip="toy", **SMALL, variant=variant), tmp_path / "model.pth")
 
     record = {key: value for key, value in options.items() if value is not None}

@@ -20,7 +20,7 @@ _BATCHES_AHEAD = 3
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
-class Shelf:
+class PackedBatches:
     """A store's features, and what has to be known to choose from them.
 
     Batches end up on ``device``. Where that is a GPU and the features take at most half of what is free of its
@@ -68,16 +68,16 @@ class Shelf:
         self.mapped.take(index, axis=0, out=out, mode="clip")
 
 
-def make_shelf(store: Store | None, sampling: Sampling, device: torch.device) -> Shelf | None:
+def make_packed_batches(store: Store | None, sampling: Sampling, device: torch.device) -> PackedBatches | None:
     """What a sampling's batches can be gathered from; None where there is nothing of the kind.
 
     Of whole videos a sampling that does not draw makes something else than rows, video by video. Raises
     ``UserError`` where the store holds the samples of another sampling.
     """
-    if store is None or (store.whole and not sampling.draws):
+    if store is None or (store.whole and not sampling.is_random):
         return None
     store.check_sampling(sampling)
-    return Shelf(store, device)
+    return PackedBatches(store, device)
 
 
 def _fits(features: np.ndarray, device: torch.device) -> bool:

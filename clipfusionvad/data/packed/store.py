@@ -131,7 +131,7 @@ class Store:
     def check_sampling(self, sampling: Sampling | None) -> None:
         """The part of ``check_fit`` that is about the sampling."""
         if not self.whole and self.manifest.sampling != repr(sampling):
-            wanted = "whole videos" if sampling is None or sampling.draws else f"those of {sampling!r}"
+            wanted = "whole videos" if sampling is None or sampling.is_random else f"those of {sampling!r}"
             raise stale(self.folder, f"it holds the inputs of {self.manifest.sampling}, not {wanted}")
 
     def check_sources(self, entries: Sequence[Entry]) -> None:

@@ -68,7 +68,7 @@ def write_store(
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is there and is no store: move it away")
-    fixed = sampling if sampling is not None and not sampling.draws else None
+    fixed = sampling if sampling is not None and not sampling.is_random else None
     made_of = hash_list(list_path)
     counts = check_features(entries, width, str(list_path), read=False)
     sources = np.array([[source_of(path) for path in entry.paths] for entry in entries], dtype=np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipfusionvad.engine.evaluator import VideoSet, score_videos
+from clipfusionvad.engine.evaluator import VideoDataset, score_videos
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.option import Option
 from clipfusionvad.metrics import count_frames
@@ -30,7 +30,7 @@ class LoadedModel:
 
     model: Method
     prompts: list[str]
-    read_test_set: Callable[[], VideoSet]
+    read_test_set: Callable[[], VideoDataset]
 
     def view(self, video: str | None) -> VideoView:
         """Return the test video of that name, or the first anomalous one."""
@@ -79,7 +79,7 @@ class VideoView:
         return make_table({"snippet": rows, "truth": self.truth[rows], "score": score, **columns})
 
 
-def view(model: Method, videos: VideoSet, name: str | None) -> VideoView:
+def view(model: Method, videos: VideoDataset, name: str | None) -> VideoView:
     """Return the test video of that name, or the first anomalous one. The model is left in evaluation mode."""
     index = _find(videos, name)
     entry, features = videos.entries[index], videos.load([index])[0]
@@ -105,7 +105,7 @@ def view(model: Method, videos: VideoSet, name: str | None) -> VideoView:
     )
 
 
-def _find(videos: VideoSet, name: str | None) -> int:
+def _find(videos: VideoDataset, name: str | None) -> int:
     names = [entry.video for entry in videos.entries]
     if name is None:
         return int(np.argmax(videos.anomalous))

@@ -197,14 +197,14 @@ def model_file(scan: DatasetScan) -> Iterator[Finding]:
         return
     file = read_model_file(path)
     check_method(file, scan.model.method)
-    if not file.made:
+    if not file.hparams:
         return
-    if file.made["dataset"] != dataset.name:
-        what = f"it was trained on {file.made['dataset']}, not on {dataset.name}"
+    if file.hparams["dataset"] != dataset.name:
+        what = f"it was trained on {file.hparams['dataset']}, not on {dataset.name}"
         yield Finding(ERROR, what, path, advice="give the model of this dataset with --model-path")
-    elif list(file.made.get("classes", dataset.classes)) != dataset.labels:
+    elif list(file.hparams.get("classes", dataset.classes)) != dataset.labels:
         yield Finding(ERROR, "its classes are not those of the dataset", path, advice="train again")
-    trained, used = file.made.get("frames_per_snippet"), scan.config.frames_per_snippet
+    trained, used = file.hparams.get("frames_per_snippet"), scan.config.frames_per_snippet
     if trained and trained != used:
         what = f"it was trained with --frames-per-snippet {trained}, now it is {used}"
         yield Finding(WARNING, what, path, advice="a test uses the value in the file")

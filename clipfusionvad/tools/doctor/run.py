@@ -130,7 +130,7 @@ def run_models(run: RunFolder) -> Iterator[Finding]:
             check_method(file, run.options.method)
         except UserError as error:
             yield Finding(ERROR, str(error))
-        trained_on = file.made.get("dataset")
+        trained_on = file.hparams.get("dataset")
         if trained_on and trained_on != Path(run.options.dataset).stem:
             what = f"it was trained on {trained_on}, but the options say {run.options.dataset}"
             yield Finding(ERROR, what, file.path, advice="give the model of this dataset")

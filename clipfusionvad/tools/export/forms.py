@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from clipfusionvad.engine.checkpoint import model_content, own_state, released_state
+from clipfusionvad.engine.checkpoint import model_content, released_state, state_without_clip
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, write_torch
 from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safetensors, unpack_safetensors
@@ -61,7 +61,7 @@ def _write_graph(
 
 
 def _write_weights(path: Path, trained: TrainedModel) -> None:
-    state = own_state(trained.model)
+    state = state_without_clip(trained.model)
     content = pack_safetensors(model_content(trained.hparams, state, metrics=trained.metrics))
     read = unpack_safetensors(content, path)[WEIGHTS]
     if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.models.base import Method
 from clipfusionvad.tools.uncertainty import UncertaintyOptions
 from clipfusionvad.tools.uncertainty.figures import (
@@ -33,7 +33,7 @@ CURVES = "curves.npz"
 def write_analysis(
     folder: Path,
     model: Method,
-    videos: VideoSet,
+    videos: VideoDataset,
     device: torch.device,
     precision: str,
     options: UncertaintyOptions,

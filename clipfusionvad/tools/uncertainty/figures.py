@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.files import atomic_write, write_text
 from clipfusionvad.report.formatting import Table, to_text
 from clipfusionvad.report.plots import TRUTH_COLOUR, save_figure
@@ -58,7 +58,7 @@ def _write_table(path: Path, rows: Sequence[Mapping[Any, Any]], columns: list[st
     write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False, na_rep="nan"))
 
 
-def write_curves(path: Path, videos: VideoSet, observations: Sequence[Observation]) -> None:
+def write_curves(path: Path, videos: VideoDataset, observations: Sequence[Observation]) -> None:
     """Write all curves by snippet, the videos joined, as one .npz.
 
     ``videos``, ``labels`` and ``snippets`` hold each video's name, label and length; split a curve by ``snippets``.
@@ -77,7 +77,7 @@ def write_curves(path: Path, videos: VideoSet, observations: Sequence[Observatio
 
 def draw_class_curves(
     folder: Path,
-    videos: VideoSet,
+    videos: VideoDataset,
     observations: Sequence[Observation],
     counts: Sequence[FrameCounts],
     classes: Sequence[str],

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfusionvad.engine.device import autocast
-from clipfusionvad.engine.evaluator import VideoSet
+from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics import count_frames, snippet_metrics
 from clipfusionvad.models.base import Method
@@ -42,7 +42,7 @@ class FrameCounts:
         return {"all": self.frames, "anomalous": self.positives, "normal": self.frames - self.positives}
 
 
-def count_video_frames(videos: VideoSet) -> list[FrameCounts]:
+def count_video_frames(videos: VideoDataset) -> list[FrameCounts]:
     """Count the frames behind the snippets of videos whose truth is known."""
     return [
         FrameCounts(*count_frames(frames, len(rows), videos.frames_per_snippet))

@@ -72,10 +72,10 @@ def safetensors(case: Case) -> str:
     def check(found: Any) -> str:
         same = found.state.keys() == wanted.state.keys()
         if same and all(torch.equal(value, wanted.state[key]) for key, value in found.state.items()):
-            require(found.made in (wanted.made, {}), f"says something else: {found.made}")
+            require(found.hparams in (wanted.hparams, {}), f"says something else: {found.hparams}")
             return RIGHT
         # Without our words there is no hash.
-        require(not found.made, "weights were altered, and the hash would have told")
+        require(not found.hparams, "weights were altered, and the hash would have told")
         return ALTERED
 
     return read_or_refuse(lambda: read_model_file(path), check)
@@ -100,7 +100,7 @@ def contents(case: Case) -> str:
     content = torch.load(case.seeds / "models" / f"{method}.pth", weights_only=True)
     kind = rng.random()
     if kind < 0.5:
-        content["made"] = disturb(content["made"], rng)
+        content["hparams"] = disturb(content["hparams"], rng)
     elif kind < 0.6:
         content = {**content, rng.choice(list(content)): odd_value(rng)}
     else:
