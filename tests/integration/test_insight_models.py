@@ -1,4 +1,4 @@
-"""Insights into models: what is computed beside a model is what the model computes."""
+"""Analyses of models: what is computed beside a model is what the model computes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from clipfusionvad.tools.analysis.attention import torch_weights as multi_weight
 from clipfusionvad.tools.analysis.gates import read_gates
 from clipfusionvad.tools.analysis.graph import blocks, read_graphs
 from clipfusionvad.tools.analysis.prompts import class_similarity, nearest_words
+from clipfusionvad.tools.analysis.registry import FROM_MODEL
 from clipfusionvad.tools.analysis.view import view
 
 W, T = 32, 16
@@ -126,7 +127,7 @@ CASES = {
 def test_attention_of_every_method_is_found(method):
     options, layers, sees = CASES[method]
     model = small(method, **options)
-    if model.calibration:
+    if model.centroid_buffers:
         model.ncentroid.zero_()
     seen = seen_by(model)
     found = read_attention(model, seen, 1)
@@ -192,40 +193,37 @@ def test_nearest_words_are_found_among_all():
     rng = np.random.default_rng(3)
     table = torch.from_numpy(rng.standard_normal((500, W)).astype(np.float32))
     context = table[[7, 42]] * 0.5 + 0.01
-    found = nearest_words(torch.stack([context, context.flip(0)]), table, ["a", "b"], count=2)
-    assert found.classes == ["a", "a", "b", "b"] and found.position == [1, 2, 1, 2]
-    assert found.tokens[:, 0].tolist() == [7, 42, 42, 7] and (found.chance == 0).all()
+    found, _ = nearest_words(torch.stack([context, context.flip(0)]), table, ["a", "b"], count=2)
+    assert found["class"].tolist() == ["a", "a", "b", "b"] and found["position"].tolist() == [1, 2, 1, 2]
+    assert found["tokens"].str[0].tolist() == [7, 42, 42, 7] and (found["random_as_near"] == 0).all()
     for row, vector in enumerate(torch.cat([context, context.flip(0)])):
         cosines = F.cosine_similarity(vector[None], table).sort(descending=True)
-        assert found.tokens[row].tolist() == cosines.indices[:2].tolist()
-        np.testing.assert_allclose(found.cosine[row], cosines.values[:2], atol=1e-6)
-        assert found.distance[row] == pytest.approx((table - vector).norm(dim=1).min().item(), rel=1e-4)
-    chance = nearest_words(torch.randn(60, W, generator=torch.Generator().manual_seed(5)), table, ["a"]).chance
-    assert 0.35 < chance.mean() < 0.65, "random vectors are as near as random vectors"
+        assert found["tokens"][row] == cosines.indices[:2].tolist()
+        np.testing.assert_allclose(found["cosine"][row], cosines.values[:2], atol=1e-6)
+        assert found["nearest_distance"][row] == pytest.approx((table - vector).norm(dim=1).min().item(), rel=1e-4)
+    random, _ = nearest_words(torch.randn(60, W, generator=torch.Generator().manual_seed(5)), table, ["a"])
+    assert 0.35 < random["random_as_near"].mean() < 0.65, "random vectors are as near as random vectors"
     np.testing.assert_allclose(np.diag(class_similarity(context)), 1, atol=1e-6)
+    assert token_words(tokenize(["burglary anti"])[0, 1:3].tolist()) == ["burglary", "anti"]
 
 
-def test_words_of_tokens():
-    tokens = tokenize(["burglary anti"])[0, 1:3].tolist()
-    assert token_words(tokens) == ["burglary", "anti"]
+LEARNED = {
+    "clipfusionvad": "text_prompt_embeddings.weight",
+    "vadclip": "text_prompt_embeddings.weight",
+    "reflipvad": "prompt_embeddings",
+    "anomalyclip": "prompt_learner.ctx",
+}
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", LEARNED)
 def test_learned_vectors_are_those_that_the_prompts_show(method):
     model = small(method, **CASES[method][0])
-    context = model.context_vectors()
-    if method == "iefvad":
-        assert context is None
-        return
-    before = model.encode_text()
-    shapes = {"anomalyclip": (14, 2, W), "reflipvad": (4, W)}
-    assert context.shape[-1] == W and (method not in shapes or context.shape == shapes[method])
-    learned = {"anomalyclip": "prompt_learner.ctx", "reflipvad": "prompt_embeddings"}
-    parameter = model.get_parameter(learned.get(method, "text_prompt_embeddings.weight"))
+    context, before = model.context_vectors(), model.encode_text()
+    parameter = model.get_parameter(LEARNED[method])
     with torch.no_grad():
         parameter.add_(torch.randn_like(parameter))
+    assert context.shape[-1] == W and not torch.equal(context, model.context_vectors())
     assert not torch.allclose(before, model.encode_text())
-    assert not torch.equal(context, model.context_vectors())
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +240,11 @@ def runs(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("what", ["prompts", "gates", "graph", "attention"])
-def test_every_insight_into_a_model_makes_its_picture_and_numbers(what, runs, tmp_path):
-    out = tmp_path / f"{what}.png"
-    done = quietly(main, strings(["insight", what, runs["ucf", "clipfusionvad"], "--output", out, "--device", "cpu"]))
+@pytest.mark.parametrize("analysis", FROM_MODEL)
+def test_every_analysis_of_a_model_writes_its_figure_and_numbers(analysis, runs, tmp_path):
+    name = analysis.__name__
+    out = tmp_path / f"{name}.png"
+    done = quietly(main, strings(["insight", name, runs["ucf", "clipfusionvad"], "--output", out, "--device", "cpu"]))
     assert done.code == 0, done.err
     assert out.read_bytes().startswith(b"\x89PNG") and str(out) in done.out
     rows = list(csv.reader(out.with_suffix(".csv").open()))

@@ -1,4 +1,4 @@
-"""Insights into scores, against slow formulas over frames and thresholds one at a time."""
+"""Analyses of scores, against slow formulas over frames and thresholds one at a time."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from clipfusionvad.tools.analysis.alarms import (
     latencies,
 )
 from clipfusionvad.tools.analysis.classes import class_results, confuse_frames, confuse_videos
+from clipfusionvad.tools.analysis.registry import FROM_SCORES
 
 RULE = Thresholds(min_seconds=1.0, merge_seconds=1.0)
 
@@ -40,32 +41,25 @@ def made(**kind):
 
 
 def by_frame(test, index, curve):
-    """Scores of one video repeated for 16 frames, cut or held to its true number of them."""
-    places = np.minimum(np.arange(len(test.videos.truth.frames[index])) // 16, len(curve) - 1)
-    return curve[places]
+    """Scores of one video repeated for 16 frames, cut or extended to its true number of frames."""
+    return curve[np.minimum(np.arange(len(test.videos.truth.frames[index])) // 16, len(curve) - 1)]
 
 
 def slow_alarms(test, threshold, rule):
-    """(video, start, end, false) of every alarm, in frames of its video; runs over frames one by one."""
-    found = []
+    """(video, start, end, false) of every alarm in frames of its video: the segments that detection finds."""
+    rule, found = Thresholds(threshold, threshold, rule.min_seconds, rule.merge_seconds), []
     for index, video in enumerate(test.scores):
         truth = test.videos.truth.frames[index]
-        inside = by_frame(test, index, video.anomaly[0]) >= threshold
-        runs = []
-        for frame, on in enumerate(inside):
-            if on and runs and frame - runs[-1][1] <= (rule.merge_seconds * 30 if runs[-1][1] < frame else 0):
-                runs[-1][1] = frame + 1
-            elif on:
-                runs.append([frame, frame + 1])
-        for start, end in runs:
-            if end - start >= min(rule.min_seconds * 30, len(truth)):
-                found.append((index, start, end, not truth[start:end].any()))
+        bounds = np.minimum(np.arange(video.anomaly.shape[1] + 1) * 16, len(truth))
+        bounds[-1] = len(truth)
+        for start, end in bounds[find_spans(video.anomaly[0], bounds, 30, rule)]:
+            found.append((index, start, end, not truth[start:end].any()))
     return found
 
 
 @given(st.integers(0, 40), st.sampled_from([0.0, 0.6, 1.0, 2.0]), st.sampled_from([0.0, 0.6, 1.0, 3.0]))
 @settings(max_examples=8)
-def test_alarms_and_latencies_are_those_found_frame_by_frame(seed, least, gap):
+def test_alarms_are_the_segments_that_detection_finds_and_latencies_their_distances(seed, least, gap):
     test, rule = made(videos=6, seed=seed), Thresholds(min_seconds=least, merge_seconds=gap)
     line = frame_axis(test, pool(test.scores, test.videos))
     offsets = np.cumsum(line.frames) - line.frames
@@ -81,22 +75,6 @@ def test_alarms_and_latencies_are_those_found_frame_by_frame(seed, least, gap):
         for event, (start, end) in enumerate(line.events):
             hits = [max(first - start, 0) for first, last, _ in expected if first < end and last > start]
             assert delays[row, event] == (min(hits) if hits else np.inf)
-
-
-def test_alarms_are_the_segments_that_detection_finds():
-    test = made(videos=8)
-    line = frame_axis(test, pool(test.scores, test.videos))
-    curve = np.concatenate([video.anomaly[0] for video in test.scores])
-    alarms = find_alarms(line, curve, np.array([0.6]), RULE)
-    spans, offset = [], 0
-    for index, video in enumerate(test.scores):
-        total = len(test.videos.truth.frames[index])
-        bounds = np.minimum(np.arange(video.anomaly.shape[1] + 1) * 16, total)
-        bounds[-1] = total
-        rule = Thresholds(0.6, 0.6, RULE.min_seconds, RULE.merge_seconds)
-        spans += (bounds[find_spans(video.anomaly[0], bounds, 30, rule)] + offset).tolist()
-        offset += total
-    assert np.stack([alarms.start, alarms.end], axis=1).tolist() == spans
 
 
 def test_rates_of_a_curve_and_its_operating_points():
@@ -216,9 +194,10 @@ def test_a_half_is_scaled_by_the_truth_of_the_other_half_only():
     np.testing.assert_allclose(found.after[own], calibration.tempered(pooled.anomaly[0][own], other), rtol=1e-6)
 
 
-@pytest.mark.parametrize("what", ["classes", "confusion", "alarms", "latency", "calibration"])
+@pytest.mark.parametrize("analysis", FROM_SCORES)
 @pytest.mark.parametrize("classes", [True, False])
-def test_every_insight_into_scores_makes_its_picture_and_numbers(what, classes, tmp_path):
+def test_every_analysis_of_scores_writes_its_figure_and_numbers(analysis, classes, tmp_path):
+    what = analysis.__name__
     write_test(tmp_path / "run", *made_test(videos=12, classes=classes))
     out = tmp_path / "out" / f"{what}.png"
     done = quietly(main, ["insight", what, str(tmp_path / "run"), "--output", str(out), "--formats", "svg"])

@@ -5,8 +5,7 @@ n learned vectors, C classes, V words of CLIP's vocabulary, W width of its text 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -36,68 +35,39 @@ RANDOM = 256
 CHANCE = 0.05
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest words of n learned vectors.
+def nearest_words(
+    context: Tensor, table: Tensor, labels: list[str], count: int = WORDS, seed: int = 0
+) -> tuple[DataFrame, np.ndarray]:
+    """Compare learned vectors (n, W), or (C, n, W) of each class, with all words (V, W).
 
-    ``classes`` (n,) ("all" for shared vectors), ``position`` and ``norm`` (n,) of each vector; the k ``tokens`` of
-    highest cosine and their ``cosine`` (n, k); the Euclidean ``distance`` (n,) to the nearest word.
-
-    ``random_cosine`` (R,): the highest cosine with any word of random directions, in rising order;
-    ``random_distance`` (n,): how far vectors of random direction and the same norm are from the nearest word, the
-    median.
+    Returns a row for each vector: its class ("all" if shared) and position, its norm, the tokens of highest cosine,
+    their cosines, the Euclidean distance to the nearest word, the share of random directions that are as near to a
+    word (``random_as_near``), and the median distance of random vectors of the same norm (``random_distance``). The
+    second result is the highest cosine of each random direction with any word, in rising order (R,).
     """
-
-    classes: list[str]
-    position: list[int]
-    norm: np.ndarray
-    tokens: np.ndarray
-    cosine: np.ndarray
-    distance: np.ndarray
-    random_cosine: np.ndarray
-    random_distance: np.ndarray
-
-    @property
-    def shared(self) -> bool:
-        """Whether all classes use the same vectors."""
-        return len(set(self.classes)) == 1
-
-    @property
-    def groups(self) -> list[str]:
-        """The row of the figure in which each vector is drawn: its class, or its position if it is shared."""
-        return [str(place) for place in self.position] if self.shared else self.classes
-
-    @property
-    def chance(self) -> np.ndarray:
-        """Return the share of random vectors that are at least as near to their nearest word, (n,)."""
-        below = np.searchsorted(self.random_cosine, self.cosine[:, 0], side="left")
-        return 1 - below / len(self.random_cosine)
-
-
-def nearest_words(context: Tensor, table: Tensor, labels: list[str], count: int = WORDS, seed: int = 0) -> Nearest:
-    """Compare learned vectors (n, W), or (C, n, W) of each class, with all words (V, W)."""
-    flat = context.detach().float().flatten(0, -2)
+    vectors = context.detach().float().flatten(0, -2)
     table = table.detach().float()
     names = labels if context.dim() == 3 else ["all"]
-    places = range(1, context.shape[-2] + 1)
     directions = F.normalize(table, dim=-1)
-    cosine, tokens = (F.normalize(flat, dim=-1) @ directions.T).topk(count, dim=-1)
+    cosine, tokens = (F.normalize(vectors, dim=-1) @ directions.T).topk(count, dim=-1)
     generator = torch.Generator().manual_seed(seed)
-    drawn = F.normalize(torch.randn(RANDOM, flat.shape[1], generator=generator), dim=-1).to(table.device)
-    shadows, squares = drawn @ table.T, table.square().sum(dim=-1)
-    norms = flat.norm(dim=-1)
+    drawn = F.normalize(torch.randn(RANDOM, vectors.shape[1], generator=generator), dim=-1).to(table.device)
+    random_cosine = np.sort((drawn @ directions.T).amax(dim=-1).cpu().numpy())
+    projected, squares = drawn @ table.T, table.square().sum(dim=-1)
+    norms = vectors.norm(dim=-1)
     # One at a time: all at once would be n · R · V numbers.
-    away = [(squares + norm**2 - 2 * norm * shadows).amin(dim=-1).clamp(min=0).sqrt().median() for norm in norms]
-    return Nearest(
-        [name for name in names for _ in places],
-        [place for _ in names for place in places],
-        norms.cpu().numpy(),
-        tokens.cpu().numpy(),
-        cosine.cpu().numpy(),
-        torch.cdist(flat, table).amin(dim=-1).cpu().numpy(),
-        np.sort((drawn @ directions.T).amax(dim=-1).cpu().numpy()),
-        torch.stack(away).cpu().numpy(),
+    away = [(squares + norm**2 - 2 * norm * projected).amin(dim=-1).clamp(min=0).sqrt().median() for norm in norms]
+    below = np.searchsorted(random_cosine, cosine[:, 0].cpu().numpy(), side="left")
+    places = [(name, place) for name in names for place in range(1, context.shape[-2] + 1)]
+    rows = make_table(places, ["class", "position"]).assign(
+        norm=norms.tolist(),
+        tokens=tokens.tolist(),
+        cosine=cosine.tolist(),
+        nearest_distance=torch.cdist(vectors, table).amin(dim=-1).tolist(),
+        random_as_near=1 - below / RANDOM,
+        random_distance=torch.stack(away).tolist(),
     )
+    return rows, random_cosine
 
 
 def class_similarity(text: Tensor) -> np.ndarray:
@@ -106,14 +76,16 @@ def class_similarity(text: Tensor) -> np.ndarray:
     return (unit @ unit.T).cpu().numpy()
 
 
-def draw_prompts(found: Nearest | None, similarity: np.ndarray, prompts: list[str]) -> Figure:
+def draw_prompts(
+    vectors: DataFrame | None, random_cosine: np.ndarray, similarity: np.ndarray, prompts: list[str]
+) -> Figure:
     """Draw how near each learned vector and random ones are to their nearest word, and the cosines of the classes."""
-    rows = 0 if found is None else len(set(found.groups))
+    names = [] if vectors is None else _rows_of(vectors).unique().tolist()
     size = 0.33 * len(prompts) + 2.6
-    figure = new_figure(size + (6.2 if rows else 0.6), max(size, min(0.22 * rows, 9) + 1.6))
-    axes = figure.subplots(1, 2, width_ratios=(5.4, size), squeeze=False)[0] if rows else [figure.subplots()]
-    if found is not None:
-        _draw_words(axes[0], found)
+    figure = new_figure(size + (6.2 if names else 0.6), max(size, min(0.22 * len(names), 9) + 1.6))
+    axes = figure.subplots(1, 2, width_ratios=(5.4, size), squeeze=False)[0] if names else [figure.subplots()]
+    if vectors is not None:
+        _draw_words(axes[0], vectors, names, random_cosine)
     lowest = min(0.0, float(similarity.min()))
     image = draw_matrix(axes[-1], similarity, prompts, prompts, cmap="viridis", vmin=lowest, vmax=1)
     axes[-1].set_title("cosine of the classes' texts", fontsize=10, loc="left")
@@ -121,24 +93,26 @@ def draw_prompts(found: Nearest | None, similarity: np.ndarray, prompts: list[st
     return figure
 
 
-def _draw_words(axis: Axes, found: Nearest) -> None:
-    low, middle, high = np.quantile(found.random_cosine, [CHANCE, 0.5, 1 - CHANCE])
+def _rows_of(vectors: DataFrame) -> Any:
+    """Return the row of the figure of each vector: its class, or its position if all classes share the vectors."""
+    return vectors["position"].astype(str) if (vectors["class"] == "all").all() else vectors["class"]
+
+
+def _draw_words(axis: Axes, vectors: DataFrame, names: list[str], random_cosine: np.ndarray) -> None:
+    low, middle, high = np.quantile(random_cosine, [CHANCE, 0.5, 1 - CHANCE])
     axis.axvspan(low, high, color=TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
     axis.axvline(middle, color=TRUTH_BAR, lw=1, zorder=0)
-    groups = np.array(found.groups)
-    names = list(dict.fromkeys(found.groups))
-    for row, name in enumerate(names):
-        indices = np.flatnonzero(groups == name)
-        cosines = found.cosine[indices, 0]
-        axis.plot(cosines, np.full(len(indices), row), "o", color=COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
-        best = indices[cosines.argmax()]
-        words = ", ".join(_printable(word) for word in token_words(found.tokens[best].tolist()))
-        axis.text(found.cosine[best, 0], row, f"   {words}", va="center", fontsize=8)
+    cosine = vectors["cosine"].str[0]
+    rows = _rows_of(vectors).map(names.index)
+    axis.plot(cosine, rows, "o", color=COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
+    for row, best in enumerate(cosine.groupby(rows).idxmax()):
+        words = ", ".join(map(_printable, token_words(vectors["tokens"][best])))
+        axis.text(cosine[best], row, f"   {words}", va="center", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_ylabel("learned vector" if found.shared else "class (a dot for each of its vectors)")
+    shared = (vectors["class"] == "all").all()
+    axis.set_ylabel("learned vector" if shared else "class (a dot for each of its vectors)")
     axis.set_ylim(len(names) - 0.4, -0.6)
-    reach = max(high, float(found.cosine.max()))
-    axis.set_xlim(min(low, float(found.cosine[:, 0].min())) * 0.9, reach * 1.45)
+    axis.set_xlim(min(low, cosine.min()) * 0.9, max(high, cosine.max()) * 1.45)
     axis.set_xlabel("cosine with the nearest word of CLIP")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     hide_spines(axis)
@@ -162,54 +136,35 @@ def prompts(
         text, context = model.encode_text(), model.context_vectors()
     similarity = class_similarity(text)
     first, second = np.triu_indices(len(labels), 1)
-    pairs = [(f"cosine of {labels[i]}", labels[j], float(similarity[i, j])) for i, j in zip(first, second, strict=True)]
-    tables = [make_table(pairs, ["class", "position", "cosine"])]
-    lines, found = ["the prompts are fixed: no vector in them was learned"], None
+    off = similarity[first, second]
+    pairs = make_table({"class": [f"cosine of {labels[i]}" for i in first], "position": [labels[i] for i in second]})
+    header = ["class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine"]
+    numbers = pairs.assign(cosine=off.astype(np.float64)).reindex(columns=header)
+    lines, vectors, random_cosine = ["the prompts are fixed: no vector in them was learned"], None, np.zeros(0)
     if context is not None:
         table = model.get_parameter("clipmodel.token_embedding.weight")
-        found = nearest_words(context, table, labels, words)
-        tables.insert(0, _word_table(found))
-        near = int((found.chance <= CHANCE).sum())
+        vectors, random_cosine = nearest_words(context, table, labels, words)
+        vectors["word"] = vectors["tokens"].map(token_words)
+        by_word = vectors.assign(rank=[range(1, words + 1)] * len(vectors)).explode(["word", "rank", "cosine"])
+        numbers = pd.concat([by_word[header].astype(object), numbers.astype(object)])
+        near = int((vectors["random_as_near"] <= CHANCE).sum())
         lines = [
-            table_text(_nearest_vectors(found)),
-            f"{near} of {len(found.position)} learned vectors are nearer to a word than 95 % of random vectors; the "
-            f"words of the others mean nothing",
+            table_text(_nearest_vectors(vectors)),
+            f"{near} of {len(vectors)} learned vectors are nearer to a word than 95 % of random vectors; the words of "
+            f"the others mean nothing",
         ]
-    off = similarity[first, second]
     most = off.argmax()
     lines.append(
         f"cosines between classes: mean {off.mean():.3f}, from {off.min():.3f} to {off.max():.3f} "
         f"({labels[first[most]]} and {labels[second[most]]})"
     )
-    header = ["class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine"]
-    numbers = pd.concat([table.astype(object) for table in tables]).reindex(columns=header)
-    return AnalysisResult(numbers, draw_prompts(found, similarity, labels), lines)
+    return AnalysisResult(numbers, draw_prompts(vectors, random_cosine, similarity, labels), lines)
 
 
-def _word_table(found: Nearest) -> DataFrame:
-    """Return a row for each vector and each of its nearest words."""
-
-    rows = []
-    for index, (name, place) in enumerate(zip(found.classes, found.position, strict=True)):
-        about = float(found.norm[index]), float(found.distance[index]), float(found.chance[index])
-        for rank, word in enumerate(token_words(found.tokens[index].tolist())):
-            rows.append((name, place, word, rank + 1, *about, float(found.cosine[index, rank])))
-    header = ["class", "position", "word", "rank", "norm", "nearest_distance", "random_as_near", "cosine"]
-    return make_table(rows, header)
-
-
-def _nearest_vectors(found: Nearest) -> DataFrame:
+def _nearest_vectors(vectors: DataFrame) -> DataFrame:
     """Return the ten vectors that are nearest to a word."""
-
-    best = np.argsort(-found.cosine[:, 0], kind="stable")[:10]
-    return make_table(
-        {
-            "class": [found.classes[index] for index in best],
-            "vector": [found.position[index] for index in best],
-            "nearest": [", ".join(token_words(found.tokens[index].tolist())) for index in best],
-            "cosine": found.cosine[best, 0].astype(np.float64),
-            "random as near": found.chance[best],
-            "distance": found.distance[best].astype(np.float64),
-            "of random": found.random_distance[best].astype(np.float64),
-        }
-    )
+    shown = vectors.assign(nearest=vectors["word"].str.join(", "), cosine=vectors["cosine"].str[0])
+    shown = shown.sort_values("cosine", ascending=False, kind="stable")[:10]
+    columns = {"class": "class", "position": "vector", "nearest": "nearest", "cosine": "cosine"}
+    columns |= {"random_as_near": "random as near", "nearest_distance": "distance", "random_distance": "of random"}
+    return shown[[*columns]].rename(columns=columns)
