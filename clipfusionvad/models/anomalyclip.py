@@ -1,4 +1,4 @@
-"""AnomalyCLIP (CVIU 2024, arXiv 2310.02835): CLIP's space re-centred on normality, where a class is a direction.
+"""AnomalyCLIP (CVIU 2024, arXiv 2310.02835): CLIP's space centred on normal videos, in which a class is a direction.
 
 B videos, S segments of F frames (T = S·F), D feature width, C classes of which 0 is *normal*, K segments chosen.
 Formulas and parameter names are those of the released code.
@@ -74,8 +74,8 @@ class SegmentOutput(VADOutput):
 class AnomalyCLIP(TextMethod):
     """A selector of class directions around the normal mean, and an axial transformer that scores each frame.
 
-    Parameters that have a row or column per class keep the alphabetical order of the released files; what goes
-    in and out has the order of ``class_prompts``.
+    Parameters with a row or column per class keep the alphabetical order of the released files; inputs and outputs have
+    the order of ``class_prompts``.
     """
 
     name = "anomalyclip"
@@ -161,7 +161,7 @@ class AnomalyCLIP(TextMethod):
         names = [prompt.replace("_", " ") for prompt in class_prompts]
         alphabetical = torch.tensor(sorted(range(len(names)), key=lambda index: names[index].lower()))
         anomalies = alphabetical[alphabetical > 0]
-        # Where each class stands among the parameters, and each anomalous one among those of the selector.
+        # The index of each class among the parameters, and of each anomalous class among those of the selector.
         self.register_buffer("rank", alphabetical.argsort(), persistent=False)
         self.register_buffer("anomalies", anomalies, persistent=False)
         self.register_buffer("columns", anomalies.argsort(), persistent=False)
@@ -206,19 +206,18 @@ class AnomalyCLIP(TextMethod):
             self.ncentroid.copy_(torch.from_numpy(total / rows))
 
     def encode_text(self) -> Tensor:
-        """Text features of the class prompts, neither normalised nor centred: (C, E). Learned directions say where
-        they would have to be."""
+        """Return the text features of the class prompts, neither normalised nor centred: (C, E).
+
+        Learned directions are shifted to where such features would be.
+        """
         prompts = self.prompt_learner
         if isinstance(prompts, ClassVectors):
             return (prompts.vectors + self.ncentroid)[self.rank]
-        if isinstance(prompts, ContextPrompts):
-            words = prompts.embed(self.clipmodel)
-        else:
-            words = self.clipmodel.token_embedding(prompts.tokens)
+        words = prompts.embed(self.clipmodel)
         return self.clipmodel(words, prompts.layout, self.text_encoder["text_projection"])[self.rank]
 
     def context_vectors(self) -> Tensor | None:
-        """The context of each class in the order of ``class_prompts``, or the one that all share."""
+        """Return the context of each class in the order of ``class_prompts``, or the shared one."""
         prompts = self.prompt_learner
         if not isinstance(prompts, ContextPrompts):
             return None
@@ -242,9 +241,9 @@ class AnomalyCLIP(TextMethod):
         return SegmentOutput(coarse, fine, text, similarity=similarity, magnitudes=magnitudes)
 
     def select(self, x: Tensor, text: Tensor) -> Tensor:
-        """Centred frames (B, T, D) along the class directions, normalised over all frames: (B, T, C−1), alphabetical.
+        """Project centred frames (B, T, D) on the class directions and normalise over all frames: (B, T, C−1).
 
-        Without re-centring these are cosines.
+        Classes are in alphabetical order. Without re-centring the projections are cosines.
         """
         directions = F.normalize(text[self.anomalies] - self.ncentroid, dim=-1)
         projected = (x if self.recentre else F.normalize(x, dim=-1)) @ directions.T
@@ -266,10 +265,10 @@ class AnomalyCLIP(TextMethod):
     def choose_segments(
         self, similarity: Tensor, shares: Tensor, magnitudes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The segments of each video that are most and least like its classes, or of high and low magnitude: (B, K).
+        """Return the segments of each video with the highest and the lowest score, (B, K) each.
 
-        similarity (B, T, C−1), shares (B, C−1) of each class in the sum, magnitudes (B, T) to go by in their place.
-        While training, segments are dropped at random.
+        The score is the sum of the similarity (B, T, C−1) weighted by ``shares`` (B, C−1), or of ``magnitudes`` (B, T).
+        In training, segments are dropped at random.
         """
         if magnitudes is None:
             scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)
@@ -292,16 +291,16 @@ class AnomalyCLIP(TextMethod):
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A released state dict under our names. Its tokens follow from the class names and are left out."""
+        """Return a released state dict under our names, without its tokens, which follow from the class names."""
         bare = {key.removeprefix(LIGHTNING_PREFIX): value for key, value in state.items()}
         clip = {CLIP_PREFIX + name: value for key, value in bare.items() if (name := _rename(key, CLIP_PARTS))}
         own = {key: value for key, value in bare.items() if key == PROJECTION or not _rename(key, CLIP_PARTS)}
         return clip | {key: value for key, value in own.items() if key not in (TOKEN_PREFIX, TOKEN_SUFFIX)}
 
     def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The way back, in float32 as the released code runs; the centre of normality has no place in its files."""
+        """Return the released form, in float32 as the released code runs; it does not contain the normal centroid."""
         if not (self.recentre and self.temporal_model.axial_attn and isinstance(self.prompt_learner, ContextPrompts)):
-            raise UserError(f"the released code of {self.name} has none of its ablations, so it cannot load this model")
+            raise UserError(f"the released code of {self.name} has none of the ablations, so it cannot load this model")
         inside = {key.removeprefix(CLIP_PREFIX): value for key, value in state.items() if key.startswith(CLIP_PREFIX)}
         if "visual.proj" not in inside:
             raise UserError(
@@ -315,14 +314,14 @@ class AnomalyCLIP(TextMethod):
 
 
 def segment_masks(shape: Sequence[int], rate_top: float, rate_bottom: float) -> tuple[Tensor, Tensor]:
-    """Which segments of each video, (B, S) bool, are up for the top and the bottom selection.
+    """Draw which segments of each video, (B, S) bool, the top and the bottom selection may choose.
 
-    At equal rates both take the second draw (released code). Drawn on the CPU, whose state a resumed run restores.
+    At equal rates both use the second draw (released code). Drawn on the CPU, whose state a resumed run restores.
     """
     top, bottom = (torch.bernoulli(torch.full(tuple(shape), 1 - rate)).bool() for rate in (rate_top, rate_bottom))
     return (bottom if rate_top == rate_bottom else top), bottom
 
 
 def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
-    """The key with the first prefix that it has replaced; None where it has none of them."""
+    """Return the key with its first matching prefix replaced, or None."""
     return next((new + key.removeprefix(old) for old, new in prefixes if key.startswith(old)), None)

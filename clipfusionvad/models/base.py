@@ -109,16 +109,12 @@ class Method(nn.Module, ABC):
         return declared
 
     @classmethod
-    def option_defaults(cls) -> dict[str, Any]:
-        return {name: option.default for name, option in cls.declared_options().items()}
-
-    @classmethod
     def option_names(cls) -> list[str]:
         return list(cls.declared_options())
 
     @classmethod
     def create(cls, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-        """Build the method from what every method can be built from."""
+        """Build the method from the inputs that every method is given."""
         return cls(len(class_prompts), **options)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""The one door to CLIP: OpenAI's weights by name, from a local file, or a small random toy; and its tokenizer.
+"""CLIP: OpenAI's weights by name, from a local file, or a small random toy; and its tokenizer.
 
-Weights travel as a state dict with OpenAI's names, from which models build the parts that they need.
+Weights are a state dict with OpenAI's names, from which models build the parts that they need.
 """
 
 from __future__ import annotations
@@ -26,21 +26,15 @@ TOY = "toy"
 CONTEXT_LENGTH = 77
 _VOCABULARY = 49408
 _FIRST_LAYER = "transformer.resblocks.0."
-# Wrappers under which other files keep CLIP: training checkpoints and models that contain it.
+# Keys under which other files hold CLIP: training checkpoints and models that contain it.
 _ENVELOPES = ("model_state_dict", "state_dict", "checkpoint")
 _PREFIX = "clipmodel."
 # Marks CLIP's weights in the files of event-CLIP, among those of its other encoder.
 _EVENT_ENCODER = "encoder_k."
 _IMAGE_PREFIX = "visual."
-# Numbers that OpenAI's files hold beside the weights, and that its own model does not take.
+# Numbers in OpenAI's files that are not weights, and that its own model does not take.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-_TEXT_KEYS = (
-    "token_embedding.weight",
-    "positional_embedding",
-    "text_projection",
-    "ln_final.weight",
-    "ln_final.bias",
-)
+_TEXT_KEYS = ["token_embedding.weight", "positional_embedding", "text_projection", "ln_final.weight", "ln_final.bias"]
 
 
 @dataclass(frozen=True)
@@ -60,12 +54,12 @@ class ClipWeights:
 
     @property
     def text_tower(self) -> ClipWeights:
-        """The text tower alone: the image tower is the larger part, and models have no use for it."""
+        """Only the text tower, which is the smaller part: models do not use the image tower."""
         state = {key: value for key, value in self.state.items() if not key.startswith(_IMAGE_PREFIX)}
         return ClipWeights(state, self.source)
 
     def check_widths(self, embed_dim: int, visual_width: int) -> None:
-        """Raise ``UserError`` unless this CLIP reads words, and embeds, in as many dimensions as options say."""
+        """Raise ``UserError`` unless the widths in the options are those of this CLIP."""
         if self.text_width != embed_dim:
             raise UserError(
                 f"--embed-dim {embed_dim}, but CLIP {self.source} has text width {self.text_width}; they must be equal"
@@ -78,7 +72,7 @@ class ClipWeights:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the text tower, equal for equal weights whatever their file or precision."""
+        """A short hash of the text tower; it depends on the weights, not on their file or precision."""
         return self._hash(_TEXT_KEYS[1:])
 
     @property
@@ -110,13 +104,13 @@ def load_clip(source: str, width: int = 512) -> ClipWeights:
 
 
 def clip_in_checkpoint(state: dict[str, Tensor], source: str) -> ClipWeights | None:
-    """The CLIP inside a model's state dict (keys ``clipmodel.*``), or None where it is absent or incomplete."""
+    """Return the CLIP inside a model's state dict (keys ``clipmodel.*``), or None where it is absent or incomplete."""
     inner = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
     return ClipWeights(inner, source) if all(key in inner for key in _TEXT_KEYS) else None
 
 
 def tokenize(texts: list[str]) -> Tensor:
-    """CLIP's byte-pair tokens of each text, (C, 77) int64: SOT, words, EOT, zeros."""
+    """Return CLIP's byte-pair tokens of each text, (C, 77) int64: SOT, words, EOT, zeros."""
     try:
         return openai_clip().tokenize(list(texts), context_length=CONTEXT_LENGTH).long()
     except RuntimeError as error:
@@ -124,7 +118,7 @@ def tokenize(texts: list[str]) -> Tensor:
 
 
 def token_words(tokens: Iterable[int]) -> list[str]:
-    """What tokens of CLIP's vocabulary stand for; a part of a word that goes on ends in "…"."""
+    """Return the text of tokens of CLIP's vocabulary; a part of a word that continues ends in "…"."""
     texts = [_tokenizer().decode([token]) for token in tokens]
     return [text.strip() if text.endswith(" ") or text.startswith("<|") else f"{text}…" for text in texts]
 
@@ -139,16 +133,18 @@ def _tokenizer() -> Any:
 
 @functools.cache
 def openai_clip() -> ModuleType:
-    """Import openai-clip, or say in one line what is missing."""
+    """Import openai-clip. ``UserError`` says in one line what is missing."""
     with warnings.catch_warnings():
-        # openai-clip still imports pkg_resources, which announces its own end at every import.
+        # openai-clip imports pkg_resources, which warns of its removal at every import.
         warnings.simplefilter("ignore")
         try:
             _import_torchvision()
             import clip
         except ModuleNotFoundError as error:
+            # Later versions of setuptools do not have pkg_resources, which openai-clip imports.
+            package = {"pkg_resources": "'setuptools<81'", "clip": "openai-clip"}.get(error.name or "", error.name)
             raise UserError(
-                f"CLIP needs the Python module {error.name!r}, which is not installed: {_remedy(error.name)}"
+                f"CLIP needs the Python module {error.name!r}, which is not installed: pip install {package}"
             ) from error
         except ImportError as error:
             raise UserError(f"openai-clip cannot be imported ({error}); reinstall requirements.txt") from error
@@ -159,17 +155,11 @@ def openai_clip() -> ModuleType:
     return clip
 
 
-def _remedy(module: str | None) -> str:
-    if module == "pkg_resources":
-        return "pip install 'setuptools<81' (later versions no longer carry it)"
-    return f"pip install {'openai-clip' if module == 'clip' else module}"
-
-
 def _import_torchvision() -> None:
     """Import torchvision, also its PyPI wheel (built for CUDA) beside a CPU-only torch.
 
-    There its compiled operators do not load and the import dies on the missing schema of ``nms``; CLIP uses
-    neither operator, so declaring the two schemas is enough.
+    There its compiled operators do not load, and the import fails on the missing schema of ``nms``. CLIP uses neither
+    operator, so declaring the two schemas is enough.
     """
     try:
         import torchvision  # noqa: F401
@@ -181,7 +171,7 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-# A torch.library declaration lives as long as its object.
+# A torch.library declaration lasts as long as its object.
 _DECLARED: list[torch.library.Library] = []
 
 
@@ -223,7 +213,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
 
 
 def _check_weights(state: Mapping[str, Tensor], path: str) -> None:
-    """Raise ``UserError`` unless every tensor has plain finite numbers, and those of the text tower fit each other."""
+    """Raise ``UserError`` unless all tensors hold finite numbers and those of the text tower fit each other."""
     for key, value in state.items():
         if not is_plain_tensor(value) or (value.is_floating_point() and not value.isfinite().all()):
             raise UserError(f"{path} is not a CLIP file: {key} does not hold plain finite numbers")
@@ -236,10 +226,10 @@ def _check_weights(state: Mapping[str, Tensor], path: str) -> None:
 
 
 def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """A seeded random CLIP of ``width`` (a multiple of 64, or less than 128) with the real vocabulary.
+    """Return a seeded random CLIP of ``width`` (a multiple of 64, or less than 128) with the real vocabulary.
 
-    Its attention is scaled up so that, unlike in a freshly initialised CLIP, the word before EOT decides the
-    text feature: classes then lie apart as they do for trained weights.
+    Its attention is scaled up, so that the word before EOT decides the text feature: classes are then apart, as they
+    are for trained weights.
     """
     openai_clip()
     from clip.model import CLIP
@@ -266,9 +256,9 @@ def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tens
 
 
 def image_tower(weights: ClipWeights) -> nn.Module:
-    """OpenAI's image tower with these weights, frozen, float32: (n, 3, R, R) -> (n, D).
+    """Return OpenAI's image tower with these weights, frozen, float32: (n, 3, R, R) → (n, D).
 
-    R is its ``input_resolution``, D its ``output_dim``. Raises ``UserError`` where the weights are of no known kind.
+    R is its ``input_resolution``, D its ``output_dim``. Raises ``UserError`` for weights of an unknown kind.
     """
     openai_clip()
     from clip.model import ModifiedResNet, VisionTransformer
@@ -279,7 +269,7 @@ def image_tower(weights: ClipWeights) -> nn.Module:
         if key.startswith(_IMAGE_PREFIX)
     }
     try:
-        # Built without memory or random numbers of its own: it takes the given tensors.
+        # Without memory and random numbers of its own: it uses the given tensors.
         with torch.device("meta"):
             tower = _build_vit(VisionTransformer, state) if "proj" in state else _build_resnet(ModifiedResNet, state)
         tower.load_state_dict(state, assign=True)

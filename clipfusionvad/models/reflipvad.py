@@ -126,8 +126,7 @@ class ReFLIPVAD(TextMethod):
 
     def encode_text(self) -> Tensor:
         """Return the text features of the class prompts, not normalised: (C, E)."""
-        context = self.context_vectors()
-        return self.prompts(self.clipmodel) if context is None else self.prompts(self.clipmodel, context)
+        return self.prompts(self.clipmodel, self.context_vectors())
 
     def context_vectors(self) -> Tensor | None:
         """Return the prompt tokens after the prompt encoder."""

@@ -15,7 +15,6 @@ from clipfusionvad.models.base import isolated_rng, register_method
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
 from clipfusionvad.models.layers.dual_branch import DualBranch
-from clipfusionvad.models.layers.prompt_encoder import ShiftedTower
 from clipfusionvad.models.layers.text import PromptLayout
 
 RELEASED_CLIP, OWN_CLIP = "ReFLIPmodel.", "clipmodel."
@@ -64,9 +63,9 @@ class ReFLIPVADRepo(DualBranch):
     def encode_text(self) -> Tensor:
         if not self.residual:
             return super().encode_text()
-        tower = ShiftedTower(self.clipmodel, self.distilbert_projection(self.encode_labels()))
-        learned = self.text_prompt_embeddings
-        return self.prompts(tower) if learned is None else self.prompts(tower, learned.weight)
+        words = self.prompts.embed(self.clipmodel, self.context_table)
+        shift = self.distilbert_projection(self.encode_labels())
+        return self.clipmodel(words + shift[:, None], self.prompts.layout)
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

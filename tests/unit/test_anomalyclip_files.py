@@ -126,7 +126,7 @@ def test_what_released_code_cannot_load_is_not_exported():
     whole = clip_under_prefix()
     for options in ({"prompts": "direct"}, {"prompts": "fixed"}, {"temporal": "long"}, {"recentre": False}):
         model = small_model(**options)
-        with pytest.raises(UserError, match="none of its ablations"):
+        with pytest.raises(UserError, match="none of the ablations"):
             model.to_released(model.state_dict() | whole)
     model = small_model()
     with pytest.raises(UserError, match="vision transformer"):

@@ -1,4 +1,4 @@
-"""Classes in the manner of CoOp: vectors are learned in place of the words before a class name, or of all the text."""
+"""Learned class prompts as in CoOp: vectors replace the words before a class name, or the whole text."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ class ContextPrompts(FixedPrompts):
             self.layout = PromptLayout(self.layout.ends, shared=1)
         self.ctx = nn.Parameter(ctx if words else nn.init.normal_(ctx, std=CONTEXT_STD))
 
-    def embed(self, tower: ClipTextTower) -> Tensor:
-        """Token embeddings (C, n, W) up to the last EOT, the learned context in its place."""
-        words = tower.token_embedding(self.tokens)
+    def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
+        words = super().embed(tower)
         first, rest = words[:, :1], words[:, 1 + self.ctx.shape[-2] :]
         return torch.cat([first, self.ctx.expand(len(words), -1, -1), rest], dim=1)
 
     def around(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """What of all 77 embeddings stands before and after the context, given CLIP's whole table (V, W)."""
+        """Return the embeddings, of all 77, before and after the context, given CLIP's whole table (V, W)."""
         padded = nn.functional.pad(self.tokens, (0, CONTEXT_LENGTH - self.tokens.shape[1]))
         words = embedding[padded.to(embedding.device)]
         return words[:, :1], words[:, 1 + self.ctx.shape[-2] :]
 
 
 class ClassVectors(nn.Module):
-    """No text at all: a direction ``vectors`` (C, E) for each class is learned in CLIP's space, from a random start."""
+    """No text: a direction ``vectors`` (C, E) for each class is learned in CLIP's space, from a random start."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()

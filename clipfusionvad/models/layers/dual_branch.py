@@ -132,18 +132,20 @@ class DualBranch(TextMethod):
         return self.gelu(self.gc4(self.gelu(self.gc3(x, adjacency)), adjacency))
 
     def encode_text(self) -> Tensor:
-        """Text features of the class prompts, not normalised: (C, E)."""
-        if self.text_prompt_embeddings is None:
-            return self.prompts(self.clipmodel)
-        return self.prompts(self.clipmodel, self.text_prompt_embeddings.weight)
+        """Return the text features of the class prompts, not normalised: (C, E)."""
+        return self.prompts(self.clipmodel, self.context_table)
+
+    @property
+    def context_table(self) -> Tensor | None:
+        """The learned tokens (77, W), or None for hand-written prompts."""
+        return None if self.text_prompt_embeddings is None else self.text_prompt_embeddings.weight
 
     def context_vectors(self) -> Tensor | None:
-        """The rows of the learned table that are in the prompt of any class."""
-        learned = self.text_prompt_embeddings
-        if learned is None or not isinstance(self.prompts, LearnedPrompts):
+        """Return the rows of the learned table that are in the prompt of any class."""
+        if self.context_table is None or not isinstance(self.prompts, LearnedPrompts):
             return None
         seen = self.prompts.seen
-        return learned.weight[: len(seen)][seen]
+        return self.context_table[: len(seen)][seen]
 
     def fuse(self, text: Tensor, prompt: Tensor) -> Tensor:
         """Add the visual prompt (B, 1, D) of each video to the text features (C, D): (B, C, D)."""

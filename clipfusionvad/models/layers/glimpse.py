@@ -17,7 +17,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
 from clipfusionvad.models.base import isolated_rng
 
-# By how much the channel squeezers narrow the features (paper: D/32 and D/16).
+# Factors by which the channel squeezers reduce the features (paper: D/32 and D/16).
 GLIMPSE_SQUEEZE, EMPHASIZE_SQUEEZE = 32, 16
 EMPHASIZE_INPUTS = ("full", "squeezed")
 
@@ -76,7 +76,7 @@ class FeatureIntensify(nn.Module):
 class SegmentAttention(nn.Module):
     """Single-head attention along time within windows; the dot products are not scaled unless ``scaled``.
 
-    The last window may be shorter. q, k and v come from one convolution of kernel 1.
+    The last window may be shorter. One convolution of kernel 1 computes q, k and v.
     """
 
     def __init__(self, channels: int, window: int, scaled: bool):
@@ -92,19 +92,19 @@ class SegmentAttention(nn.Module):
         qkv = F.pad(self.qkv(x.transpose(1, 2)), (0, padding)).transpose(1, 2)
         q, k, v = qkv.reshape(-1, 1, window, 3 * channels).chunk(3, dim=-1)
         seen = F.pad(valid, (0, padding)).view(-1, 1, window)
-        # Padding sees everything: a row of the softmax must not be empty.
+        # Padding attends to everything: a row of the softmax must not be empty.
         mask = seen[:, :, None, :] | ~seen[:, :, :, None]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=None if self.scaled else 1.0)
         return attended.reshape(batch, -1, channels)[:, :steps]
 
 
 class Glimpse(nn.Module):
-    """Channel squeezer, segment-level transformer and feed-forward layer, the last two after a LayerNorm."""
+    """Channel squeezer, then attention within segments and a feed-forward layer, both after a LayerNorm."""
 
     def __init__(self, width: int, channels: int, options: TemporalOptions):
         super().__init__()
         self.residual = options.block_residual
-        self.squeeze = _same_length(width, channels, options.squeeze_kernel)
+        self.squeeze = _squeezer(width, channels, options)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.attention = SegmentAttention(channels, options.glimpse_window, options.glimpse_scale)
         self.ffn = FeedForward(channels, options.ffn_expansion)
@@ -119,15 +119,15 @@ class Glimpse(nn.Module):
 class Emphasize(nn.Module):
     """BatchNorm, channel squeezer, self product (SAM, without weights) and feed-forward layer.
 
-    The self product of channels a is a_l · Σ_m a_m, over the number of channels with ``sam_mean``: summed over
-    both indices, as printed, nothing would be left of the channels. BatchNorm counts padded snippets, too.
+    The self product of channels a is a_l · Σ_m a_m, divided by the number of channels with ``sam_mean``; the printed
+    sum over both indices would leave one channel. BatchNorm counts padded snippets too.
     """
 
     def __init__(self, width: int, channels: int, options: TemporalOptions):
         super().__init__()
         self.residual, self.mean = options.block_residual, options.sam_mean
         self.norm = nn.BatchNorm1d(width)
-        self.squeeze = _same_length(width, channels, options.squeeze_kernel)
+        self.squeeze = _squeezer(width, channels, options)
         self.ffn_norm = nn.LayerNorm(channels)
         self.ffn = FeedForward(channels, options.ffn_expansion)
 
@@ -166,7 +166,7 @@ class GlimpseEmphasize(nn.Module):
             self.output = nn.Linear(emphasized if options.emphasize else channels, width)
 
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D), valid (B, T) → features (B, T, D), and the norms (B, T) of what the last layer is given."""
+        """x (B, T, D), valid (B, T) → features (B, T, D), and the norms (B, T) of the last layer's input."""
         kept = valid[..., None]
         x = x * kept
         if self.fim is not None:
@@ -179,8 +179,9 @@ class GlimpseEmphasize(nn.Module):
         return self.output(x), torch.linalg.vector_norm(x, dim=-1)
 
 
-def _same_length(width: int, channels: int, kernel: int) -> nn.Conv1d:
-    return nn.Conv1d(width, channels, kernel, padding=kernel // 2)
+def _squeezer(width: int, channels: int, options: TemporalOptions) -> nn.Conv1d:
+    """A convolution along time that keeps the length."""
+    return nn.Conv1d(width, channels, options.squeeze_kernel, padding=options.squeeze_kernel // 2)
 
 
 def _check(width: int, options: TemporalOptions) -> None:
@@ -188,4 +189,4 @@ def _check(width: int, options: TemporalOptions) -> None:
         raise UserError(f"--visual-width {width} must be a multiple of {GLIMPSE_SQUEEZE}")
     for flag, kernel in (("--fim-kernel", options.fim_kernel), ("--squeeze-kernel", options.squeeze_kernel)):
         if kernel % 2 == 0:
-            raise UserError(f"{flag} {kernel} must be odd, so that the length stays")
+            raise UserError(f"{flag} {kernel} must be odd, so that the length does not change")

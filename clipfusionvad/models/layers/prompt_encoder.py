@@ -5,7 +5,6 @@ C classes, N prompt tokens, W width of CLIP's text tower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import CONTEXT_LENGTH, tokenize
-from clipfusionvad.models.layers.text import ClipTextTower, LearnedPrompts, PromptLayout
+from clipfusionvad.models.layers.text import LearnedPrompts, PromptLayout
 
 
 class MiddlePrompts(LearnedPrompts):
@@ -32,23 +31,21 @@ class MiddlePrompts(LearnedPrompts):
         super().__init__(class_prompts, count // 2, count - count // 2)
         if not shared:
             self.layout = PromptLayout(self.layout.ends, shared=1)
-        # Places after EOT count on, but what stands there is never seen.
+        # Positions after EOT have an index too, but nothing attends to them.
         order = self.learned.squeeze(-1).cumsum(dim=1) - 1
         self.register_buffer("order", order.clamp(0, max(count - 1, 0)), persistent=False)
 
-    def forward(self, tower: ClipTextTower, context: Tensor) -> Tensor:
-        """context (N, W), or (C, N, W) for prompts of each class → text features (C, E)."""
-        words = tower.token_embedding(self.tokens)
-        rows = torch.arange(len(words), device=words.device)[:, None]
-        learned = context.expand(len(words), -1, -1)[rows, self.order]
-        return tower(torch.where(self.learned, learned, words), self.layout)
+    def place(self, context: Tensor) -> Tensor:
+        """context (N, W), or (C, N, W) for prompts of each class → (C, n, W)."""
+        rows = torch.arange(len(self.order), device=context.device)[:, None]
+        return context.expand(len(rows), -1, -1)[rows, self.order]
 
 
 class PromptEncoder(nn.Module):
     """φ(p) = p + θ(p), where θ is DistilBERT over the sequence of prompt tokens (paper, RL-prompt).
 
-    Linear layers adapt CLIP's width to DistilBERT's and back (the paper says nothing of them). The second one
-    starts at zero, so that φ starts as the identity. A frozen DistilBERT works without dropout.
+    Linear layers adapt CLIP's width to DistilBERT's and back (not stated in the paper). The second one starts at zero,
+    so that φ starts as the identity. A frozen DistilBERT runs without dropout.
     """
 
     def __init__(self, distilbert: Any, width: int, length: int, trained: bool):
@@ -73,19 +70,3 @@ class PromptEncoder(nn.Module):
         sequences = prompts if prompts.dim() == 3 else prompts[None]
         hidden = self.distilbert(inputs_embeds=self.widen(sequences)).last_hidden_state
         return prompts + self.narrow(hidden).view_as(prompts)
-
-
-@dataclass(frozen=True)
-class ShiftedTower:
-    """A text tower that adds to every token embedding of a class the same vector, ``shift`` (C, W)."""
-
-    tower: ClipTextTower
-    shift: Tensor
-
-    @property
-    def token_embedding(self) -> nn.Embedding:
-        return self.tower.token_embedding
-
-    def __call__(self, embeddings: Tensor, layout: PromptLayout) -> Tensor:
-        """Token embeddings of prompts (C, n, W) → text features (C, E)."""
-        return self.tower(embeddings + self.shift[:, None], layout)

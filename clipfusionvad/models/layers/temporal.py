@@ -1,4 +1,4 @@
-"""AnomalyCLIP's temporal model, and those that its paper compares it with.
+"""AnomalyCLIP's temporal model, and the alternatives that its paper compares with.
 
 B inputs, D feature width, E width of the model, a grid of S segments × F frames.
 """
@@ -16,7 +16,7 @@ from clipfusionvad.models.base import isolated_rng
 from clipfusionvad.models.layers.axial import COLUMNS, ROWS, AxialAttention, AxialTransformer, convolutions
 from clipfusionvad.models.layers.transformer import MLP
 
-#: Along which axis of the grid a transformer looks that looks along one only.
+#: The axis of the grid along which a transformer with one axis attends.
 LINES = {"short": COLUMNS, "long": ROWS}
 TEMPORAL_MODELS = ("axial", *LINES, "mtn", "mlp")
 DILATIONS = (1, 2, 4)
@@ -25,9 +25,9 @@ DILATIONS = (1, 2, 4)
 class TemporalModel(nn.Module):
     """A linear map to E dimensions, one of ``TEMPORAL_MODELS``, and a linear head that gives a logit per frame.
 
-    ``axial`` looks along segments and along frames, ``short`` at the frames of a segment, ``long`` from segment to
-    segment, ``mtn`` at all frames in a row, ``mlp`` at one frame. ``depth``, ``heads`` and ``dim_heads`` (None: E /
-    heads) are those of the three transformers. Raises ``UserError`` where E does not suit the ``kind``.
+    ``axial`` attends along segments and along frames, ``short`` within a segment, ``long`` across segments; ``mtn``
+    reads the sequence of all frames, ``mlp`` one frame. ``depth``, ``heads`` and ``dim_heads`` (None: E / heads) are
+    those of the three transformers. Raises ``UserError`` where E does not fit the ``kind``.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TemporalModel(nn.Module):
     ):
         super().__init__()
         self.projection = nn.Linear(width, emb_size)
-        # One of them becomes a module; the names are part of files.
+        # One of them becomes a module; the names are those in files.
         self.axial_attn = self.mtn = self.mlp = None
         self.line_attn: Any = None
         with isolated_rng("axial" if kind in LINES else kind):
@@ -75,11 +75,10 @@ class TemporalModel(nn.Module):
 
 
 class LineTransformer(nn.Module):
-    """A pre-norm transformer within each line of the grid along ``axis``, (B, E, S, F) → same; no line sees another.
+    """A pre-norm transformer within each line of the grid along ``axis``: (B, E, S, F) → same.
 
-    The paper does not say how its short-term and long-term transformers are built. These have the attention and the
-    layer norm of the axial one, a learned position along the line, and a feed-forward part of the same width that
-    sees one frame at a time.
+    The paper does not describe its short-term and long-term transformers. These have the attention and layer norm of
+    the axial one, a learned position along the line, and a feed-forward part of the same width for each frame.
     """
 
     def __init__(self, width: int, depth: int, heads: int, dim_heads: int | None, shape: tuple[int, int], axis: int):
@@ -102,8 +101,8 @@ class LineTransformer(nn.Module):
 class MultiScale(nn.Module):
     """The multi-scale temporal network (MTN) of RTFM, arXiv 2101.10030, of width E: (B, E, T) → same.
 
-    Three dilated convolutions to E/4 channels see near and far, self-attention without softmax sees all; a
-    convolution joins the four, and the input is added. Raises ``UserError`` where E is no multiple of 8.
+    Three dilated convolutions and a self-attention without softmax compute E/4 channels each; a convolution combines
+    them, and the input is added. Raises ``UserError`` where E is not a multiple of 8.
     """
 
     def __init__(self, width: int):
@@ -131,9 +130,9 @@ class MultiScale(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """x + W · (θᵀφ / T) g, (B, C, T) → same: every step sees every other by their dot product, in C/2 channels.
+    """x + W · (θᵀφ / T) g, (B, C, T) → same: attention of all steps by their dot product, in C/2 channels.
 
-    The normalisation after W starts at zero, so that x passes unchanged at first (as in RTFM).
+    The normalisation after W starts at zero, so that the block starts as the identity (as in RTFM).
     """
 
     def __init__(self, channels: int):

@@ -1,4 +1,4 @@
-"""Class prompts: learned context around class names, encoded by CLIP's frozen text tower."""
+"""Class prompts, hand-written or with learned context, and CLIP's frozen text tower that encodes them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.losses import valid_mask
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.transformer import Transformer, split_heads
 
@@ -35,21 +36,18 @@ class ClipTextTower(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, embeddings: Tensor, layout: PromptLayout, projection: Tensor | None = None) -> Tensor:
-        """Token embeddings of prompts (C, n, W) → text features (C, E).
-
-        A ``projection`` (W, E) takes the place of CLIP's own.
-        """
+        """Token embeddings of prompts (C, n, W) → text features (C, E); ``projection`` (W, E) replaces CLIP's own."""
         x = layout.pack(embeddings + self.positional_embedding[: embeddings.shape[1]])
         x = self.transformer(x, layout.attend)[layout.last]
         return self.ln_final(x) @ (self.text_projection if projection is None else projection)
 
 
 class PromptLayout(nn.Module):
-    """Which tokens of C prompts are computed at all, side by side in one row of P tokens.
+    """Which tokens of C prompts are computed, as one row of P tokens.
 
-    CLIP's text attention is causal, so what comes after a prompt's EOT changes nothing, and the first ``shared``
-    tokens, where they are the same in all prompts, have the same keys and values in all: they are computed once.
-    The row holds them first, then the other tokens of each prompt up to its EOT.
+    CLIP's text attention is causal, so tokens after a prompt's EOT change nothing, and the first ``shared`` tokens,
+    where they are the same in all prompts, have the same keys and values in all: they are computed once. The row
+    holds them first, then the other tokens of each prompt up to its EOT.
     """
 
     ends: Tensor
@@ -68,7 +66,7 @@ class PromptLayout(nn.Module):
         taken = (columns <= ends[:, None]) & (columns >= self.shared)
         taken[0, : self.shared] = True
         counts = own.sum(dim=1)
-        # Padding stands for any token: it comes after EOT, where nothing looks.
+        # Padding may be any token: it comes after EOT, to which nothing attends.
         places = torch.zeros(own.shape, dtype=torch.long)
         places[own] = torch.arange(int(counts.sum()))
         visible = columns <= columns[self.shared :, None]
@@ -101,10 +99,23 @@ class PromptLayout(nn.Module):
         return torch.cat([first.transpose(0, 1).flatten(1), own])
 
 
-class FixedPrompts(nn.Module):
-    """Hand-written prompts: the class text put into a template such as ``a video of {}``."""
+class Prompts(nn.Module):
+    """Class prompts: token embeddings (``embed``) and where they end (``layout``)."""
 
+    layout: PromptLayout
     tokens: Tensor
+
+    def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
+        """Return the token embeddings (C, n, W) up to the last EOT; ``context`` are learned tokens."""
+        return tower.token_embedding(self.tokens)
+
+    def forward(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
+        """Return the text features (C, E)."""
+        return tower(self.embed(tower, context), self.layout)
+
+
+class FixedPrompts(Prompts):
+    """Hand-written prompts: the class text in a template such as ``a video of {}``."""
 
     def __init__(self, class_prompts: list[str], template: str):
         super().__init__()
@@ -116,21 +127,16 @@ class FixedPrompts(nn.Module):
         self.layout = PromptLayout(ends, shared=int(alike.cumprod(0).sum()))
         self.register_buffer("tokens", tokens[:, : int(ends.max()) + 1], persistent=False)
 
-    def forward(self, tower: ClipTextTower) -> Tensor:
-        """Text features (C, E)."""
-        return tower(tower.token_embedding(self.tokens), self.layout)
 
-
-class LearnedPrompts(nn.Module):
+class LearnedPrompts(Prompts):
     """Learned context around each class name.
 
-    A class whose tokens are [SOT, w1 … wk, EOT at i] becomes: SOT at 0, the words at prefix+1 … prefix+k, EOT
-    at prefix+i+postfix, and rows of the learned table (one for all classes) everywhere else.
+    The prompt of a class with the tokens [SOT, w1 … wk, EOT at i] has SOT at 0, the words at prefix+1 … prefix+k, EOT
+    at prefix+i+postfix, and rows of the context (77, W), which all classes share, everywhere else.
     Source: released code of VadCLIP.
     """
 
     learned: Tensor
-    tokens: Tensor
 
     def __init__(self, class_prompts: list[str], prefix: int, postfix: int):
         super().__init__()
@@ -153,11 +159,14 @@ class LearnedPrompts(nn.Module):
 
     @property
     def seen(self) -> Tensor:
-        """Which of the n rows of the learned table stand before EOT in the prompt of any class, (n,) bool."""
-        before = torch.arange(self.learned.shape[1], device=self.learned.device) < self.layout.ends[:, None]
+        """Which of the n rows of the context come before EOT in the prompt of any class, (n,) bool."""
+        before = valid_mask(self.layout.ends, self.learned.shape[1])
         return (self.learned.squeeze(-1) & before).any(dim=0)
 
-    def forward(self, tower: ClipTextTower, context: Tensor) -> Tensor:
-        """context (77, W), the learned table → text features (C, E)."""
-        words = tower.token_embedding(self.tokens)
-        return tower(torch.where(self.learned, context[: words.shape[1]], words), self.layout)
+    def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
+        assert context is not None
+        return torch.where(self.learned, self.place(context), super().embed(tower))
+
+    def place(self, context: Tensor) -> Tensor:
+        """Return the learned token of each position of each prompt, to be broadcast to (C, n, W)."""
+        return context[: self.learned.shape[1]]

@@ -1,4 +1,4 @@
-"""CLIP's pre-norm transformer, used for the frozen text tower and, in windows, along time."""
+"""CLIP's pre-norm transformer: the frozen text tower and, in windows, the temporal transformer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Attention proper: queries, keys and values side by side (…, 3D), and the number of heads → (…, D).
+#: Attention: queries, keys and values side by side (…, 3D), and the number of heads → (…, D).
 Attend = Callable[[Tensor, int], Tensor]
 
 #: The slope in CLIP's activation.
@@ -16,7 +16,7 @@ QUICK = 1.702
 
 
 class QuickGELU(nn.Module):
-    """x · σ(QUICK · x), CLIP's activation; as a SiLU, which is one pass over memory each way."""
+    """x · σ(QUICK · x), CLIP's activation, computed as a SiLU: one pass over memory in each direction."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(QUICK * x).mul_(1 / QUICK)
@@ -25,8 +25,7 @@ class QuickGELU(nn.Module):
 class MLP(nn.Module):
     """Linear D → 4D, QuickGELU, Linear 4D → D, with CLIP's parameter names.
 
-    The factors of ``QuickGELU`` cost nothing here: one is part of the matrix product before it, the other waits until
-    the product after it has made the rows four times shorter.
+    The factors of ``QuickGELU`` are part of the two matrix products, so they cost nothing.
     """
 
     def __init__(self, width: int):
@@ -65,7 +64,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """(…, D) → (…, D); ``attend`` decides who sees whom."""
+        """(…, D) → (…, D); ``attend`` computes the attention."""
         return self.out_proj(attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.heads))
 
 
@@ -85,7 +84,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks over (N, S, D), each position seeing all others, or those that ``attend`` lets it see."""
+    """A stack of blocks over (N, S, D), with attention of all positions, or ``attend``."""
 
     def __init__(self, width: int, layers: int, heads: int):
         super().__init__()
@@ -98,10 +97,10 @@ class Transformer(nn.Module):
 
 
 class WindowTransformer(Transformer):
-    """A transformer whose snippets see only their own window of ``window`` snippets.
+    """A transformer whose snippets attend only to their own window of ``window`` snippets.
 
-    Each window is a sequence of its own, so cost is linear in T; the numbers are those of the block-diagonal
-    mask in the released code.
+    Each window is a sequence, so the cost is linear in T; the numbers are those of the block-diagonal mask in the
+    released code.
     """
 
     def __init__(self, width: int, layers: int, heads: int, window: int):
@@ -113,10 +112,10 @@ class WindowTransformer(Transformer):
         return super().forward(x.reshape(-1, self.window, x.shape[-1]), attend).view(x.shape)
 
     def encode(self, visual: Tensor, positions: Tensor) -> Tensor:
-        """Snippets (B, T, D), each with the embedding of its position (T, D) added, → (B, T, D).
+        """Snippets (B, T, D), plus the embedding of their position (T, D) → (B, T, D).
 
-        Windows that hold nothing but zeros, as padding does, come out the same in every video: they are
-        computed once for each place. Not on a GPU, which would have to wait to learn which they are.
+        Windows of zeros (padding) have the same output in every video, so they are computed once per position. Not on
+        a GPU, which would have to wait for their indices.
         """
         if visual.device.type != "cpu" or torch.compiler.is_compiling():
             return self(visual + positions)
@@ -125,7 +124,7 @@ class WindowTransformer(Transformer):
         places = (~filled).any(dim=0).nonzero().squeeze(1)
         positions = positions.view(windows.shape[1:])
         x = torch.cat([(windows + positions)[filled], positions[places]])
-        # Which of the computed windows stands at each place of each video.
+        # The computed window of each position of each video.
         source = torch.empty(filled.shape, dtype=torch.long)
         source[:, places] = len(x) - len(places) + torch.arange(len(places))
         source[filled] = torch.arange(len(x) - len(places))
