@@ -1,6 +1,6 @@
-"""Records that grow line by line: text, and TensorBoard's curves. What the system refuses to write is told in one line.
+"""Append to records: text, and TensorBoard events. A failed write is one clear line.
 
-TensorBoard's own writer works in a thread, which meets a full disk with a traceback of its own, too late for the step.
+TensorBoard's own writer is a thread: on a full disk it prints a traceback of its own, after the step has ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clipfusionvad.io.files import write_text, writing
 
 
 class _Appended:
-    """A file that is written at its end; nothing is lost once ``flush`` has returned, whatever happens then."""
+    """A file open for appending; nothing is lost once ``flush`` has returned."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -40,7 +40,7 @@ class _Appended:
 
 
 class AppendedText(_Appended):
-    """A text file that starts with ``text`` in place of what was there; ``crc32`` sums up all of it."""
+    """A text file whose content is replaced by ``text`` and then grows; ``crc32`` is that of all of it."""
 
     def __init__(self, path: Path, text: str):
         write_text(path, text)
@@ -55,7 +55,7 @@ class AppendedText(_Appended):
 
 
 class Curves(_Appended):
-    """A file of TensorBoard events that takes the place of those after ``step`` in others of its folder."""
+    """A file of TensorBoard events, which replaces the events after ``step`` in other files of its folder."""
 
     def __init__(self, folder: Path, step: int):
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
@@ -65,7 +65,7 @@ class Curves(_Appended):
         self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Points of some curves at a step."""
+        """Add a point to each of some curves at a step."""
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(Event(step=step, summary=Summary(value=points)))
 
