@@ -1,27 +1,26 @@
-"""A small made-up benchmark: real class names, plausible lengths and events, features with something to learn.
+"""A small synthetic benchmark: real class names, plausible lengths and events, features that can be learned.
 
-A snippet's RGB feature is a scene of its own per video that drifts slowly, plus noise, plus, during an event, the
-direction of the event's class in the toy CLIP's text space, faint at its borders. Its event-camera feature holds no
-scene, more noise, and the same events in directions of its own. Nothing is downloaded.
+The RGB feature of a snippet is the sum of a scene, which differs between videos and drifts slowly, of noise, and,
+during an event, of the direction of its class in the toy CLIP's text space, weaker at the event's borders. The
+event-camera feature has no scene, more noise, and other directions for the same events. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from clipfusionvad.data.annotations import Annotation, write_annotations_csv
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.config_files import CONFIGS, read_config
 from clipfusionvad.io.files import write_array, write_text
-from clipfusionvad.models import Method
-from clipfusionvad.models.clip import TOY, load_clip
-from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
 from clipfusionvad.tools.lists.build import ListsConfig, build_lists
+
+if TYPE_CHECKING:
+    from clipfusionvad.models import Method
 
 FOLDER = Path("demo")
 WIDTH = 64
@@ -34,9 +33,9 @@ def demo_folder(dataset: Dataset) -> Path:
 
 
 def demo_settings(dataset: Dataset, method: type[Method]) -> dict[str, Any]:
-    """What ``--demo`` sets: small sizes, the paths of the demo data, and the method's own settings.
+    """Return what ``--demo`` sets: small sizes, the paths of the demo data, and the method's own settings.
 
-    Some of them are options that not every method has.
+    Not every method has all of these options.
     """
     folder = demo_folder(dataset)
     lists = folder / "list"
@@ -62,18 +61,18 @@ def demo_settings(dataset: Dataset, method: type[Method]) -> dict[str, Any]:
 
 
 def method_settings(method: str) -> dict[str, Any]:
-    """What ``--demo`` sets for one method: configs/demo/METHOD.yaml, if there is one."""
+    """Return what ``--demo`` sets for one method: configs/demo/METHOD.yaml, if it exists."""
     path = CONFIGS / "demo" / f"{method}.yaml"
     return {key: value for key, value in read_config(path).items() if key != "method"} if path.is_file() else {}
 
 
 def make_demo(dataset: Dataset) -> None:
-    """Make the demo data of a dataset, unless it is there already: features, annotations, lists, truth."""
+    """Make the demo data of a dataset unless it exists: features, annotations, lists, truth."""
     folder = demo_folder(dataset)
     done = folder / "README.txt"
     if done.exists():
         return
-    # Two streams of numbers, so that the RGB features do not depend on what else is made.
+    # Two generators, so that the RGB features do not depend on the event features.
     rng, event_rng = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
     directions = class_directions(dataset)
     motions = np.linalg.qr(event_rng.normal(size=(WIDTH, WIDTH)))[0][: len(directions)]
@@ -96,12 +95,17 @@ def make_demo(dataset: Dataset) -> None:
     annotations = (str(folder / "annotations.csv"),)
     features, lists = str(folder / "features" / "rgb"), str(folder / "list")
     build_lists(dataset, ListsConfig(features=features, output=lists, annotations=annotations))
-    # Written last: its presence says that everything else is complete.
-    write_text(done, f"Made-up data in the shape of {dataset.title}. Delete this folder to have it made anew.\n")
+    # Written last: if it exists, everything else is complete.
+    write_text(done, f"Synthetic data in the shape of {dataset.title}. Delete this folder to make it again.\n")
 
 
 def class_directions(dataset: Dataset) -> np.ndarray:
-    """Unit vectors (C, WIDTH) along which the classes' prompts differ in the toy CLIP's text space."""
+    """Return unit vectors (C, WIDTH) along which the classes' prompts differ in the toy CLIP's text space."""
+    import torch  # here: the settings of --demo do not need it
+
+    from clipfusionvad.models.clip import TOY, load_clip
+    from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
+
     with torch.inference_mode():
         text = FixedPrompts(dataset.prompts, "{}")(ClipTextTower(load_clip(TOY, WIDTH))).numpy()
     centred = text - text.mean(axis=0)
@@ -111,7 +115,7 @@ def class_directions(dataset: Dataset) -> np.ndarray:
 def _make_video(
     rng: np.random.Generator, dataset: Dataset, column: int, number: int, directions: np.ndarray, crops: int
 ) -> tuple[Annotation, list[np.ndarray], np.ndarray]:
-    """One video of a class: its annotation, the features (n, WIDTH) float16 of each crop, its class strengths."""
+    """Make one video of a class: its annotation, features (n, WIDTH) float16 of each crop, and class strengths."""
     snippets = _length(rng)
     events = _events(rng, snippets) if column else []
     classes = [column] * len(events)
@@ -120,7 +124,7 @@ def _make_video(
     labels = [dataset.labels[c] for c in classes]
     label = "-".join([*labels, "0"][:3]) if dataset.multi_label and column else dataset.labels[column]
     strength = _strength(snippets, events, classes, len(directions))
-    # Norms near 10, as unnormalised CLIP features have; noise is what differs between crops.
+    # Norms near 10, as of unnormalised CLIP features; crops differ by their noise.
     scene = rng.normal(size=WIDTH) + np.cumsum(rng.normal(size=(snippets, WIDTH)), axis=0) * 0.05
     features = [
         (0.6 * (scene + 0.5 * rng.normal(size=scene.shape)) + 4 * strength @ directions).astype(np.float16)
@@ -133,17 +137,17 @@ def _make_video(
 
 
 def _make_events(rng: np.random.Generator, strength: np.ndarray, motions: np.ndarray) -> np.ndarray:
-    """What an event camera's features would show of a video: its classes, and no scene. (n, WIDTH) float16."""
+    """Make event-camera features (n, WIDTH) float16, which show the classes of a video but not its scene."""
     return (rng.normal(size=(len(strength), WIDTH)) + 3 * strength @ motions).astype(np.float16)
 
 
 def _length(rng: np.random.Generator) -> int:
-    """Snippets of a video: log-normal around 100, as surveillance clips are, between 12 and 600."""
+    """Draw the number of snippets: log-normal around 100, as in surveillance clips, between 12 and 600."""
     return int(np.clip(rng.lognormal(np.log(100), 0.8), 12, 600))
 
 
 def _events(rng: np.random.Generator, snippets: int) -> list[tuple[int, int]]:
-    """One or two events [start, end) in snippets that together cover a tenth to a third of the video."""
+    """Draw one or two events [start, end) in snippets, which cover a tenth to a third of the video."""
     count = 2 if snippets > 60 and rng.random() < 0.4 else 1
     slots = np.linspace(0, snippets, count + 1).astype(int)
     events = []
@@ -155,7 +159,7 @@ def _events(rng: np.random.Generator, snippets: int) -> list[tuple[int, int]]:
 
 
 def _strength(snippets: int, events: list[tuple[int, int]], classes: list[int], total: int) -> np.ndarray:
-    """How much of each class shows in each snippet, (n, C) with rows summing to 1; events rise and fall."""
+    """Return the strength of each class in each snippet, (n, C) with rows that sum to 1; events rise and fall."""
     strength = np.zeros((snippets, total))
     for (start, end), column in zip(events, classes, strict=True):
         ramp = np.minimum(np.arange(1, end - start + 1), np.arange(end - start, 0, -1))
