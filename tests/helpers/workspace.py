@@ -133,7 +133,7 @@ def _make_released() -> None:
 def forget_extraction() -> None:
     """What was extracted before, with other options."""
     for path in [*Path("features").glob("*.npy"), Path("features/manifest.jsonl")]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def make_detection() -> None:
