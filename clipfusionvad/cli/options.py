@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.cli.parser import HelpFormatter, Parser, old_names
-from clipfusionvad.data.config import DataConfig
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.config import DeviceConfig, RunConfig, TrainingConfig
+from clipfusionvad.engine.config import CONFIGS, RunConfig, Settings, recorded
 from clipfusionvad.engine.loggers import TRACKERS
 from clipfusionvad.io import config_files
 from clipfusionvad.io.config_files import find_config
@@ -26,14 +25,6 @@ from clipfusionvad.io.option import Declared, add_arguments, declared_options
 from clipfusionvad.models import Method, current_options, find_method, method_names, variants_of
 from clipfusionvad.models.config import ModelConfig, read_options
 
-#: The configs whose fields are options, with the titles of their groups in --help.
-CONFIGS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "training": TrainingConfig,
-    "run": RunConfig,
-    "device": DeviceConfig,
-}
 _UNSET = object()
 
 
@@ -199,13 +190,12 @@ def settings_of_pair(parser: OptionParser, path: Path | None) -> dict[str, Any]:
 
 def record(args: argparse.Namespace) -> dict[str, Any]:
     """The resolved options as a run keeps them: plain values that are a valid --config again."""
-    left_out = {
-        name
-        for config in CONFIGS.values()
-        for name, declared in declared_options(config).items()
-        if not declared.option.recorded
-    }
-    return {key: value for key, value in sorted(vars(args).items()) if key not in left_out and value is not None}
+    return recorded(vars(args))
+
+
+def settings_of(args: argparse.Namespace, dataset: Dataset) -> Settings:
+    """Return the configs that parsed options make."""
+    return Settings.from_options(vars(args), dataset, find_method(args.method).option_names())
 
 
 def build_parser(dataset: Dataset, method: type[Method]) -> OptionParser:

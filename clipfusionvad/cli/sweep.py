@@ -19,7 +19,7 @@ from tqdm import tqdm
 from clipfusionvad.cli.option_files import OptionFile, option_file_of
 from clipfusionvad.cli.options import build_parser, config_tokens, record
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.cli.train import conclude_seeds, train
+from clipfusionvad.cli.train import summarise_runs, train
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.run_folder import BEST, DATA, LAST, states_in
 from clipfusionvad.io.argtypes import non_negative_int, positive_int
@@ -222,7 +222,7 @@ class Sweep:
         places = ["--output-dir", str(folder), "--model-path", str(folder / BEST)]
         args = self._parse([*own[0].flags, *places, "--seeds", *map(str, self.seeds)])
         sources = Sources.read(own[0].folder / DATA)
-        conclude_seeds(args, folder, self.option_file.DATASET, sources)
+        summarise_runs(args, self.option_file.DATASET, folder, sources)
 
     def _add(self, cell: Cell) -> None:
         """Take a cell in, unless it is another one under a new name."""

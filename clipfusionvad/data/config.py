@@ -32,9 +32,9 @@ class DataConfig:
         str | None, Option("folder in which listed features are searched if they are not where the list says")
     ] = None
     stream_folders: Annotated[
-        tuple[str, ...],
+        tuple[str, ...] | None,
         Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),
-    ] = ()
+    ] = None
     frames_per_snippet: Annotated[
         int, Option("frames that one feature row covers", minimum=1, maximum=LARGEST_SIZE)
     ] = FRAMES_PER_SNIPPET

@@ -1,11 +1,16 @@
-"""Options of training, of a run, and of the device."""
+"""Options of training, of a run, and of the device; and all options of a command together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
 
-from clipfusionvad.io.option import Option
+from clipfusionvad.data.config import DataConfig
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.io.option import Option, declared_options
+from clipfusionvad.models.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +93,60 @@ class DeviceConfig:
             const="default",
         ),
     ] = None
+
+
+#: The configs whose fields are options, by the title of their group in --help.
+CONFIGS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "run": RunConfig,
+    "device": DeviceConfig,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options of a command that trains or scores, resolved."""
+
+    dataset: Dataset
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    run: RunConfig
+    device: DeviceConfig
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], dataset: Dataset, method_options: Sequence[str]) -> Settings:
+        """Sort flat options into their configs; lists become tuples."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        values["options"] = {name: options[name] for name in method_options}
+        configs = {
+            title: config(**{field.name: values[field.name] for field in fields(config) if field.name in values})
+            for title, config in CONFIGS.items()
+        }
+        return cls(dataset, **configs)
+
+    def options(self) -> dict[str, Any]:
+        """Return all options as one flat mapping, with lists in place of tuples."""
+        flat: dict[str, Any] = {"dataset": self.dataset.name, **self.model.options}
+        for title, declared in CONFIGS.items():
+            flat |= {name: getattr(getattr(self, title), name) for name in declared_options(declared)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run records: plain values that are a valid --config again."""
+        return recorded(self.options())
+
+    def for_seed(self, seed: int, folder: Path, model_path: Path) -> Settings:
+        """Return the settings of one of several seeds, which is trained in its own folder."""
+        training = replace(self.training, seed=seed, seeds=None)
+        run = replace(self.run, output_dir=str(folder), model_path=str(model_path), metrics_json=None)
+        return replace(self, training=training, run=run)
+
+
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a run records, sorted: without those of one invocation and those that are not set."""
+    declared = {name: found for config in CONFIGS.values() for name, found in declared_options(config).items()}
+    kept = [key for key in sorted(options) if key not in declared or declared[key].option.recorded]
+    return {key: options[key] for key in kept if options[key] is not None}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import clipfusionvad.cli.extract
 import clipfusionvad.cli.pack
-import clipfusionvad.cli.train
+import clipfusionvad.cli.training
 import clipfusionvad.extraction.extract  # noqa: F401
 import clipfusionvad.io.event_log  # noqa: F401
 from clipfusionvad.io.locks import hold

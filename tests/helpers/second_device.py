@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from clipfusionvad.__main__ import main as run
-from clipfusionvad.cli import task
+from clipfusionvad.cli import training
 from clipfusionvad.engine.trainer import Trainer
 
 NAME = "elsewhere"
@@ -140,7 +140,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     library, of_steps = register(), count_waits_of_steps()
     # Pictures take longer than all the rest.
-    task.draw_score_curves = task.draw_training = lambda *args: None
+    training.draw_score_curves = training.draw_training = lambda *args: None
     with redirect_stdout(sys.stderr):
         codes = [run(command) for command in json.loads(sys.argv[1])]
     print(json.dumps({"codes": codes, "waits": of_steps}))

@@ -13,11 +13,12 @@ from tiny import make_tiny, skip_without_packages
 
 from clipfusionvad.cli import sweep
 from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import build_parser, config_tokens, find_method
-from clipfusionvad.cli.task import find_normal_centroid, make_trainer, read_task
+from clipfusionvad.cli.options import build_parser, config_tokens, find_method, settings_of
 from clipfusionvad.data.loaders import load_batches
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.model_setup import find_normal_centroid
+from clipfusionvad.engine.training_setup import build_trainer, read_training_data
 from clipfusionvad.io import config_files
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import method_names
@@ -49,7 +50,7 @@ def datasets_of(path: Path) -> list[str]:
     return [name for name in DATASETS if name in path.stem.split("_")] or ["ucf", "xd"]
 
 
-def settings_of(path: Path) -> dict[str, dict]:
+def settings_in(path: Path) -> dict[str, dict]:
     """The options that a file sets, the method among them; of a sweep those of every cell by its name."""
     content = content_of(path)
     if path not in SWEEPS:
@@ -100,7 +101,7 @@ def test_a_published_pair_needs_no_config(pair):
 
 @cases(CONFIGS)
 def test_says_what_the_parser_understands(path, dataset):
-    for setting in settings_of(path).values():
+    for setting in settings_in(path).values():
         argv = tokens_of(dataset, setting) if path in SWEEPS else ["--config", str(path)]
         args = parse(dataset, argv)
         for key, value in setting.items():
@@ -112,7 +113,7 @@ def test_holds_only_what_differs_from_the_option_file(path, monkeypatch, tmp_pat
     """A cell, or a general setting, may be the default of one dataset, if it is not that of another."""
     if path.parent.name == "configs":  # read automatically; all others override them
         monkeypatch.setattr(config_files, "CONFIGS", tmp_path)
-    for name, setting in settings_of(path).items():
+    for name, setting in settings_in(path).items():
         plain = [parse(dataset, ["--method", setting.get("method", DEFAULT_METHOD)]) for dataset in datasets_of(path)]
         for key in setting.keys() - {"method"}:
             changes = [setting[key] != getattr(args, key) for args in plain]
@@ -203,22 +204,23 @@ def tiny_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tasks():
+def shared():
     """What trainings share, once for each method and dataset: lists, truth, CLIP."""
     return {}
 
 
 @pytest.mark.parametrize(("path", "dataset"), TRAINED, ids=[f"{path.stem}-{dataset}" for path, dataset in TRAINED])
-def test_two_steps_can_be_trained(path, dataset, tiny_data, tasks):
-    for name, setting in settings_of(path).items():
+def test_two_steps_can_be_trained(path, dataset, tiny_data, shared):
+    for name, setting in settings_in(path).items():
         method = setting.get("method", DEFAULT_METHOD)
         skip_without_packages(method)
         flags = tiny_data[dataset].of(method).train_flags("--no-check")
         args = parse(dataset, [*flags, *tokens_of(dataset, shrunk(setting))])
-        if (method, dataset) not in tasks:
-            tasks[method, dataset] = read_task(args, find_dataset(dataset), pick_device("cpu"))
-        trainer, entries = make_trainer(args, tasks[method, dataset])
-        find_normal_centroid(trainer.model, args, entries, find_dataset(dataset))
+        settings = settings_of(args, find_dataset(dataset))
+        if (method, dataset) not in shared:
+            shared[method, dataset] = read_training_data(settings, pick_device("cpu"))
+        trainer, entries = build_trainer(settings, shared[method, dataset])
+        find_normal_centroid(trainer.model, entries, find_dataset(dataset))
         learned = {key: value for key, value in trainer.model.named_parameters() if value.requires_grad}
         before = {key: value.detach().clone() for key, value in learned.items()}
         plan = trainer.batch_sampler.epoch(0)

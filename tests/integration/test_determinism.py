@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import METHOD_FLAGS, make_tiny, skip_without_packages
 
-from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli import training
 from clipfusionvad.engine.device import deterministic
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.errors import UserError
@@ -19,7 +19,7 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     for name in ("draw_score_curves", "draw_training", "write_report"):
-        monkeypatch.setattr(task_module, name, lambda *args: None)
+        monkeypatch.setattr(training, name, lambda *args: None)
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from pair import ROOT
 from test_resume import assert_same, wait_for_change
 from tiny import TEST, TRAIN, make_tiny
 
-from clipfusionvad.cli import task as task_module
-from clipfusionvad.cli import test as test_command
+from clipfusionvad.cli import testing as test_command
+from clipfusionvad.cli import training
 from clipfusionvad.engine import distributed
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.errors import UserError
@@ -63,7 +63,7 @@ test_member.__test__ = False
 def no_plots():
     """Programs without the pictures and pages that take most of their time here."""
     with pytest.MonkeyPatch.context() as patch:
-        for command in (task_module, test_command):
+        for command in (training, test_command):
             for name in ("draw_score_curves", "draw_training"):
                 patch.setattr(command, name, lambda *args: None, raising=False)
             patch.setattr(command, "write_report", lambda folder: folder / "report.html")

@@ -17,7 +17,7 @@ from tiny import TEST, TRAIN, quietly
 from workspace import forget_extraction, make_clips, make_detection, make_garage, make_workspace
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli import task
+from clipfusionvad.cli import training
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +66,8 @@ def workspace(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch.setattr)
         # Pictures take longer than these trainings, and are drawn in other tests.
-        patch.setattr(task, "draw_score_curves", lambda *args: None)
-        patch.setattr(task, "draw_training", lambda *args: None)
+        patch.setattr(training, "draw_score_curves", lambda *args: None)
+        patch.setattr(training, "draw_training", lambda *args: None)
         patch.chdir(tmp_path_factory.mktemp("workspace"))
         patch.setenv(
             "PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests/helpers/site", ROOT / "tests/helpers", ROOT)))

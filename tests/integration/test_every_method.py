@@ -15,7 +15,7 @@ from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, skip_without_p
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli import training
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import add_streams, read_list
@@ -41,8 +41,8 @@ def trained(request, tmp_path_factory):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
-    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
+    monkeypatch.setattr(training, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(training, "draw_training", lambda *args: None)
 
 
 def model_of(tiny):
@@ -77,7 +77,9 @@ def test_scoring_a_video_gives_what_the_test_scored(trained, monkeypatch):
     if len(model.streams) > 1:
         entries = add_streams(entries, ["features", "events"], "test.csv")
     scored = []
-    monkeypatch.setattr("clipfusionvad.cli.test.evaluate_classes", lambda scores, videos: scored.extend(scores) or {})
+    monkeypatch.setattr(
+        "clipfusionvad.cli.testing.evaluate_classes", lambda scores, videos: scored.extend(scores) or {}
+    )
     assert trained.test().code == 0
     for entry, expected in zip(entries, scored, strict=True):
         features = load_video(entry.paths)

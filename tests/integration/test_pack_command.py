@@ -76,7 +76,7 @@ def test_packing_again_does_nothing_until_something_has_changed(tiny):
     assert pack(tiny).code == 0
     before = (tiny.folder / "train.pack" / "features.npy").stat().st_mtime_ns
     again = pack(tiny)
-    assert again.code == 0 and again.out.count("is there already and as it should be") == 2
+    assert again.code == 0 and again.out.count("is up to date") == 2
     assert (tiny.folder / "train.pack" / "features.npy").stat().st_mtime_ns == before
 
     path = next((tiny.folder / "features").glob("*__1.npy"))
@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_mended_by_packing_again(tiny):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     again = pack(tiny)
-    assert "train.pack is there already" in again.out and "test.pack: " in again.out
+    assert "train.pack is up to date" in again.out and "test.pack: " in again.out
     assert path.read_bytes() == whole
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from tiny import make_tiny, package_main, quietly, strings
 
-from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli import training
 from clipfusionvad.data.packed.store import store_folder
 from clipfusionvad.datasets import read_dataset, yaml_content
 from clipfusionvad.io import provenance as origin
@@ -22,9 +22,9 @@ from clipfusionvad.tools.rerun.agreement import compare_losses, compare_metrics,
 @pytest.fixture(autouse=True, scope="module")
 def no_plots():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_module, "draw_score_curves", lambda *args: None)
-        patch.setattr(task_module, "draw_training", lambda *args: None)
-        patch.setattr("clipfusionvad.cli.test.draw_score_curves", lambda *args: None)
+        patch.setattr(training, "draw_score_curves", lambda *args: None)
+        patch.setattr(training, "draw_training", lambda *args: None)
+        patch.setattr("clipfusionvad.cli.testing.draw_score_curves", lambda *args: None)
         yield
 
 
@@ -192,7 +192,7 @@ def test_what_cannot_be_repeated_is_refused(run, tmp_path):
 
 
 def test_a_broken_off_rerun_goes_on(run, tmp_path, monkeypatch):
-    step, steps = task_module.Trainer._step, []
+    step, steps = training.Trainer._step, []
 
     def broken(self, *args):
         steps.append(1)
@@ -200,7 +200,7 @@ def test_a_broken_off_rerun_goes_on(run, tmp_path, monkeypatch):
             self.stop.set()
         return step(self, *args)
 
-    monkeypatch.setattr(task_module.Trainer, "_step", broken)
+    monkeypatch.setattr(training.Trainer, "_step", broken)
     again = tmp_path / "again"
     outcome = rerun(run, "--output-dir", again)
     assert outcome.code == 130 and f"rerun {run} --output-dir {again}" in outcome.out

@@ -19,7 +19,7 @@ from tiny import TRAIN, Tiny, make_tiny, quietly
 
 import ucf_option
 from clipfusionvad import load_weights
-from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli import training
 from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.engine import trainer as trainer_module
 from clipfusionvad.engine.checkpoint import released_state, state_without_clip
@@ -45,8 +45,8 @@ def case(request, tmp_path_factory):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
-    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
+    monkeypatch.setattr(training, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(training, "draw_training", lambda *args: None)
 
 
 def assert_same(one: Tiny, other: Tiny):

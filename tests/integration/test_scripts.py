@@ -16,10 +16,10 @@ from tiny import FRAMES, LENGTH, TEST_LENGTHS, TRAIN, WIDTH, make_tiny, quietly,
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli import training
 from clipfusionvad.data.lists import read_list, split_crop
 from clipfusionvad.datasets import DATASETS
-from clipfusionvad.engine import evaluator
+from clipfusionvad.engine import evaluator, training_setup
 from clipfusionvad.metrics import frame_metrics
 from clipfusionvad.models.clip import load_clip
 
@@ -66,8 +66,8 @@ def ucf(tmp_path_factory):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    monkeypatch.setattr(task_module, "draw_score_curves", lambda *args: None)
-    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
+    monkeypatch.setattr(training, "draw_score_curves", lambda *args: None)
+    monkeypatch.setattr(training, "draw_training", lambda *args: None)
 
 
 def test_metrics(trained):
@@ -198,8 +198,8 @@ def test_two_videos_of_any_length(trained, tmp_path, length):
 def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_path, no_plots, monkeypatch):
     tiny, method = trained
     trained_on, scored = set(), []
-    load = task_module.BagDataset.__getitem__
-    score, fit = evaluator.score_videos, task_module.Trainer.fit
+    load = training_setup.BagDataset.__getitem__
+    score, fit = evaluator.score_videos, training.Trainer.fit
 
     def watched_load(self, item):
         trained_on.add(self.entries[item[0]].path)
@@ -215,9 +215,9 @@ def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_pat
         fit(self, *args)
         selection.extend(scored)
 
-    monkeypatch.setattr(task_module.BagDataset, "__getitem__", watched_load)
+    monkeypatch.setattr(training_setup.BagDataset, "__getitem__", watched_load)
     monkeypatch.setattr(evaluator, "score_videos", watched_score)
-    monkeypatch.setattr(task_module.Trainer, "fit", watched_fit)
+    monkeypatch.setattr(training.Trainer, "fit", watched_fit)
     work = tiny.at(tmp_path)
     outcome = work.train("--method", method, "--protocol", "clean", "--holdout", 0.3, "--batch-size", 2)
     assert outcome.code == 0, outcome.err

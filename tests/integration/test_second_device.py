@@ -19,7 +19,7 @@ from small_detect import write_model, write_video
 from tiny import METHOD_FLAGS, WIDTH, make_tiny, package_main, quietly, strings
 from torch.utils import backend_registration
 
-from clipfusionvad.cli import task
+from clipfusionvad.cli import training
 from clipfusionvad.engine.run_folder import seed_folder
 from clipfusionvad.models import find_method
 
@@ -72,8 +72,8 @@ def flat(values, name=""):
 @pytest.fixture(autouse=True, scope="module")
 def no_plots():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "draw_score_curves", lambda *args: None)
-        patch.setattr(task, "draw_training", lambda *args: None)
+        patch.setattr(training, "draw_score_curves", lambda *args: None)
+        patch.setattr(training, "draw_training", lambda *args: None)
         yield
 
 

@@ -17,8 +17,7 @@ from refusal import assert_refused
 from test_resume import assert_equal
 from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 
-from clipfusionvad.cli import task as task_module
-from clipfusionvad.cli import train as train_module
+from clipfusionvad.cli import training
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.files import write_json
 from clipfusionvad.models import find_method
@@ -50,8 +49,8 @@ class Case:
 @pytest.fixture(autouse=True, scope="module")
 def no_plots():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_module, "draw_score_curves", lambda *args: None)
-        patch.setattr(task_module, "draw_training", lambda *args: None)
+        patch.setattr(training, "draw_score_curves", lambda *args: None)
+        patch.setattr(training, "draw_training", lambda *args: None)
         yield
 
 
@@ -158,8 +157,9 @@ def test_finished_seeds_are_not_repeated_and_others_join_them(one, tmp_path, mon
     (tmp_path / f"run/seed{SEEDS[1]}/scores.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / f"run/seed{SEEDS[0]}").rglob("*")}
     labels, tested = interrupt(monkeypatch, 0, None), []
-    finish = train_module.finish
-    monkeypatch.setattr(train_module, "finish", lambda args, *rest: tested.append(args.seed) or finish(args, *rest))
+    test = training.evaluate_final_weights
+    noted = lambda settings, *rest: tested.append(settings.training.seed) or test(settings, *rest)  # noqa: E731
+    monkeypatch.setattr(training, "evaluate_final_weights", noted)
     outcome = one.train(tmp_path, "--use-checkpoint", seeds=(*SEEDS, 7))
     assert outcome.code == 0, outcome.err
     assert set(labels) == {"seed 7, "}

@@ -11,7 +11,7 @@ from refusal import snapshot
 from small_detect import detect, write_model
 from tiny import package_main, quietly, strings
 
-from clipfusionvad.cli import task as task_module
+from clipfusionvad.cli import training
 from clipfusionvad.data.packed import write as pack_module
 from clipfusionvad.extraction import extract as extract_module
 from clipfusionvad.tools.detect.detect import Detector
@@ -97,9 +97,9 @@ def test_detection(tmp_path, monkeypatch, kind):
 @KINDS
 def test_a_training_that_is_being_tested(tiny, monkeypatch, kind):
     """All steps are made and saved; what comes then is made again."""
-    monkeypatch.setattr(task_module, "draw_training", lambda *args: None)
+    monkeypatch.setattr(training, "draw_training", lambda *args: None)
     with monkeypatch.context() as patch:
-        signal_at(patch, task_module, "draw_score_curves", 1, kind)
+        signal_at(patch, training, "draw_score_curves", 1, kind)
         stopped = tiny.train("--max-epoch", 1)
     assert stopped.code == 130 and f"--use-checkpoint --output-dir {tiny.work / 'run'}" in stopped.out
     before = (tiny.work / "run" / "losses.csv").read_text()

@@ -249,7 +249,7 @@ def test_a_test_of_a_released_model_can_be_compared(tmp_path):
 
 def test_a_sweep_as_it_was_trained(tmp_path, monkeypatch):
     for picture in ("draw_score_curves", "draw_training"):
-        monkeypatch.setattr(f"clipfusionvad.cli.task.{picture}", lambda *args: None)
+        monkeypatch.setattr(f"clipfusionvad.cli.training.{picture}", lambda *args: None)
     data = make_tiny("ucf", tmp_path / "data")
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump({"cells": {"no_gam": {"gam": False}}}))

@@ -197,7 +197,7 @@ def _read(listed: ScannedList, config: DataConfig, model: ModelInput) -> None:
         if all(label.endswith(".npy") for label in labels):
             raise UserError(f"list {listed.path}: the column label holds paths; swap the names of the two columns")
         if len(model.streams) > 1:
-            entries = add_streams(entries, config.stream_folders, listed.path, may_lack_files=True)
+            entries = add_streams(entries, config.stream_folders or model.streams, listed.path, may_lack_files=True)
     except UserError as error:
         listed.problem = str(error)
         return

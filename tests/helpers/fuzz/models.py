@@ -246,7 +246,7 @@ def until_training(argv: list[str]) -> int:
         raise Reached
 
     try:
-        with mock.patch("clipfusionvad.cli.train.begin", begin):
+        with mock.patch("clipfusionvad.cli.training.start_run", begin):
             return main(argv)
     except Reached:
         return 0

@@ -1,0 +1,94 @@
+"""Options of commands that use a trained model: over those that its checkpoint was trained with."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipfusionvad.cli.option_files import OptionFile
+from clipfusionvad.cli.options import settings_of
+from clipfusionvad.cli.parser import Parser
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
+from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.run_folder import BEST, DATASET, LAST, OPTIONS, seeds_in
+from clipfusionvad.io.errors import UserError, warn
+from clipfusionvad.io.files import must_exist
+from clipfusionvad.models import find_method
+from clipfusionvad.models.config import read_options
+
+#: What a checkpoint stores besides the options of its method.
+STORED = ("clip", "protocol", "frames_per_snippet")
+_SHOW = "--show-options"
+
+
+def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Settings, ModelFile]:
+    """Parse options over those stored in the checkpoint that ``--model-path`` names; return it too."""
+    args, file = parse_over_model(argv, option_file)
+    return settings_of(args, option_file.DATASET), file
+
+
+def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Namespace, ModelFile]:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = option_file.parse_args([word for word in argv if word != _SHOW])
+    if _SHOW in argv and not Path(args.model_path).is_file():
+        # There are no stored options to show.
+        option_file.parse_args(argv)
+    file, dataset = read_model_file(args.model_path), option_file.DATASET
+    check_method(file, args.method)
+    stored = {}
+    if file.hparams:
+        if file.hparams["dataset"] != dataset.name:
+            warn(f"{args.model_path} was trained on {file.hparams['dataset']}, with that dataset's classes and options")
+        elif list(file.hparams.get("classes") or dataset.classes) != dataset.labels:
+            classes = ", ".join(file.hparams["classes"])
+            raise UserError(
+                f"{args.model_path} was trained on {dataset.title} with the classes {classes}, "
+                f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
+            )
+        stored = stored_options(file, args.method)
+    return option_file.parse_args(argv, stored), file
+
+
+def stored_options(file: ModelFile, method: str) -> dict[str, Any]:
+    """Return what a checkpoint of ours stores of the method's options, its CLIP, protocol and frame rate."""
+    known = set(find_method(method).option_names())
+    origin = {key: file.hparams[key] for key in STORED if file.hparams.get(key) is not None}
+    return {key: value for key, value in file.hparams["options"].items() if key in known} | origin
+
+
+def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
+    """Return the dataset and the command line of a test of a run's folder, or of a checkpoint.
+
+    A run is tested with its own options and its best weights or, where it kept none, the last ones. A checkpoint of
+    ours names its method and dataset; others need ``--dataset``. ``argv`` overrides both.
+    """
+    if source.is_dir():
+        dataset, _ = read_run_options(source)
+        best = next((source / name for name in (BEST, LAST) if (source / name).is_file()), None)
+        if best is None:
+            raise UserError(f"the run in {source} has no weights yet: neither {BEST} nor {LAST}")
+        return dataset, ["--config", str(source / OPTIONS), "--model-path", str(best), *argv]
+    must_exist(source, "run or model file")
+    file = read_model_file(source)
+    parser = Parser(prog="clipfusionvad", add_help=False)
+    parser.add_argument("--dataset")
+    known, rest = parser.parse_known_args(argv)
+    if known.dataset is None and not file.hparams:
+        raise UserError(f"{source} does not say what it was trained on: give --dataset, one of {', '.join(DATASETS)}")
+    dataset = find_dataset(known.dataset) if known.dataset else dataset_of(file)
+    method = ["--method", file.method] if file.method else []
+    return dataset, [*method, "--model-path", str(source), *rest]
+
+
+def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:
+    """Return the dataset of a run and the options that it recorded; ``UserError`` for another folder."""
+    if not (folder / OPTIONS).is_file():
+        seeds = ", ".join(seeds_in(folder)) if folder.is_dir() else ""
+        hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"there is no {OPTIONS} in it"
+        raise UserError(f"{folder} is not the folder of a run: {hint}")
+    options, own = read_options(str(folder / OPTIONS)), folder / DATASET
+    return find_dataset(str(own) if own.is_file() else str(options.get("dataset"))), options
