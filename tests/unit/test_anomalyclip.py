@@ -190,24 +190,6 @@ def test_directions_may_be_learned_without_any_text(visual):
             torch.testing.assert_close(out.similarity[..., column], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("count", [1, 11, 12, 13, 30])
-def test_score_video_of_any_length(count):
-    model = small_model().train()
-    features = np.random.default_rng(count).standard_normal((count, 64)).astype(np.float16)
-    anomaly, classes = model.score_video(features)
-    assert anomaly.shape == (count,) and classes.shape == (count, 5) and model.training
-    np.testing.assert_allclose(classes.sum(1), 1, atol=1e-5)
-    model.eval()
-    inputs = -(-count // (S * FRAMES))
-    expected = np.full(inputs * S * FRAMES, np.nan)
-    for j in range(inputs):
-        places = [(n * inputs + j) * FRAMES + f for n in range(S) for f in range(FRAMES)]
-        with torch.no_grad():
-            out = model(torch.from_numpy(features[[place % count for place in places]]).float()[None])
-        expected[places] = out.coarse_logits.sigmoid()[0, :, 0]
-    np.testing.assert_allclose(anomaly, expected[:count], atol=1e-5)
-
-
 def test_errors_name_what_is_wrong():
     for options, message in (
         ({"embed_dim": 512}, "--embed-dim 512, but CLIP toy has text width 64"),

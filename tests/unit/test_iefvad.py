@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad import create_model
-from clipfusionvad.data.sampling import split_windows
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import find_method
 
@@ -204,23 +203,6 @@ def test_weights_survive_variances_that_overflow():
     assert image.grad.isfinite().all() and event.grad.isfinite().all()
 
 
-def test_the_noise_models_fuse_alike(pair):
-    """The factor of the Student-t is common to both modalities and cancels."""
-    with torch.no_grad():
-        student, gaussian = (small_model(noise_model=noise).eval()(pair) for noise in ("student_t", "gaussian"))
-    torch.testing.assert_close(student.image_weight, gaussian.image_weight, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(student.image_weight + student.event_weight, torch.ones(4, STEPS, WIDTH))
-
-
-def test_no_refinement_steps_classify_the_fusion_itself(pair):
-    model = small_model(num_refinement_steps=0).eval()
-    assert not any("refinement" in name for name in model.state_dict())
-    with torch.no_grad():
-        out = model(pair)
-    fused = out.image_weight * out.image_mu + out.event_weight * out.event_mu
-    torch.testing.assert_close(out.fused, fused)
-
-
 # switch: what it replaces, parameters that are no longer there, outputs that stay as they are
 ESTIMATES = {"image_mu", "event_mu", "image_logvar", "event_logvar"}
 WEIGHTS = {"image_weight", "event_weight"}
@@ -253,28 +235,6 @@ def test_a_single_modality_does_not_see_the_other(fusion, spoilt, pair):
     other = [stream + 3 if index == spoilt else stream for index, stream in enumerate(pair)]
     with torch.no_grad():
         assert torch.equal(model(pair).coarse_logits, model(other).coarse_logits)
-
-
-def test_dropout_is_for_training(pair):
-    model = small_model(dropout=0.5)
-    with torch.no_grad():
-        torch.testing.assert_close(model.eval()(pair).fused, small_model(dropout=0.0).eval()(pair).fused)
-        model.train()
-        assert not torch.allclose(model(pair).fused, model(pair).fused)
-
-
-@pytest.mark.parametrize("count", [1, 19, 20, 21, 50])
-def test_score_video_with_a_pair(count):
-    model = small_model().train()
-    rng = np.random.default_rng(count)
-    rgb, event = (rng.standard_normal((count, WIDTH)).astype(np.float16) for _ in range(2))
-    scores, classes = model.score_video((rgb, event))
-    assert scores.shape == (count,) and classes is None and model.training
-    np.testing.assert_array_equal(scores, model.score_video(np.concatenate([rgb, event], axis=1))[0])
-    windows = [torch.from_numpy(split_windows(stream, STEPS)[0]).float() for stream in (rgb, event)]
-    with torch.no_grad():
-        expected = torch.sigmoid(model.eval()(windows).coarse_logits).flatten()[:count]
-    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-6)
 
 
 def released_keys(layers, steps):

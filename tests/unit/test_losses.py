@@ -1,7 +1,8 @@
-"""Losses against plain loops over videos and classes, and their invariants."""
+"""Losses of several methods against plain loops over videos, classes and pairs, and their invariants."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,73 +10,93 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfusionvad.losses import coarse_mil_loss, fine_mil_loss, text_separation_loss, topk_mean
+from clipfusionvad.losses import (
+    alignment_loss,
+    coarse_mil_loss,
+    fine_mil_loss,
+    magnitude_loss,
+    text_separation_loss,
+    topk_mean,
+    valid_mask,
+)
 
 
 @st.composite
 def batches(draw):
-    videos, steps, classes = draw(st.integers(1, 5)), draw(st.integers(1, 70)), draw(st.integers(2, 6))
+    videos, steps, classes = draw(st.integers(1, 6)), draw(st.integers(1, 70)), draw(st.integers(2, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     lengths = torch.randint(1, steps + 1, (videos,), generator=generator)
     # Moderate logits: the losses work in float32, where 1 − σ of a large one has few digits left.
     logits = torch.randn(videos, steps, classes, generator=generator, dtype=torch.float64)
+    normal = torch.rand(videos, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.0]))
     targets = (torch.rand(videos, classes, generator=generator) < 0.5).double()
-    targets[torch.arange(videos), torch.randint(classes, (videos,), generator=generator)] = 1
+    targets[torch.arange(videos), torch.randint(1, classes, (videos,), generator=generator)] = 1
+    targets[:, 0] = 0
+    targets[normal] = torch.eye(classes, dtype=torch.float64)[0]
     return logits, targets, lengths
 
 
-def plain_topk(column, length):
-    k = int(length / 16 + 1)
-    return sum(sorted(column[:length].tolist(), reverse=True)[:k]) / k
+single_normals = pytest.mark.parametrize("single", [False, True])
+distances = pytest.mark.parametrize("distance", ["mean_topk", "minmax"])
 
 
-def plain_coarse(logits, targets, lengths):
-    total = 0.0
-    for video, target, length in zip(logits, targets, lengths.tolist(), strict=True):
-        score = plain_topk(torch.sigmoid(video), length)
-        label = 1 - float(target[0])
-        total -= label * math.log(score) + (1 - label) * math.log(1 - score)
-    return total / len(logits)
+def plain_top(column, length, normal, single):
+    """The snippets that are pooled; with ``single`` only one of a normal video (paper of ReFLIP-VAD)."""
+    k = 1 if single and normal else int(length / 16 + 1)
+    return sorted(column[:length].tolist(), reverse=True)[:k]
 
 
-def plain_fine(logits, targets, lengths):
-    total = 0.0
-    for video, target, length in zip(logits, targets, lengths.tolist(), strict=True):
-        means = [plain_topk(video[:, c], length) for c in range(video.shape[1])]
-        log_sum = math.log(sum(math.exp(mean) for mean in means))
-        share = target / target.sum()
-        total -= sum(float(share[c]) * (means[c] - log_sum) for c in range(len(means)))
-    return total / len(logits)
+def mean(values):
+    return sum(values) / len(values)
 
 
-@given(batches())
-def test_coarse_loss_equals_the_plain_formula(batch):
+def videos_of(batch):
     logits, targets, lengths = batch
-    ours = coarse_mil_loss(logits[..., :1], targets, lengths)
-    assert ours.item() == pytest.approx(plain_coarse(logits[..., 0], targets, lengths), rel=1e-4, abs=1e-5)
+    return zip(logits, targets, lengths.tolist(), strict=True)
 
 
+@single_normals
 @given(batches())
-def test_fine_loss_equals_the_plain_formula(batch):
+def test_coarse_loss_equals_the_plain_formula(single, batch):
     logits, targets, lengths = batch
-    ours = fine_mil_loss(logits, targets, lengths)
-    assert ours.item() == pytest.approx(plain_fine(logits, targets, lengths), rel=1e-4, abs=1e-5)
+    scores = [mean(plain_top(torch.sigmoid(v[:, 0]), n, bool(t[0]), single)) for v, t, n in videos_of(batch)]
+    expected = mean([-math.log(1 - p if t[0] else p) for p, t in zip(scores, targets, strict=True)])
+    ours = coarse_mil_loss(logits[..., :1], targets, lengths, single)
+    assert ours.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@single_normals
+@given(batches())
+def test_fine_losses_equal_the_plain_formula(single, batch):
+    logits, targets, lengths = batch
+    terms = []
+    for video, target, length in videos_of(batch):
+        means = [mean(plain_top(column, length, bool(target[0]), single)) for column in video.T]
+        log_sum = math.log(sum(map(math.exp, means)))
+        share = (target / target.sum()).tolist()
+        terms.append(-sum(part * (value - log_sum) for part, value in zip(share, means, strict=True)))
+    found = [alignment_loss(logits, targets, lengths, single)]
+    found += [] if single else [fine_mil_loss(logits, targets, lengths)]
+    for ours in found:
+        assert ours.item() == pytest.approx(mean(terms), rel=1e-4, abs=1e-5)
 
 
 @given(batches())
 def test_padded_snippets_change_nothing_and_get_no_gradient(batch):
     logits, targets, lengths = batch
-    padded = torch.arange(logits.shape[1]) >= lengths[:, None]
+    padded = ~valid_mask(lengths, logits.shape[1])
+    losses = {
+        "coarse": lambda x: coarse_mil_loss(x[..., :1], targets, lengths),
+        "fine": lambda x: fine_mil_loss(x, targets, lengths),
+        "magnitude": lambda x: magnitude_loss(x[..., 0], targets, lengths, True, 1.0, "minmax"),
+    }
     logits.requires_grad_()
-    loss = fine_mil_loss(logits, targets, lengths) + coarse_mil_loss(logits[..., :1], targets, lengths)
-    loss.backward()
+    sum(loss(logits) for loss in losses.values()).backward()
     assert not logits.grad[padded].any()
     with torch.no_grad():
         changed = logits + 100 * padded[..., None]
-        assert torch.equal(fine_mil_loss(changed, targets, lengths), fine_mil_loss(logits, targets, lengths))
-        assert torch.equal(
-            coarse_mil_loss(changed[..., :1], targets, lengths), coarse_mil_loss(logits[..., :1], targets, lengths)
-        )
+        for name, loss in losses.items():
+            assert torch.equal(loss(changed), loss(logits)), name
 
 
 @pytest.mark.parametrize(("length", "k"), [(1, 1), (15, 1), (16, 2), (31, 2), (32, 3), (64, 5)])
@@ -93,8 +114,43 @@ def test_a_video_without_snippets_is_refused():
 @given(st.integers(2, 14), st.integers(0, 1000), st.floats(0, 1))
 def test_separation_equals_the_plain_formula(classes, seed, weight):
     text = torch.randn(classes, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    plain = 0.0
-    for other in text[1:]:
-        plain += abs(float(text[0] @ other / (text[0].norm() * other.norm())))
-    expected = weight * plain / (classes - 1)
-    assert text_separation_loss(text, weight).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    cosines = [abs(float(text[0] @ other / (text[0].norm() * other.norm()))) for other in text[1:]]
+    assert text_separation_loss(text, weight).item() == pytest.approx(weight * mean(cosines), rel=1e-5, abs=1e-7)
+
+
+@single_normals
+@distances
+@given(batches(), st.floats(0, 3))
+def test_magnitude_loss_equals_the_plain_formula(single, distance, batch, margin):
+    logits, targets, lengths = batch
+    magnitudes = logits[..., 0].abs()
+    tops = [plain_top(row[:, 0].abs(), n, bool(t[0]), single) for row, t, n in videos_of(batch)]
+    terms = {"normal": [], "anomalous": [], "mixed": []}
+    for p, q in itertools.combinations(range(len(tops)), 2):
+        gaps = [abs(u - v) for u in tops[p] for v in tops[q]]
+        near = far = abs(mean(tops[p]) - mean(tops[q]))
+        if distance == "minmax":
+            near, far = min(gaps), max(gaps)
+        kinds = {bool(targets[p, 0]), bool(targets[q, 0])}
+        if len(kinds) == 2:
+            terms["mixed"].append(max(0.0, margin - far))
+        else:
+            terms["normal" if kinds == {True} else "anomalous"].append(near)
+    expected = sum(mean(values) for values in terms.values() if values)
+    ours = magnitude_loss(magnitudes, targets, lengths, single, margin, distance)
+    assert ours.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@distances
+def test_beyond_the_margin_nothing_pulls(distance):
+    magnitudes = torch.tensor([[1.0, 0.5], [3.0, 2.5]], requires_grad=True)
+    targets, lengths = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([2, 2])
+
+    def gradient(targets, margin):
+        loss = magnitude_loss(magnitudes, targets, lengths, True, margin, distance)
+        return torch.autograd.grad(loss, magnitudes)[0]
+
+    assert not gradient(targets, 1.0).any() and gradient(targets, 4.0).any()
+    # Nearer to each other only where they are of one kind.
+    same_kind = gradient(targets[[0, 0]], 1.0)
+    assert same_kind[0, 0] < 0 < same_kind[1, 0]

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import skip_without_packages, small_options
 from torch import nn
 
 from clipfusionvad import create_model
-from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models import find_method
+from clipfusionvad.models import find_method, method_names
 from clipfusionvad.models.layers.graph import DistanceAdjacency, similarity_adjacency
 from clipfusionvad.models.layers.transformer import WindowTransformer
 
@@ -161,32 +161,58 @@ def stages(model, batch):
         }
 
 
-@METHODS
-def test_scores_are_probabilities_and_videos_do_not_see_each_other(method, batch):
-    model = small_model(method).eval()
-    with torch.no_grad():
-        scores = model.scores(model(*batch))
-        alone = model.scores(model(batch[0][2:3], batch[1][2:3]))
-    torch.testing.assert_close(scores.classes.sum(-1), torch.ones(4, 32))
-    torch.testing.assert_close(scores.anomaly[1], 1 - scores.classes[..., 0])
-    for branch, single in zip(scores.anomaly, alone.anomaly, strict=True):
-        assert ((branch >= 0) & (branch <= 1)).all()
-        torch.testing.assert_close(branch[2:3], single, atol=1e-5, rtol=1e-4)
+@pytest.fixture(params=method_names())
+def any_model(request):
+    skip_without_packages(request.param)
+    torch.manual_seed(0)
+    model = create_model(request.param, PROMPTS, "toy", embed_dim=64, visual_width=64, **small_options(request.param))
+    model.set_normal_centroid([np.linspace(-1, 1, 3 * 64).reshape(3, 64)])
+    return model.eval()
 
 
-@METHODS
-@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 100])
-def test_score_video_of_any_length(method, count):
-    model = small_model(method).train()
-    features = np.random.default_rng(count).standard_normal((count, 64)).astype(np.float16)
-    anomaly, classes = model.score_video(features)
-    assert anomaly.shape == (count,) and classes.shape == (count, 3) and model.training
-    windows, _ = split_windows(features, 32)
-    model.eval()
+def test_videos_do_not_depend_on_each_other_and_scores_are_probabilities(any_model):
+    steps, order = any_model.sampling.length, torch.tensor([3, 0, 4, 2, 1])
+    visual = torch.randn(5, steps, 64 * len(any_model.streams))
+    lengths = torch.tensor([steps, 1, steps // 2, 8, steps - 2])
+    targets = torch.eye(3)[[0, 1, 2, 0, 1]]
     with torch.no_grad():
-        out = model(torch.from_numpy(windows).float(), torch.from_numpy(window_lengths(count, 32)))
-    expected = torch.sigmoid(out.coarse_logits).flatten()[:count]
-    np.testing.assert_allclose(anomaly, expected.numpy(), atol=1e-6)
+        out, permuted = any_model(visual, lengths), any_model(visual[order], lengths[order])
+        whole, shuffled, alone = (any_model.scores(x) for x in (out, permuted, any_model(visual[2:3], lengths[2:3])))
+        losses, after = (
+            any_model.losses(out, targets, lengths),
+            any_model.losses(permuted, targets[order], lengths[order]),
+        )
+    branches = [*whole.anomaly] + [whole.classes] * (whole.classes is not None)
+    assert len(whole.anomaly) == any_model.branches
+    for number, values in enumerate(branches):
+        assert ((values >= 0) & (values <= 1)).all()
+        for other, rows in ((shuffled, order), (alone, slice(2, 3))):
+            moved = [*other.anomaly, other.classes][number]
+            torch.testing.assert_close(moved, values[rows], atol=1e-5, rtol=1e-4)
+    if whole.classes is not None:
+        torch.testing.assert_close(whole.classes.sum(-1), torch.ones(5, steps))
+    # AnomalyCLIP's smooth term goes from one video to the next, as in the released code.
+    for name in losses.keys() - {"smooth"}:
+        torch.testing.assert_close(losses[name], after[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
+def test_score_video_of_any_length(any_model, count):
+    rng = np.random.default_rng(count)
+    streams = [rng.standard_normal((count, 64)).astype(np.float16) for _ in any_model.streams]
+    anomaly, classes = any_model.train().score_video(streams if len(streams) > 1 else streams[0])
+    assert any_model.training
+    joined = np.concatenate(streams, axis=1)
+    np.testing.assert_array_equal(anomaly, any_model.score_video(joined)[0])
+    windows, lengths = any_model.sampling.windows(joined)
+    with torch.no_grad():
+        scores = any_model.eval().scores(any_model(torch.from_numpy(windows).float(), torch.from_numpy(lengths)))
+    expected = any_model.sampling.restore(scores.anomaly[0].flatten().numpy(), count)
+    assert anomaly.shape == (count,)
+    np.testing.assert_allclose(anomaly, expected, atol=1e-6)
+    if classes is not None:
+        assert classes.shape == (count, 3)
+        np.testing.assert_allclose(classes.sum(1), 1, atol=1e-5)
 
 
 def test_errors_name_what_is_wrong():
