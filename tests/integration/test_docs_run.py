@@ -33,6 +33,7 @@ ELSEWHERE = {
     ".*--engine ray": "tests/test_ray.py; needs a cluster",
     ".*--track wandb": "tests/test_trackers.py; needs a package that is optional",
     "python -m clipfusionvad demo": "tests/test_scripts.py; takes its time",
+    ".*--method (perceptron|smoothfusion)": "tests/integration/test_new_method.py",
     ".*configs/ablations/(anomalyclip|reflipvad)_": "tests/test_configs.py trains all cells of all tables",
 }
 # Where a page begins with data of its own, or a command needs what another page has described.

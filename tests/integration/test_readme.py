@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import re
@@ -11,12 +10,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from clipfusionvad import __main__ as program
-from clipfusionvad import create_model
-from clipfusionvad import models as methods
+from clipfusionvad import create_model, models
 from clipfusionvad.cli import command_names
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.data.annotations import read_annotations
@@ -29,11 +26,18 @@ from clipfusionvad.tools.tables.store import read_store, write_into_readme
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "clipfusionvad"
+# Commands whose options are those of a dataset.
+OF_A_DATASET = ("train", "test", "uncertainty", "pack")
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def example(language: str, words: str) -> str:
+    """The first block of all pages that holds these words."""
+    return next(block for page in PAGES for block in blocks(page, language) if words in block)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -43,30 +47,32 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in split if (words := [w for w in line if not re.fullmatch(r"[A-Z_]+=\S*", w)])]
 
 
-CASES = [(page, words) for page in PAGES for words in commands(page)]
+on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), CASES, ids=[f"{page.stem}: {' '.join(words)[:60]}" for page, words in CASES]
-)
-def test_command_exists_with_all_its_flags(page, words):
-    tool, *rest = words
-    if tool == "make":
-        assert set(rest) <= make_targets(), words
-    elif tool == "python":
-        check_python(rest)
-    elif tool == "torchrun":
-        assert rest[0] == "--nproc-per-node"
-        check_python(rest[2:])
-    else:
-        assert tool in {"git", "cd", "pip", ".", "tensorboard", "eval"}, f"{page.name}: unchecked command {words}"
+@on_every_page
+def test_commands_exist_with_all_their_flags(page, monkeypatch):
+    monkeypatch.setattr(models, "_METHODS", dict(models._METHODS))
+    for code in blocks(page, "python"):
+        if "@register_method" in code:
+            exec(code, {"__name__": "example"})
+    for tool, *rest in commands(page):
+        if tool == "make":
+            assert set(rest) <= make_targets(), rest
+        elif tool == "python":
+            check_python(rest)
+        elif tool == "torchrun":
+            assert rest[0] == "--nproc-per-node"
+            check_python(rest[2:])
+        else:
+            assert tool in {"git", "cd", "pip", ".", "tensorboard", "eval"}, f"unchecked command {tool} {rest}"
 
 
 def check_python(words: list[str]) -> None:
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
     if words[0] == "-m" and words[1] == "clipfusionvad":
         command, argv = (words[2], words[3:]) if not words[2].startswith("-") else (None, words[2:])
-        if command in ("train", "test", "uncertainty", "pack"):
+        if command in OF_A_DATASET:
             at = argv.index("--dataset")
             parse_options(dataset_named(argv[at + 1]), argv[:at] + argv[at + 2 :])
         else:
@@ -126,43 +132,27 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_linked_files_exist(page):
-    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+@on_every_page
+def test_linked_files_and_named_flags_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
         assert target.startswith("https://") or (page.parent / target).is_file(), target
+    assert {*re.findall(r"`(--[a-z][\w-]+)", text)} - {"--x", "--no-x"} <= all_flags()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_named_flags_exist(page):
+@cache
+def all_flags() -> frozenset[str]:
+    """Flags of every command, those that depend on the method for every method, and one of TensorBoard."""
     known = {"--logdir"}
-    own = (
-        "lists",
-        "demo",
-        "export",
-        "insight",
-        "matrix",
-        "extract",
-        "detect",
-        "report",
-        "compare-features",
-        "doctor",
-        "sweep",
-        "rerun",
-        "table",
-    )
-    for command in own:
-        known |= flags_of_command(command)
+    for name in [name.replace("_", "-") for name in command_names()]:
+        known |= flags_of_command(name, *(["--dataset", "ucf"] if name in OF_A_DATASET else []))
     for method in method_names():
-        shown = io.StringIO()
-        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-            assert program.main(["uncertainty", "--dataset", "ucf", "--method", method, "--help"]) == 0
-        known |= set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
-    named = set(re.findall(r"`(--[a-z][\w-]+)", page.read_text(encoding="utf-8")))
-    assert named - {"--x", "--no-x"} <= known
+        known |= flags_of_command("uncertainty", "--dataset", "ucf", "--method", method)
+    return frozenset(known)
 
 
 def test_python_example_runs_with_the_toy_clip(tmp_path, monkeypatch, capsys):
-    code = next(block for block in blocks(README, "python") if "create_model(" in block)
+    code = example("python", "create_model(")
     assert '"ViT-B/16"' in code
     monkeypatch.chdir(tmp_path)
     model = create_model("clipfusionvad", class_prompts=UCF.prompts, clip="toy")
@@ -174,16 +164,6 @@ def test_python_example_runs_with_the_toy_clip(tmp_path, monkeypatch, capsys):
     assert 0 <= names["found"]["average"] <= 100
 
 
-def test_example_of_a_new_method_is_found_by_name(monkeypatch):
-    code = next(block for block in blocks(README, "python") if "register_method" in block)
-    monkeypatch.setitem(methods._METHODS, "plain", None)
-    exec(code, {"__name__": "example"})
-    sizes = {"embed_dim": 64, "visual_width": 64, "visual_length": 16}
-    model = create_model("plain", class_prompts=UCF.prompts, clip="toy", **sizes)
-    anomaly, classes = model.score_video(np.ones((20, 64), np.float32))
-    assert anomaly.shape == (20,) and classes.shape == (20, 14)
-
-
 @pytest.mark.parametrize(("language", "suffix"), [("text", ".csv"), ("json", ".json")])
 def test_example_of_a_keyed_truth_file_is_read(language, suffix, tmp_path):
     path = tmp_path / f"truth{suffix}"
@@ -192,33 +172,10 @@ def test_example_of_a_keyed_truth_file_is_read(language, suffix, tmp_path):
     assert found.segments == [(165, 240)] and found.labels == ["Abuse"] and found.frames == 1412
 
 
-def house() -> dict[str, int]:
-    """The floor of every part of the package in README's picture, counted from the top."""
-    text = next(block for block in blocks(README, "text") if "clipfusionvad/\n" in block)
-    names = re.findall(r"^  (\S+)", text.split("clipfusionvad/\n")[1], re.MULTILINE)
-    return {name.removesuffix("/").removesuffix(".py"): floor for floor, name in enumerate(names)}
-
-
-def test_picture_of_the_house_is_complete():
-    there = {path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert house().keys() == {path.stem for path in there} - {"__init__"}
-
-
-def test_picture_of_the_house_lists_the_commands():
-    line = re.search(r"^  commands/\s+(.*?):", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL).group(1)
-    assert set(line.split()) == {name.replace("_", "-") for name in command_names()}
-
-
-def test_imports_run_down_the_picture():
-    floors = house()
-    for file in PACKAGE.rglob("*.py"):
-        own = file.relative_to(PACKAGE).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if own == "__init__" or not isinstance(node, ast.ImportFrom):
-                continue
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            for other in [name.split(".")[1] for name in names if name.startswith("clipfusionvad.")]:
-                assert floors[own] <= floors[other], f"{file.name} imports from {other}, which is drawn above {own}"
+def test_the_tree_of_the_package_is_complete():
+    tree = example("text", "clipfusionvad/\n").split("clipfusionvad/\n")[1]
+    missing = [name for path in PACKAGE.iterdir() if (name := path.stem).strip("_") == name and name not in tree]
+    assert not missing
 
 
 def test_tables_of_results_are_those_of_the_store(tmp_path):
