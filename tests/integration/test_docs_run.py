@@ -24,7 +24,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 # What is run elsewhere or needs what tests cannot have, by how the command begins.
 ELSEWHERE = {
-    ".*--method (perceptron|smoothfusion)": "tests/integration/test_new_method.py",
     "make": "its targets are the programs that other tests run, or those tests",
     "git|cd|eval|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
     "torchrun": "tests/test_distributed_runs.py",
