@@ -21,8 +21,8 @@ from tiny import make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.trainer import Trainer
-from clipfusionvad.tools.sweep.plan import describe, read_sweep
-from clipfusionvad.tools.sweep.table import _is_clear, sweep_text
+from clipfusionvad.tools.sweep.plan import cell_name, read_sweep
+from clipfusionvad.tools.sweep.table import sweep_text
 from clipfusionvad.tools.tables.compare import Difference, compare
 
 ABLATIONS = {"no_gam": {"gam": False}, "same": {"max_epoch": 2}}
@@ -97,7 +97,7 @@ def test_the_summary_says_what_is_more_than_chance(swept):
     folder, _, _ = swept
     text = (folder / "summary.md").read_text()
     _, _, below = text.partition("Difference from full, in points:\n\n")
-    header, _, *rows = [line.strip("| ").split(" | ") for line in below.splitlines() if line.startswith("|")]
+    header, _, *rows = [re.split(r" *\| *", line.strip("| ")) for line in below.splitlines() if line.startswith("|")]
     table = results(folder).set_index(["cell", "seed"])
     cells = [cell for cell in table.index.unique("cell") if cell != "full"]
     assert [row[0] for row in rows] == cells and header[1:3] == ["auc1", "ap1"]
@@ -119,7 +119,7 @@ def test_the_summary_says_what_is_more_than_chance(swept):
 )
 def test_a_difference_is_clear_when_neither_videos_nor_seeds_explain_it(p, seed_p, clear):
     one = Difference("auc1", 90, 88, -2, -3, -1, p, 2000, 0, 3, None, None, seed_p)
-    assert _is_clear(one) == clear
+    assert one.clear == clear
 
 
 def test_a_run_is_the_one_that_training_alone_makes(swept, data, tmp_path):
@@ -159,7 +159,7 @@ def test_interrupted_and_continued(swept, data, tmp_path, monkeypatch, step):
     monkeypatch.setattr(Trainer, "_step", stop_after)
     done = sweep(data, tmp_path, *configs)
     assert done.code == 130
-    assert "the same command goes on from here" in done.out
+    assert "the same command continues from here" in done.out
     monkeypatch.undo()
     assert sweep(data, tmp_path, *configs).code == 0
     assert_same_runs(folder, tmp_path)
@@ -277,7 +277,7 @@ def test_a_grid_is_every_combination(tmp_path):
     st.floats(1e-6, 1e3), st.booleans(), st.integers(), st.lists(st.integers(0, 9), min_size=1), st.just("a/b"),
 ), min_size=1))  # fmt: skip
 def test_names_of_settings_are_names_of_folders(options):
-    assert "/" not in describe(options) and describe(options).count("=") == len(options)
+    assert "/" not in cell_name(options) and cell_name(options).count("=") == len(options)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 import yaml
@@ -68,13 +70,13 @@ def test_wrong_figures_are_refused_in_one_line(tmp_path, changes, says):
 
 def test_files_of_two_methods_have_no_full_in_common(tmp_path):
     other = write(tmp_path, "other", method="clipfusionvad", cells={"more": {"gam": False}})
-    with pytest.raises(UserError, match="of different methods"):
+    with pytest.raises(UserError, match="name different methods"):
         read_sweep([write(tmp_path), other])
 
 
 def columns(text):
     """The table of a summary: by cell what stands under each title."""
-    header, _, *rows = [line[2:-2].split(" | ") for line in text.split("\n\n")[0].splitlines()]
+    header, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in text.split("\n\n")[0].splitlines()]
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 

@@ -65,7 +65,7 @@ def test_a_killed_worker_and_a_stop_change_nothing(data, tmp_path, monkeypatch):
         watcher.join()
     assert killed, "no worker was seen at work"
     assert first.code == 130, first.err
-    assert "the same command goes on from here" in first.out
+    assert "the same command continues from here" in first.out
     assert (there / "full" / "seed1" / "done.json").is_file()
     assert "resuming from" in (there / "full" / "seed1" / "train.log").read_text()
     done = sweep(data, there, *configs, seeds=[1], flags=flags)

@@ -1,6 +1,6 @@
-"""What a sweep trains: cells, each of them a name and the options in which it differs from the others.
+"""Read what a sweep trains: cells, each a name and the options in which it differs from the others.
 
-A YAML file given to a sweep is either a ``--config`` file, which makes one cell, or says itself what to try::
+A YAML file of a sweep is either a ``--config`` file, which becomes one cell, or lists what to try::
 
     options: {max_epoch: 5}               # of every cell of this file
     cells:                                # one by one
@@ -15,11 +15,11 @@ A YAML file given to a sweep is either a ``--config`` file, which makes one cell
     trials: 20                            # of the search
     maximize: auc1
 
-A table of a paper also says whose it is and what was printed, in percent; ``full`` has the figures of the file::
+A table of a paper also holds its source and the published figures, in percent; those of the file belong to ``full``::
 
     method: some_method                   # of every cell, and of the unchanged one
     dataset: ucf                          # that the figures are of
-    source: who printed them, and where
+    source: the paper, and its table
     published: {auc1: 86.36}
     cells:
       no gate: {gam: false, published: {auc1: 85.59}}
@@ -38,13 +38,12 @@ from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.models import method_names
 from clipfusionvad.models.config import read_options
+from clipfusionvad.tools.tables import FULL
 
-#: The cell in which nothing is changed; the others are compared with it.
-FULL = "full"
 _PAPER = {"method", "dataset", "source", "published"}
 _SECTIONS = {"options", "cells", "grid", "search", "trials", "maximize"} | _PAPER
-_SPEAKING = {"cells", "grid", "search"}
-#: Metrics, named as in results.csv, that papers print; all in percent there.
+_LISTS = {"cells", "grid", "search"}
+#: Metrics that papers print, named as in results.csv; all in percent there.
 PRINTED = tuple(f"{metric}{branch}" for branch in (1, 2) for metric in ("auc", "ap", "ano_auc"))
 PRINTED += ("mauc", "mean_ap", *(f"map@0.{iou}" for iou in range(1, 6)), "map_average")
 _RANGE = {"low", "high", "log", "step"}
@@ -54,8 +53,7 @@ _NAME = re.compile(r"[\w][\w .,=+-]*")
 
 @dataclass(frozen=True)
 class Published:
-    """What was printed of a cell: ``figures`` in percent by metric, of a ``method`` on a ``dataset``; the ``source``
-    in words."""
+    """Published ``figures`` of a cell, in percent by metric, of a ``method`` on a ``dataset``, and their ``source``."""
 
     figures: Mapping[str, float]
     method: str
@@ -65,7 +63,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting: its ``name``, the ``options`` that are set, and the file ``source`` that says so."""
+    """One setting: its ``name``, the ``options`` that it sets, and the file ``source`` that defines it."""
 
     name: str
     options: Mapping[str, Any]
@@ -75,9 +73,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Search:
-    """A search: what is the same in all its trials (``options``), and the space of the rest.
+    """A search: the ``options`` that all its trials share, and the ``space`` of the others.
 
-    ``space`` gives each option a list of choices or a range: ``low``, ``high`` and, if wanted, ``log`` or ``step``.
+    The space maps each option to a list of choices or a range: ``low``, ``high``, optionally ``log`` or ``step``.
     """
 
     name: str
@@ -90,7 +88,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the files of a sweep say: cells, searches, and the ``method`` of all that do not name another one."""
+    """The cells and searches of a sweep, and the ``method`` of all that do not name another one."""
 
     cells: list[Cell]
     searches: list[Search]
@@ -98,9 +96,9 @@ class Plan:
 
 
 def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
-    """What YAML files say is to be trained; ``full`` puts the unchanged cell before it."""
+    """Read YAML files; with ``full``, the unchanged cell comes first."""
     contents = {path: read_options(path) for path in paths}
-    tables = {path: content for path, content in contents.items() if _SPEAKING & content.keys()}
+    tables = {path: content for path, content in contents.items() if _LISTS & content.keys()}
     of_full = _published_of_full(tables)
     cells = [Cell(FULL, {}, "", of_full)] if full else []
     searches: list[Search] = []
@@ -111,11 +109,11 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
         else:
             cells.append(Cell(Path(path).stem, content, path))
     taken: dict[str, str] = {}
-    named: list[Cell | Search] = [*cells, *searches]
-    for item in named:
+    items: list[Cell | Search] = [*cells, *searches]
+    for item in items:
         if not _NAME.fullmatch(item.name):
             raise UserError(f"{item.source}: {item.name!r} cannot be the name of a folder; name the cell otherwise")
-        # File systems may not tell letters of either case apart.
+        # A file system may ignore the case of letters.
         if item.name.lower() in taken:
             places = " and ".join(filter(None, (taken[item.name.lower()], item.source)))
             raise UserError(f"two cells are named {item.name!r}: {places}")
@@ -124,18 +122,18 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
 
 
 def _method_of(tables: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The method that the files name; they have one unchanged cell in common, so it must be the same."""
+    """Return the method that the files name; they share one unchanged cell, so it must be the same."""
     methods = {path: content["method"] for path, content in tables.items() if "method" in content}
     for path, method in methods.items():
         if method not in method_names():
             raise UserError(f"sweep {path}: unknown method {method!r}{nearest(str(method), method_names())}")
     if len(set(methods.values())) > 1:
-        raise UserError(f"{' and '.join(methods)} are of different methods: sweep them one after the other")
+        raise UserError(f"{' and '.join(methods)} name different methods: sweep them one after the other")
     return next(iter(methods.values()), None)
 
 
 def _published_of_full(tables: Mapping[str, Mapping[str, Any]]) -> Published | None:
-    """The figures of the unchanged method from all files; of several datasets those that the first is of."""
+    """Return the figures of the unchanged method from all files, for the dataset of the first."""
     found = [one for path, content in tables.items() if (one := _published(content, content, path, "the file"))]
     alike = [one for one in found if one.dataset == found[0].dataset]
     figures = {metric: value for one in reversed(alike) for metric, value in one.figures.items()}
@@ -143,7 +141,7 @@ def _published_of_full(tables: Mapping[str, Mapping[str, Any]]) -> Published | N
 
 
 def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, what: str) -> Published | None:
-    """The figures that ``part`` of a file gives, with what the file says of all its figures."""
+    """Return the figures in ``part`` of a file, with the method, dataset and source of the file."""
     if "published" not in part:
         return None
     figures = part["published"]
@@ -158,7 +156,7 @@ def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, w
             raise UserError(f"sweep {path}: published of {what}: {metric} must be a percentage, not {value!r}")
     dataset, source = content.get("dataset"), content.get("source")
     if "method" not in content:
-        raise UserError(f"sweep {path}: published figures need 'method: NAME', that they are of")
+        raise UserError(f"sweep {path}: published figures need 'method: NAME', whose they are")
     if dataset not in DATASETS:
         raise UserError(f"sweep {path}: published figures need 'dataset: NAME', one of {', '.join(DATASETS)}")
     if not isinstance(source, str) or not source.strip():
@@ -185,7 +183,7 @@ def _cells_of(content: Mapping[str, Any], path: str) -> Iterator[Cell]:
     if grid:
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
-            yield Cell(describe(chosen), shared | chosen, path)
+            yield Cell(cell_name(chosen), shared | chosen, path)
 
 
 def _search_of(content: Mapping[str, Any], path: str) -> Iterator[Search]:
@@ -216,16 +214,16 @@ def _rising(values: Mapping[str, Any]) -> bool:
     return numbers and low < high and not (values.get("log") and (low <= 0 or "step" in values))
 
 
-def describe(options: Mapping[str, Any]) -> str:
-    """A name for a setting, made of its options: ``attn_window=8,lr=0.0001``."""
-    return ",".join(f"{key}={_shown(value)}" for key, value in options.items())
+def cell_name(options: Mapping[str, Any]) -> str:
+    """Return a name for a setting from its options: ``attn_window=8,lr=0.0001``."""
+    return ",".join(f"{key}={_value_name(value)}" for key, value in options.items())
 
 
-def _shown(value: Any) -> str:
+def _value_name(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "+".join(map(_shown, value))
+        return "+".join(map(_value_name, value))
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
 
 

@@ -1,4 +1,4 @@
-"""Running trials: one after another in this process, or in several."""
+"""Run trials: one after another in this process, or several at a time in worker processes."""
 
 from __future__ import annotations
 
@@ -18,94 +18,77 @@ import torch
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.signals import stop_on_signals
-from clipfusionvad.tools.sweep.trials import Outcome, Trial
+from clipfusionvad.tools.sweep.trials import Trial, TrialEnd
 
-#: Gives the next trial, or None where there is none at present.
-Next = Callable[[], Trial | None]
-Work = Callable[[Trial], Outcome]
+#: Returns the next trial, or None where there is none at present.
+NextTrial = Callable[[], Trial | None]
+Work = Callable[[Trial], TrialEnd]
+#: Seconds between two looks for a signal.
+PATIENCE = 0.2
 
 
-def run_trials(following: Next, work: Work, jobs: int) -> Iterator[tuple[Trial, Outcome]]:
-    """Each trial with its outcome as it comes, ``jobs`` at a time; ends when none runs and none follows.
+def run_trials(next_trial: NextTrial, work: Work, jobs: int) -> Iterator[tuple[Trial, TrialEnd]]:
+    """Yield each trial with its end as it comes, ``jobs`` at a time, until no trial is running or left.
 
-    SIGINT and SIGTERM let the trials under way save their state; they come out as stopped, and none follows.
+    On SIGINT or SIGTERM the running trials save their state; they end as stopped, and no other one starts.
     """
     if jobs == 1:
-        yield from _run_here(following, work)
-        return
-    stop = threading.Event()
-    with stop_on_signals(stop), _Pool(jobs, work) as pool:
-        while True:
-            while not stop.is_set() and len(pool.running) < jobs and (trial := following()):
-                pool.submit(trial)
-            if not pool.running:
+        while trial := next_trial():
+            end = work(trial)
+            yield trial, end
+            if end.stopped:
                 return
-            if stop.is_set():
-                pool.ask_to_stop()
-            yield from pool.finished(patience=0.2)
-
-
-def _run_here(following: Next, work: Work) -> Iterator[tuple[Trial, Outcome]]:
-    while trial := following():
-        outcome = work(trial)
-        yield trial, outcome
-        if outcome.stopped:
-            return
-
-
-class _Pool:
-    """Worker processes, each with its share of the cores and, in turn, a GPU of its own."""
-
-    def __init__(self, jobs: int, work: Work):
-        self.work, self.running = work, dict[Future[Outcome], Trial]()
-        context = multiprocessing.get_context("spawn")
-        gpus = context.SimpleQueue()
-        count = torch.cuda.device_count()
-        for index in range(jobs):
-            gpus.put(index % count if count else None)
-        threads = max(1, count_cores() // jobs)
-        self.executor = ProcessPoolExecutor(jobs, context, _start, (threads, gpus))
-        self.asked = False
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.running:
+        return
+    stop, asked = threading.Event(), False
+    executor, running = _start_workers(jobs), dict[Future[TrialEnd], Trial]()
+    try:
+        with stop_on_signals(stop):
+            while True:
+                while not stop.is_set() and len(running) < jobs and (trial := next_trial()):
+                    running[executor.submit(_interruptible, work, trial)] = trial
+                if not running:
+                    return
+                if stop.is_set() and not asked:
+                    asked = True
+                    for process in multiprocessing.active_children():
+                        process.terminate()
+                for future in wait(running, PATIENCE, FIRST_COMPLETED).done:
+                    yield running.pop(future), _end_of(future, asked)
+    finally:
+        if running:
             for process in multiprocessing.active_children():
                 process.kill()
-        self.executor.shutdown(cancel_futures=True)
-
-    def submit(self, trial: Trial) -> None:
-        self.running[self.executor.submit(_interruptible, self.work, trial)] = trial
-
-    def ask_to_stop(self) -> None:
-        """Once: what runs saves its state and ends."""
-        if not self.asked:
-            self.asked = True
-            for process in multiprocessing.active_children():
-                process.terminate()
-
-    def finished(self, patience: float) -> Iterator[tuple[Trial, Outcome]]:
-        done, _ = wait(self.running, patience, FIRST_COMPLETED)
-        for future in done:
-            trial = self.running.pop(future)
-            try:
-                yield trial, future.result()
-            except BrokenProcessPool as error:
-                if self.asked:
-                    # Asked to stop before it had begun to train.
-                    yield trial, Outcome(stopped=True)
-                    continue
-                raise UserError(
-                    "a process that trains died (out of memory?): the same command goes on from here, with fewer "
-                    "--jobs if need be"
-                ) from error
+        executor.shutdown(cancel_futures=True)
 
 
-def _start(threads: int, gpus: multiprocessing.queues.SimpleQueue[int | None]) -> None:
-    """In a new worker. Ctrl-C in a terminal is for the first process, which passes it on; without it this one ends."""
-    os.setsid()
+def _start_workers(jobs: int) -> ProcessPoolExecutor:
+    """Start worker processes, each with its share of the cores and, in turn, one GPU."""
+    context = multiprocessing.get_context("spawn")
+    gpus, count = context.SimpleQueue(), torch.cuda.device_count()
+    for index in range(jobs):
+        gpus.put(index % count if count else None)
+    return ProcessPoolExecutor(jobs, context, _init_worker, (max(1, count_cores() // jobs), gpus))
+
+
+def _end_of(future: Future[TrialEnd], asked: bool) -> TrialEnd:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        if asked:
+            # Stopped before the training had started.
+            return TrialEnd(stopped=True)
+        raise UserError(
+            "a process that trains died (out of memory?): the same command continues from here, with fewer --jobs if "
+            "necessary"
+        ) from error
+
+
+def _init_worker(threads: int, gpus: multiprocessing.queues.SimpleQueue[int | None]) -> None:
+    # Ctrl-C in a terminal is for the first process, which passes it on. Without process groups, it is ignored here.
+    if hasattr(os, "setsid"):
+        os.setsid()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if (gpu := gpus.get()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
@@ -113,8 +96,8 @@ def _start(threads: int, gpus: multiprocessing.queues.SimpleQueue[int | None]) -
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _interruptible(work: Work, trial: Trial) -> Outcome:
-    """A trial that SIGTERM stops, also before and after its steps, in which training itself listens to it."""
+def _interruptible(work: Work, trial: Trial) -> TrialEnd:
+    """Run a trial that SIGTERM stops, also before and after the training steps, which handle it themselves."""
 
     def interrupt(kind: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Settings that Optuna chooses, each by what came of those before it."""
+"""Search with Optuna: each setting is chosen by the results of the earlier ones."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from typing import Any
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, write_json
-from clipfusionvad.tools.sweep.plan import Search
+from clipfusionvad.tools.sweep.plan import Cell, Search
 
 
-class Settings:
-    """The settings of a search and the values that they came to, kept in a JSON file.
+class SearchState:
+    """The chosen settings of a search and their results, stored in a JSON file.
 
-    That file, not Optuna, is the memory: a search that is interrupted and continued asks as it would have asked. The
-    sampler of each setting is seeded by the setting's number.
+    The state is in that file, not in Optuna: a search that is interrupted and continued chooses the same settings. The
+    setting's number seeds the sampler.
     """
 
-    def __init__(self, search: Search, path: Path, seed: int, anew: bool = False):
+    def __init__(self, search: Search, path: Path, seed: int, fresh: bool = False):
         self.search, self.path, self.seed = search, path, seed
         self.optuna = _import_optuna()
         self.space = {name: self._distribution(name, values) for name, values in search.space.items()}
         self.chosen: list[dict[str, Any]] = []
         self.values: dict[int, float | None] = {}
-        if path.is_file() and not anew:
+        if path.is_file() and not fresh:
             self._read()
 
     def ask(self) -> None:
-        """Choose another setting."""
+        """Choose the next setting."""
         sampler = self.optuna.samplers.TPESampler(seed=self.seed + len(self.chosen))
         study = self.optuna.create_study(direction="maximize", sampler=sampler)
-        for told in sorted(self.values):
-            value = self.values[told]
+        for number, value in sorted(self.values.items()):
             state = self.optuna.trial.TrialState.FAIL if value is None else self.optuna.trial.TrialState.COMPLETE
             study.add_trial(
                 self.optuna.trial.create_trial(
-                    params=self.chosen[told], distributions=self.space, value=value, state=state
+                    params=self.chosen[number], distributions=self.space, value=value, state=state
                 )
             )
         self.chosen.append(study.ask(self.space).params)
         self._write()
 
     def tell(self, number: int, value: float | None) -> None:
-        """What setting ``number`` came to; None where it failed."""
+        """Record the result of setting ``number``; None where it failed."""
         self.values[number] = value
         self._write()
 
-    def name(self, number: int) -> str:
-        """The name of the cell that a setting is."""
-        return f"{self.search.name}-{number:03d}"
+    @property
+    def is_complete(self) -> bool:
+        return len(self.chosen) >= self.search.trials
 
-    def options(self, number: int) -> dict[str, Any]:
-        return dict(self.search.options) | self.chosen[number]
+    def cell(self, number: int) -> Cell:
+        options = dict(self.search.options) | self.chosen[number]
+        return Cell(f"{self.search.name}-{number:03d}", options, self.search.source)
 
     def _write(self) -> None:
         trials = [

@@ -1,4 +1,4 @@
-"""The table of a sweep: cells over seeds, how far each is from the reference, and what was printed of it."""
+"""The tables of a sweep: cells over seeds, their differences from the reference, published figures beside them."""
 
 from __future__ import annotations
 
@@ -10,46 +10,59 @@ import pandas as pd
 
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.report.formatting import Table, to_markdown
 from clipfusionvad.tools.sweep.plan import Published
-from clipfusionvad.tools.tables.compare import LEVEL, Difference, Resampler, explain
-
-#: Shown where the method has them: the ranking metrics of its branches and the averages of detection mAP.
-METRICS = ("auc1", "ap1", "auc2", "ap2", "mauc", "mean_ap", "map_average")
+from clipfusionvad.tools.tables import HEADLINE
+from clipfusionvad.tools.tables.compare import Difference, Resampler, explain
 
 
 def sweep_text(
     table: pd.DataFrame, reference: str, published: Mapping[str, Published] | None = None, notes: Sequence[str] = ()
 ) -> str:
-    """A Markdown table: mean ± standard deviation (n - 1) over the seeds in percent, and in brackets the mean
-    difference from ``reference`` over the seeds that both have. ``table`` is that of ``results.csv``.
+    """Render a Markdown table: mean ± standard deviation (n - 1) over seeds in percent, and in brackets the mean
+    difference from ``reference`` over the seeds of both. ``table`` is that of ``results.csv``.
 
-    What was ``published`` of cells stands in columns of its own, its sources below, and ``notes`` after them.
+    Figures that were ``published`` have their own columns, with the sources and then the ``notes`` below.
     """
     published = published or {}
-    done = table[table["state"] == "done"]
+    done = table[table["state"] == "done"].set_index("seed")
     printed = {metric for paper in published.values() for metric in paper.figures}
-    metrics = [metric for metric in _ordered(printed) if metric in printed or _measured(done, metric)]
+    metrics = [name for name in HEADLINE if name in printed or (name in done and done[name].notna().any())]
+    metrics += sorted(printed.difference(HEADLINE))
+    # Detection mAP is in percent already.
+    measured = done.reindex(columns=metrics).astype(float) * [1 if name.startswith("map") else 100 for name in metrics]
+    base, rows = measured[done["cell"] == reference], []
+    for cell, count in table.groupby("cell", sort=False).size().items():
+        own = measured[done["cell"] == cell]
+        row = [cell, f"{len(own)} of {count}"]
+        for metric in metrics:
+            row.append(_entry(own[metric], None if cell == reference else base[metric]))
+            if metric in printed:
+                figure = published[cell].figures.get(metric) if cell in published else None
+                row.append("" if figure is None else f"{figure:.2f}")
+        rows.append(row)
     titles = [title for metric in metrics for title in (metric, *[f"{metric}, paper"] * (metric in printed))]
-    lines = [_row(["cell", "seeds", *titles]), _row(["---"] + ["---:"] * (1 + len(titles)))]
-    base = done[done["cell"] == reference].set_index("seed")
-    for cell in dict.fromkeys(table["cell"]):
-        own = done[done["cell"] == cell].set_index("seed")
-        counted = f"{len(own)} of {(table['cell'] == cell).sum()}"
-        figures = published[cell].figures if cell in published else {}
-        values = _values(own, None if cell == reference else base, metrics, printed, figures)
-        lines.append(_row([cell, counted, *values]))
     sources = dict.fromkeys(f"paper: {one.source} ({find_dataset(one.dataset).title})" for one in published.values())
     failed = table[table["state"] == "failed"]
-    below = [*sources, *notes]
-    below += [f"failed: {row.cell}, seed {row.seed}: {row.error}" for row in failed.itertuples()]
-    return "\n".join(lines + ([""] + below if below else [])) + "\n"
+    below = [*sources, *notes, *(f"failed: {row.cell}, seed {row.seed}: {row.error}" for row in failed.itertuples())]
+    return to_markdown(Table(["cell", "seeds", *titles], rows, note="\n".join(below)))
+
+
+def _entry(own: pd.Series, base: pd.Series | None) -> str:
+    values = own.dropna()
+    if values.empty:
+        return "-"
+    text = f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+    mean = float("nan") if base is None else (own - base).reindex(own.index.intersection(base.index)).mean(skipna=False)
+    return text if np.isnan(mean) else f"{text} ({mean:+.2f})"
 
 
 def differences_text(reference: str, runs: Mapping[str, Sequence[Path]]) -> str:
-    """A Markdown table: how far each cell is from ``reference``, with the interval over test videos, and what of it is
-    more than chance. ``runs`` are the folders of each cell's finished runs; a cell that cannot be compared says why.
+    """Render a Markdown table: how much each cell differs from ``reference``, with intervals over test videos.
+
+    ``runs`` are the folders of each cell's finished runs; a cell that cannot be compared gets a line with the reason.
     """
-    resampler, found, refused = Resampler(metrics=METRICS), dict[str, dict[str, Difference]](), list[str]()
+    resampler, found, refused = Resampler(metrics=HEADLINE), dict[str, dict[str, Difference]](), list[str]()
     for cell, folders in runs.items():
         if cell == reference:
             continue
@@ -57,83 +70,29 @@ def differences_text(reference: str, runs: Mapping[str, Sequence[Path]]) -> str:
             found[cell] = {one.metric: one for one in resampler.compare(runs[reference], folders)}
         except UserError as error:
             refused.append(f"{cell} is not compared: {error}")
-    metrics = [metric for metric in METRICS if any(metric in own for own in found.values())]
+    metrics = [metric for metric in HEADLINE if any(metric in own for own in found.values())]
     if not metrics:
-        return "\n".join(refused) + "\n" if refused else ""
-    lines = [
-        f"Difference from {reference}, in points:",
-        "",
-        _row(["cell", *metrics]),
-        _row(["---"] + ["---:"] * len(metrics)),
+        return "".join(f"{line}\n" for line in refused)
+    rows = [
+        [cell, *(_difference(own[metric]) if metric in own else "-" for metric in metrics)]
+        for cell, own in found.items()
     ]
-    lines += [_row([cell, *(_difference(own.get(metric)) for metric in metrics)]) for cell, own in found.items()]
     everything = [one for own in found.values() for one in own.values()]
-    return "\n".join([*lines, "", *_conclusions(found, metrics), "", explain(everything), *refused]) + "\n"
+    below = [*_conclusions(found, metrics), "", explain(everything), *refused]
+    table = to_markdown(Table(["cell", *metrics], rows, note="\n".join(below)))
+    return f"Difference from {reference}, in points:\n\n{table}"
 
 
-def _difference(one: Difference | None) -> str:
-    return (
-        "-"
-        if one is None
-        else f"{one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}]{' *' if _is_clear(one) else ''}"
-    )
-
-
-def _is_clear(one: Difference) -> bool:
-    """Whether neither other test videos nor, where several were tried, other seeds would likely turn it."""
-    limit = 1 - LEVEL
-    return one.p < limit and (one.seed_p is None or one.seed_p < limit)
+def _difference(one: Difference) -> str:
+    return f"{one.difference:+.2f} {one.over_videos}{' *' if one.clear else ''}"
 
 
 def _conclusions(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> list[str]:
-    """For each metric the cells that make a clear difference, the largest first."""
+    """Return a line for each metric with the cells that differ clearly, the largest difference first."""
     lines = ["* p < 0.05 for the test videos and for the seeds:"]
     for metric in metrics:
-        clear = [(cell, own[metric]) for cell, own in found.items() if metric in own and _is_clear(own[metric])]
+        clear = [(cell, own[metric]) for cell, own in found.items() if metric in own and own[metric].clear]
         clear.sort(key=lambda pair: -abs(pair[1].difference))
-        said = ", ".join(f"{cell} {one.difference:+.2f}" for cell, one in clear)
-        lines.append(f"- {metric}: {said or 'no cell is clearly apart'}")
+        text = ", ".join(f"{cell} {one.difference:+.2f}" for cell, one in clear)
+        lines.append(f"- {metric}: {text or 'no cell differs clearly'}")
     return lines
-
-
-def _ordered(printed: set[str]) -> list[str]:
-    return [*METRICS, *sorted(printed - {*METRICS})]
-
-
-def _measured(done: pd.DataFrame, metric: str) -> bool:
-    return metric in done and bool(done[metric].notna().any())
-
-
-def _values(
-    own: pd.DataFrame,
-    base: pd.DataFrame | None,
-    metrics: Sequence[str],
-    printed: set[str],
-    figures: Mapping[str, float],
-) -> list[str]:
-    """The row of a cell: what was measured of each metric and, where somebody printed that one, the figure."""
-    row = []
-    for metric in metrics:
-        row.append(_cell(own, base, metric) if metric in own else "-")
-        if metric in printed:
-            row.append(f"{figures[metric]:.2f}" if metric in figures else "")
-    return row
-
-
-def _cell(own: pd.DataFrame, base: pd.DataFrame | None, metric: str) -> str:
-    # Detection mAP is in percent already.
-    scale = 1.0 if metric.startswith("map") else 100.0
-    values = own[metric].dropna().astype(float) * scale
-    if values.empty:
-        return "-"
-    text = f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
-    shared = own.index.intersection(base.index) if base is not None else own.index[:0]
-    if base is None or shared.empty:
-        return text
-    gaps = (own[metric][shared].astype(float) - base[metric][shared].astype(float)) * scale
-    mean = float(np.mean(gaps))
-    return text if np.isnan(mean) else f"{text} ({mean:+.2f})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
