@@ -14,11 +14,9 @@ import yaml
 from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.report.scores import read_scores
-from clipfusionvad.tools.analysis.registry import ANALYSES, FROM_SCORES, options
-from clipfusionvad.tools.analysis.result import FORMATS
 from clipfusionvad.tools.detect.page import index_row, read_record, write_index
 from fuzz.case import Case, end, read_or_refuse, require, run_command
-from fuzz.mutate import damage, damage_archive, disturb, odd_value
+from fuzz.mutate import damage, damage_archive, disturb
 
 #: Files of a run that are damaged here; model files and training states have their own kinds.
 SPOILT = (".json", ".yaml", ".csv", ".npz", ".jsonl")
@@ -45,25 +43,6 @@ def run_folders(case: Case) -> str:
     outcome = run_command(case, argv)
     if outcome.code == 0:
         require((case.folder / "page.html").read_text(encoding="utf-8").rstrip().endswith("</html>"), "no whole page")
-    return end(outcome)
-
-
-def insights(case: Case) -> str:
-    """Any look at a run: one of its files damaged, or an option odd, or neither."""
-    rng = case.rng
-    folder = case.copy(f"runs/{rng.choice(['test', 'scored', 'trained', 'trained'])}", "run")
-    what = rng.choice(list(ANALYSES))
-    argv = ["insight", what, folder, "--output", case.folder / f"picture.{rng.choice(FORMATS)}"]
-    if rng.random() < 0.7:
-        _spoil(rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in SPOILT]), rng)
-    flags = [declared.flag for declared in options(ANALYSES[what])]
-    if flags and rng.random() < 0.5:
-        argv += [rng.choice(flags), rng.choice([odd_value(rng), rng.choice([0, 1, 2, 0.5, 1e9])])]
-    if ANALYSES[what] not in FROM_SCORES:
-        argv += ["--device", "cpu"]
-    outcome = run_command(case, argv)
-    if outcome.code == 0:
-        require(argv[4].stat().st_size and argv[4].with_suffix(".csv").read_text(encoding="utf-8"), "nothing written")
     return end(outcome)
 
 

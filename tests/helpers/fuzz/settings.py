@@ -6,15 +6,12 @@ import math
 import random
 from typing import Any
 
-import numpy as np
 import yaml
 
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import build_parser
 from clipfusionvad.datasets import DATASETS, find_dataset
-from clipfusionvad.extraction.crops import check_crops
 from clipfusionvad.io.errors import run_main
-from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.models import find_method, method_names
 from fuzz.case import Case, end, read_or_refuse, require, run_command
 from fuzz.mutate import damage, disturb, odd_value
@@ -128,36 +125,3 @@ def dataset_files(case: Case) -> str:
         require(dataset.encode(dataset.labels[-1]).sum() >= 1, "encode")
 
     return read_or_refuse(lambda: find_dataset(str(path)), check)
-
-
-def segments(case: Case) -> str:
-    """Any scores and thresholds: segments lie in the video, in order, and reach the threshold."""
-    rng = case.rng
-    generator = np.random.default_rng(rng.randrange(2**32))
-    if rng.random() < 0.3:
-        crops = [rng.choice([0, 1, 5, 9, 10, -1, 10**20]) for _ in range(rng.randrange(4))]
-        resize = rng.choice(["released", "clip"])
-        return read_or_refuse(
-            lambda: check_crops(crops, resize),
-            lambda _: require(crops and set(crops) <= set(range(10)) and len(set(crops)) == len(crops), f"{crops}"),
-        )
-    count = rng.choice([1, 2, 30])
-    anomaly = generator.random(count).astype(np.float32).round(rng.choice([1, 4]))
-    classes = generator.random((count, 3)).astype(np.float32) if rng.random() < 0.5 else None
-    bounds = np.concatenate([[0], np.cumsum(generator.integers(1, 20, count))])
-    values = [rng.choice([0.0, 1.0, 0.4, 0.5, rng.random()]) for _ in range(2)]
-    seconds = [rng.choice([0.0, 1.0, 1e300, 1e-300, 3.7]) for _ in range(2)]
-    fps = rng.choice([25.0, 1e-9, 1e9, 29.97])
-
-    def check(found: list) -> None:
-        last = -1
-        for segment in found:
-            require(last < segment.start_frame < segment.end_frame <= bounds[-1], f"{found}")
-            require(segment.peak >= np.float32(values[0]) - 1e-6 and math.isfinite(segment.confidence), f"{found}")
-            last = segment.end_frame
-        require(found or anomaly.max() < values[0] or seconds[0] * fps > 1, "nothing found")
-
-    labels = ["normal", "a", "b"]
-    return read_or_refuse(
-        lambda: find_segments(anomaly, classes, bounds, fps, labels, Thresholds(*values, *seconds)), check
-    )
