@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import numpy as np
@@ -108,13 +107,16 @@ def test_train_forward_losses_and_gradients(case, original):
     without = set(original.config["params_with_no_grad"])
 
     def compute(model):
-        # A copy: training statistics must not leak into other tests.
-        model = copy.deepcopy(model).train()
+        model.train().zero_grad()
+        state = {key: value.clone() for key, value in model.state_dict().items()}
         out = model(original.visual, original.lengths)
         losses = model.losses(out, original.targets, original.lengths)
         total = sum(losses.values())
         total.backward()
-        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        parameters = dict(model.named_parameters())
+        buffers = {key: value.clone() for key, value in model.named_buffers()}
+        # Training statistics must not leak into other tests.
+        model.load_state_dict(state)
         assert {name for name, p in parameters.items() if p.requires_grad and p.grad is None} <= without
         logits = {"train_logits1": out.coarse_logits, "train_logits2": out.fine_logits}
         terms = {
@@ -142,7 +144,7 @@ def test_eight_optimizer_steps(case):
     assert config["steps_losses_columns"] == ["loss1", "loss2", "loss3", "loss"]
 
     def train(model):
-        model = copy.deepcopy(model).train()
+        model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         kept = {key: settings[key] for key in ("lr", "betas", "eps", "weight_decay")}
         optimizer = torch.optim.AdamW(trained, **kept)
