@@ -6,13 +6,14 @@ from pathlib import Path
 
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.files import check_writable
-from clipfusionvad.report.paper_figures import FORMATS, draw_figures
-from clipfusionvad.report.results import read_run
-from clipfusionvad.report.run_page import PAGE, write_report
+from clipfusionvad.report import FORMATS, PAGE
 
 
 def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
+    from clipfusionvad.report.paper_figures import draw_figures
+    from clipfusionvad.report.results import read_run
+    from clipfusionvad.report.run_page import write_report
 
     output = args.output or args.run / PAGE
     check_writable(output)

@@ -42,9 +42,10 @@ from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
 from clipfusionvad.io.locks import hold
 from clipfusionvad.io.provenance import Sources, environment
 from clipfusionvad.io.rank import is_main, rank_info
+from clipfusionvad.report import PAGE
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.results import RUN_SCORES
-from clipfusionvad.report.run_page import PAGE, write_report
+from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.seeds import seeds_table, summarise_seeds
 from clipfusionvad.report.table import metrics_table, published

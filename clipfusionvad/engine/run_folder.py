@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
 import yaml
 
 from clipfusionvad.datasets import DATASETS, Dataset, yaml_content
@@ -180,6 +179,8 @@ class RunLog:
 
     def _write_table(self) -> None:
         rows = [{"step": r["step"], "epoch": r["epoch"], **flat_metrics(r["metrics"])} for r in self.evaluations]
+        import pandas as pd
+
         write_text(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
 
 

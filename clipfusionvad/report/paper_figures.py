@@ -17,7 +17,6 @@ from clipfusionvad.report.results import Run
 from clipfusionvad.report.scores import TestResult
 from clipfusionvad.report.table import BRANCHES
 
-FORMATS = ("png", "pdf")
 _COLOURS = (COARSE_COLOUR, FINE_COLOUR)
 _COLUMN = 3.4  # inches: one column of a two-column paper
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from clipfusionvad.io.files import write_text
+from clipfusionvad.report import PAGE
 from clipfusionvad.report.curves import PooledScores, class_confusion, pool, video_error
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, published
 
-PAGE = "report.html"
 # Scores in the page are whole multiples of 1 / SCALE.
 SCALE = 10_000
 # Shown large, beside what the paper has a figure for.
