@@ -132,3 +132,24 @@ def test_commands_do_not_import_what_they_rarely_need():
     code = f"import sys, {', '.join(f'clipfusionvad.cli.{name}' for name in names)}; print(*sys.modules)"
     loaded = {*run_python(code).stdout.split()}
     assert not loaded & {"torch._dynamo", "transformers", "ray", "optuna", "onnx"}
+
+
+HELP = """
+import contextlib, sys
+from clipfusionvad.__main__ import main
+for line in sys.argv[1:]:
+    with contextlib.suppress(SystemExit):
+        main([*line.split(), "--help"])
+        main([*line.split(), "--unknown-flag"])
+print(); print(*sys.modules)
+"""
+
+
+def test_help_imports_nothing_that_only_a_run_needs():
+    light = ["lists", "table", "report", "doctor", "compare-features", "detect", "export", "extract"]
+    loaded = {*run_python(HELP, *light).stdout.splitlines()[-1].split()}
+    heavy = {"sklearn", "matplotlib", "pandas", "scipy", "jinja2", "tensorboard", "torchvision", "transformers"}
+    assert not loaded & (heavy | {"torch"})
+    with_torch = [f"{command} --dataset ucf" for command in ("train", "test", "pack", "uncertainty")]
+    loaded = {*run_python(HELP, *with_torch, "demo", "insight").stdout.splitlines()[-1].split()}
+    assert "torch" in loaded and not loaded & heavy
