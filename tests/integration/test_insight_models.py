@@ -20,9 +20,7 @@ from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import token_words, tokenize
-from clipfusionvad.models.layers import axial, glimpse, transformer
-from clipfusionvad.tools.analysis.attention import Layer, axial_weights, glimpse_weights, plain_weights, read_attention
-from clipfusionvad.tools.analysis.attention import torch_weights as multi_weights
+from clipfusionvad.tools.analysis.attention import Layer, attention_weights, read_attention, record_attention
 from clipfusionvad.tools.analysis.gates import read_gates
 from clipfusionvad.tools.analysis.graph import blocks, read_graphs
 from clipfusionvad.tools.analysis.prompts import class_similarity, nearest_words
@@ -56,41 +54,22 @@ def seen_by(model, snippets=22, name=None, width=W):
     return view(model, videos, name)
 
 
-def merge(found):
-    """Weights times values of all heads, side by side."""
-    return (found.weights @ found.values).transpose(1, 2).flatten(2)
-
-
-def test_weights_times_values_are_what_the_modules_give():
+def test_weights_times_values_are_the_attention():
     torch.manual_seed(0)
-    x = torch.randn(3, 10, W)
+    q, k, v = torch.randn(3, 2, 4, 10, 8)
+    visible = torch.rand(2, 1, 10, 10) > 0.3
+    visible[..., 0] = True
+    for mask in (None, visible, torch.randn(2, 1, 1, 10)):
+        for scale in (None, 1.0):
+            expected = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+            torch.testing.assert_close(attention_weights(q, k, mask, scale) @ v, expected)
+    module = torch.nn.MultiheadAttention(W, 4, batch_first=True).eval()
+    x, padding = torch.randn(3, 10, W), torch.arange(10) >= torch.tensor([10, 6, 3])[:, None]
+    with torch.no_grad(), record_attention(torch.nn.Sequential(module)) as found:
+        module(x, x, x, key_padding_mask=padding, need_weights=False)
     with torch.no_grad():
-        plain = transformer.SelfAttention(W, 4)
-        plain.in_proj_bias.normal_()
-        found = plain_weights(plain, x, transformer.attend_all)
-        torch.testing.assert_close(plain.out_proj(merge(found)), plain(x, transformer.attend_all))
-
-        grid = axial.SelfAttention(W, 4, 6)
-        torch.testing.assert_close(grid.to_out(merge(axial_weights(grid, x))), grid(x))
-
-        multi = torch.nn.MultiheadAttention(W, 4, batch_first=True).eval()
-        padding = torch.arange(10) >= torch.tensor([10, 6, 3])[:, None]
-        found = multi_weights(multi, x, x, x, key_padding_mask=padding)
-        expected, weights = multi(x, x, x, key_padding_mask=padding, average_attn_weights=False)
-        torch.testing.assert_close(multi.out_proj(merge(found)), expected)
-        torch.testing.assert_close(found.weights, weights)
-
-
-@pytest.mark.parametrize(("window", "scaled"), [(4, False), (4, True), (0, False), (16, True)])
-def test_glimpse_weights_times_values_are_its_output(window, scaled):
-    torch.manual_seed(0)
-    module, x = glimpse.SegmentAttention(8, window, scaled), torch.randn(2, 10, 8)
-    valid = torch.arange(10) < torch.tensor([10, 7])[:, None]
-    with torch.no_grad():
-        found = glimpse_weights(module, x, valid)
-        attended = (found.weights @ found.values)[:, 0].reshape(2, -1, 8)[:, :10]
-        torch.testing.assert_close(attended, module(x, valid))
-    torch.testing.assert_close(found.weights.sum(-1), torch.ones(found.weights.shape[:-1]))
+        weights = module(x, x, x, key_padding_mask=padding, average_attn_weights=False)[1]
+    torch.testing.assert_close(found["0"], weights)
 
 
 def test_a_layer_is_laid_out_where_its_lines_run():

@@ -1,16 +1,17 @@
 """Attention along time in one input of a model.
 
 The models compute attention in fused kernels, which return no weights. Here the weights are computed by formula from
-the inputs of the attention modules; the models do not change. T snippets of an input, H heads; a module attends within
-lines of L places: windows, rows of a grid, or the whole input as its only line.
+the queries and keys of each call of ``F.scaled_dot_product_attention``; the models do not change. T snippets of an
+input, H heads; a module attends within lines of L places: windows, rows of a grid, or the whole input as its only line.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
-from clipfusionvad.models.layers import axial, glimpse, transformer
+from clipfusionvad.models.layers import axial
 from clipfusionvad.models.layers.dual_branch import DualBranch
 from clipfusionvad.tools.analysis.figures import COLOURS, Figure, hide_spines, mark_truth, new_figure, shade
 from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
@@ -31,57 +32,50 @@ SHOWN = 64
 PANELS = 4
 
 
-@dataclass(frozen=True)
-class Weights:
-    """``weights`` (lines, H, L, L) of a module, whose rows sum to one, and its ``values`` (lines, H, L, d)."""
-
-    weights: Tensor
-    values: Tensor
-
-
-def plain_weights(module: transformer.SelfAttention, x: Tensor, attend: Any) -> Weights:
-    """Return the weights of CLIP's attention; x (lines, L, D), each line attends to itself."""
-    q, k, v = transformer.split_heads(F.linear(x, module.in_proj_weight, module.in_proj_bias), module.heads)
-    return Weights((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1), v)
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None, **_: Any) -> Tensor:
+    """Return the weights (…, L, L) of ``F.scaled_dot_product_attention``, whose rows sum to one; q, k (…, L, d)."""
+    logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1)
 
 
-def glimpse_weights(module: glimpse.SegmentAttention, x: Tensor, valid: Tensor) -> Weights:
-    """Return the weights of ReFLIP-VAD's Glimpse; x (B, T, c), valid (B, T); the last window may be padded."""
-    window = min(module.window or x.shape[1], x.shape[1])
-    padding = -x.shape[1] % window
-    qkv = F.pad(module.qkv(x.transpose(1, 2)), (0, padding)).transpose(1, 2)
-    q, k, v = (part.reshape(-1, 1, window, x.shape[2]) for part in qkv.chunk(3, dim=-1))
-    seen = F.pad(valid, (0, padding)).view(-1, window)
-    mask = (seen[:, None, :] | ~seen[:, :, None])[:, None]
-    logits = q @ k.transpose(-1, -2) * (x.shape[2] ** -0.5 if module.scaled else 1.0)
-    return Weights(logits.masked_fill(~mask, -torch.inf).softmax(dim=-1), v)
+@contextlib.contextmanager
+def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Record the weights (lines, H, L, L) of all attention computed within, by the name of the innermost module."""
+    found: dict[str, Tensor] = {}
+    running: list[str] = []
+    compute, fast = F.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
 
+    def leave(*_: Any) -> None:
+        running.pop()
 
-def axial_weights(module: axial.SelfAttention, x: Tensor) -> Weights:
-    """Return the weights along the lines of AnomalyCLIP's grid; x (lines, L, E)."""
-    keys, values = module.to_kv(x).chunk(2, dim=-1)
-    q, k, v = (part.unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in (module.to_q(x), keys, values))
-    return Weights((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1), v)
+    def record(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **more: Any,
+    ) -> Tensor:
+        found[running[-1]] = attention_weights(q, k, attn_mask, more.get("scale"), is_causal)
+        return compute(q, k, v, attn_mask, dropout_p, is_causal, **more)
 
-
-def torch_weights(
-    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None, **_: Any
-) -> Weights:
-    """Return the weights of torch's module as IEF-VAD uses it, (B, T, D), batch first."""
-    projected = F.linear(query, module.in_proj_weight, module.in_proj_bias)
-    q, k, v = transformer.split_heads(projected, module.num_heads)
-    logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if key_padding_mask is not None:
-        logits = logits.masked_fill(key_padding_mask[:, None, None], -torch.inf)
-    return Weights(logits.softmax(dim=-1), v)
-
-
-READERS: dict[type[nn.Module], Callable[..., Weights]] = {
-    transformer.SelfAttention: plain_weights,
-    glimpse.SegmentAttention: glimpse_weights,
-    axial.SelfAttention: axial_weights,
-    nn.MultiheadAttention: torch_weights,
-}
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+        hooks.append(module.register_forward_hook(leave))
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with mock.patch.object(F, "scaled_dot_product_attention", record):
+            yield found
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -118,30 +112,13 @@ class Layer:
 @torch.inference_mode()
 def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
     """Return all attention along time on input number ``which``; ``UserError`` for a model without any."""
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in READERS and not name.startswith("clipmodel.") and "distilbert" not in name
-    }
-    found: dict[str, Weights] = {}
-    hooks = []
-    for name, module in modules.items():
-
-        def keep(module: nn.Module, args: Any, kwargs: Any, _: Any, name: str = name) -> None:
-            given = inspect.getcallargs(module.forward, *args, **kwargs)
-            found[name] = READERS[type(module)](module, **{key: given[key] for key in given.keys() - {"self"}})
-
-        hooks.append(module.register_forward_hook(keep, with_kwargs=True))
-    chosen = slice(which, which + 1)
-    try:
+    chosen, fixed = slice(which, which + 1), model.fixed_inputs()
+    with record_attention(model) as found:
         if isinstance(model, DualBranch):
             # Its forward skips windows of padding, whose lines would be missing.
             model.temporal(seen.windows[chosen] + model.frame_position_embeddings.weight)
         else:
-            model(seen.windows[chosen], seen.lengths[chosen], *model.fixed_inputs())
-    finally:
-        for hook in hooks:
-            hook.remove()
+            model(seen.windows[chosen], seen.lengths[chosen], *fixed)
     if not found:
         raise UserError(f"this {model.name} has no attention along time")
     axes = {name: module.axis for name, module in model.named_modules() if isinstance(module, axial.AxialAttention)}
@@ -149,12 +126,12 @@ def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
     return [_layer(name, weights, grid, axes.get(name.removesuffix(".fn.fn"))) for name, weights in found.items()]
 
 
-def _layer(name: str, found: Weights, grid: tuple[int, int], axis: int | None) -> Layer:
-    lines, heads, length, _ = found.weights.shape
+def _layer(name: str, weights: Tensor, grid: tuple[int, int], axis: int | None) -> Layer:
+    lines, heads, length, _ = weights.shape
     places = np.arange(lines * length).reshape(lines, length)
     if axis == axial.ROWS:
         places = np.arange(grid[0] * grid[1]).reshape(grid).T
-    return Layer(name, heads, found.weights.mean(dim=1).float().cpu().numpy(), places, axis == axial.ROWS)
+    return Layer(name, heads, weights.mean(dim=1).float().cpu().numpy(), places, axis == axial.ROWS)
 
 
 def draw_attention(layers: list[Layer], seen: VideoView, which: int) -> Figure:
