@@ -62,7 +62,7 @@ def test_weights_times_values_are_the_attention():
     for mask in (None, visible, torch.randn(2, 1, 1, 10)):
         for scale in (None, 1.0):
             expected = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-            torch.testing.assert_close(attention_weights(q, k, mask, scale) @ v, expected)
+            torch.testing.assert_close(attention_weights(q, k, mask, scale=scale) @ v, expected)
     module = torch.nn.MultiheadAttention(W, 4, batch_first=True).eval()
     x, padding = torch.randn(3, 10, W), torch.arange(10) >= torch.tensor([10, 6, 3])[:, None]
     with torch.no_grad(), record_attention(torch.nn.Sequential(module)) as found:

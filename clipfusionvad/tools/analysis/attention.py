@@ -32,7 +32,9 @@ SHOWN = 64
 PANELS = 4
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None, **_: Any) -> Tensor:
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Any = None, _: float = 0, is_causal: bool = False, *, scale: float | None = None
+) -> Tensor:
     """Return the weights (…, L, L) of ``F.scaled_dot_product_attention``, whose rows sum to one; q, k (…, L, d)."""
     logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
@@ -52,17 +54,9 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     def leave(*_: Any) -> None:
         running.pop()
 
-    def record(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **more: Any,
-    ) -> Tensor:
-        found[running[-1]] = attention_weights(q, k, attn_mask, more.get("scale"), is_causal)
-        return compute(q, k, v, attn_mask, dropout_p, is_causal, **more)
+    def record(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        found[running[-1]] = attention_weights(q, k, attn_mask, *args, **kwargs)
+        return compute(q, k, v, attn_mask, *args, **kwargs)
 
     hooks = []
     for name, module in model.named_modules():
