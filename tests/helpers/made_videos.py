@@ -1,4 +1,4 @@
-"""Videos that tests make, and the plain way to features: one frame and one crop at a time, as the protocol reads."""
+"""Videos for tests, and features computed plainly: one frame and one crop at a time, as the protocol reads."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def write_video(
     **options,
 ):
     """Write a video and return its path; ``times`` are those of the frames in milliseconds."""
+    rate = Fraction(rate).limit_denominator(100_000)
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream(codec, rate=rate, options={"x265-params": "log-level=none"} if "265" in codec else {})
         (stream.width, stream.height), stream.pix_fmt = size, pix_fmt

@@ -1,12 +1,9 @@
-"""Videos of a few seconds and models of random weights, for tests of detection."""
+"""Model files with random weights, for tests of detection."""
 
 from __future__ import annotations
 
 import functools
-from fractions import Fraction
 
-import av
-import numpy as np
 import torch
 from tiny import METHOD_FLAGS, SHARED_FLAGS, quietly, strings
 
@@ -16,36 +13,6 @@ from clipfusionvad.cli.prepare import prepare_model
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
 from clipfusionvad.io.files import write_torch
-
-SIZE = (48, 64)
-
-
-def write_video(path, frames, fps=30.0, codec="libx264", seed=0, **settings):
-    """Noise that changes with every second, a grey level that rises; ``settings`` go to ``av.open``."""
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w", **settings) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(100_000))
-        stream.height, stream.width = SIZE
-        stream.pix_fmt = "yuv420p"
-        for index in range(frames):
-            if index % 30 == 0:
-                picture = rng.integers(0, 120, (*SIZE, 3))
-            frame = (picture + index % 100).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def write_sound(path, seconds=1):
-    """A file without a picture."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        for index in range(16 * seconds):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 16000, 1000 * index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def write_model(path, method, dataset=UCF):

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from small_detect import detect, write_model, write_sound, write_video
+from made_videos import write_sound, write_video
+from small_detect import detect, write_model
 from tiny import METHOD_FLAGS, WIDTH, skip_without_packages
 
 from clipfusionvad.datasets import UCF, XD
@@ -106,10 +107,10 @@ def test_another_crop_is_read_as_asked(place, tmp_path):
 def odd(place, tmp_path_factory):
     """What a folder of odd files gives, scored once."""
     folder, out = tmp_path_factory.mktemp("odd"), tmp_path_factory.mktemp("odd_out")
-    write_video(folder / "hevc.mp4", 54, 27.00003, "libx265")
-    write_video(folder / "rate.mp4", 91, 30.067)
+    write_video(folder / "hevc.mp4", 54, "libx265", 27.00003)
+    write_video(folder / "rate.mp4", 91, rate=30.067)
     write_video(folder / "short.mp4", 10)
-    whole = write_video(folder / "cut.mp4", 200, options={"movflags": "faststart"})
+    whole = write_video(folder / "cut.mp4", 200, movflags="faststart")
     whole.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
     write_sound(folder / "sound.mp4")
     (folder / "text.mp4").write_text("This is no video.\n")
@@ -194,7 +195,7 @@ def test_finished_videos_are_kept_until_something_changes(place, tmp_path):
     assert again > first
     over = written("--threshold", 0.7, "--overwrite")
     assert over > again
-    write_video(video, 50, seed=1)
+    write_video(video, 50, still=True)
     assert written("--threshold", 0.7) > over and described(tmp_path / "out")["video"]["frames_read"] == 50
     (tmp_path / "out/video.json").write_text('{"half')
     assert written("--threshold", 0.7) and described(tmp_path / "out")["video"]["frames_read"] == 50

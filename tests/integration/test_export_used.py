@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
-from small_detect import detect, write_model, write_video
+from made_videos import write_video
+from small_detect import detect, write_model
 from tiny import Tiny, make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main

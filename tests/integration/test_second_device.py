@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small_detect import write_model, write_video
+from made_videos import write_video
+from small_detect import write_model
 from tiny import METHOD_FLAGS, WIDTH, make_tiny, package_main, quietly, strings
 from torch.utils import backend_registration
 
