@@ -68,7 +68,8 @@ def test_nothing_else_names_a_method_or_a_dataset():
     for own, tree in TREES.items():
         named = strings_of(tree) & (methods | ({*DATASETS} if own != "datasets" else set()))
         named |= {other.split(".")[1] for other in imports(tree) if other.startswith("models.")} & methods
-        assert named <= {own.removeprefix("models.")}, own
+        # The package's __init__ of methods translates the older names that files hold.
+        assert named <= {own.removeprefix("models.")} or own == "models.__init__", own
 
 
 def test_no_test_lists_the_methods():
