@@ -187,7 +187,9 @@ def load_centroid(model: Method, path: str | Path) -> None:
 
 def check_method(file: ModelFile, method: str) -> None:
     """Refuse a file that says, or whose keys show, that it belongs to another method."""
-    if file.method not in (None, method):
+    # Bare weights of a method that extends another one look like those of either.
+    fits = not file.hparams and find_method(method).matches_state_dict(file.state)
+    if file.method not in (None, method) and not fits:
         raise UserError(f"{file.path} is a checkpoint of {file.method}, not of {method}: use --method {file.method}")
 
 

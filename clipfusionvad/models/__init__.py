@@ -18,8 +18,8 @@ __all__ = ["Method", "TextMethod", "build_method", "create_model", "find_method"
 _NOT_METHODS = {"base", "clip", "config"}
 _FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - _NOT_METHODS
 _METHODS: dict[str, type[Method]] = {}
-#: What ``--variant`` used to choose; command lines, YAML files and checkpoints may still say it.
-_VARIANTS = [{"paper": "reflipvad", "repo": "reflipvad_repo"}]
+#: Ends the name of a method that is another one's released code, which ``--variant repo`` used to choose.
+_REPO = "_repo"
 
 
 def __getattr__(name: str) -> Any:
@@ -81,7 +81,8 @@ def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16"
 
 def variants_of(name: str) -> dict[str, str]:
     """Return the methods that used to be variants of one method, ``name`` among them, by the variant's name."""
-    return next((methods for methods in _VARIANTS if name in methods.values()), {})
+    paper = name.removesuffix(_REPO)
+    return {"paper": paper, "repo": paper + _REPO} if paper + _REPO in method_names() else {}
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
