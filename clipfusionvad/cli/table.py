@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         check_writable(path)
 
     from clipfusionvad.tools.tables.collect import collect
-    from clipfusionvad.tools.tables.store import add_to_store, merge, read_store, write_into_readme
+    from clipfusionvad.tools.tables.store import add_to_store, merge, read_store, write_into_page
 
     settings = collect(args.runs) if args.runs else []
     if settings and args.store:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if settings and args.store:
         print(f"store         {args.store}: {add_to_store(args.store, settings, args.data)} rows added or replaced")
     if args.readme:
-        write_into_readme(args.readme, read_store(args.store))
+        write_into_page(args.readme, read_store(args.store))
         print(f"readme        {args.readme}: its tables are those of {args.store}")
     return 0
 

@@ -21,7 +21,7 @@ from clipfusionvad.datasets import UCF, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import state_without_clip
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models import method_names
-from clipfusionvad.tools.tables.store import read_store, write_into_readme
+from clipfusionvad.tools.tables.store import read_store, write_into_page
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -113,8 +113,8 @@ def parse_options(dataset: Dataset, argv: list[str]) -> None:
         argv = argv[:at] + argv[at + 2 :]
     try:
         option_file_of(dataset).parse_args(argv)
-    except SystemExit:
-        pytest.fail(f"the options of {dataset.name} do not take {argv}")
+    except SystemExit as ended:
+        assert not ended.code, f"the options of {dataset.name} do not take {argv}"
 
 
 def flags_in(words: list[str]) -> set[str]:
@@ -179,10 +179,11 @@ def test_the_tree_of_the_package_is_complete():
     assert not missing
 
 
-def test_tables_of_results_are_those_of_the_store(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
-    write_into_readme(page, read_store(ROOT / "docs" / "results.csv"))
-    assert page.read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), (
-        "make them: python -m clipfusionvad table --store docs/results.csv --readme README.md"
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "results.md"], ids=lambda page: page.stem)
+def test_tables_of_results_are_those_of_the_store(page, tmp_path):
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    write_into_page(copy, read_store(ROOT / "docs" / "results.csv"))
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8"), (
+        f"generate them: python -m clipfusionvad table --store docs/results.csv --readme {page.relative_to(ROOT)}"
     )

@@ -22,7 +22,6 @@ from clipfusionvad.tools.tables.rows import TITLES, metric_rows
 _KEY = ("method", "dataset", "data", "protocol", "metric")
 _COLUMNS = (*_KEY, "mean", "std", "n", "command", "version", "commit", "date")
 _WIDTH = 120
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def add_to_store(path: Path, settings: Sequence[Setting], data: str | None) -> int:
@@ -101,13 +100,45 @@ def _rows_of(setting: Setting, kind: str) -> dict[tuple[str, ...], dict[str, str
     return rows
 
 
-def write_into_readme(path: Path, store: Sequence[dict[str, str]]) -> None:
-    """Write the tables of a store between the markers of a page; ``UserError`` for a page without markers."""
-    text = read_text(path, "page")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{path} needs one line '{BEGIN}' and below it one line '{END}': the tables go between them")
-    before, rest = text.split(BEGIN)
-    write_text(path, f"{before}{BEGIN}\n{results_text(store)}{END}{rest.split(END)[1]}")
+def write_into_page(path: Path, store: Sequence[dict[str, str]]) -> None:
+    """Write the tables of a store between the markers of a page; ``UserError`` for a page without markers.
+
+    Between ``<!-- results: begin -->`` and ``<!-- results: end -->`` go all figures, between the same lines with
+    ``headline`` the first published figure of each method and dataset.
+    """
+    text, found = read_text(path, "page"), False
+    for kind, make in (("results", results_text), ("headline", headline_text)):
+        begin, end = f"<!-- {kind}: begin -->", f"<!-- {kind}: end -->"
+        if text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end):
+            before, rest = text.split(begin)
+            text, found = f"{before}{begin}\n{make(store)}{end}{rest.split(end)[1]}", True
+    if not found:
+        raise UserError(
+            f"{path} needs one line '<!-- results: begin -->' and below it one line '<!-- results: end -->': the "
+            f"tables go between them"
+        )
+    write_text(path, text)
+
+
+def headline_text(store: Sequence[dict[str, str]]) -> str:
+    """Render each paper's first figure by dataset beside what was measured here on the full test set, in percent."""
+    measured = {
+        (row["method"], row["dataset"], row["metric"]): row
+        for row in store
+        if row["data"] == FULL_SET and row["protocol"] == "paper"
+    }
+    claims: dict[tuple[str, str], PublishedFigure] = {}
+    for figure in published_figures():
+        claims.setdefault((figure.method, figure.dataset), figure)
+    cells = {
+        key: f"{_name(figure.metric)} {figure.percent:.2f} / {_measured(measured.get((*key, figure.metric)))}"
+        for key, figure in claims.items()
+    }
+    rows = tuple(
+        (method, *(cells.get((method, name), "–") for name in DATASETS))
+        for method in dict.fromkeys(method for method, _ in claims)
+    )
+    return to_markdown(Table(("published / measured here", *(item.title for item in DATASETS.values())), rows))
 
 
 def results_text(store: Sequence[dict[str, str]]) -> str:
