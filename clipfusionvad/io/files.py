@@ -8,8 +8,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape
@@ -34,21 +34,22 @@ class CannotWrite(UserError):
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` once the body has ended without error."""
     path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_LEFTOVER)
+    temporary = _temporary(path)
     try:
         with writing(path):
-            with os.fdopen(handle, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes private files; results follow the umask.
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_LEFTOVER}")
 
 
 @contextlib.contextmanager
@@ -64,11 +65,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if leftover.name.endswith(_REPLACED) and not path.exists():
                 os.rename(leftover, path)
             shutil.rmtree(leftover, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_LEFTOVER))
+        temporary = _temporary(path)
+        temporary.mkdir()
         before = temporary.with_suffix(_REPLACED)
         try:
             yield temporary
-            os.chmod(temporary, 0o777 & ~_umask())
             if path.exists():
                 os.rename(path, before)
             os.rename(temporary, path)
@@ -91,12 +92,6 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     for leftover in folder.glob(f".{escape(name)}.*{_LEFTOVER}" if name else f".*{_LEFTOVER}"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def check_writable(path: str | Path) -> None:
@@ -155,7 +150,7 @@ def write_torch(path: str | Path, value: Any) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` a hard link to ``source``, or a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{_LEFTOVER}")
+    temporary = _temporary(target)
     with writing(target):
         if target.resolve() == source.resolve():
             return

@@ -62,13 +62,14 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
             start = file.read(2)
         if start not in (b"PK", b"\x80\x02"):
             raise ValueError("neither a zip archive nor a pickle")
-        if start == b"PK":
-            _check_archive(path)
-            if (state := _read_torchscript(path)) is not None:
-                return state
         with warnings.catch_warnings():
-            # torch warns about what a damaged pickle does to tensors; the error that follows is enough.
+            # torch warns about old storages, and about what a damaged pickle does to tensors.
             warnings.simplefilter("ignore")
+            if start == b"PK":
+                _check_archive(path)
+                with zipfile.ZipFile(path) as archive:
+                    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                        return dict(_tensors(_read_archive(path), "", set()))
             return _read_torch(path, what)
     except (MemoryError, UserError):
         raise
@@ -102,14 +103,6 @@ def _check_archive(path: str | Path) -> None:
                 # A file written without checksums has zeros there.
                 while entry.CRC and content.read(2**22):
                     pass
-
-
-def _read_torchscript(path: str | Path) -> dict[str, Tensor] | None:
-    """Return the tensors of a TorchScript archive under the names of its state dict; None for another archive."""
-    with zipfile.ZipFile(path) as archive:
-        if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            return None
-    return dict(_tensors(_read_archive(path), "", set()))
 
 
 def _read_archive(path: str | Path) -> Any:
@@ -180,18 +173,6 @@ class _ArchiveUnpickler(RestrictedUnpickler):
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *ignored: tensor,
     }
-    dtypes = {
-        "DoubleStorage": "float64",
-        "FloatStorage": "float32",
-        "HalfStorage": "float16",
-        "BFloat16Storage": "bfloat16",
-        "LongStorage": "int64",
-        "IntStorage": "int32",
-        "ShortStorage": "int16",
-        "CharStorage": "int8",
-        "ByteStorage": "uint8",
-        "BoolStorage": "bool",
-    }
 
     def __init__(self, archive: zipfile.ZipFile, program: str):
         super().__init__(io.BytesIO(archive.read(program)))
@@ -200,8 +181,8 @@ class _ArchiveUnpickler(RestrictedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
-        if module == "torch" and name in self.dtypes:
-            return getattr(torch, self.dtypes[name])
+        if module == "torch" and name.endswith("Storage"):
+            return getattr(torch, name).dtype
         return self.names.get((module, name), _Inert)
 
     def persistent_load(self, pid: Any) -> Tensor:

@@ -18,7 +18,6 @@ from test_resume import assert_same
 from tiny import make_tiny, package_main, quietly, strings
 
 from clipfusionvad.engine.run_folder import RunLog
-from clipfusionvad.io import files
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.event_log import AppendedText, Curves
 from clipfusionvad.io.files import write_torch
@@ -150,7 +149,6 @@ def test_a_folder_that_must_not_be_written(tmp_path, make, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match=f"cannot write {tmp_path}.*: {os.strerror(errno.EACCES)}"):
         make(tmp_path / "x")

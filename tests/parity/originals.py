@@ -114,14 +114,14 @@ def assert_all_close(
     """``assert_close`` for each name in the results of ``compute_twice``."""
     ours, exact = results
     for name, value in ours.items():
-        assert_close(value, exact[name], np.squeeze(recorded[name]), name, relative, floor)
+        assert_close(value, exact[name], recorded[name], name, relative, floor)
 
 
 def assert_mistakes_are_caught(results: tuple[Results, Results], recorded: Mapping[str, Any]) -> None:
     """Assert that ``assert_close`` refuses each result if one of its numbers is off by 1e-4 of the largest."""
     ours, exact = results
     for name in ours:
-        wrong = np.array(np.squeeze(recorded[name]), dtype=np.float64)
+        wrong = as_array(recorded[name]).astype(np.float64)
         largest = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
         wrong[largest] *= 1 + 1e-4
         with pytest.raises(AssertionError, match=name):
