@@ -241,7 +241,7 @@ def test_origins_in_a_model_file(key, value, tmp_path):
     made = {"method": "iefvad", "dataset": "ucf", "options": {}, "clip": None} | {key: value}
     content = {"format": "clipfusionvad-1", "made": made, "model_state_dict": {"w": torch.zeros(1)}}
     torch.save(content, tmp_path / "model.pth")
-    refused(lambda: read_model_file(tmp_path / "model.pth"), "how it was made")
+    refused(lambda: read_model_file(tmp_path / "model.pth"), "no valid hyper-parameters")
 
 
 # Pages.
