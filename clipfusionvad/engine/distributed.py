@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.io.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST, UserError, error_line
@@ -31,26 +30,21 @@ from clipfusionvad.io.signals import STOP_SIGNALS, stop_on_signals
 TIMEOUT = timedelta(minutes=30)
 #: Seconds in which a process must stop after a signal; torchrun kills it after 30.
 STOP_SECONDS = 20.0
-_store: Any = None
 
 
 @contextlib.contextmanager
 def distributed_context(device_name: str) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did, and yield a device: each process takes its own GPU."""
-    global _store
-    info = rank_info()
-    if info.world_size == 1:
+    if rank_info().world_size == 1:
         yield pick_device(device_name)
         return
     try:
-        _store, *_ = next(rendezvous("env://"))
+        # Objects and decisions travel from CPU to CPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other processes: {str(error).splitlines()[0]}") from error
     try:
-        device = _pick_rank_device(device_name)
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=_store, rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
-        yield device
+        yield _pick_rank_device(device_name)
         # torchrun would end processes that still write.
         barrier()
     except UserError as error:
@@ -79,33 +73,25 @@ def _pick_rank_device(name: str) -> torch.device:
     return device
 
 
-def broadcast_object(make: Callable[[], Any]) -> Any:
-    """Return in every process the plain value that ``make`` returns in rank 0."""
-    values = [make() if is_main() else None]
-    if rank_info().world_size > 1:
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-    return values[0]
-
-
 def gather_objects(value: Any) -> list[Any]:
-    """Return in every process the plain values of all processes, by rank."""
+    """Return in every process the plain values of all processes, by rank. All processes must call this."""
     values = [value] * rank_info().world_size
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
 
 
+def broadcast_object(make: Callable[[], Any]) -> Any:
+    """Return in every process the plain value that ``make`` returns in rank 0."""
+    return gather_objects(make() if is_main() else None)[0]
+
+
 def any_rank(flag: bool) -> bool:
-    """Return whether the flag is set in any process. All processes must call this."""
-    flags = torch.tensor(int(flag))
-    if rank_info().world_size > 1:
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return any(gather_objects(flag))
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
-    any_rank(False)
+    gather_objects(None)
 
 
 @contextlib.contextmanager
@@ -131,12 +117,14 @@ def rank_slice(count: int) -> slice:
     return rank_slices(count, rank_info().world_size)[rank_info().rank]
 
 
-class GatherRows(torch.autograd.Function):
-    """Join the rows that processes hold, ``sizes`` of them each; gradients of all processes flow back.
+def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Return the rows of all processes, ``sizes`` of them each; gradients of all processes flow back."""
+    joined: Tensor = _GatherRows.apply(rows, sizes)  # type: ignore[no-untyped-call]  # torch gives apply no types
+    return joined
 
-    torch.distributed.nn has the same for equal sizes, but is deprecated.
-    """
 
+class _GatherRows(torch.autograd.Function):
+    # torch.distributed.nn.functional.all_gather does this for equal sizes, but is deprecated.
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
@@ -153,18 +141,21 @@ class GatherRows(torch.autograd.Function):
         return total.split(ctx.sizes)[rank_info().rank], None
 
 
-def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Return the rows of all processes, ``sizes`` of them each."""
-    joined: Tensor = GatherRows.apply(rows, sizes)  # type: ignore[no-untyped-call]  # torch gives apply no types
-    return joined
+class CpuSyncBatchNorm(nn.BatchNorm1d):
+    """``nn.SyncBatchNorm`` for CPUs, where torch's own does not run: it normalises the gathered rows."""
+
+    process_group: dist.ProcessGroup | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) or (N, C, L) → the same shape."""
+        if not self.training or self.process_group is not None:
+            return super().forward(x)
+        sizes = gather_objects(len(x))
+        return super().forward(gather_rows(x, sizes)).split(sizes)[rank_info().rank]
 
 
-@contextlib.contextmanager
-def rank_rng(device: torch.device, seed: int) -> Iterator[None]:
-    """Use random numbers of ``seed`` in the block; after it they go on as if the block had drawn none."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed((torch.initial_seed() + seed) % 2**63)
-        yield
+def find_sync_batchnorms(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm | CpuSyncBatchNorm)]
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> None:
@@ -174,27 +165,9 @@ def sync_batchnorm(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = CpuSyncBatchNorm
-        if isinstance(module, SYNC_BATCHNORMS):
-            # torch.compile does not trace collectives.
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
-
-
-class CpuSyncBatchNorm(nn.BatchNorm1d):
-    """``nn.SyncBatchNorm`` for CPUs, where torch's own does not run: it normalises the gathered rows."""
-
-    process_group: dist.ProcessGroup | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C) or (N, C, L) → the same shape."""
-        shared = self.training and self.process_group is None
-        sizes = gather_objects(len(x)) if shared else [len(x)]
-        start = sum(sizes[: rank_info().rank]) if shared else 0
-        rows = gather_rows(x, sizes) if shared else x
-        normed = super().forward(rows)
-        return normed[start : start + len(x)]
-
-
-SYNC_BATCHNORMS = (nn.SyncBatchNorm, CpuSyncBatchNorm)
+    for module in find_sync_batchnorms(model):
+        # torch.compile does not trace collectives.
+        module.forward = torch.compiler.disable(module.forward)
 
 
 @contextlib.contextmanager
@@ -214,7 +187,7 @@ def resumable(state: Callable[[], str]) -> Iterator[None]:
     def watch() -> None:
         while kind := os.read(receiver, 1):
             if kind[0] in STOP_SIGNALS and not ended.wait(STOP_SECONDS):
-                _exit(EXIT_LOST, f"error: not stopped in {STOP_SECONDS:.0f} s (is {_others()} lost?): {state()}")
+                _exit(EXIT_LOST, f"error: not stopped in {STOP_SECONDS:.0f} s (is another process lost?): {state()}")
 
     threading.Thread(target=watch, daemon=True).start()
     previous = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
@@ -233,16 +206,12 @@ def resumable(state: Callable[[], str]) -> Iterator[None]:
 
 
 def _lost_rank(error: Exception) -> str | None:
-    """Return which process was lost and how torch noticed it; None for other errors."""
+    """Return how torch noticed that a process was lost; None for other errors."""
     if not isinstance(error, dist.DistError) and "gloo" not in str(error):
         return None
     # "[a source file of gloo:its line] what happened. Advice"
     reason = re.sub(r"^\[\S+\] ", "", str(error)).splitlines()[0].split(". ")[0]
-    return f"{_others()} was lost ({reason})"
-
-
-def _others() -> str:
-    return f"process {1 - rank_info().rank}" if rank_info().world_size == 2 else "another process"
+    return f"another process was lost ({reason})"
 
 
 def _exit(code: int, message: str) -> NoReturn:
@@ -252,7 +221,7 @@ def _exit(code: int, message: str) -> NoReturn:
     """
     mine = f"{code} {rank_info().rank}"
     try:
-        first = _store.compare_set("end", "", mine).decode() if _store else mine
+        first = dist.distributed_c10d._get_default_store().compare_set("end", "", mine).decode()
     except RuntimeError:
         # The store has ended with the process that kept it.
         first = mine

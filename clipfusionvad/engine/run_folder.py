@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from clipfusionvad.datasets import DATASETS, Dataset, yaml_content
-from clipfusionvad.engine.loggers import IDS, TRACKERS, Tracker
+from clipfusionvad.engine.loggers import CURVES, IDS, MLflow, WandB, open_tracker
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text, read_yaml, remove_leftovers, without_nan, write_json, write_text, writing
 from clipfusionvad.io.provenance import Sources
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LAST, PREVIOUS, BEST, NORMAL_CENTROID, METRICS = "last.pt", "previous.pt", "best.pt", "calibration.pt", "metrics.json"
 OPTIONS, DATASET, ENVIRONMENT, DATA = "options.yaml", "dataset.yaml", "environment.json", "data.csv"
 LOSSES, EVALUATIONS = "losses.csv", "metrics.jsonl"
-_SEED, _CURVES = "seed", "tensorboard"
+_SEED = "seed"
 Parsed = TypeVar("Parsed")
 
 
@@ -69,7 +69,7 @@ def clear_run(folder: Path) -> None:
     with writing(folder):
         for name in (PREVIOUS, LAST, BEST, NORMAL_CENTROID, EVALUATIONS, "metrics.csv", LOSSES, IDS):
             (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / _CURVES, ignore_errors=True)
+    shutil.rmtree(folder / CURVES, ignore_errors=True)
 
 
 def _taken(folder: Path, what: str) -> UserError:
@@ -108,8 +108,8 @@ class RunLog:
     written past them.
 
     ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
-    step, ``tensorboard/`` both as curves, which go to ``trackers`` (names of ``trackers.TRACKERS``) too. ``sums`` are
-    the checksums that the first and the third must have then.
+    step, ``tensorboard/`` both as curves, which go to ``trackers`` (names of ``loggers.TRACKERS``) too.
+    ``checksums`` are those that the first and the third must have then.
 
     Raises ``UserError`` for records that are not what was written, and where they cannot be written.
     """
@@ -119,7 +119,7 @@ class RunLog:
         folder: Path,
         step: int = 0,
         evaluations: int = 0,
-        sums: Mapping[str, int] | None = None,
+        checksums: Mapping[str, int] | None = None,
         trackers: Sequence[str] = (),
     ):
         # TensorBoard takes a second to import, which a test or a --help need not pay.
@@ -136,15 +136,15 @@ class RunLog:
         texts = {EVALUATIONS: "".join(lines), LOSSES: "".join([header, *kept]) if kept else ""}
         for name, text in texts.items():
             # Records that are not there at all, of a state that came alone, begin here.
-            if sums and (folder / name).is_file() and zlib.crc32(text.encode()) != sums[name]:
+            if checksums and (folder / name).is_file() and zlib.crc32(text.encode()) != checksums[name]:
                 raise _unfit(folder / name)
         options = read_yaml(folder / OPTIONS, "options") if trackers else {}
-        sent = [TRACKERS[name](folder, options) for name in trackers]
+        sent = [open_tracker(name, folder, options) for name in trackers]
         self._metrics, self._losses = (AppendedText(folder / name, text) for name, text in texts.items())
-        self._curves: list[Curves | Tracker] = [Curves(folder / _CURVES, step), *sent]
+        self._curves: list[Curves | WandB | MLflow] = [Curves(folder / CURVES, step), *sent]
 
     @property
-    def sums(self) -> dict[str, int]:
+    def checksums(self) -> dict[str, int]:
         """Checksums of the records so far."""
         return {EVALUATIONS: self._metrics.crc32, LOSSES: self._losses.crc32}
 
@@ -182,24 +182,6 @@ class RunLog:
         import pandas as pd
 
         write_text(self.folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False))
-
-
-class NoLog:
-    """Stands for the log in a process that leaves writing to another."""
-
-    sums: Mapping[str, int] = {}
-
-    def log_step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float) -> None:
-        pass
-
-    def log_evaluation(self, record: dict[str, Any]) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def _whole_lines(path: Path) -> list[str]:

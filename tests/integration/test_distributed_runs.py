@@ -261,7 +261,8 @@ def test_a_process_that_hangs_keeps_no_other_from_ending(data, tmp_path):
     step = torch.load(tmp_path / "run/last.pt")["progress"]["step"]
     assert first.code == 75
     assert first.err == (
-        f"error: not stopped in 0 s (is process 1 lost?): the state of step {step} is in {tmp_path / 'run/last.pt'}; "
+        f"error: not stopped in 0 s (is another process lost?): "
+        f"the state of step {step} is in {tmp_path / 'run/last.pt'}; "
         f"start again with --use-checkpoint --output-dir {tmp_path / 'run'}\n"
     )
 
@@ -282,7 +283,7 @@ def test_a_killed_process_ends_a_torchrun_that_can_be_resumed(data, tmp_path):
         assert running.wait(60) != 0
     step = torch.load(tmp_path / "run/last.pt")["progress"]["step"]
     said = [line for line in (tmp_path / "err").read_text().splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and said[0].startswith("error: process 1 was lost (")
+    assert len(said) == 1 and said[0].startswith("error: another process was lost (")
     assert said[0].endswith(
         f": the state of step {step} is in {tmp_path / 'run/last.pt'}; "
         f"start again with --use-checkpoint --output-dir {tmp_path / 'run'}"

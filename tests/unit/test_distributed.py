@@ -18,7 +18,6 @@ from clipfusionvad.engine.distributed import (
     distributed_context,
     gather_objects,
     gather_rows,
-    rank_rng,
     rank_slice,
     rank_slices,
     sync_batchnorm,
@@ -150,19 +149,6 @@ def normalise(rank):
             assert torch.equal(gather_rows(rows[own_rows], [1, 2, 2]), rows)
 
 
-def draw(rank):
-    with distributed_context("cpu") as device:
-        draws = []
-        for seed in (rank, rank, 7):
-            torch.manual_seed(0)
-            with rank_rng(device, seed):
-                draws.append(torch.rand(1).item())
-            draws.append(torch.rand(1).item())
-        first, second = gather_objects(draws)
-        assert first[0] == first[2] != second[0] == second[2] and first[4] == second[4]
-        assert first[1::2] == second[1::2]
-
-
 def make_norm():
     norm = nn.BatchNorm1d(4).double()
     with torch.no_grad():
@@ -170,10 +156,9 @@ def make_norm():
     return norm
 
 
-@pytest.mark.parametrize(("target", "size"), [(normalise, 3), (draw, 2)])
-def test_batchnorm_is_over_all_rows_and_random_numbers_differ_only_in_the_forward_pass(target, size, tmp_path):
-    ends = pair.run(target, (), tmp_path, size=size)
-    assert [(end.code, end.err) for end in ends] == [(0, "")] * size
+def test_batchnorm_is_over_all_rows(tmp_path):
+    ends = pair.run(normalise, (), tmp_path, size=3)
+    assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
 
 
 def test_only_a_launcher_starts_several_processes(monkeypatch):

@@ -95,7 +95,7 @@ def test_records_that_a_state_does_not_know_are_refused(tmp_path, name, spoil):
     log = RunLog(tmp_path / "run")
     log.log_step(1, 0, {"coarse": 0.5}, lr=1e-3)
     log.log_evaluation({"step": 1, "epoch": 0, "improved": True, "metrics": {"auc1": 0.1}})
-    sums = log.sums
+    sums = log.checksums
     log.log_step(2, 0, {"coarse": 0.7}, lr=1e-3)
     log.close()
     RunLog(tmp_path / "run", 1, 1, sums).close()
