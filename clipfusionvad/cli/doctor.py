@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,8 @@ from clipfusionvad.io.errors import UserError, nearest
 
 # The rest is imported after the command line is parsed: the checks need torch, --help does not.
 if TYPE_CHECKING:
-    from clipfusionvad.cli.option_files import OptionFile
-    from clipfusionvad.tools.doctor.dataset_scan import DatasetScan
+    from clipfusionvad.engine.config import Settings
     from clipfusionvad.tools.doctor.findings import Check, Finding
-    from clipfusionvad.tools.doctor.run import RunOptions
 
 EXIT_ERRORS_FOUND = 1
 _RENAMED = {"calibration-file": "normal-centroid-file"}
@@ -96,7 +94,9 @@ def _choose(only: Sequence[str]) -> dict[str, list[Check]]:
 def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yield what is checked: its title, the group of its checks, and a function that reads it."""
     from clipfusionvad.cli.option_files import option_file_of
+    from clipfusionvad.cli.options import settings_of
     from clipfusionvad.engine.run_folder import seeds_in
+    from clipfusionvad.tools.doctor.dataset_scan import scan_dataset
     from clipfusionvad.tools.doctor.installation import Installation
     from clipfusionvad.tools.doctor.run import RunFolder
 
@@ -105,8 +105,9 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
     for option_file in map(option_file_of, datasets):
         options = option_file.parse_args(rest)
         if args.dataset or any(Path(path).is_file() for path in (options.train_list, options.test_list)):
+            settings = settings_of(options, option_file.DATASET)
             title = f"{option_file.DATASET.title}: {options.train_list}, {options.test_list}, {options.gt_path}"
-            yield title, "data", partial(scan, option_file, options)
+            yield title, "data", partial(scan_dataset, settings)
     if args.run:
         if not args.run.is_dir():
             raise UserError(f"no such folder: {args.run}; give the folder of a run")
@@ -114,37 +115,20 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
             yield f"run {folder}", "run", partial(RunFolder, folder, parse_recorded)
 
 
-def scan(option_file: OptionFile, options: Namespace) -> DatasetScan:
-    """Read the data that the options of a training name."""
-    from clipfusionvad.data.config import DataConfig
-    from clipfusionvad.models import find_method
-    from clipfusionvad.tools.doctor.dataset_scan import ModelInput, scan_dataset
-
-    given = vars(options)
-    method = find_method(options.method)
-    config = DataConfig(**{field.name: given[field.name] for field in fields(DataConfig) if field.name in given})
-    sampling = method.sampling_of(given)
-    model = ModelInput(
-        options.method, method.streams, options.visual_width, sampling, options.model_path, options.normal_centroid
-    )
-    return scan_dataset(option_file.DATASET, config, model)
-
-
-def parse_recorded(path: Path) -> RunOptions:
+def parse_recorded(path: Path) -> Settings:
     """Return the options that a run has recorded, as training would read them; ``UserError`` if it cannot."""
     from clipfusionvad.cli.option_files import option_file_of
-    from clipfusionvad.io.config_files import read_config
-    from clipfusionvad.tools.doctor.run import RunOptions
+    from clipfusionvad.cli.options import settings_of
+    from clipfusionvad.models.config import read_options
 
-    recorded = read_config(str(path))
+    recorded = read_options(str(path))
     if "dataset" not in recorded:
         raise UserError(f"{path} does not name its dataset")
-    option_file = option_file_of(find_dataset(str(recorded["dataset"])))
+    dataset = find_dataset(str(recorded["dataset"]))
     try:
-        options = vars(option_file.parse_args(["--config", str(path)]))
+        return settings_of(option_file_of(dataset).parse_args(["--config", str(path)]), dataset)
     except SystemExit as error:
         raise UserError(f"{path} holds a value that its option does not accept") from error
-    return RunOptions(**{field.name: options[field.name] for field in fields(RunOptions)})
 
 
 def _counts(findings: Sequence[Finding]) -> str:

@@ -52,9 +52,10 @@ def make_parser() -> Parser:
 
 def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
     """Return the model in a file, with what is known of it, and its dataset."""
-    from clipfusionvad.cli.load import load_model, parse_over_model
     from clipfusionvad.cli.option_files import option_file_of
+    from clipfusionvad.cli.trained_model import parse_over_checkpoint
     from clipfusionvad.engine.checkpoint import dataset_of, make_hparams, read_model_file
+    from clipfusionvad.engine.model_setup import load_model
     from clipfusionvad.report.table import check_metrics
     from clipfusionvad.tools.export.forms import TrainedModel
 
@@ -69,8 +70,9 @@ def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
     flags = {"method": method, "model-path": args.checkpoint}
     flags |= {name: getattr(args, name) for name in ("config", "clip", "normal_centroid", "train_list")}
     tokens = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
-    options, file = parse_over_model(tokens, option_file_of(dataset))
+    settings, file = parse_over_checkpoint(tokens, option_file_of(dataset))
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {args.checkpoint}")
-    model, clip = load_model(options, dataset, file)
-    return TrainedModel(model, clip, make_hparams(model, clip, dataset, vars(options)), file.metrics), dataset
+    model, clip = load_model(settings, file)
+    hparams = make_hparams(model, clip, dataset, settings.options())
+    return TrainedModel(model, clip, hparams, file.metrics), dataset

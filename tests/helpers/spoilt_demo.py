@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 import ucf_option
-from clipfusionvad.cli.doctor import scan
+from clipfusionvad.cli.options import settings_of
 from clipfusionvad.datasets import UCF
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.demo import demo_folder
+from clipfusionvad.tools.doctor.dataset_scan import scan_dataset
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Demo:
         return self.train.parent / row[0]
 
     def scan(self):
-        return scan(ucf_option, ucf_option.parse_args(["--demo", *self.flags]))
+        return scan_dataset(settings_of(ucf_option.parse_args(["--demo", *self.flags]), UCF))
 
 
 def rows_of(path):

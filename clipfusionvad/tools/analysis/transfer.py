@@ -6,14 +6,23 @@ the target's classes, so it also tells those apart. Otherwise it keeps its own c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from clipfusionvad.engine.checkpoint import ModelFile
+from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.data_setup import read_test_set
+from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.evaluator import evaluate, score_videos
+from clipfusionvad.engine.model_setup import build_model, load_model
 from clipfusionvad.tools.analysis.figures import GREY, Axes, Figure, draw_matrix, new_figure
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
+from clipfusionvad.tools.demo import make_demo
 
 #: Titles of the metrics of ``evaluate`` that are shown, and their factor to percent.
 METRICS = {
@@ -27,38 +36,74 @@ TRAINED, TESTED = "trained on", "tested on"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A trained model: its name and classes, the first weight that has an entry for each class (None: none has), and
-    ``test``, which returns its metrics on the test data of a target, by index."""
+class TrainedRun:
+    """A run, with its settings and its checkpoint."""
 
-    name: str
-    labels: Sequence[str]
-    class_weight: str | None
-    test: Callable[[int], Mapping[str, Any]]
+    folder: Path
+    settings: Settings
+    file: ModelFile
 
 
-def transfer(sources: Sequence[Source], targets: Sequence[tuple[str, Sequence[str]]]) -> AnalysisResult:
-    """Models on the test data of each other's datasets.
-
-    ``targets`` are the names and the classes of test data.
-    """
-    from tqdm import tqdm
-
-    pairs = [(source, index) for source in sources for index in range(len(targets))]
-    rows = []
-    for source, index in tqdm(pairs, "transfer", unit="test", disable=None, leave=False):
-        metrics = source.test(index)
+def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
+    """Models on the test data of each other's datasets."""
+    # Runs with the same test data make one target.
+    unique: dict[tuple[str | int | None, ...], TrainedRun] = {}
+    for run in runs:
+        unique.setdefault(_test_data(run), run)
+    targets = list(unique.values())
+    names = _unique([f"{run.settings.model.method} on {run.settings.dataset.title}" for run in runs], runs)
+    titles = _unique([run.settings.dataset.title for run in targets], targets)
+    weights = [_class_weight(run) for run in runs]
+    rows, home = [], []
+    for row, column in tqdm([*np.ndindex(len(runs), len(targets))], "transfer", unit="test", disable=None, leave=False):
+        run, target = runs[row], targets[column].settings
+        home.append(run.settings.dataset.labels == target.dataset.labels)
+        metrics = _test(run, target, keeps_classes=weights[row] is not None and not home[-1])
         percent = {title: factor * _number(metrics.get(name)) for name, (title, factor) in METRICS.items()}
-        rows.append({TRAINED: source.name, TESTED: targets[index][0], **percent})
-    table = make_table(rows).dropna(axis=1, how="all")
+        rows.append({TRAINED: names[row], TESTED: titles[column], **percent})
     remarks = [
-        f"{source.name} has learned weights for each of its classes ({source.class_weight}): on other classes it keeps "
-        f"its own, and only its anomaly score is tested"
-        for source in sources
-        if source.class_weight
+        f"{name} has learned weights for each of its classes ({weight}): on other classes it keeps its own, and only "
+        f"its anomaly score is tested"
+        for name, weight in zip(names, weights, strict=True)
+        if weight
     ]
-    home = [[list(source.labels) == list(labels) for _, labels in targets] for source in sources]
-    return AnalysisResult(table, draw_transfer(table, np.array(home)), [table_text(table), *remarks])
+    table = make_table(rows).dropna(axis=1, how="all")
+    figure = draw_transfer(table, np.reshape(home, (len(runs), len(targets))))
+    return AnalysisResult(table, figure, [table_text(table), *remarks])
+
+
+def _test_data(run: TrainedRun) -> tuple[str | int | None, ...]:
+    data = run.settings.data
+    truth = data.gt_path, data.gt_segment_path, data.gt_label_path
+    return (run.settings.dataset.name, data.test_list, *truth, data.feature_root, data.frames_per_snippet)
+
+
+def _unique(names: Sequence[str], runs: Sequence[TrainedRun]) -> list[str]:
+    """Return the names of runs, with the folder where two are the same."""
+    return [f"{name} ({run.folder})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+
+
+def _class_weight(run: TrainedRun) -> str | None:
+    """Return the first weight of the model whose shape depends on the number of classes."""
+    settings, dataset = run.settings, run.settings.dataset
+    more = replace(dataset, classes={**dataset.classes, "one more": "something else"})
+    here, there = (build_model(settings.model, known, 0, run.file)[0].state_dict() for known in (dataset, more))
+    return next((name for name in here if here[name].shape != there[name].shape), None)
+
+
+def _test(run: TrainedRun, target: Settings, keeps_classes: bool) -> dict[str, Any]:
+    """Return the metrics of a model on a target; it may keep the classes that it was trained on."""
+    settings, dataset = run.settings, target.dataset
+    if target.run.demo:
+        make_demo(dataset)
+    data = replace(target.data, stream_folders=settings.data.stream_folders or target.data.stream_folders)
+    model, _ = load_model(replace(settings, dataset=settings.dataset if keeps_classes else dataset), run.file)
+    device = pick_device(settings.device.device)
+    videos = read_test_set(dataset, settings.model, data)
+    scores = score_videos(model.to(device), videos.features, device, settings.device.precision)
+    if keeps_classes:
+        scores = [replace(video, classes=None) for video in scores]
+    return evaluate(scores, videos, settings.training.protocol)
 
 
 def _number(value: Any) -> float:

@@ -18,26 +18,16 @@ from clipfusionvad.data.config import NO_TRUTH, DataConfig
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import Entry, add_streams, read_list
 from clipfusionvad.data.packed.store import open_store, store_folder
-from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.data.truth import Truth, read_truth
 from clipfusionvad.datasets import Dataset
+from clipfusionvad.engine.config import Settings
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv
+from clipfusionvad.models import find_method
+from clipfusionvad.models.config import ModelConfig
 from clipfusionvad.tools.doctor.findings import Finding
 
 COLUMNS = ("path", "label")
-
-
-@dataclass(frozen=True)
-class ModelInput:
-    """What a method reads: the names of its streams, their width, and how training videos are sampled."""
-
-    method: str
-    streams: Sequence[str]
-    width: int
-    sampling: Sampling
-    model_path: str = ""
-    normal_centroid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,14 +125,24 @@ class ScannedRow:
 class DatasetScan:
     """A dataset as the options name it; ``truth`` is in the order of the test list, None if it cannot be read."""
 
-    dataset: Dataset
-    config: DataConfig
-    model: ModelInput
+    settings: Settings
     train: ScannedList
     test: ScannedList
     truth: Truth | None = None
     truth_problem: str = ""
     truth_notes: list[str] = field(default_factory=list)
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.settings.dataset
+
+    @property
+    def config(self) -> DataConfig:
+        return self.settings.data
+
+    @property
+    def width(self) -> int:
+        return self.settings.model.visual_width
 
     @property
     def lists(self) -> tuple[ScannedList, ScannedList]:
@@ -167,37 +167,39 @@ class DatasetScan:
         return self.config.gt_segment_path if is_array else self.config.gt_path
 
 
-def scan_dataset(dataset: Dataset, config: DataConfig, model: ModelInput) -> DatasetScan:
+def scan_dataset(settings: Settings) -> DatasetScan:
     """Read lists, features and truth; what cannot be read is noted.
 
     Raises ``UserError`` for a feature root that does not exist.
     """
+    config = settings.data
     if config.feature_root is not None and not Path(config.feature_root).is_dir():
         raise UserError(f"feature root not found: {config.feature_root}")
     train, test = ScannedList("training", config.train_list), ScannedList("test", config.test_list)
     for listed in (train, test):
-        _read(listed, config, model)
-    scan = DatasetScan(dataset, config, model, train, test)
+        _read(listed, config, settings.model)
+    scan = DatasetScan(settings, train, test)
     if scan.has_truth and test.rows and len(test.read) == len(test.rows):
         entries = [row.entry for row in test.rows]
         snippets = [row.features.snippets for row in test.read]
         paths = config.gt_path, config.gt_segment_path, config.gt_label_path
         notes = scan.truth_notes.append
         try:
-            scan.truth = read_truth(*paths, entries, snippets, dataset, config.frames_per_snippet, notes)
+            scan.truth = read_truth(*paths, entries, snippets, settings.dataset, config.frames_per_snippet, notes)
         except UserError as error:
             scan.truth_problem = str(error)
     return scan
 
 
-def _read(listed: ScannedList, config: DataConfig, model: ModelInput) -> None:
+def _read(listed: ScannedList, config: DataConfig, model: ModelConfig) -> None:
+    streams = find_method(model.method).streams
     try:
         entries = read_list(listed.path, config.feature_root, may_lack_files=True)
         paths, labels = ([cells[column] for _, cells in read_csv(listed.path, "list", COLUMNS)] for column in COLUMNS)
         if all(label.endswith(".npy") for label in labels):
             raise UserError(f"list {listed.path}: the column label holds paths; swap the names of the two columns")
-        if len(model.streams) > 1:
-            entries = add_streams(entries, config.stream_folders or model.streams, listed.path, may_lack_files=True)
+        if len(streams) > 1:
+            entries = add_streams(entries, config.stream_folders or streams, listed.path, may_lack_files=True)
     except UserError as error:
         listed.problem = str(error)
         return
@@ -206,7 +208,7 @@ def _read(listed: ScannedList, config: DataConfig, model: ModelInput) -> None:
         listed.store = folder
         listed.store_problem = _check_store(folder, listed, entries, model)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda entry: _measure(entry, len(model.streams)), entries)
+        found = pool.map(lambda entry: _measure(entry, len(streams)), entries)
         # disable=None: no bar where stderr is not a terminal.
         read = list(tqdm(found, f"reading {listed.role} features", len(entries), disable=None, leave=False))
     for entry, path, item in zip(entries, paths, read, strict=True):
@@ -214,12 +216,12 @@ def _read(listed: ScannedList, config: DataConfig, model: ModelInput) -> None:
         listed.rows.append(ScannedRow(listed, entry, path, **result))
 
 
-def _check_store(folder: Path, listed: ScannedList, entries: Sequence[Entry], model: ModelInput) -> str:
+def _check_store(folder: Path, listed: ScannedList, entries: Sequence[Entry], model: ModelConfig) -> str:
     """Return why packed features cannot be used, or nothing."""
     try:
-        store = open_store(folder)
-        sampling = model.sampling if listed.role == "training" else None
-        store.check_fit(listed.path, model.streams, model.width, sampling)
+        store, method = open_store(folder), find_method(model.method)
+        sampling = method.sampling_of(model.options) if listed.role == "training" else None
+        store.check_fit(listed.path, method.streams, model.visual_width, sampling)
         store.check_sources(entries)
         store.check_data()
     except UserError as error:

@@ -35,7 +35,7 @@ def feature_width(scan: DatasetScan) -> Iterator[Finding]:
     """Features have another width than the model's: they come from another CLIP."""
     for row in scan.read:
         try:
-            check_dim(row.entry.path, row.features.dim, scan.model.width)
+            check_dim(row.entry.path, row.features.dim, scan.width)
         except UserError as error:
             yield row.finding(ERROR, str(error))
 
@@ -63,7 +63,7 @@ def feature_direction(scan: DatasetScan) -> Iterator[Finding]:
     """Features point in another direction than all others: another model of the same width."""
     centres = []
     for listed in scan.lists:
-        rows, units = _units(listed, scan.model.width)
+        rows, units = _units(listed, scan.width)
         if len(rows) < 3:
             continue
         centre = np.median(units, axis=0)
@@ -131,7 +131,7 @@ def same_features(scan: DatasetScan) -> Iterator[Finding]:
 
 def near_duplicates(scan: DatasetScan) -> Iterator[Finding]:
     """A test video is nearly a training video, snippet by snippet, under another name."""
-    (train, a), (test, b) = (_units(listed, scan.model.width) for listed in scan.lists)
+    (train, a), (test, b) = (_units(listed, scan.width) for listed in scan.lists)
     if not (train and test):
         return
     lengths = [np.array([row.features.snippets for row in rows]) for rows in (train, test)]

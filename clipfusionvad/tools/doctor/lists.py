@@ -192,11 +192,11 @@ def stale_store(scan: DatasetScan) -> Iterator[Finding]:
 
 def model_file(scan: DatasetScan) -> Iterator[Finding]:
     """The model file is damaged, or of another method, dataset or set of classes."""
-    path, dataset = scan.model.model_path, scan.dataset
+    path, dataset = scan.settings.run.model_path, scan.dataset
     if not Path(path).is_file():
         return
     file = read_model_file(path)
-    check_method(file, scan.model.method)
+    check_method(file, scan.settings.model.method)
     if not file.hparams:
         return
     if file.hparams["dataset"] != dataset.name:
@@ -212,7 +212,7 @@ def model_file(scan: DatasetScan) -> Iterator[Finding]:
 
 def normal_centroid_file(scan: DatasetScan) -> Iterator[Finding]:
     """The file of --normal-centroid does not exist."""
-    path = scan.model.normal_centroid
+    path = scan.settings.run.normal_centroid
     if path and not Path(path).is_file():
         yield Finding(ERROR, f"normal centroid file not found: {path}", advice="give the calibration.pt of a run")
 

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, check_method, read_model_file
+from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.run_folder import BEST, ENVIRONMENT, LAST, LOSSES, METRICS, NORMAL_CENTROID, OPTIONS
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
@@ -24,29 +25,16 @@ from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
 _RESUME = "repeat the command with --use-checkpoint"
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """The options of a run that are checked."""
-
-    method: str
-    dataset: str
-    clip: str
-    embed_dim: int
-    train_list: str
-    test_list: str
-    gt_path: str
-
-
 @dataclass
 class RunFolder:
     """A folder of a run; ``parse`` reads its options as training would."""
 
     folder: Path
-    parse: Callable[[Path], RunOptions]
+    parse: Callable[[Path], Settings]
     now: Mapping[str, Any] = field(default_factory=environment)
 
     @cached_property
-    def options(self) -> RunOptions | None:
+    def settings(self) -> Settings | None:
         """None if they cannot be read, which ``run_options`` reports."""
         try:
             return self.parse(self.folder / OPTIONS)
@@ -103,15 +91,15 @@ def run_options(run: RunFolder) -> Iterator[Finding]:
 
 def run_data(run: RunFolder) -> Iterator[Finding]:
     """Lists, truth or normal centroid of the run do not exist any more."""
-    if run.options is None:
+    if run.settings is None:
         return
     for option in ("train_list", "test_list", "gt_path"):
-        path = getattr(run.options, option)
+        path = getattr(run.settings.data, option)
         if path.endswith((".csv", ".npy", ".json")) and not Path(path).is_file():
             what = f"--{option.replace('_', '-')} {path} does not exist"
             advice = "a test or a resumed training needs it: put it back, or start from the same folder"
             yield run.finding(WARNING, what, OPTIONS, advice)
-    if find_method(run.options.method).centroid_buffers and not run.has(NORMAL_CENTROID):
+    if find_method(run.settings.model.method).centroid_buffers and not run.has(NORMAL_CENTROID):
         advice = "train again, or copy it from a run on the same list"
         yield run.finding(ERROR, "it is missing, and the method needs it", NORMAL_CENTROID, advice)
 
@@ -124,26 +112,26 @@ def run_models(run: RunFolder) -> Iterator[Finding]:
             if value.is_floating_point() and key not in centroid and not torch.isfinite(value).all():
                 yield Finding(ERROR, f"{key} holds NaN or infinity", file.path, advice="train again with a lower --lr")
                 break
-        if run.options is None:
+        if run.settings is None:
             continue
         try:
-            check_method(file, run.options.method)
+            check_method(file, run.settings.model.method)
         except UserError as error:
             yield Finding(ERROR, str(error))
         trained_on = file.hparams.get("dataset")
-        if trained_on and trained_on != Path(run.options.dataset).stem:
-            what = f"it was trained on {trained_on}, but the options say {run.options.dataset}"
+        if trained_on and trained_on != run.settings.dataset.name:
+            what = f"it was trained on {trained_on}, but the options say {run.settings.dataset.name}"
             yield Finding(ERROR, what, file.path, advice="give the model of this dataset")
 
 
 def run_clip(run: RunFolder) -> Iterator[Finding]:
     """The CLIP that the options name is not the one that the model was trained with."""
-    if run.options is None or not run.models or not find_method(run.options.method).needs_clip:
+    if run.settings is None or not run.models or not find_method(run.settings.model.method).needs_clip:
         return
-    source = run.options.clip
+    source = run.settings.model.clip
     # Others would be downloaded.
     if source == TOY or Path(source).is_file():
-        clip = load_clip(source, width=run.options.embed_dim)
+        clip = load_clip(source, width=run.settings.model.embed_dim)
         for file in run.models:
             try:
                 check_clip(file, clip)
