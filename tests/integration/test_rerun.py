@@ -71,7 +71,7 @@ def perturb_losses(folder, relative):
 def test_a_run_is_repeated_to_the_last_bit(run):
     outcome = rerun(run)
     assert outcome.code == 0, outcome.err
-    assert "match: the same numbers, bit for bit" in outcome.out and "data: as then" in outcome.out
+    assert "match: the same numbers, bit for bit" in outcome.out and "data: unchanged" in outcome.out
     again = run.with_name("run_rerun")
     for name in ("best.pt", "last.pt"):
         one, other = weights(run / name), weights(again / name)
@@ -237,9 +237,9 @@ def test_losses_are_compared_line_by_line(tmp_path):
     other.write_text("step,epoch,loss,lr\n1,0,2.0,0.1\n2,0,1.25,0.1\n")
     assert compare_losses(one, one).exact
     found = compare_losses(one, other)
-    assert not found.exact and found.apart == pytest.approx(0.2) and "the first is step 2" in found.said
+    assert not found.exact and found.distance == pytest.approx(0.2) and "the first is step 2" in found.text
     other.write_text("step,epoch,loss,lr\n1,0,2.0,0.1\n")
-    assert compare_losses(one, other).apart == np.inf
+    assert compare_losses(one, other).distance == np.inf
 
 
 def test_metrics_are_compared_in_their_own_unit(tmp_path):
@@ -247,9 +247,9 @@ def test_metrics_are_compared_in_their_own_unit(tmp_path):
     one.write_text(json.dumps({"best": {"auc1": 0.5, "map": {"0.1": 20.0}, "map_average": 20.0, "ap1": None}}))
     other.write_text(json.dumps({"best": {"auc1": 0.5, "map": {"0.1": 21.0}, "map_average": 20.0, "ap1": None}}))
     assert compare_metrics(one, one).exact
-    assert compare_metrics(one, other).apart == pytest.approx(0.01)
+    assert compare_metrics(one, other).distance == pytest.approx(0.01)
     other.write_text(json.dumps({"best": {"auc1": 0.5}}))
-    assert compare_metrics(one, other).apart == np.inf
+    assert compare_metrics(one, other).distance == np.inf
 
 
 def test_weights_are_compared_bit_by_bit(tmp_path):
@@ -258,7 +258,7 @@ def test_weights_are_compared_bit_by_bit(tmp_path):
         write_torch(tmp_path / name, {"model_state_dict": state | {"b": torch.tensor([value])}})
     assert compare_weights(tmp_path / "one", tmp_path / "one").exact
     found = compare_weights(tmp_path / "one", tmp_path / "other")
-    assert not found.exact and found.apart == pytest.approx(1e-4, rel=1e-2) and "1 of 2 tensors" in found.said
+    assert not found.exact and found.distance == pytest.approx(1e-4, rel=1e-2) and "1 of 2 tensors" in found.text
 
 
 def test_scores_of_other_videos_are_no_match(trained, tmp_path):
@@ -267,6 +267,6 @@ def test_scores_of_other_videos_are_no_match(trained, tmp_path):
     with np.load(scores) as file:
         arrays = dict(file)
     np.savez(tmp_path / "moved.npz", **arrays | {"anomaly": arrays["anomaly"] + 0.25})
-    assert compare_scores(scores, tmp_path / "moved.npz").apart == pytest.approx(0.25)
+    assert compare_scores(scores, tmp_path / "moved.npz").distance == pytest.approx(0.25)
     np.savez(tmp_path / "other.npz", **arrays | {"videos": np.char.add(arrays["videos"], "x")})
-    assert compare_scores(scores, tmp_path / "other.npz").apart == np.inf
+    assert compare_scores(scores, tmp_path / "other.npz").distance == np.inf

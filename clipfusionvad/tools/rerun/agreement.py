@@ -1,4 +1,4 @@
-"""Whether two runs, or two tests, gave the same: to the last bit, or how far apart they are."""
+"""Compare two runs or two tests: equal bit for bit, or how far apart."""
 
 from __future__ import annotations
 
@@ -20,61 +20,59 @@ from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.report.results import TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 
-# Metrics in percent; the others are in 0..1.
-_PERCENT = "map"
-
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found of one file: equal to the last bit, or ``apart`` in the unit of ``compare_runs`` (inf: another
-    thing altogether); ``said`` says so."""
+class Agreement:
+    """The comparison of one file: ``exact`` if equal bit for bit, else the ``distance`` (inf: not comparable).
+
+    The distance is relative for losses and weights, absolute for scores and for metrics in 0..1; ``text`` describes it.
+    """
 
     file: str
     exact: bool
-    apart: float
-    said: str
+    distance: float
+    text: str
 
 
-def compare_runs(old: Path, new: Path) -> list[Finding]:
-    """Compare two folders of finished trainings, of one seed or of several.
-
-    ``apart`` is relative for losses and weights and absolute for metrics, in 0..1.
-    """
-    findings = [compare_metrics(old / METRICS, new / METRICS)]
+def compare_runs(old: Path, new: Path) -> list[Agreement]:
+    """Compare two folders of finished trainings, of one seed or of several."""
+    agreements = [compare_metrics(old / METRICS, new / METRICS)]
     seeds = seeds_in(old)
     for part in seeds or [""]:
         one, other = old / part, new / part
-        found = [compare_losses(one / LOSSES, other / LOSSES), compare_text(one / EVALUATIONS, other / EVALUATIONS)]
+        found = [
+            compare_losses(one / LOSSES, other / LOSSES),
+            compare_evaluations(one / EVALUATIONS, other / EVALUATIONS),
+        ]
         found += [compare_weights(one / name, other / name) for name in (LAST, BEST)]
         if seeds:
             found.append(compare_metrics(one / METRICS, other / METRICS))
-        findings += [Finding(str(Path(part, item.file)), item.exact, item.apart, item.said) for item in found]
-    return findings
+        agreements += [Agreement(str(Path(part, item.file)), item.exact, item.distance, item.text) for item in found]
+    return agreements
 
 
-def compare_tests(old: Path, new: Path) -> list[Finding]:
-    """Compare two folders of tests: the metrics, and the score of every snippet (``apart``: absolute)."""
+def compare_tests(old: Path, new: Path) -> list[Agreement]:
+    """Compare two folders of tests: the metrics, and the score of every snippet."""
     return [
         compare_metrics(old / TEST_METRICS, new / TEST_METRICS),
         compare_scores(old / TEST_SCORES, new / TEST_SCORES),
     ]
 
 
-def compare_losses(old: Path, new: Path) -> Finding:
-    """Compare two logs of losses line by line."""
+def compare_losses(old: Path, new: Path) -> Agreement:
+    """Compare two logs of losses line by line; the distance is relative to the larger of two values."""
     one, other = (read_text(path, "losses").splitlines() for path in (old, new))
     if one == other:
-        return Finding(old.name, True, 0.0, f"{len(one) - 1} steps are the same")
+        return Agreement(old.name, True, 0.0, f"{len(one) - 1} steps are the same")
     if len(one) != len(other) or one[:1] != other[:1]:
-        return Finding(old.name, False, math.inf, f"{len(one) - 1} steps, now {len(other) - 1}, or other columns")
-    numbers = [_read_log(path) for path in (old, new)]
+        return Agreement(old.name, False, math.inf, f"{len(one) - 1} steps, now {len(other) - 1}, or other columns")
+    before, after = _read_log(old), _read_log(new)
+    largest = np.maximum(np.abs(before), np.abs(after))
+    distance = float((np.abs(before - after) / np.where(largest > 0, largest, 1)).max(initial=0))
     differing = [index for index, pair in enumerate(zip(one[1:], other[1:], strict=True)) if pair[0] != pair[1]]
-    apart = _relative(*numbers)
-    first = int(numbers[0][differing[0], 0])
-    said = (
-        f"{len(differing)} of {len(one) - 1} steps differ, the first is step {first}, by up to {apart:.2g} (relative)"
-    )
-    return Finding(old.name, False, apart, said)
+    first = f"the first is step {int(before[differing[0], 0])}"
+    text = f"{len(differing)} of {len(one) - 1} steps differ, {first}, by up to {distance:.2g} (relative)"
+    return Agreement(old.name, False, distance, text)
 
 
 def _read_log(path: Path) -> np.ndarray:
@@ -84,35 +82,28 @@ def _read_log(path: Path) -> np.ndarray:
         raise UserError(f"{path} is not readable as the log of a run: {error}") from error
 
 
-def _relative(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference relative to the larger of two values."""
-    largest = np.maximum(np.abs(one), np.abs(other))
-    return float((np.abs(one - other) / np.where(largest > 0, largest, 1)).max(initial=0))
-
-
-def compare_text(old: Path, new: Path) -> Finding:
-    """Compare evaluations line by line; how far apart they are is what ``metrics.json`` is looked at for."""
+def compare_evaluations(old: Path, new: Path) -> Agreement:
+    """Compare evaluations line by line; the comparison of ``metrics.json`` measures the distance."""
     one, other = (read_text(path, "evaluations").splitlines() for path in (old, new))
-    if one == other:
-        return Finding(old.name, True, 0.0, f"{len(one)} evaluations are the same")
     if len(one) != len(other):
-        return Finding(old.name, False, math.inf, f"{len(one)} evaluations, now {len(other)}")
+        return Agreement(old.name, False, math.inf, f"{len(one)} evaluations, now {len(other)}")
     differing = sum(pair[0] != pair[1] for pair in zip(one, other, strict=True))
-    return Finding(old.name, False, 0.0, f"{differing} of {len(one)} evaluations differ")
+    text = f"{differing} of {len(one)} evaluations differ" if differing else f"{len(one)} evaluations are the same"
+    return Agreement(old.name, not differing, 0.0, text)
 
 
-def compare_metrics(old: Path, new: Path) -> Finding:
+def compare_metrics(old: Path, new: Path) -> Agreement:
     """Compare two files of metrics, value by value."""
     one, other = (dict(_flat(read_json(path, "metrics"))) for path in (old, new))
     if one == other:
-        return Finding(old.name, True, 0.0, f"{len(one)} numbers are the same")
+        return Agreement(old.name, True, 0.0, f"{len(one)} numbers are the same")
     if one.keys() != other.keys():
         absent = sorted(one.keys() ^ other.keys())[0]
-        return Finding(old.name, False, math.inf, f"only one of them has {absent}")
-    apart = {name: _distance(name, one[name], other[name]) for name in one if one[name] != other[name]}
-    worst = max(apart, key=lambda name: apart[name])
-    said = f"{len(apart)} of {len(one)} numbers differ, most {worst}: {one[worst]}, now {other[worst]}"
-    return Finding(old.name, False, apart[worst], said)
+        return Agreement(old.name, False, math.inf, f"only one of them has {absent}")
+    distances = {name: _distance(name, one[name], other[name]) for name in one if one[name] != other[name]}
+    worst = max(distances, key=lambda name: distances[name])
+    text = f"{len(distances)} of {len(one)} numbers differ, most {worst}: {one[worst]}, now {other[worst]}"
+    return Agreement(old.name, False, distances[worst], text)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -126,22 +117,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _distance(name: str, one: Any, other: Any) -> float:
     if not all(isinstance(value, int | float) for value in (one, other)):
         return math.inf
-    percent = any(word.startswith(_PERCENT) for word in name.split())
-    return abs(one - other) / (100 if percent else 1)
+    # Detection mAP is in percent, the other metrics are in 0..1.
+    return abs(one - other) / (100 if any(word.startswith("map") for word in name.split()) else 1)
 
 
-def compare_weights(old: Path, new: Path) -> Finding:
-    """Compare the weights of two model files, bit by bit, and else by the norm of the difference."""
+def compare_weights(old: Path, new: Path) -> Agreement:
+    """Compare the weights of two model files bit by bit, or else by the norm of the difference."""
     one, other = (_state(path) for path in (old, new))
     if one.keys() != other.keys() or any(one[key].shape != other[key].shape for key in one):
-        return Finding(old.name, False, math.inf, "other weights: their names or shapes differ")
+        return Agreement(old.name, False, math.inf, "other weights: their names or shapes differ")
     differing = [key for key in one if not torch.equal(one[key], other[key])]
     if not differing:
-        return Finding(old.name, True, 0.0, f"{len(one)} tensors are the same, bit for bit")
+        return Agreement(old.name, True, 0.0, f"{len(one)} tensors are the same, bit for bit")
     norm = math.sqrt(sum(value.double().square().sum().item() for value in one.values()))
-    apart = math.sqrt(sum((one[key].double() - other[key].double()).square().sum().item() for key in differing))
-    apart /= norm or 1.0
-    return Finding(old.name, False, apart, f"{len(differing)} of {len(one)} tensors differ, by {apart:.2g} (relative)")
+    gap = math.sqrt(sum((one[key].double() - other[key].double()).square().sum().item() for key in differing))
+    gap /= norm or 1.0
+    return Agreement(old.name, False, gap, f"{len(differing)} of {len(one)} tensors differ, by {gap:.2g} (relative)")
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -152,18 +143,18 @@ def _state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def compare_scores(old: Path, new: Path) -> Finding:
+def compare_scores(old: Path, new: Path) -> Agreement:
     """Compare the scores of every snippet of two tests."""
     videos = [
         {e.video: s for e, s in zip(t.videos.entries, t.scores, strict=True)} for t in map(read_scores, (old, new))
     ]
     one, other = videos
     if one.keys() != other.keys() or any(one[name].anomaly.shape != other[name].anomaly.shape for name in one):
-        return Finding(old.name, False, math.inf, "other videos, or other lengths")
-    apart = {name: float(np.abs(one[name].anomaly - other[name].anomaly).max(initial=0)) for name in one}
-    worst = max(apart, key=lambda name: apart[name])
-    differing = sum(value > 0 for value in apart.values())
+        return Agreement(old.name, False, math.inf, "other videos, or other lengths")
+    gaps = {name: float(np.abs(one[name].anomaly - other[name].anomaly).max(initial=0)) for name in one}
+    worst = max(gaps, key=lambda name: gaps[name])
+    differing = sum(value > 0 for value in gaps.values())
     if not differing:
-        return Finding(old.name, True, 0.0, f"the scores of {len(one)} videos are the same, bit for bit")
-    said = f"scores of {differing} of {len(one)} videos differ, most in {worst}, by {apart[worst]:.2g}"
-    return Finding(old.name, False, apart[worst], said)
+        return Agreement(old.name, True, 0.0, f"the scores of {len(one)} videos are the same, bit for bit")
+    text = f"scores of {differing} of {len(one)} videos differ, most in {worst}, by {gaps[worst]:.2g}"
+    return Agreement(old.name, False, gaps[worst], text)
