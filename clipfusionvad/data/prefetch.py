@@ -1,4 +1,4 @@
-"""Doing two things at once: one thread makes what another one uses."""
+"""Produce items in a thread while the caller works on earlier ones."""
 
 from __future__ import annotations
 
@@ -6,49 +6,42 @@ import contextlib
 import queue
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class _End:
-    """After the last item: what broke it off, if anything."""
-
-    error: BaseException | None
-
-
-def ahead(items: Generator[Item, None, None], room: int = 4) -> Generator[Item, None, None]:
-    """The same items, made by a thread that is up to ``room`` of them ahead; its exception is raised here."""
-    waiting: queue.Queue[Item | _End] = queue.Queue(room)
+def prefetch(items: Generator[Item, None, None], size: int = 4) -> Generator[Item, None, None]:
+    """Yield items that a thread produces, at most ``size`` in advance; an exception of the thread is raised here."""
+    # An item, or its absence and the exception that ended the thread, if any.
+    waiting: queue.Queue[tuple[list[Item], BaseException | None]] = queue.Queue(size)
     stopped = threading.Event()
 
-    def hand_over(item: Item | _End) -> bool:
+    def put(item: list[Item], error: BaseException | None = None) -> bool:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
-                waiting.put(item, timeout=0.1)
+                waiting.put((item, error), timeout=0.1)
                 return True
         return False
 
-    def make() -> None:
+    def produce() -> None:
         error = None
         try:
             with contextlib.closing(items):
                 for item in items:
-                    if not hand_over(item):
+                    if not put([item]):
                         return
         except BaseException as raised:
             error = raised
-        hand_over(_End(error))
+        put([], error)
 
-    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
-        while not isinstance(item := waiting.get(), _End):
-            yield item
-        if item.error:
-            raise item.error
+        while (found := waiting.get())[0]:
+            yield from found[0]
+        if found[1]:
+            raise found[1]
     finally:
         stopped.set()
         thread.join()

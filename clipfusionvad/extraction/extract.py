@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.data.prefetch import ahead
+from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.extraction import engines
 from clipfusionvad.extraction.crops import to_canvas
@@ -214,7 +214,7 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     frames = rows = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_open_features(path, encoder.dim, job.dtype)) for path in job.paths]
-        pieces = stack.enter_context(contextlib.closing(ahead(_read_pieces(job, snippets.size, infos.append))))
+        pieces = stack.enter_context(contextlib.closing(prefetch(_read_pieces(job, snippets.size, infos.append))))
         for piece in pieces:
             rows += _write_rows(files, snippets.add(piece), job)
             frames += len(piece)

@@ -16,7 +16,7 @@ from clipfusionvad.extraction.decode import is_address
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, read_text, walk_files, without_nan, writing
-from clipfusionvad.io.option import LARGEST_SIZE, Option
+from clipfusionvad.io.option import Option, size
 
 #: Suffixes of the files that are videos when a folder is given.
 SUFFIXES = frozenset(
@@ -30,7 +30,7 @@ class EncoderConfig:
     """The image encoder, described so that another process or machine can build it."""
 
     clip: Annotated[str, Option("CLIP model name, local file, or 'toy'")] = "ViT-B/16"
-    embed_dim: Annotated[int, Option("width of the features of --clip toy", minimum=1, maximum=LARGEST_SIZE)] = 512
+    embed_dim: Annotated[int, size("width of the features of --clip toy")] = 512
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("arithmetic of the encoder", choices=("fp32", "fp16", "bf16"))] = "fp32"
     batch_size: Annotated[int, Option("images encoded at once", minimum=1)] = 64

@@ -11,7 +11,7 @@ import numpy as np
 from clipfusionvad.extraction.crops import SIZE, check_crops, cut_windows, to_canvas
 from clipfusionvad.extraction.events import EventCounter, normalise_counts
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.option import LARGEST_SIZE, Option
+from clipfusionvad.io.option import Option, size
 
 if TYPE_CHECKING:
     from clipfusionvad.extraction.encoder import ImageEncoder
@@ -29,7 +29,7 @@ class ExtractOptions:
     a chunk: if frames % 512 == 16). "ceil" also gives the last, shorter chunk a row.
     """
 
-    stride: Annotated[int, Option("frames in a chunk, which becomes a row", minimum=1, maximum=LARGEST_SIZE)] = 16
+    stride: Annotated[int, size("frames in a chunk, which becomes a row")] = 16
     reduce: Annotated[
         str,
         Option(

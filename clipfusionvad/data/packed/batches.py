@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipfusionvad.data.packed.store import Store
-from clipfusionvad.data.prefetch import ahead
+from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.data.sampling import Sampling
 
 # Of a GPU's free memory, what features may take; the rest is for training.
@@ -43,7 +43,7 @@ class PackedBatches:
                 chosen = torch.from_numpy(index).to(self.device, non_blocking=True)
                 yield self.on_gpu.index_select(0, chosen.flatten()).unflatten(0, chosen.shape).float()
         elif self.reads_ahead:
-            for rows in ahead((self._pin(index) for index in indices), _BATCHES_AHEAD):
+            for rows in prefetch((self._pin(index) for index in indices), _BATCHES_AHEAD):
                 yield rows.to(self.device, non_blocking=True).float()
         else:
             yield from map(self._widen, indices)

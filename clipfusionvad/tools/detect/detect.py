@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfusionvad.data.prefetch import ahead
+from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.extraction.crops import to_canvas
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, read_frames
 from clipfusionvad.io.errors import UserError
@@ -106,7 +106,7 @@ class Detector:
         """
         infos: list[VideoInfo] = []
         rows, count, broken = [], 0, None
-        with contextlib.closing(ahead(read_chunks(read_frames(path, infos.append), CHUNK))) as chunks:
+        with contextlib.closing(prefetch(read_chunks(read_frames(path, infos.append), CHUNK))) as chunks:
             try:
                 for chunk in chunks:
                     count += len(chunk.frames)

@@ -185,31 +185,28 @@ class _ForwardOnly:
 def keep_up(chunks: Iterable[Chunk], stop: threading.Event, waiting: int = _WAITING) -> Iterator[Chunk]:
     """Yield chunks that a thread reads; if more than ``waiting`` wait, the oldest are left out."""
     queue: deque[Chunk] = deque(maxlen=waiting)
-    ready = threading.Condition()
-    ended: list[BaseException | None] = []
+    arrived = threading.Event()
+    errors: list[BaseException] = []
 
     def read() -> None:
-        error: BaseException | None = None
         try:
             for chunk in chunks:
-                with ready:
-                    queue.append(chunk)
-                    ready.notify()
-        except BaseException as raised:
-            error = raised
-        with ready:
-            ended.append(error)
-            ready.notify()
+                queue.append(chunk)
+                arrived.set()
+        except BaseException as error:
+            errors.append(error)
 
-    threading.Thread(target=read, daemon=True).start()
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
     while not stop.is_set():
-        with ready:
-            # With a timeout, because a signal does not end the wait.
-            if not ready.wait_for(lambda: queue or ended, timeout=_PAUSE):
-                continue
-            chunk = queue.popleft() if queue else None
-        if chunk is None:
-            if ended[0] is not None:
-                raise ended[0]
+        ended = not thread.is_alive()
+        if queue:
+            yield queue.popleft()
+        elif ended:
+            if errors:
+                raise errors[0]
             return
-        yield chunk
+        else:
+            # With a timeout, because neither a signal nor the end of the thread ends the wait.
+            arrived.wait(_PAUSE)
+            arrived.clear()

@@ -18,7 +18,7 @@ from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import write_array
-from clipfusionvad.io.option import LARGEST_SIZE, Option
+from clipfusionvad.io.option import Option, size
 from clipfusionvad.tools.lists.videos import Annotations, Video, find_videos, note_missing, split_videos
 
 
@@ -58,9 +58,7 @@ class ListsConfig:
             "no: write only lists, for test videos without annotation; test with --gt-path none judges whole videos"
         ),
     ] = True
-    frames_per_snippet: Annotated[
-        int, Option("frames that a feature row covers", minimum=1, maximum=LARGEST_SIZE, metavar="N")
-    ] = FRAMES_PER_SNIPPET
+    frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
 
 
 def build_lists(dataset: Dataset, config: ListsConfig) -> str:
