@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
+from warm import warm_context
 
-ROOT = Path(__file__).resolve().parents[2]
 WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate")
 
 
@@ -24,9 +24,7 @@ class Ended:
 
 def start(target, arguments, folder, size=2):
     """Start ``target(rank, *arguments)`` in ``size`` processes that print into files in ``folder``."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
+    context = warm_context()
     # As torchrun's, it outlives the processes.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     places = [(rank, size, store.port, str(folder)) for rank in range(size)]

@@ -31,6 +31,7 @@ import yaml
 from made_videos import write_video
 from PIL import Image
 from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
+from warm import warm_context
 
 from clipfusionvad.data.packed.store import open_store
 from clipfusionvad.io.errors import UserError
@@ -38,7 +39,6 @@ from clipfusionvad.io.files import write_text
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.npy import read_array
 
-ROOT = Path(__file__).resolve().parents[2]
 # These record when, where and in how many attempts a result was made.
 OWN = {"environment.json", "options.yaml", "report.html", "manifest.jsonl", "done.json", "train.log"}
 EXACT = {".csv", ".json", ".jsonl", ".npy"}
@@ -151,11 +151,7 @@ def _run(command: Command, work: Path, kill_after: float | None) -> _End:
 
 def _start(target: Callable[..., object], *arguments: object) -> multiprocessing.Process:
     """Start a process that has imported everything, so that a kill meets the program at work."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded", "__main__"])
-    process = context.Process(target=target, args=arguments)
+    process = warm_context().Process(target=target, args=arguments)
     process.start()
     return process
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
 import signal
@@ -16,24 +15,17 @@ from made_videos import write_video
 from refusal import snapshot
 from test_resume import assert_same
 from tiny import make_tiny, package_main, quietly, strings
+from warm import warm_context
 
 from clipfusionvad.engine.run_folder import RunLog
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.event_log import AppendedText, Curves
 from clipfusionvad.io.files import write_torch
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-
 
 def limited(argv, limit):
     """How a command ends where no file may grow beyond ``limit`` bytes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
+    context = warm_context()
     mine, theirs = context.Pipe()
     process = context.Process(target=preloaded.limited, args=(strings(argv), limit, theirs))
     process.start()

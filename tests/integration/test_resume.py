@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ import preloaded
 import pytest
 import torch
 from tiny import TRAIN, Tiny, make_tiny, quietly
+from warm import warm_context
 
 import ucf_option
 from clipfusionvad import load_weights
@@ -165,10 +165,8 @@ def test_signals_stop_at_the_next_step(case, tmp_path, no_plots, monkeypatch, ki
 def test_killed_at_random_moments(case, tmp_path, monkeypatch):
     """SIGKILL, from start-up to the last steps; then once more to the end."""
     tiny, options, whole = case
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     work, rng = tiny.at(tmp_path), random.Random(tiny.dataset)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
+    context = warm_context()
     arguments = (tiny.dataset, work.train_flags(*options, "--use-checkpoint"))
 
     for kill in range(6):

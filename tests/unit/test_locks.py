@@ -14,6 +14,7 @@ import pytest
 from made_videos import write_video
 from refusal import assert_refused
 from tiny import package, package_main, quietly, strings
+from warm import warm_context
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.locks import LOCK, hold
@@ -25,13 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @contextlib.contextmanager
 def holder(folder, name=LOCK, shared=False, forks=False):
     """Another process that holds a folder until it is killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
+    context = warm_context()
     told, tell = context.Pipe()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-        process = context.Process(target=preloaded.hold_until_killed, args=(tell, folder, name, shared, forks))
-        process.start()
+    process = context.Process(target=preloaded.hold_until_killed, args=(tell, folder, name, shared, forks))
+    process.start()
     assert told.poll(120)
     process.told = told.recv()
     try:
