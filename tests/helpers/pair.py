@@ -12,6 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 from warm import warm_context
 
+ROOT = Path(__file__).resolve().parents[2]
 WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate")
 
 

@@ -77,7 +77,6 @@ def test_training(data, whole, tmp_path):
     assert_same(data.at(tmp_path), whole)
 
 
-@pytest.mark.slow
 def test_packing(data, tmp_path):
     argv = ["pack", "--dataset", "ucf", *data.at(tmp_path).train_flags("--output", tmp_path)]
     assert_full(limited(argv, 5000))
@@ -89,7 +88,6 @@ def test_packing(data, tmp_path):
         assert snapshot(tmp_path) == before
 
 
-@pytest.mark.slow
 def test_extraction(tmp_path):
     (tmp_path / "videos").mkdir()
     for name, frames in {"a": 20, "b": 160}.items():

@@ -129,7 +129,6 @@ def test_the_first_process_speaks_for_all(runs):
     assert (second.out, second.err) == ("", "")
 
 
-@pytest.mark.slow
 def test_a_test_of_two_is_that_of_one(runs, tmp_path):
     one, _, _ = runs
     flags = one.test_flags("--output-dir", tmp_path / "two")
@@ -194,7 +193,6 @@ def test_two_of_two_in_one_folder(data, tmp_path):
 # What goes wrong.
 
 
-@pytest.mark.slow
 def test_bad_options_are_said_once(data, tmp_path):
     ends = pair.run(train_member, (data.at(tmp_path).train_flags("--batch-siz", 3),), tmp_path)
     assert [end.code for end in ends] == [2, 2]

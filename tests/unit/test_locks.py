@@ -64,7 +64,6 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
 
 
-@pytest.mark.slow
 def test_what_a_killed_process_has_forked_keeps_no_lock(tmp_path):
     """Loading processes live for seconds after the first one was killed."""
     with holder(tmp_path, forks=True) as process:
@@ -82,7 +81,6 @@ def test_what_a_killed_process_has_forked_keeps_no_lock(tmp_path):
             os.kill(process.told, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_some_share_and_keep_others_out(tmp_path):
     with holder(tmp_path, shared=True):
         with hold(tmp_path, shared=True), hold(tmp_path, ".lock-2-of-2"):
@@ -126,7 +124,6 @@ def test_two_trainings_in_one_folder(tiny, more):
         assert_refused(tiny.train, tiny, *more, says=("another run", str(tiny.work / "run"), "name another"))
 
 
-@pytest.mark.slow
 def test_two_packings_of_one_list(tiny):
     with holder(tiny.folder, ".train.pack.lock"):
         assert_refused(
@@ -134,7 +131,6 @@ def test_two_packings_of_one_list(tiny):
         )
 
 
-@pytest.mark.slow
 def test_two_extractions_into_one_folder(tmp_path):
     write_video(tmp_path / "a.mp4", 20, size=(32, 32))
     out, toy = tmp_path / "out", ["--clip", "toy", "--embed-dim", "64", "--device", "cpu", "--crops", 1]
