@@ -8,11 +8,14 @@ frames are weighted by their video's count. R resamples, V videos, n snippets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from clipfusionvad.metrics.detection import IOUS, Hits
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 # Elements of a (resamples, snippets) table that are held at a time (8 MB).
 _CHUNK = 2**20
@@ -67,6 +70,8 @@ def resampled_ranking(
 
 def _by_video(frames: np.ndarray, step: np.ndarray, video: np.ndarray, steps: int, videos: int) -> csr_matrix:
     """Return the frames of each video at each threshold step, sparse (steps, V)."""
+    from scipy.sparse import csr_matrix
+
     return csr_matrix((frames.astype(np.float64), (step, video)), shape=(steps, videos))
 
 
