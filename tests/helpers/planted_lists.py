@@ -52,10 +52,6 @@ def two_crops_the_same(demo):
     return demo.train, first + 1
 
 
-def crop_of_another_video(demo):
-    return change_features(demo, lambda features: np.concatenate([features, features[:2] * 2]))
-
-
 def crop_missing(demo):
     edit(demo.train, lambda rows: rows.pop(at(rows, "Abuse002_x264__0") - 1))
     return demo.train, at(rows_of(demo.train), "Abuse002_x264__1")
@@ -125,58 +121,23 @@ def file_not_there(demo):
     return demo.train, 5
 
 
-def file_truncated(demo):
-    path = demo.file(rows_of(demo.train)[4])
+def file_truncated(demo, listed=None):
+    listed = listed or demo.train
+    path = demo.file(rows_of(listed)[4])
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-10])
-    return demo.train, 5
+    return listed, 5
 
 
 def truncated_in_the_test_list(demo):
-    path = demo.file(rows_of(demo.test)[4])
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[:-10])
-    return demo.test, 5
-
-
-def all_crops_in_one_file(demo):
-    return change_features(demo, lambda features: np.stack([features] * 3))
-
-
-def no_snippets(demo):
-    return change_features(demo, lambda features: features[:0])
-
-
-def not_a_number(demo):
-    return change_features(demo, lambda features: np.where(np.eye(*features.shape) > 0, np.float16("nan"), features))
-
-
-def features_of_another_width(demo):
-    return change_features(demo, lambda features: features[:, :32])
-
-
-def features_normalised(demo):
-    return change_features(demo, lambda f: (f / np.linalg.norm(f.astype(float), axis=1)[:, None]).astype(f.dtype))
+    return file_truncated(demo, demo.test)
 
 
 def another_models_test_list(demo):
     for row in rows_of(demo.test)[1:]:
         save(demo.file(row), np.load(demo.file(row)) * np.float16(2))
     return demo.test, None
-
-
-def another_precision(demo):
-    return change_features(demo, lambda features: features.astype(np.float32))
-
-
-def snippets_zero(demo):
-    return change_features(demo, lambda features: np.where(np.arange(len(features))[:, None] < 3, 0, features))
-
-
-def snippets_all_the_same(demo):
-    return change_features(demo, lambda features: np.repeat(features[:1], len(features), axis=0))
 
 
 def columns_swapped(demo):
@@ -244,7 +205,31 @@ def event_stream_not_there(demo):
     return demo.train, 5
 
 
-# mistake: (check that must find it, its level, checks that may speak of what follows from it)
+def _changing(name, change):
+    def plant(demo):
+        return change_features(demo, change)
+
+    plant.__name__ = name
+    return plant
+
+
+def _normalise(features):
+    return (features / np.linalg.norm(features.astype(float), axis=1)[:, None]).astype(features.dtype)
+
+
+# name: (change of one training file's features, check that must find it, its level)
+FEATURES = {
+    "crop_of_another_video": (lambda f: np.concatenate([f, f[:2] * 2]), "crop-lengths", WARNING),
+    "all_crops_in_one_file": (lambda f: np.stack([f] * 3), "file-unreadable", ERROR),
+    "no_snippets": (lambda f: f[:0], "file-unreadable", ERROR),
+    "not_a_number": (lambda f: np.where(np.eye(*f.shape) > 0, np.float16("nan"), f), "file-unreadable", ERROR),
+    "another_width": (lambda f: f[:, :32], "feature-width", ERROR),
+    "normalised": (_normalise, "feature-norms", ERROR),
+    "another_precision": (lambda f: f.astype(np.float32), "feature-dtype", WARNING),
+    "snippets_zero": (lambda f: np.where(np.arange(len(f))[:, None] < 3, 0, f), "blank-snippets", WARNING),
+    "snippets_all_the_same": (lambda f: np.repeat(f[:1], len(f), axis=0), "blank-snippets", WARNING),
+}
+# mistake: (check that must find it, its level, checks that may report what follows from it)
 MISTAKES = {
     overlap_same_row: ("train-test-overlap", ERROR, {"training-crops"}),
     overlap_in_disguise: ("train-test-overlap", ERROR, {"training-crops"}),
@@ -252,7 +237,6 @@ MISTAKES = {
     copied_row_in_test: ("duplicate-rows", ERROR, set()),
     one_videos_features_under_two_names: ("same-features", ERROR, set()),
     two_crops_the_same: ("same-features", WARNING, set()),
-    crop_of_another_video: ("crop-lengths", WARNING, set()),
     crop_missing: ("training-crops", WARNING, set()),
     crop_too_many: ("training-crops", WARNING, set()),
     crop_labelled_differently: ("crop-labels", ERROR, {"label-against-name"}),
@@ -265,15 +249,7 @@ MISTAKES = {
     file_not_there: ("file-missing", ERROR, set()),
     file_truncated: ("file-unreadable", ERROR, set()),
     truncated_in_the_test_list: ("file-unreadable", ERROR, {"truth-unreadable"}),
-    all_crops_in_one_file: ("file-unreadable", ERROR, set()),
-    no_snippets: ("file-unreadable", ERROR, set()),
-    not_a_number: ("file-unreadable", ERROR, set()),
-    features_of_another_width: ("feature-width", ERROR, set()),
-    features_normalised: ("feature-norms", ERROR, set()),
     another_models_test_list: ("feature-norms", ERROR, set()),
-    another_precision: ("feature-dtype", WARNING, set()),
-    snippets_zero: ("blank-snippets", WARNING, set()),
-    snippets_all_the_same: ("blank-snippets", WARNING, set()),
     columns_swapped: ("list-unreadable", ERROR, set()),
     header_left_out: ("list-unreadable", ERROR, set()),
     paths_of_another_machine: ("file-missing", ERROR, set()),
@@ -290,3 +266,4 @@ MISTAKES = {
     calibration_not_there: ("normal-centroid-file", ERROR, set()),
     event_stream_not_there: ("file-unreadable", ERROR, set()),
 }
+MISTAKES |= {_changing(name, change): (check, level, set()) for name, (change, check, level) in FEATURES.items()}

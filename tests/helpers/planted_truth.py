@@ -33,22 +33,6 @@ def anomalous_without_segment(demo):
     return change_arrays(demo, "segments", with_segment(0, [[0, 16]])), None
 
 
-def segment_past_the_end(demo):
-    return change_arrays(demo, "segments", with_segment(0, [["90000", "90100"]])), None
-
-
-def segment_negative(demo):
-    return change_arrays(demo, "segments", with_segment(0, [["-5", "40"]])), None
-
-
-def segment_backwards(demo):
-    return change_arrays(demo, "segments", with_segment(0, [["50", "40"]])), None
-
-
-def segment_empty(demo):
-    return change_arrays(demo, "segments", with_segment(0, [["40", "40"]])), None
-
-
 def segments_overlapping(demo):
     def change(array):
         array[0] = [array[0][0], array[0][0]]
@@ -80,22 +64,32 @@ def another_order_of_the_test_list(demo):
     return demo.array("frames"), None
 
 
+def _segment(name, start, end):
+    def plant(demo):
+        return change_arrays(demo, "segments", with_segment(0, [[start, end]])), None
+
+    plant.__name__ = f"segment_{name}"
+    return plant
+
+
 TRUTH = {"normal-with-truth", "anomalous-without-truth", "truth-disagrees", "segment-bounds", "segment-labels"}
 TRUTH |= {"truth-length", "segments-past-the-end", "segment-order"}
-# mistake: (check that must find it, its level, checks that may speak of what follows from it)
+# mistake: (check that must find it, its level, checks that may report what follows from it)
 MISTAKES = {
     row_per_frame: ("frames-per-snippet", ERROR, {"truth-length"}),
     normal_with_segments: ("truth-unreadable", ERROR, set()),
     normal_with_frames: ("normal-with-truth", ERROR, set()),
     anomalous_not_annotated: ("truth-unreadable", ERROR, set()),
     anomalous_without_segment: ("anomalous-without-truth", ERROR, {"truth-length"}),
-    segment_past_the_end: ("segment-bounds", ERROR, {"truth-disagrees"}),
-    segment_negative: ("truth-unreadable", ERROR, set()),
-    segment_backwards: ("truth-unreadable", ERROR, set()),
-    segment_empty: ("segment-bounds", ERROR, {"truth-disagrees"}),
     segments_overlapping: ("segment-order", WARNING, set()),
     segment_of_another_class: ("segment-labels", ERROR, set()),
     frames_cut_short: ("truth-unreadable", ERROR, set()),
     frames_of_another_order: ("truth-disagrees", ERROR, {"anomalous-without-truth"}),
     another_order_of_the_test_list: ("normal-with-truth", ERROR, TRUTH),
+}
+MISTAKES |= {
+    _segment("past_the_end", "90000", "90100"): ("segment-bounds", ERROR, {"truth-disagrees"}),
+    _segment("empty", "40", "40"): ("segment-bounds", ERROR, {"truth-disagrees"}),
+    _segment("negative", "-5", "40"): ("truth-unreadable", ERROR, set()),
+    _segment("backwards", "50", "40"): ("truth-unreadable", ERROR, set()),
 }
