@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from clipfusionvad.io.option import Option
+from clipfusionvad.models import method_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,7 @@ class ModelOptions:
     """Which model detects, and the features that it reads."""
 
     checkpoint: Annotated[str, Option("model file: ours, or a released one with --method and --dataset", required=True)]
-    method: Annotated[str | None, Option("method of a released file")] = None
+    method: Annotated[str | None, Option("method of a released file", choices=method_names())] = None
     dataset: Annotated[
         str | None, Option("dataset of a released file, for its classes and options", metavar="NAME")
     ] = None
