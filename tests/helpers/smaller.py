@@ -13,6 +13,7 @@ from clipfusionvad.tools import demo
 WIDTH = 64
 SMALL = {"embed_dim": WIDTH, "visual_width": WIDTH, "visual_length": 64, "attn_window": 8, "max_epoch": 1}
 SMALL |= {"batch_size": 2, "eval_every": 0, "scheduler_milestones": [1], "warmup_epochs": 0, "device": "cpu"}
+SMALL |= {"prompt_encoder": "toy"}
 
 
 def shrink(patch=setattr):
