@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,8 @@ from clipfusionvad.io.option import add_arguments, declared_options, from_argume
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions, SegmentOptions, StreamOptions
 
 if TYPE_CHECKING:
-    from clipfusionvad.datasets import Dataset
     from clipfusionvad.engine.checkpoint import ModelFile
+    from clipfusionvad.engine.config import Settings
     from clipfusionvad.tools.detect.model import DetectionModel
 
 
@@ -43,41 +42,31 @@ def make_parser() -> Parser:
 
 def load(own: ModelOptions) -> DetectionModel:
     """Load the model that the options describe; a file of ours says most of it."""
-    from clipfusionvad.cli.load import load_model, parse_over_model
-    from clipfusionvad.cli.option_files import option_file_of
-    from clipfusionvad.datasets import find_dataset
-    from clipfusionvad.engine.checkpoint import dataset_of, read_model_file
+    from clipfusionvad.cli.trained_model import open_checkpoint
+    from clipfusionvad.engine.model_setup import load_model
     from clipfusionvad.tools.detect.model import make_detection_model, read_classes
 
-    file = read_model_file(own.checkpoint)
-    method = own.method or file.method
-    if not method or not (own.dataset or file.hparams):
-        missing = "dataset" if method else "method"
-        raise UserError(f"{own.checkpoint} does not say its {missing}: pass --{missing}")
-    dataset = find_dataset(own.dataset) if own.dataset else dataset_of(file)
-    flags = {"method": method, "model_path": own.checkpoint, "device": own.device, "precision": own.precision}
-    flags |= {name: getattr(own, name) for name in ("config", "clip", "normal_centroid", "train_list")}
-    tokens = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
-    args, file = parse_over_model(tokens, option_file_of(dataset))
+    names = ("device", "precision", "config", "clip", "normal_centroid", "train_list")
+    flags = {name: getattr(own, name) for name in names}
+    settings, file = open_checkpoint(own.checkpoint, own.method, own.dataset, flags)
     if own.classes:
-        dataset = _with_classes(args, dataset, file, read_classes(own.classes))
-    model, clip = load_model(args, dataset, file)
-    return make_detection_model(own, model, clip, args.clip, dataset, args.frames_per_snippet)
+        settings = _with_classes(settings, file, read_classes(own.classes))
+    model, clip = load_model(settings, file)
+    frames = settings.data.frames_per_snippet
+    return make_detection_model(own, model, clip, settings.model.clip, settings.dataset, frames)
 
 
-def _with_classes(args: Namespace, dataset: Dataset, file: ModelFile, classes: dict[str, str]) -> Dataset:
-    """Return the dataset with other classes, if the model has no weights that belong to one of its own."""
-    from clipfusionvad.cli.prepare import prepare_model
+def _with_classes(settings: Settings, file: ModelFile, classes: dict[str, str]) -> Settings:
+    """Return the settings with other classes, if the model has no weights that belong to one of its own."""
+    from clipfusionvad.engine.model_setup import class_weight
     from clipfusionvad.models import find_method
 
-    if not find_method(args.method).needs_clip:
-        raise UserError(f"--classes: {args.method} reads no class texts and does not distinguish classes")
-    wider, _ = prepare_model(args, replace(dataset, classes={**dataset.classes, "one more": "one more"}), file)
-    own = wider.state_dict()
-    bound = [key for key, value in file.state.items() if key in own and own[key].shape != value.shape]
-    if bound:
+    method = settings.model.method
+    if not find_method(method).needs_clip:
+        raise UserError(f"--classes: {method} reads no class texts and does not distinguish classes")
+    if bound := class_weight(settings, file):
         raise UserError(
-            f"--classes: this {args.method} has its own weights for each class of its training ({bound[0]}), so it "
+            f"--classes: this {method} has its own weights for each class of its training ({bound}), so it "
             f"cannot use other classes"
         )
-    return replace(dataset, classes=classes)
+    return replace(settings, dataset=replace(settings.dataset, classes=classes))

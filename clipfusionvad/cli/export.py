@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.datasets import Dataset, find_dataset
+from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import method_names
 from clipfusionvad.tools.export import SUFFIXES
@@ -52,27 +52,18 @@ def make_parser() -> Parser:
 
 def _load(args: Namespace, released: bool) -> tuple[TrainedModel, Dataset]:
     """Return the model in a file, with what is known of it, and its dataset."""
-    from clipfusionvad.cli.option_files import option_file_of
-    from clipfusionvad.cli.trained_model import parse_over_checkpoint
-    from clipfusionvad.engine.checkpoint import dataset_of, make_hparams, read_model_file
+    from clipfusionvad.cli.trained_model import open_checkpoint
+    from clipfusionvad.engine.checkpoint import make_hparams, read_model_file
     from clipfusionvad.engine.model_setup import load_model
     from clipfusionvad.report.table import check_metrics
     from clipfusionvad.tools.export.forms import TrainedModel
 
-    file = read_model_file(args.checkpoint)
-    if released and not file.hparams:
+    flags = {name: getattr(args, name) for name in ("config", "clip", "normal_centroid", "train_list")}
+    if released and not read_model_file(args.checkpoint).hparams:
         raise UserError(f"{args.checkpoint} is in the released form already")
-    method = args.method or file.method
-    if not method or not (args.dataset or file.hparams):
-        missing = "dataset" if method else "method"
-        raise UserError(f"{args.checkpoint} does not name its {missing}: pass --{missing}")
-    dataset = find_dataset(args.dataset) if args.dataset else dataset_of(file)
-    flags = {"method": method, "model-path": args.checkpoint}
-    flags |= {name: getattr(args, name) for name in ("config", "clip", "normal_centroid", "train_list")}
-    tokens = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
-    settings, file = parse_over_checkpoint(tokens, option_file_of(dataset))
+    settings, file = open_checkpoint(args.checkpoint, args.method, args.dataset, flags)
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {args.checkpoint}")
     model, clip = load_model(settings, file)
-    hparams = make_hparams(model, clip, dataset, settings.options())
-    return TrainedModel(model, clip, hparams, file.metrics), dataset
+    hparams = make_hparams(model, clip, settings.dataset, settings.options())
+    return TrainedModel(model, clip, hparams, file.metrics), settings.dataset

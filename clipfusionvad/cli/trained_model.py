@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.option_files import OptionFile
+from clipfusionvad.cli.option_files import OptionFile, option_file_of
 from clipfusionvad.cli.options import settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
@@ -27,11 +26,6 @@ _SHOW = "--show-options"
 
 def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Settings, ModelFile]:
     """Parse options over those stored in the checkpoint that ``--model-path`` names; return it too."""
-    args, file = parse_over_model(argv, option_file)
-    return settings_of(args, option_file.DATASET), file
-
-
-def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Namespace, ModelFile]:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = option_file.parse_args([word for word in argv if word != _SHOW])
     if _SHOW in argv and not Path(args.model_path).is_file():
@@ -50,7 +44,25 @@ def parse_over_model(argv: Sequence[str] | None, option_file: OptionFile) -> tup
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
             )
         stored = stored_options(file, args.method)
-    return option_file.parse_args(argv, stored), file
+    return settings_of(option_file.parse_args(argv, stored), dataset), file
+
+
+def open_checkpoint(
+    path: str, method: str | None, dataset: str | None, flags: Mapping[str, Any]
+) -> tuple[Settings, ModelFile]:
+    """Return a checkpoint and the settings of its model; ``flags`` are options by name, None where not given.
+
+    A checkpoint of ours names its method and dataset; for others both must be given.
+    """
+    file = read_model_file(path)
+    method = method or file.method
+    if not method or not (dataset or file.hparams):
+        missing = "dataset" if method else "method"
+        raise UserError(f"{path} does not name its {missing}: pass --{missing}")
+    known = find_dataset(dataset) if dataset else dataset_of(file)
+    given = {"method": method, "model_path": path, **flags}
+    tokens = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    return parse_over_checkpoint(tokens, option_file_of(known))
 
 
 def stored_options(file: ModelFile, method: str) -> dict[str, Any]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipfusionvad.cli.load import load_model, parse_over_model
 from clipfusionvad.cli.option_files import find_option_file
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.cli.prepare import prepare_test_set
-from clipfusionvad.engine.device import pick_device
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
-from clipfusionvad.tools.demo import make_demo
 from clipfusionvad.tools.uncertainty import UncertaintyOptions
 
 
@@ -23,23 +19,31 @@ def main(argv: list[str]) -> int:
         # The options of testing follow, from its own parser.
         print(parser.format_help())
     own, rest = parser.parse_known_args(rest)
-    args, file = parse_over_model(rest, option_file)
-    if not args.output_dir:
-        raise UserError("--output-dir is needed: the folder for tables and figures")
-    check_writable(Path(args.output_dir) / "uncertainty.csv")
-    if args.demo:
-        make_demo(option_file.DATASET)
 
+    from clipfusionvad.cli.trained_model import parse_over_checkpoint
+
+    settings, file = parse_over_checkpoint(rest, option_file)
+    if not settings.run.output_dir:
+        raise UserError("--output-dir is needed: the folder for tables and figures")
+    folder = Path(settings.run.output_dir)
+    check_writable(folder / "uncertainty.csv")
+
+    from clipfusionvad.engine.data_setup import read_test_set
+    from clipfusionvad.engine.device import pick_device
+    from clipfusionvad.engine.model_setup import load_model
+    from clipfusionvad.tools.demo import make_demo
     from clipfusionvad.tools.uncertainty.analysis import CURVES, sweep_table, write_analysis
 
-    model, _ = load_model(args, option_file.DATASET, file)
-    device = pick_device(args.device)
-    videos = prepare_test_set(args, option_file.DATASET)
+    if settings.run.demo:
+        make_demo(settings.dataset)
+    model, _ = load_model(settings, file)
+    device = pick_device(settings.device.device)
+    videos = read_test_set(settings.dataset, settings.model, settings.data)
     options = from_arguments(UncertaintyOptions, vars(own))
-    points = write_analysis(Path(args.output_dir), model.to(device), videos, device, args.precision, options)
-    print(f"{args.method} on {videos.dataset.title}: {args.model_path}, {len(videos.entries)} test videos\n")
+    points = write_analysis(folder, model.to(device), videos, device, settings.device.precision, options)
+    print(f"{model.name} on {settings.dataset.title}: {file.path}, {len(videos.entries)} test videos\n")
     print(sweep_table(points))
-    print(f"\nresults in {args.output_dir}: tables (.csv), figures (.png, and curves/ by class), {CURVES} by snippet")
+    print(f"\nresults in {folder}: tables (.csv), figures (.png, and curves/ by class), {CURVES} by snippet")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def find_normal_centroid(model: Method, entries: Sequence[Entry], dataset: Datas
         raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
     progress = tqdm(normal, "normal videos", disable=None, leave=False)
     model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in progress)
+
+
+def class_weight(settings: Settings, file: ModelFile) -> str | None:
+    """Return the first weight of the model whose shape depends on the number of classes, if there is one."""
+    dataset, seed = settings.dataset, settings.training.seed
+    more = replace(dataset, classes={**dataset.classes, "one more": "something else"})
+    here, there = (build_model(settings.model, known, seed, file)[0].state_dict() for known in (dataset, more))
+    return next((name for name in here if here[name].shape != there[name].shape), None)
 
 
 def result_environment(hparams: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

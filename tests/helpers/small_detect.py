@@ -9,9 +9,10 @@ from tiny import METHOD_FLAGS, SHARED_FLAGS, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.prepare import prepare_model
+from clipfusionvad.cli.options import settings_of
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
+from clipfusionvad.engine.model_setup import build_model
 from clipfusionvad.io.files import write_torch
 
 
@@ -21,7 +22,7 @@ def write_model(path, method, dataset=UCF):
     args = option_file_of(dataset).parse_args(
         strings(["--method", method], SHARED_FLAGS, frames, METHOD_FLAGS[method], ["--seed", 5])
     )
-    model, clip = prepare_model(args, dataset)
+    model, clip = build_model(settings_of(args, dataset).model, dataset, args.seed)
     for name in model.centroid_buffers:
         buffer = model.get_buffer(name)
         buffer.copy_(torch.zeros_like(buffer))

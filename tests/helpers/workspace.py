@@ -15,9 +15,10 @@ from made_videos import write_video
 from smaller import WIDTH
 
 from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.prepare import prepare_model
+from clipfusionvad.cli.options import settings_of
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import released_state
+from clipfusionvad.engine.model_setup import build_model
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models.clip import toy_state
 
@@ -119,7 +120,8 @@ def _make_released() -> None:
     """Model files as the authors released them, of random weights, and event-CLIP."""
     for method, dataset in (("vadclip", "ucf"), ("vadclip", "xd"), ("iefvad", "msad"), ("anomalyclip", "ucf")):
         known = DATASETS[dataset]
-        model, clip = prepare_model(option_file_of(known).parse_args(["--method", method]), known)
+        args = option_file_of(known).parse_args(["--method", method])
+        model, clip = build_model(settings_of(args, known).model, known, args.seed)
         state = released_state(model, clip)
         if method == "anomalyclip":
             lightning = {"state_dict": {f"net.{key}": value for key, value in state.items()}}

@@ -20,9 +20,10 @@ from warm import warm_context
 import ucf_option
 from clipfusionvad import load_weights
 from clipfusionvad.cli import training
-from clipfusionvad.cli.prepare import prepare_model
+from clipfusionvad.cli.options import settings_of
 from clipfusionvad.engine import trainer as trainer_module
 from clipfusionvad.engine.checkpoint import released_state, state_without_clip
+from clipfusionvad.engine.model_setup import build_model
 from clipfusionvad.engine.run_folder import RunLog
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models.clip import load_clip
@@ -280,7 +281,7 @@ def test_other_options_do_not_resume(case, tmp_path, no_plots, monkeypatch):
 def original_checkpoint(work, path, epoch, ap=0.25):
     """Two AdamW steps over all parameters of the whole CLIP and the model, as the original's loop makes them."""
     args = ucf_option.parse_args(work.train_flags())
-    model, _ = prepare_model(args, ucf_option.DATASET)
+    model, _ = build_model(settings_of(args, ucf_option.DATASET).model, ucf_option.DATASET, args.seed)
     clip = load_clip("toy", 64)
     names = list(released_state(model, clip))
     own = dict(model.named_parameters())
