@@ -177,7 +177,6 @@ def test_killed_processes_go_on_to_the_same_bits(runs, tmp_path):
     assert not list((tmp_path / "run").glob(".*"))
 
 
-@pytest.mark.slow
 def test_two_of_two_in_one_folder(data, tmp_path):
     """The first process of each training holds it."""
     processes = pair.start(train_member, (data.at(tmp_path).train_flags("--max-epoch", 1000),), tmp_path)
@@ -206,7 +205,6 @@ def test_bad_input_that_all_meet_is_said_once(data, tmp_path):
     assert line.startswith("error: list not found: none.csv")
 
 
-@pytest.mark.slow
 def test_what_only_the_first_process_meets_ends_all(runs, tmp_path):
     one, _, _ = runs
     ends = pair.run(train_member, (one.train_flags(*RUNS[one.method]),), tmp_path)
@@ -227,13 +225,11 @@ def spoiled(rank, argv, error):
     return TRAIN["ucf"](argv)
 
 
-@pytest.mark.slow
 def test_what_only_the_second_process_meets_is_said_by_it(data, tmp_path):
     ends = pair.run(spoiled, (data.at(tmp_path).train_flags(), UserError("its disk is gone")), tmp_path)
     assert [(end.code, end.err) for end in ends] == [(2, ""), (2, "error: its disk is gone\n")]
 
 
-@pytest.mark.slow
 def test_a_bug_in_one_process_keeps_its_traceback(data, tmp_path):
     ends = pair.run(spoiled, (data.at(tmp_path).train_flags(), ZeroDivisionError("ours")), tmp_path)
     assert [end.code for end in ends] == [1, 1]
@@ -245,7 +241,6 @@ def impatient(rank, argv):
     return TRAIN["ucf"](argv)
 
 
-@pytest.mark.slow
 def test_a_process_that_hangs_keeps_no_other_from_ending(data, tmp_path):
     """As one does that waits for a GPU: no handler of signals runs in it."""
     processes = pair.start(impatient, (data.at(tmp_path).train_flags("--max-epoch", 1000),), tmp_path)

@@ -1,4 +1,4 @@
-"""Every command of README and docs/ runs to its end, page by page and in order, on made-up data and small models."""
+"""Every command of README and docs/ runs, page by page and in order, on generated data and small models."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from clipfusionvad.cli import training
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# What is run elsewhere or needs what tests cannot have, by how the command begins.
+# Commands that are tested elsewhere or cannot run here, by how they begin.
 ELSEWHERE = {
-    "make": "its targets are the programs that other tests run, or those tests",
-    "git|cd|eval|pip|\\.|python -m venv|tensorboard": "sets up or shows, and needs a network or a browser",
-    "torchrun": "tests/test_distributed_runs.py",
-    "python benchmarks/": "tests/test_benchmarks.py",
-    "python -m clipfusionvad detect --stream": "tests/test_stream.py; needs a camera",
-    ".*--engine ray": "tests/test_ray.py; needs a cluster",
-    ".*--track wandb": "tests/test_trackers.py; needs a package that is optional",
-    "python -m clipfusionvad demo": "tests/test_scripts.py; takes its time",
+    "make": "its targets run tests, or programs that other tests run",
+    "git|cd|eval|pip|\\.|python -m venv|tensorboard": "needs a network or a browser",
+    "torchrun": "tests/integration/test_distributed_runs.py",
+    "python benchmarks/": "tests/integration/test_benchmarks.py",
+    "python -m clipfusionvad detect --stream": "tests/integration/test_stream.py; needs a camera",
+    ".*--engine ray": "tests/integration/test_ray.py; needs a cluster",
+    ".*--track wandb": "tests/integration/test_trackers.py; needs an optional package",
+    "python -m clipfusionvad demo": "tests/integration/test_scripts.py; takes a minute",
     ".*--method (perceptron|smoothfusion)": "tests/integration/test_new_method.py",
-    ".*configs/ablations/(anomalyclip|reflipvad)_": "tests/test_configs.py trains all cells of all tables",
+    ".*configs/ablations/(anomalyclip|reflipvad)_": "tests/integration/test_configs.py trains all cells of all tables",
 }
-# Where a page begins with data of its own, or a command needs what another page has described.
+# Preparations for a command of a page: data of its own, or files that another page describes.
 BEFORE = {
     ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),
     ("detect", "python -m clipfusionvad detect"): make_detection,
@@ -43,7 +43,7 @@ BEFORE = {
     ("own-data", "python -m clipfusionvad extract"): make_garage,
     ("real-clips", "python -m clipfusionvad extract"): make_clips,
 }
-# What pages take for granted that speak of models.
+# Trainings that pages about models assume.
 TRAINED = [
     "python ucf_train.py --output-dir runs/ucf",
     "python xd_train.py --output-dir runs/xd",
@@ -53,7 +53,7 @@ TRAINED = [
     "python -m clipfusionvad train --dataset xd --method anomalyclip --output-dir runs/anomalyclip_xd",
     "python -m clipfusionvad sweep configs/ablations/no_gam.yaml --dataset ucf --seeds 1 --output-dir runs/sweep",
 ]
-# They begin with videos in place of what the others have.
+# These pages replace the videos and features, so they run last.
 LAST = {"own-data", "real-clips"}
 
 
@@ -61,11 +61,11 @@ LAST = {"own-data", "real-clips"}
 def workspace(tmp_path_factory):
     """The folder of a user who has features, annotations and released files, and has built lists and trained once.
 
-    The value is what has been run: a command that stands on several pages needs to be run but once.
+    The value is the set of commands that have run: a command on several pages runs once.
     """
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch.setattr)
-        # Pictures take longer than these trainings, and are drawn in other tests.
+        # Figures take longer than these trainings, and other tests draw them.
         patch.setattr(training, "draw_score_curves", lambda *args: None)
         patch.setattr(training, "draw_training", lambda *args: None)
         patch.chdir(tmp_path_factory.mktemp("workspace"))
@@ -84,15 +84,15 @@ def workspace(tmp_path_factory):
 
 def run(words):
     """A command as a shell would run it, but in this process."""
-    # Patterns become names, as in a shell.
+    # Expand patterns as a shell does.
     _, program, *argv = [part for word in words for part in (sorted(glob.glob(word)) if "*" in word else [word])]
     if "extract" in argv and "toy" in argv:
         argv += ["--embed-dim", str(WIDTH)]
     if "--seeds" in argv:
-        # Three seeds are trained as five are; the third is the default.
+        # Three seeds are enough; the third is the default.
         argv += ["--seeds", *argv[argv.index("--seeds") + 1 :][:3]] if "sweep" not in argv else ["--seeds", "1"]
     if "train" in " ".join(words[:4]) and "--use-checkpoint" not in argv:
-        # Each command stands for itself: an earlier one may have left a run there, or packed for another method.
+        # An earlier command may have left a run there, or packed for another method.
         taken = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--output-dir"]
         for path in [*taken, *Path("list").glob("*.pack")]:
             shutil.rmtree(path, ignore_errors=True)
@@ -112,7 +112,7 @@ def run(words):
     "page", sorted(PAGES, key=lambda page: (page.stem in LAST, page != README)), ids=lambda p: p.stem
 )
 def test_every_command_of_a_page_runs(page, workspace):
-    # What the last pages say is said of other videos.
+    # The last pages use other videos.
     known = set() if page.stem in LAST else workspace
     failed, before = [], {start: prepare for (stem, start), prepare in BEFORE.items() if stem == page.stem}
     for words in commands(page):
