@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,54 +116,39 @@ def read_scores(path: Path) -> TestResult:
 
 def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Raise an error unless the arrays agree with one another."""
-    known, snippets, anomaly = Dataset(**about["dataset"]), arrays["snippets"], arrays["anomaly"]
-    classes = arrays.get("classes")
-    if snippets.dtype.kind != "i":
-        raise ValueError("numbers of snippets are not whole")
-    for name, array in arrays.items():
-        # numpy accepts any four bytes as a letter.
-        letters = np.frombuffer(array.tobytes(), np.uint32) if array.dtype.kind == "U" else np.zeros(0, np.uint32)
-        if letters.max(initial=0) > sys.maxunicode:
-            raise ValueError(f"{name} is not text")
-    total = int(snippets.sum())
+    dataset, snippets, anomaly = Dataset(**about["dataset"]), arrays["snippets"], arrays["anomaly"]
+    classes, total = arrays.get("classes"), int(snippets.sum())
     checks = [
         isinstance(about["options"], dict) and isinstance(about["environment"], dict),
         isinstance(about["frames_per_snippet"], int) and 0 < about["frames_per_snippet"] <= _MOST_FRAMES,
-        isinstance(known.fps, int | float) and 0 < known.fps < math.inf and isinstance(known.title, str),
-        len(known.classes) > 1 and all(isinstance(word, str) for pair in known.classes.items() for word in pair),
+        isinstance(dataset.fps, int | float) and 0 < dataset.fps < math.inf and isinstance(dataset.title, str),
+        len(dataset.classes) > 1 and all(isinstance(word, str) for pair in dataset.classes.items() for word in pair),
         all(arrays[name].dtype.kind == "U" and arrays[name].ndim == 1 for name in ("videos", "labels")),
-        snippets.ndim == 1 and int(snippets.min(initial=1)) > 0,
-        len(arrays["videos"]) > 0 and len(snippets) == len(arrays["labels"]),
+        snippets.dtype.kind == "i" and snippets.ndim == 1 and int(snippets.min(initial=1)) > 0,
+        len(arrays["videos"]) > 0 and len(snippets) == len(arrays["labels"]) == len(arrays["videos"]),
         anomaly.dtype.kind == "f" and anomaly.ndim == 2 and len(anomaly) > 0 and anomaly.shape[1] == total,
-        classes is None or (classes.dtype.kind == "f" and classes.shape == (total, len(known.classes))),
+        classes is None or (classes.dtype.kind == "f" and classes.shape == (total, len(dataset.classes))),
         np.isfinite(anomaly).all() and (classes is None or np.isfinite(classes).all()),
     ]
+    if "frames" in arrays:
+        frames, labels = arrays["frames"], arrays["segment_labels"]
+        checks += [frames.dtype.kind == "i" and frames.shape == snippets.shape and frames.min() >= 0]
+        checks += [int(frames.max()) <= _MOST_FRAMES and int(frames.sum()) <= 10 * _MOST_FRAMES]
+        checks += [labels.dtype.kind == "U" and len(labels) == len(arrays["segments"])]
+        for rows in (arrays["abnormal"], arrays["segments"]):
+            checks += [rows.dtype.kind == "i" and rows.ndim == 2 and rows.shape[1] == 3 and (rows >= 0).all()]
+            checks += [(rows[:, 0] < len(frames)).all() and (rows[:, 2] >= rows[:, 1]).all()]
     for label in set(arrays["labels"].tolist()):
-        known.encode(label)
-    if not all(checks) or ("frames" in arrays and not _is_truth(arrays)):
+        dataset.encode(label)
+    if not all(checks):
         raise ValueError("the arrays do not come from a test")
-
-
-def _is_truth(arrays: Mapping[str, np.ndarray]) -> bool:
-    frames, spans = arrays["frames"], [arrays["abnormal"], arrays["segments"]]
-    if frames.dtype.kind != "i" or frames.shape != arrays["snippets"].shape or frames.min() < 0:
-        return False
-    if int(frames.max()) > _MOST_FRAMES or int(frames.sum()) > 10 * _MOST_FRAMES:
-        return False
-    for rows in spans:
-        if rows.dtype.kind != "i" or rows.ndim != 2 or rows.shape[1] != 3 or (rows < 0).any():
-            return False
-        if (rows[:, 0] >= len(frames)).any() or (rows[:, 2] < rows[:, 1]).any():
-            return False
-    return arrays["segment_labels"].dtype.kind == "U"
 
 
 def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
     about = json.loads(arrays["about"].item())
     _check(about, arrays)
-    names, labels = arrays["videos"].tolist(), arrays["labels"].tolist()
+    listed = zip(arrays["videos"].tolist(), arrays["labels"].tolist(), strict=True)
     # The path that a list would hold, so that any name is restored.
-    listed = zip(names, labels, strict=True)
     entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in enumerate(listed, start=2)]
     ends = np.cumsum(arrays["snippets"])[:-1]
     anomaly = np.split(arrays["anomaly"], ends, axis=1)
@@ -172,24 +156,18 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
     scores = [VideoScores(*pair) for pair in zip(anomaly, classes, strict=True)]
     truth = _restore_truth(arrays) if "frames" in arrays else None
     videos = VideoDataset(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
-    if not len(entries) == len(scores) == len(truth.frames if truth else scores):
-        raise ValueError("the arrays belong to different videos")
     return TestResult(about["options"], about["environment"], scores, videos)
 
 
 def _restore_truth(arrays: Mapping[str, np.ndarray]) -> Truth:
     count = len(arrays["frames"])
-    abnormal = _by_video(arrays["abnormal"], count)
-    segments = _by_video(arrays["segments"], count)
-    frames = [frames_from_segments(*pair) for pair in zip(abnormal, arrays["frames"].tolist(), strict=True)]
+    abnormal: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    segments: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     labels: list[list[str]] = [[] for _ in range(count)]
-    for video, label in zip(arrays["segments"][:, 0].tolist(), arrays["segment_labels"].tolist(), strict=True):
+    for video, start, end in arrays["abnormal"].tolist():
+        abnormal[video].append((start, end))
+    for (video, start, end), label in zip(arrays["segments"].tolist(), arrays["segment_labels"].tolist(), strict=True):
+        segments[video].append((start, end))
         labels[video].append(label)
+    frames = [frames_from_segments(*pair) for pair in zip(abnormal, arrays["frames"].tolist(), strict=True)]
     return Truth(frames, segments, labels)
-
-
-def _by_video(rows: np.ndarray, count: int) -> list[list[tuple[int, int]]]:
-    spans: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    for video, start, end in rows.tolist():
-        spans[video].append((start, end))
-    return spans
