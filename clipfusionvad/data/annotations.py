@@ -1,6 +1,6 @@
-"""The official annotation files: when something happens in each test video, and what.
+"""The official annotation files: the abnormal intervals of each test video and their classes.
 
-Six formats are told apart by their content; intervals are in frames, start inclusive and end exclusive:
+Six formats are recognised by their content; intervals are in frames, start inclusive and end exclusive:
 
 - text, ``NAME CLASS s e s e`` (UCF-Crime, ShanghaiTech; unused slots are -1), ``NAME SCENE s e`` (MSAD),
   ``NAME s e s e`` (XD-Violence) or ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a
@@ -33,9 +33,9 @@ _MOST_FRAMES = 10**8
 
 @dataclass
 class Annotation:
-    """What happens in one video: intervals in frames [start, end) and the class of each.
+    """The intervals of one video in frames [start, end) and the class of each.
 
-    ``frames`` is the video's length where the file tells it; ``label`` is the video's list label where the
+    ``frames`` is the video's length where the file holds it; ``label`` is the video's list label where the
     file names classes, and None where only the video's name does.
     """
 
@@ -47,7 +47,7 @@ class Annotation:
 
 
 def video_key(name: str) -> str:
-    """The name under which a video is looked up: without folders and video suffix."""
+    """Return the name of a video without folders and suffix, by which it is looked up."""
     return re.sub(r"\.(mp4|avi|mkv)$", "", re.split(r"[\\/]", name.strip())[-1], flags=re.IGNORECASE)
 
 
@@ -73,9 +73,9 @@ def read_annotations(path: str | Path, dataset: Dataset) -> dict[str, Annotation
 
 
 def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[str, Annotation]:
-    """Put the pieces under which the file lists a video together again; the first one gives its list label.
+    """Join the parts in which the file lists a video; the first one gives its list label.
 
-    The intervals of the pieces are in frames of the whole video already.
+    The intervals of the parts are in frames of the whole video.
     """
     joined: dict[str, Annotation] = {}
     for item in annotations.values():
@@ -203,10 +203,10 @@ def _add(item: Annotation, start: int, end: int, label: str | None, dataset: Dat
     if start < 0 or end < 0:
         raise UserError(f"{item.video} has the interval {start} {end}; only unused slots may be -1 -1")
     if end <= start:
-        raise UserError(f"{item.video} has the interval {start} {end}, which ends before it begins")
+        raise UserError(f"{item.video} has the interval {start} {end}, which ends before it starts")
     label = label or dataset.label_of(item.video)
     if label is None:
-        raise UserError(f"{item.video} has an interval, but neither its name nor the file tells the class")
+        raise UserError(f"{item.video} has an interval, but neither its name nor the file names the class")
     if dataset.is_normal(label):
         raise UserError(f"{item.video} is {label}, and yet it has the interval {start} {end}")
     for code in dataset.codes(label):
@@ -215,7 +215,7 @@ def _add(item: Annotation, start: int, end: int, label: str | None, dataset: Dat
 
 
 def _name_label(item: Annotation, label: str | None, dataset: Dataset) -> None:
-    """Let a class named in the file take part in the video's own label."""
+    """Add a class named in the file to the label of the video."""
     if item.label is None:
         item.label = label
     elif label and dataset.multi_label:
@@ -223,7 +223,7 @@ def _name_label(item: Annotation, label: str | None, dataset: Dataset) -> None:
 
 
 def _check(item: Annotation, dataset: Dataset) -> None:
-    """A list of names is no annotation file: read as one, it would call every video normal."""
+    """Raise ``UserError`` for an anomalous video without intervals: a plain list of names is not an annotation file."""
     if not item.video:
         raise UserError("the name of the video is empty")
     label = item.label or dataset.label_of(item.video)

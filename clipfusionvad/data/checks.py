@@ -1,4 +1,4 @@
-"""What is verified before a run starts, so that a bad file is not met after hours of training."""
+"""Checks of features and lists before a run, so that a bad file does not end it after hours."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def check_features(
 
     Checks shape, dtype, dim and completeness, and with ``read`` that all values are finite. Raises one
     ``UserError`` that names the list, the row and the file of the first bad entry and counts the others.
-    With ``read`` also warns where some files have far larger features than others. ``note`` is told every file, by
-    several threads, right after it has been read.
+    With ``read`` also warns where some files have far larger features than others. ``note`` is called with every file,
+    by several threads, after it has been read.
     """
 
     def check(entry: Entry) -> tuple[int, float] | UserError:
@@ -60,7 +60,7 @@ def _read(entry: Entry, dim: int | None) -> tuple[int, float]:
 
 
 def median_norm(features: np.ndarray) -> float:
-    """The norm of a video's middling snippet; features (L, D)."""
+    """Return the median norm of the snippets of a video (L, D)."""
     return float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
 
 

@@ -1,4 +1,4 @@
-"""A held-out part of the training list, to pick checkpoints without looking at the test set."""
+"""A held-out part of the training list, which selects checkpoints without the test set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipfusionvad.io.errors import UserError
 def split_holdout(
     entries: Sequence[Entry], normal: np.ndarray, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out, each sorted; ``normal`` (N,) bool tells the entries' kind.
+    """Return the rows to train on and the rows held out, each sorted; ``normal`` (N,) marks normal entries.
 
     Whole videos are held out, of every label its share (of a label with two or more at least one, and never all),
     and each with one crop only; their other crops are used for neither. Raises ``UserError`` where normal or

@@ -1,4 +1,4 @@
-"""CSV lists: which feature file is which video, and what its label is."""
+"""CSV lists of feature files and labels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Entry:
     """One row of a list: one crop of one video.
 
     ``path`` is the feature file that the list names, ``further`` those of the method's other streams (see
-    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1. ``packed`` gives the
-    features themselves, (snippets, streams · dim), where the list is packed with whole videos.
+    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1. ``packed`` returns
+    the features (snippets, streams · dim) of a list that is packed with whole videos.
     """
 
     path: Path
@@ -44,9 +44,9 @@ class Entry:
 
 
 def split_crop(stem: str) -> tuple[str, int | None]:
-    """Video name and crop number of a feature file's stem ``NAME__k``; None where there is no ``__k``.
+    """Return the video name and the crop number of a feature file's stem ``NAME__k``; None where there is no ``__k``.
 
-    Only the last ``__k`` counts: names of XD-Violence hold ``__`` themselves.
+    Only the last ``__k`` is removed: names of XD-Violence contain ``__``.
     """
     found = re.fullmatch(r"(.+)__(\d+)", stem, re.DOTALL)
     return (found.group(1), int(found.group(2))) if found else (stem, None)
@@ -60,13 +60,13 @@ def read_list(
 ) -> list[Entry]:
     """Read a list with the header ``path,label``.
 
-    A path is taken as it is if that file exists; else relative to the list's own folder, then to the folder
-    above it; else it is looked for below ``feature_root`` by its longest matching tail, so that lists written
-    on another machine work unedited. With ``dataset`` every label must be one of its labels. With
-    ``may_lack_files`` a file that is nowhere to be found keeps the path that the list gives.
+    A path is used as it is if that file exists; else relative to the folder of the list, then to the folder above
+    it; else it is searched below ``feature_root`` by its longest matching tail, so that lists written on another
+    machine work unedited. With ``dataset`` every label must be one of its labels. With ``may_lack_files`` a file
+    that is not found keeps the path in the list.
 
     Raises ``UserError`` for a list that is unreadable or empty, lacks a column or a cell, has an unknown
-    label or names files that are nowhere to be found (all of them in one message).
+    label or names files that are not found (all of them in one message).
     """
     if not Path(path).is_file():
         raise UserError(f"list not found: {path}; 'python -m clipfusionvad lists' makes lists from features")
@@ -135,7 +135,7 @@ def _beside(entry: Entry, first: str, other: str, list_name: str) -> Path:
     if not holding:
         raise UserError(
             f"list {list_name}, row {entry.row}: no folder on the path {entry.path} has {first!r} in its name, so the "
-            f"features in {other!r} cannot be found beside it; say both with --stream-folders"
+            f"features in {other!r} cannot be found beside it; set both with --stream-folders"
         )
     for chosen in ({holding[-1]}, set(holding)):
         moved = [part.replace(first, other) if index in chosen else part for index, part in enumerate(folders)]
@@ -144,7 +144,7 @@ def _beside(entry: Entry, first: str, other: str, list_name: str) -> Path:
             return path
     raise UserError(
         f"list {list_name}, row {entry.row}: {path} not found beside {entry.path}; "
-        f"where its streams lie is said with --stream-folders (now {first} {other})"
+        f"--stream-folders sets the folders of the streams (now {first} {other})"
     )
 
 

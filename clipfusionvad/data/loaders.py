@@ -1,4 +1,4 @@
-"""Which videos make a batch, and the batches themselves."""
+"""Batch samplers and the batches that they make."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from clipfusionvad.io.signals import ignore_stop_signals
 
 
 class BatchSampler(Protocol):
-    """Says for every epoch which rows of the training list make each batch, in order."""
+    """Returns for each epoch the rows of the training list that make each batch, in order."""
 
     def epoch(self, epoch: int) -> list[np.ndarray]: ...
 
 
 class ShuffledBatchSampler:
-    """Rows shuffled anew in each epoch; the last, smaller batch is kept."""
+    """Shuffles the rows in each epoch and keeps the last, smaller batch."""
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
@@ -38,10 +38,10 @@ class ShuffledBatchSampler:
 
 
 class BalancedBatchSampler:
-    """As many normal as anomalous rows in a batch, normal ones first.
+    """Makes batches of ``batch_size`` normal rows followed by as many anomalous ones.
 
-    Both kinds are shuffled and incomplete batches are dropped. The epoch ends with the scarcer kind or, with
-    ``cycle``, with the other one, for which the scarcer kind is shuffled and used again.
+    Both kinds are shuffled and incomplete batches are dropped. The epoch ends with the smaller kind or, with
+    ``cycle``, with the larger one, for which the smaller kind is shuffled and used again.
     """
 
     def __init__(self, normal: np.ndarray, anomalous: np.ndarray, batch_size: int, seed: int, cycle: bool = False):
@@ -67,7 +67,7 @@ class BalancedBatchSampler:
 def make_batch_sampler(
     targets: np.ndarray, rows: np.ndarray, batch_size: int, balanced: bool, seed: int, cycle: bool = False
 ) -> BatchSampler:
-    """targets (N, C) multi-hot of the whole list, of which only ``rows`` are used."""
+    """Make the sampler of some rows of a list, whose multi-hot targets are (N, C)."""
     if not balanced:
         return ShuffledBatchSampler(rows, batch_size, seed)
     normal = targets[rows, 0] > 0
@@ -77,8 +77,8 @@ def make_batch_sampler(
 class BagDataset(TorchDataset[tuple[Tensor, int, Tensor]]):
     """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
-    An item is asked for as (row, *draw): equal numbers give the same sample, whatever was asked for before.
-    ``packed`` is where their batches are gathered from, where the list is packed.
+    The index of an item is (row, *draw): equal numbers give the same sample, whatever was loaded before. ``packed``
+    gathers the batches of a packed list.
     """
 
     def __init__(
@@ -102,32 +102,9 @@ class BagDataset(TorchDataset[tuple[Tensor, int, Tensor]]):
         visual, count = self.sampling.sample(features, self.generator(*draw))
         return torch.from_numpy(visual.astype(np.float32)), count, torch.from_numpy(self.targets[row])
 
-    @property
-    def stock(self) -> PackedBatches:
-        """``packed``, for those who have made sure that there is one."""
-        if self.packed is None:
-            raise ValueError("the features of this list are not packed")
-        return self.packed
-
     def generator(self, *draw: int) -> np.random.Generator:
-        """What an item is drawn with."""
+        """Return the random numbers of an item."""
         return np.random.default_rng([self.seed, *draw])
-
-    def index(self, rows: np.ndarray, *draw: int) -> np.ndarray:
-        """Where on the packed the inputs of ``rows`` (B,) stand: (B,) samples, or (B, T) snippets as they are drawn."""
-        if not self.sampling.is_random:
-            return rows
-        drawn = [
-            self.sampling.draw_rows(count, self.generator(*draw, place))
-            for place, count in enumerate(self.stock.lengths[rows].tolist())
-        ]
-        return self.stock.starts[rows, None] + np.stack(drawn)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Valid snippets of every row's input, (N,) int64, where they are packed."""
-        drawn = np.full_like(self.stock.lengths, self.sampling.length)
-        return drawn if self.sampling.is_random else self.stock.lengths
 
 
 def load_batches(
@@ -139,11 +116,11 @@ def load_batches(
     part: Callable[[int], slice] = slice,
     pin: bool = False,
 ) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-    """Batches (visual (B, T, D) float32, lengths (B,) int64, targets (B, C)) of an epoch, from batch ``start`` on.
+    """Yield the batches of an epoch from batch ``start`` on.
 
-    ``workers`` processes read and sample single files; packed features need none. ``part`` says which rows of a batch
-    of so many are wanted (not given: all); they are those that it has as a whole. What is read from single files is
-    put where a GPU can copy it from while it works, if ``pin``.
+    They are visual (B, T, D) float32, lengths (B,) int64 and targets (B, C). ``part`` returns which rows of a batch of
+    so many are wanted (default: all), without a change of their samples. ``workers`` processes read and sample single
+    files, into pinned memory with ``pin``. Packed features need neither.
     """
     if bags.packed is not None:
         yield from _gather_batches(bags, bags.packed, batches, epoch, start, part)
@@ -154,16 +131,16 @@ def load_batches(
         batch_sampler=[batch[part(len(batch))] for batch in items[start:]],
         # Mapped features would be copied to processes that are not forked.
         num_workers=workers if bags.entries[0].packed is None else 0,
-        # Ctrl-C and torchrun signal children, too, but the step in progress still needs their work.
+        # Ctrl-C and torchrun signal child processes, too, but the step in progress still needs them.
         worker_init_fn=ignore_stop_signals,
         pin_memory=pin,
-        # Each loader draws a number; from torch's own generator a resumed epoch would draw it a second time.
+        # A loader draws a number. With torch's own generator, a resumed epoch would draw it a second time.
         generator=torch.Generator(),
     )
     try:
         yield from loader
     except UserError as error:
-        # From a worker process it comes wrapped in that process's traceback; what we said is at its end.
+        # A worker process puts its traceback before the message.
         raise UserError(str(error).rsplit("UserError: ", 1)[-1]) from None
 
 
@@ -175,10 +152,23 @@ def _gather_batches(
     start: int,
     part: Callable[[int], slice],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The same batches from packed features, each gathered in one step, on the device where they are wanted."""
-    targets, lengths = (torch.from_numpy(known).to(packed.device) for known in (bags.targets, bags.lengths))
-    # Drawn for the whole batch: a place in it has its own random numbers.
-    indices = (bags.index(rows, epoch, at)[part(len(rows))] for at, rows in enumerate(batches[start:], start))
+    """Yield the same batches from packed features, on the device."""
+    sampling = bags.sampling
+    valid = np.full_like(packed.lengths, sampling.length) if sampling.is_random else packed.lengths
+    targets, lengths = (torch.from_numpy(array).to(packed.device) for array in (bags.targets, valid))
+
+    def index(at: int, rows: np.ndarray) -> np.ndarray:
+        """Return where the inputs of a batch are in the store: (B,) samples, or (B, T) snippets drawn at random."""
+        if not sampling.is_random:
+            return rows[part(len(rows))]
+        # Drawn for the whole batch: each place in it has its own random numbers.
+        drawn = [
+            sampling.draw_rows(count, bags.generator(epoch, at, place))
+            for place, count in enumerate(packed.lengths[rows].tolist())
+        ]
+        return (packed.starts[rows, None] + np.stack(drawn))[part(len(rows))]
+
+    indices = (index(at, rows) for at, rows in enumerate(batches[start:], start))
     for rows, visual in zip(batches[start:], packed.gather(indices), strict=False):
         chosen = torch.from_numpy(rows[part(len(rows))]).to(packed.device)
         yield visual, lengths[chosen], targets[chosen]

@@ -1,6 +1,6 @@
-"""How a video of any length becomes model inputs of T snippets, and scores of inputs those of the video again.
+"""Sampling: model inputs of T snippets from a video of any length, and its scores from those of the inputs.
 
-L snippets of a video, T those of a model input, D feature width, N inputs that one video makes for a test.
+A video has L snippets, a model input T; D is the feature width, N the number of test inputs of one video.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from torch import Tensor
 
 
 class Sampling(Protocol):
-    """A method's way from videos to inputs of ``length`` snippets and back; its ``repr`` tells it from others."""
+    """How a method samples inputs of ``length`` snippets; packed stores compare its ``repr``."""
 
     @property
     def length(self) -> int: ...
 
     @property
     def is_random(self) -> bool:
-        """Whether training inputs are rows drawn anew each time; else a video always makes the same input."""
+        """Whether training inputs are rows drawn at random; else a video always gives the same input."""
 
     def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Where ``is_random``: which rows of a video of ``count`` snippets make one training input, (T,)."""
+        """Draw the rows (T,) of a training input from a video of ``count`` snippets, if ``is_random``."""
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        """One training input (T, D) of a video (L, D), and how many of its snippets are valid."""
+        """Return a training input (T, D) of a video (L, D) and its number of valid snippets."""
 
     def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All of a video (L, D) as test inputs (N, T, D), and the valid snippets of each (N,)."""
+        """Return the test inputs (N, T, D) of a whole video (L, D) and the valid snippets of each (N,)."""
 
     def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """What was computed per snippet of the test inputs, (N·T, …), as (L, …) in the video's order."""
+        """Return values of the snippets of the test inputs (N·T, …) in the order of the video (L, …)."""
 
     def tensor_windows(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``windows`` in operations that torch.export follows for every L."""
+        """Return the same as ``windows``, in operations that torch.export traces for every L."""
 
     def tensor_restore(self, rows: Tensor, count: int) -> Tensor:
-        """``restore``, likewise."""
+        """Return the same as ``restore``, in such operations."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class WindowSampling:
     is_random: ClassVar[bool] = False
 
     def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        raise TypeError(f"{type(self).__name__} does not draw")
+        raise TypeError(f"{type(self).__name__} is not random")
 
     def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return sample_uniform(features, self.length)
 
     def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows, count = split_windows(features, self.length)
-        # The window of zeros that follows an exact multiple is cut off again: no score comes from it.
+        # No score comes from the window of zeros after an exact multiple of T.
         needed = -(-count // self.length)
         return windows[:needed], window_lengths(count, self.length)[:needed]
 
@@ -126,7 +126,7 @@ class GridSampling:
 
 
 def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
-    """Training input of one video: (L, D) → (T, D) and the number of valid snippets min(L, T).
+    """Return the training input of one video: (L, D) → (T, D) and the number of valid snippets min(L, T).
 
     A longer video is averaged in T chunks (float32 out), a shorter one is padded with zeros (dtype kept).
     Source: released code of VadCLIP and ClipFusionVAD.
@@ -138,7 +138,7 @@ def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
 
 
 def average_chunks(features: np.ndarray, length: int) -> np.ndarray:
-    """Means of T consecutive chunks, (L, D) → (T, D) float32.
+    """Return the means of T consecutive chunks, (L, D) → (T, D) float32.
 
     Chunk bounds are the integers of ``linspace(0, L, T + 1)`` (not i·L//T, which differs where T is no power
     of two); an empty chunk takes the row at its start. float16 input is averaged in float32 and rounded to
@@ -157,7 +157,7 @@ def average_chunks(features: np.ndarray, length: int) -> np.ndarray:
 
 
 def split_windows(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
-    """Test input of one video: (L, D) → windows (N, T, D), zero-padded, and L.
+    """Return the test input of one video: (L, D) → windows (N, T, D), zero-padded, and L.
 
     A video shorter than T is one window; any other makes floor(L / T) + 1, so an exact multiple of T gets one
     more window of zeros (released code; its scores are cut off again).
@@ -169,7 +169,7 @@ def split_windows(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
 
 
 def window_lengths(count: int, length: int) -> np.ndarray:
-    """Valid snippets of each window of ``split_windows``, (N,) int64: [T, …, T, L mod T].
+    """Return the valid snippets of each window of ``split_windows``, (N,) int64: [T, …, T, L mod T].
 
     The extra window of an exact multiple counts as full, as in the released code.
     """
@@ -194,10 +194,10 @@ def _snippets(features: np.ndarray) -> int:
 
 
 def _tensor_windows_of(features: Tensor, length: int) -> Any:
-    """How many windows of T hold L snippets, N ≥ 1.
+    """Return how many windows of T hold L snippets, N ≥ 1.
 
-    Taken out of a tensor, it is a number of its own to torch.export. As ⌈L / T⌉ it would be bound to what the
-    example video makes of it, above all to be 1 or not to be 1.
+    From a tensor, the number is a new symbol to torch.export. As ⌈L / T⌉ it would be specialised to the example video,
+    above all to N = 1 or N > 1.
     """
     count = features.shape[0]
     windows = torch.full((), (count + length - 1) // length).item()

@@ -1,4 +1,4 @@
-"""Ground truth of a test list: which frames are abnormal, and which interval is which class."""
+"""Ground truth of a test list: abnormal frames, and intervals with their classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Truth:
     labels: list[list[str]]
 
     def only(self, chosen: Sequence[int]) -> Truth:
-        """The same of some of the videos."""
+        """Return the truth of some of the videos."""
         return Truth(
             [self.frames[index] for index in chosen],
             [self.segments[index] for index in chosen],
@@ -58,8 +58,8 @@ def read_truth(
     A ``frames_path`` that ends in .csv or .json is an annotation file looked up by video name, and the only
     file read; each video is then judged on its true number of frames where the file tells it. Otherwise the
     three released arrays are read, which hold no names: they only fit the list and the features they were
-    made for. ``UserError`` where the files do not fit, saying which video is off as far as can be known; ``tell``
-    hears of what only looks wrong.
+    made for. Raises ``UserError`` where the files do not fit, naming the video as far as that can be
+    determined; ``tell`` is called with what only looks wrong.
     """
     if str(frames_path).lower().endswith(KEYED_SUFFIXES):
         return _read_keyed(frames_path, entries, snippets, dataset, frames_per_snippet, tell)
@@ -214,7 +214,7 @@ def _explain(
     lengths: Sequence[int],
     frames_per_snippet: int,
 ) -> str:
-    """Why frame truth and features differ in length, as far as arrays without names can tell."""
+    """Explain why frame truth and features differ in length, as far as arrays without names show it."""
     total, difference = sum(lengths), len(frames) - sum(lengths)
     parts = [
         f"{path} holds {len(frames)} frames, but the features of the test list cover {total} "
@@ -238,7 +238,7 @@ def _explain(
             names = [_labels(item, "", entry) for item, entry in zip(labels, entries, strict=True)]
             off = _normal_lengths_off(per_video, names, entries, lengths)
         except UserError:
-            # The segments are of no use either; that is reported once the frames fit.
+            # The segments are invalid, too; that is reported once the frames fit.
             off = []
         if off:
             known = sum(truth - features for truth, features, _ in off)

@@ -28,16 +28,16 @@ class ModelFile:
     state: dict[str, Tensor]
     method: str | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
-    #: Test metrics, where the file has them; as they stand there.
+    #: The test metrics in the file, not checked.
     metrics: Any = None
 
 
 def read_model_file(path: str | Path) -> ModelFile:
     """Read a model file without running code in it.
 
-    Torch's files, and safetensors by their suffix. Ours name their method; of the others a bare state dict or one
-    under ``model_state_dict`` or ``state_dict`` (Lightning) is taken, the method recognised by its keys, and those
-    brought into the form of our model's.
+    Reads torch's files, and safetensors by their suffix. Our files name their method. Other files hold a bare state
+    dict, or one under ``model_state_dict`` or ``state_dict`` (Lightning): its keys show the method, and are converted
+    to those of our model.
     """
     content = read_checkpoint(path, "model file")
     if not isinstance(content, dict):
@@ -63,7 +63,7 @@ def read_model_file(path: str | Path) -> ModelFile:
 
 
 def current_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of its model under the method's present name and options."""
+    """Return a file's hyper-parameters with the present names of methods and options."""
     options = current_options({**hparams["options"], "method": hparams["method"]})
     return {**hparams, "method": options.pop("method"), "options": options}
 
@@ -79,7 +79,7 @@ def _is_mapping(value: Any) -> bool:
 #: The keys of ``make_hparams`` and a check of each value. Older files have fewer keys.
 _HPARAMS: dict[str, Callable[[Any], bool]] = {
     "method": lambda value: _is_text(value) and value in method_names(),
-    # Options and file names are made of it.
+    # It becomes part of options and file names.
     "dataset": lambda value: _is_text(value) and re.fullmatch(r"[\w-]+", value) is not None,
     "options": _is_mapping,
     "classes": lambda value: value is None or (_is_mapping(value) and all(map(_is_text, value.values()))),
@@ -93,7 +93,7 @@ _HPARAMS: dict[str, Callable[[Any], bool]] = {
 def make_hparams(
     model: Method, clip: ClipWeights | None, dataset: Dataset, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a model file of ours says about its origin; plain values only."""
+    """Return the hyper-parameters that our model files hold; plain values only."""
     return {
         "method": model.name,
         "dataset": dataset.name,
@@ -107,7 +107,7 @@ def make_hparams(
 
 
 def dataset_of(file: ModelFile) -> Dataset:
-    """The dataset that a model of ours was trained on: a benchmark, or one of the user's own as the file knows it."""
+    """Return the dataset that one of our models was trained on: a benchmark, or the classes that the file holds."""
     name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]
@@ -117,7 +117,7 @@ def dataset_of(file: ModelFile) -> Dataset:
 
 
 def state_without_clip(model: Method) -> dict[str, Tensor]:
-    """The weights of a model without frozen CLIP, which ``--clip`` brings back; on the CPU, copied."""
+    """Copy to the CPU the weights of a model without frozen CLIP, which ``--clip`` loads again."""
     return {
         key: value.detach().cpu().clone()
         for key, value in model.state_dict().items()
@@ -126,12 +126,12 @@ def state_without_clip(model: Method) -> dict[str, Tensor]:
 
 
 def model_content(hparams: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
-    """A model file of ours, to be written with ``files.write_torch``."""
+    """Return the content of one of our model files, for ``files.write_torch``."""
     return {"format": FORMAT, "hparams": dict(hparams), **extra, "model_state_dict": dict(state)}
 
 
 def run_of(path: str | Path) -> str | None:
-    """The run folder whose state a checkpoint of ours is; None for other files."""
+    """Return the run folder that one of our checkpoints belongs to; None for other files."""
     content = read_checkpoint(path, "checkpoint")
     return content.get("run") if isinstance(content, dict) else None
 
@@ -139,14 +139,14 @@ def run_of(path: str | Path) -> str | None:
 def load_weights(model: Method, path: str | Path) -> None:
     """Load a released model file, or one of ours, into a model.
 
-    CLIP inside the file replaces the model's. Raises ``UserError`` for a file of another method, and for keys
-    that are missing, unknown or of another shape; then nothing is loaded.
+    CLIP inside the file replaces that of the model. Raises ``UserError`` for a file of another method, and for keys
+    that are missing, unknown or of another shape, and then loads nothing.
     """
     load_model_file(model, read_model_file(path))
 
 
 def load_model_file(model: Method, file: ModelFile) -> None:
-    """``load_weights`` for a file already read."""
+    """Do the same as ``load_weights`` with a file that has been read."""
     check_method(file, model.name)
     own = model.state_dict()
     given = {key: value for key, value in file.state.items() if key in own or not key.startswith(CLIP_PREFIX)}
@@ -186,7 +186,7 @@ def load_centroid(model: Method, path: str | Path) -> None:
 
 
 def check_method(file: ModelFile, method: str) -> None:
-    """Refuse a file that says, or whose keys show, that it belongs to another method."""
+    """Raise ``UserError`` for a file of another method."""
     # Bare weights of a method that extends another one look like those of either.
     fits = not file.hparams and find_method(method).matches_state_dict(file.state)
     if file.method not in (None, method) and not fits:
@@ -194,7 +194,7 @@ def check_method(file: ModelFile, method: str) -> None:
 
 
 def check_clip(file: ModelFile, clip: ClipWeights | None) -> None:
-    """Refuse a CLIP other than the one that a model file of ours was trained with."""
+    """Raise ``UserError`` for another CLIP than the one that a model of ours was trained with."""
     if clip and file.hparams.get("clip_fingerprint", clip.fingerprint) != clip.fingerprint:
         raise UserError(
             f"{file.path} was trained with CLIP {file.hparams['clip']}, whose text tower differs from that of "
@@ -220,9 +220,9 @@ def _some(keys: list[str], limit: int = 3) -> str:
 
 
 def released_state(model: Method, clip: ClipWeights | None) -> dict[str, Tensor]:
-    """The bare state dict that the original code loads: the model's own weights and the whole of CLIP."""
+    """Return the bare state dict that the original code loads: the weights of the model and the whole of CLIP."""
     whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()} if clip else {}
-    # The text tower that the model runs with wins, should it differ from the file's.
+    # The text tower of the model replaces that of the CLIP file, which may differ.
     tower = {key: value.to(whole[key].dtype) for key, value in model.state_dict().items() if key in whole}
     state = state_without_clip(model) | {
         key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()

@@ -1,4 +1,4 @@
-"""From a model and a list of videos to scores, and from scores to the metrics of the protocol."""
+"""Scores of the videos of a list, and the metrics of the protocol from scores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from clipfusionvad.metrics import (
 )
 from clipfusionvad.models.base import Method
 
-# The detection mAP that a protocol reports first: the released procedure, or what the papers say of it.
+# The detection mAP that a protocol reports: by the released procedure, or as the papers describe it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}
 
 
@@ -44,7 +44,7 @@ class VideoScores:
 
 
 class VideoDataset:
-    """Whole videos of a list, their features read once and kept; ``truth`` where it is known."""
+    """The whole videos of a list, whose features are read once; ``truth`` is None for unannotated videos."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class VideoDataset:
 
     @property
     def known_truth(self) -> Truth:
-        """``truth``, for those who have made sure that it is known."""
+        """``truth``; raises ``ValueError`` where there is none."""
         if self.truth is None:
-            raise ValueError("the truth of these videos is not known")
+            raise ValueError("these videos have no annotation")
         return self.truth
 
     @property
@@ -70,13 +70,13 @@ class VideoDataset:
         return self.load(range(len(self.entries)))
 
     def load(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """The features of some of the videos."""
+        """Return the features of some of the videos."""
         for row in set(rows) - self._loaded.keys():
             self._loaded[row] = load_entry(self.entries[row], self.width)
         return [self._loaded[row] for row in rows]
 
     def split(self, parts: int) -> list[list[int]]:
-        """The rows of the set in so many parts, all of about as many snippets."""
+        """Divide the videos into parts of about as many snippets each; return the rows of each part."""
         longest_first = np.argsort([-self._snippets(row) for row in range(len(self.entries))], kind="stable")
         return [longest_first[part::parts].tolist() for part in range(parts)]
 
@@ -99,7 +99,7 @@ def score_videos(
     with torch.inference_mode(), autocast(device, precision):
         fixed = model.fixed_inputs()
         for counts, windows, lengths in _groups(features, model.sampling, model.windows_at_once):
-            # A long video fills a group of its own and is not copied.
+            # A long video is a group without others and is not copied.
             joined = windows[0] if len(windows) == 1 else np.concatenate(windows)
             anomaly, classes = model.score_windows(joined, np.concatenate(lengths), *fixed)
             start = 0
@@ -127,7 +127,7 @@ def score_dataset(
 def _groups(
     features: Sequence[np.ndarray], sampling: Sampling, at_once: int
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
-    """Consecutive videos that fill one forward pass: their snippets, their windows, the lengths of those."""
+    """Yield consecutive videos that fill a forward pass: their snippets, windows, and the lengths of windows."""
     counts: list[int] = []
     windows: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
@@ -148,12 +148,12 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str 
 
     Keys: ``auc1``, ``ap1``, ``ano_auc1`` of the first branch, ``auc2`` … of the second. Detection mAP comes in
     the variants ``map_released``, ``map_normal_matched`` and ``map_anomalous_only`` (per IoU and "average"; see
-    ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``. Where the
-    truth is not known, the metrics are those of ``evaluate_videos``.
+    ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``. For
+    videos without annotation, the metrics are those of ``evaluate_videos``.
     """
     for entry, video in zip(videos.entries, scores, strict=True):
         if not all(np.isfinite(found).all() for found in (video.anomaly, video.classes) if found is not None):
-            raise UserError(f"the scores of {entry.video} are not finite: its features are not what the model can take")
+            raise UserError(f"the scores of {entry.video} are not finite: the model cannot use its features")
     if videos.truth is None:
         return evaluate_videos(scores, videos)
     counts = _count_frames(videos, videos.truth.frames, scores)
@@ -170,12 +170,12 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str 
 
 
 def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dict[str, Any]:
-    """What a finished model is judged by besides ``evaluate``, class by class.
+    """Return the metrics of each class, for a finished model.
 
     ``per_class`` holds for each anomalous label the AUC and AP of the main anomaly score over the frames of that
     label's videos (``video_auc``, ``video_ap``; IEF-VAD) and, where the method tells classes apart, of the class
     probability over all frames (``auc``, ``ap``), of which ``mauc`` and ``mean_ap`` are the means (AnomalyCLIP).
-    Nothing where the truth is not known.
+    Empty for videos without annotation.
     """
     if videos.truth is None:
         return {}
@@ -203,7 +203,7 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dic
 
 
 def _class_frames(videos: VideoDataset, index: int, snippets: int) -> np.ndarray:
-    """Frames of each class in each snippet of a video, (n, C)."""
+    """Return the number of frames of each class in each snippet of a video, (n, C)."""
     truth, labels = videos.known_truth, videos.dataset.labels
     table = np.zeros((snippets, len(labels)), dtype=np.int64)
     for label in set(truth.labels[index]) & set(labels[1:]):
@@ -216,7 +216,7 @@ def _class_frames(videos: VideoDataset, index: int, snippets: int) -> np.ndarray
 def _count_frames(
     videos: VideoDataset, frames: Sequence[np.ndarray], scores: Sequence[VideoScores]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Abnormal and all frames behind each snippet, video by video."""
+    """Return for each video the abnormal frames and all frames of each snippet."""
     return [
         count_frames(truth, video.anomaly.shape[1], videos.frames_per_snippet)
         for truth, video in zip(frames, scores, strict=True)

@@ -29,12 +29,12 @@ Parsed = TypeVar("Parsed")
 
 
 def choose_folder(given: str | None, stem: str, resume: bool) -> Path:
-    """The folder of a run: the one given, else ``runs/stem`` with a number where that is taken."""
+    """Return the folder of a run: the given one, else ``runs/stem``, with a number where that exists."""
     return _numbered(stem, resume) if given is None else Path(given)
 
 
 def check_folder(folder: Path, may_be_taken: bool) -> None:
-    """Refuse a folder that holds a run already, unless that is to be resumed or overwritten, or several seeds."""
+    """Raise ``UserError`` for a folder with the runs of several seeds, or with a run that must not be changed."""
     if seeds_in(folder):
         raise UserError(f"{folder} holds the runs of several seeds: name another --output-dir")
     if states_in(folder) and not may_be_taken:
@@ -42,7 +42,7 @@ def check_folder(folder: Path, may_be_taken: bool) -> None:
 
 
 def check_seeds_folder(folder: Path, may_be_taken: bool, seeds: Sequence[int]) -> None:
-    """The same for the folder in which each of several seeds has one of its own."""
+    """Do the same for the folder that holds a folder for each of several seeds."""
     if states_in(folder):
         raise UserError(f"{folder} holds the run of one seed: name another --output-dir for several")
     there = [str(seed) for seed in seeds if states_in(seed_folder(folder, seed))]
@@ -55,17 +55,17 @@ def seed_folder(folder: Path, seed: int) -> Path:
 
 
 def seeds_in(folder: Path) -> list[str]:
-    """The names of the folders in it that hold the run of a seed."""
+    """Return the names of the folders in it that hold the run of a seed."""
     return sorted(path.name for path in folder.glob(f"{_SEED}*") if states_in(path))
 
 
 def states_in(folder: Path) -> list[Path]:
-    """The states of a run that are there to go on from, the newest first."""
+    """Return the saved states of a run, the newest first."""
     return [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
 
 
 def clear_run(folder: Path) -> None:
-    """Remove the state and the records of a run, if there are any."""
+    """Remove the states and the records of a run."""
     with writing(folder):
         for name in (PREVIOUS, LAST, BEST, NORMAL_CENTROID, EVALUATIONS, "metrics.csv", LOSSES, IDS):
             (folder / name).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def clear_run(folder: Path) -> None:
 def _taken(folder: Path, what: str) -> UserError:
     return UserError(
         f"{folder} already holds {what}: continue it with --use-checkpoint, name another --output-dir, "
-        f"or start anew with --overwrite"
+        f"or start again with --overwrite"
     )
 
 
@@ -98,20 +98,19 @@ def record_run(folder: Path, options: Mapping[str, Any], about: Mapping[str, Any
 
 
 def record_dataset(folder: Path, dataset: Dataset) -> None:
-    """Keep a dataset of the user's own as the YAML file that describes it; benchmarks are known by name."""
+    """Write the description of a dataset that is not a benchmark as a YAML file."""
     if dataset.name not in DATASETS:
         write_text(folder / DATASET, yaml.safe_dump(yaml_content(dataset), sort_keys=False, allow_unicode=True))
 
 
 class RunLog:
-    """Writes a run's records; opened at a step, after so many evaluations, it drops what an interrupted run had
-    written past them.
+    """Writes a run's records. Opened at a step, after some evaluations, it drops later records of an interrupted run.
 
     ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
     step, ``tensorboard/`` both as curves, which go to ``trackers`` (names of ``loggers.TRACKERS``) too.
     ``checksums`` are those that the first and the third must have then.
 
-    Raises ``UserError`` for records that are not what was written, and where they cannot be written.
+    Raises ``UserError`` for records that have changed since, and where they cannot be written.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class RunLog:
         checksums: Mapping[str, int] | None = None,
         trackers: Sequence[str] = (),
     ):
-        # TensorBoard takes a second to import, which a test or a --help need not pay.
+        # TensorBoard takes a second to import.
         from clipfusionvad.io.event_log import AppendedText, Curves
 
         self.folder = folder
@@ -135,7 +134,7 @@ class RunLog:
         kept = [row for row in rows if _parse(row, folder / LOSSES, _step_of) <= step]
         texts = {EVALUATIONS: "".join(lines), LOSSES: "".join([header, *kept]) if kept else ""}
         for name, text in texts.items():
-            # Records that are not there at all, of a state that came alone, begin here.
+            # A state may be resumed without its records; they then begin here.
             if checksums and (folder / name).is_file() and zlib.crc32(text.encode()) != checksums[name]:
                 raise _unfit(folder / name)
         options = read_yaml(folder / OPTIONS, "options") if trackers else {}
@@ -168,7 +167,7 @@ class RunLog:
             curves.add(values, step)
 
     def flush(self) -> None:
-        """Bring everything to the disk."""
+        """Write everything to the disk."""
         for file in (self._metrics, self._losses, *self._curves):
             file.flush()
 
@@ -185,7 +184,7 @@ class RunLog:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of a record; one without its end was being written when the run was killed."""
+    """Return the complete lines of a record; a killed run may leave the last one incomplete."""
     lines = read_text(path, "record").splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
 
@@ -203,8 +202,8 @@ def _step_of(row: str) -> int:
 
 def _unfit(path: Path) -> UserError:
     return UserError(
-        f"{path} is damaged: it is not what it was when the state to go on from was saved; put the right file back, "
-        f"or move it away to go on with a record that begins there"
+        f"{path} is damaged: it has changed since the state was saved; restore the file, "
+        f"or move it away to continue with a new record"
     )
 
 
@@ -213,7 +212,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested metrics as one row: ``map@0.1``."""
+    """Flatten nested metrics into one row: ``map@0.1``."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         flat |= flat_metrics(value, f"{prefix}{name}@") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

@@ -77,7 +77,7 @@ def test_msad_lines_name_the_scene_not_the_class(tmp_path):
         "MSAD_normal_testing_1": Annotation("MSAD_normal_testing_1"),
         "Fire_9": Annotation("Fire_9", [(3, 5)], ["Fire"]),
     }
-    with pytest.raises(UserError, match="tells the class"):
+    with pytest.raises(UserError, match="names the class"):
         read(tmp_path, "office8.mp4 Fire 1 300\n", MSAD)
 
 
@@ -148,7 +148,7 @@ CSV = "video,frames,label,start,end\n"
         ("Abuse1 Abuse 1 2\n\nAbuse1 Abuse 1 3\n", ["line 3", "second time"]),
         ("Abuse1 Abusive 1 2\n", ["line 1", "'Abusive'", "did you mean 'Abuse'"]),
         ("Normal_Videos_1 Normal 1 2\n", ["line 1", "Normal", "1 2"]),
-        ("video1 1 2\n", ["line 1", "tells the class"]),
+        ("video1 1 2\n", ["line 1", "names the class"]),
         ("Abuse/Abuse028_x264.mp4\nAbuse/Abuse030_x264.mp4\n", ["line 1", "no interval"]),
         (CSV, ["no videos"]),
         (CSV + ",,Abuse,1,2\n", ["row 2", "video is empty"]),
@@ -159,7 +159,7 @@ CSV = "video,frames,label,start,end\n"
         (CSV + "a,0,Abuse,1,2\n", ["row 2", "'0'"]),
         (CSV + "a,1000000000000,Abuse,1,2\n", ["row 2", "1000000000000"]),
         (CSV + "a,,Abuze,1,2\n", ["row 2", "'Abuze'"]),
-        (CSV + "a,,,1,2\n", ["row 2", "tells the class"]),
+        (CSV + "a,,,1,2\n", ["row 2", "names the class"]),
         (CSV + "a,,Abuse,,\n", ["row 2", "no interval"]),
         (CSV + "a,10,Abuse,1,2\na,11,Abuse,5,6\n", ["row 3", "11 frames", "10"]),
         (CSV + "b,,,,\nb,,Abuse,5,6\n", ["row 3", "without one"]),

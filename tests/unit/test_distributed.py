@@ -24,8 +24,10 @@ from clipfusionvad.engine.distributed import (
 )
 from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
+from clipfusionvad.engine.training_step import TrainingStep
 from clipfusionvad.io.rank import RankInfo, is_main, rank_info
 from clipfusionvad.models import find_method
+from clipfusionvad.models.base import VADOutput
 
 CLASSES, T, D = ["normal", "fire", "flood"], 32, 64
 BRANCHES = {"visual_length": T, "attn_window": 8, "visual_layers": 1, "prompt_prefix": 2, "prompt_postfix": 2}
@@ -167,3 +169,33 @@ def test_only_a_launcher_starts_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert rank_info() == RankInfo() and is_main()
+
+
+class Noise(nn.Module):
+    """A model whose output and losses are random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, visual, lengths):
+        return VADOutput(torch.rand(len(visual), 1, 1), None, None)
+
+    def losses(self, output, targets, lengths):
+        return {"rows": output.coarse_logits.flatten(), "loss": torch.rand(1)}
+
+
+def draw(rank):
+    with distributed_context("cpu") as device:
+        torch.manual_seed(0)
+        step, batch = TrainingStep(Noise(), device, "fp32"), torch.zeros(1, 1, 1)
+        first, later = (step(batch, torch.ones(1), torch.ones(1), 2, number)["rows"].tolist() for number in (3, 4))
+        assert first[0] != first[1] and first != later
+        assert gather_objects(step(batch, torch.ones(1), torch.ones(1), 2, 3))[rank]["rows"].tolist() == first
+        alone = gather_objects(step(batch, torch.ones(1), torch.ones(1), 1, 3))
+        assert alone[0] == alone[1]
+
+
+def test_dropout_differs_between_processes_and_the_losses_draw_the_same_numbers(tmp_path):
+    ends = pair.run(draw, (), tmp_path)
+    assert [(end.code, end.err) for end in ends] == [(0, "")] * 2

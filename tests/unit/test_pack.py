@@ -104,7 +104,7 @@ def test_batches_and_videos_are_those_of_the_files(
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize("way", ["on_gpu", "reads_ahead"])
+@pytest.mark.parametrize("way", ["on_gpu", "prefetches"])
 def test_the_ways_of_a_gpu_give_the_same_batches(way, name, tmp_path, monkeypatch):
     """On the CPU, where only the transfers are missing."""
     entries, sampling = make_list(tmp_path, range(1, 30)), SAMPLINGS[name]
@@ -116,10 +116,10 @@ def test_the_ways_of_a_gpu_give_the_same_batches(way, name, tmp_path, monkeypatc
         monkeypatch.setattr(
             packed_batches.PackedBatches,
             "__init__",
-            lambda self, *args: (made(self, *args), setattr(self, "reads_ahead", True))[0],
+            lambda self, *args: (made(self, *args), setattr(self, "prefetches", True))[0],
         )
     built = packed_batches.make_packed_batches(store, sampling, CPU)
-    assert built.reads_ahead or built.on_gpu is not None
+    assert built.prefetches or built.on_gpu is not None
     assert_same_batches(batches_of(entries, sampling, store=store), batches_of(entries, sampling))
 
 
@@ -135,7 +135,7 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_behind(tmp_path, monkeypat
         0,
         packed_batches.make_packed_batches(pack_up(entries), SAMPLINGS["window"], CPU),
     )
-    bags.packed.reads_ahead = True
+    bags.packed.prefetches = True
     before = threading.active_count()
     batches = load_batches(bags, ShuffledBatchSampler(np.arange(60), 2, 0).epoch(0), workers=0)
     next(batches)
@@ -218,7 +218,7 @@ def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
     entries = make_list(tmp_path, [5])
     (tmp_path / "list.pack").mkdir()
     (tmp_path / "list.pack" / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="is no store: move it away"):
+    with pytest.raises(UserError, match="is not a store: move it away"):
         pack_up(entries)
     assert (tmp_path / "list.pack" / "mine.txt").exists()
 

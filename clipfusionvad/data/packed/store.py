@@ -4,7 +4,7 @@ A store is a folder:
 
 - ``features.npy``, one of two layouts. *Samples*: the training inputs themselves, (N, T, S·D), for a sampling that
   always makes the same input of a video. *Whole*: the rows of all N videos one after the other, (ΣL, S·D), for tests
-  and for a sampling that draws.
+  and for random sampling.
 - ``videos.npy`` (N, 2) int64: valid snippets of each input, or snippets L of each video; bytes of a value in its files.
 - ``sources.npy`` (N, S, 2) int64: bytes and time of change (ns) of every feature file, S streams.
 - ``manifest.json``: the rest, see ``Manifest``.
@@ -33,18 +33,18 @@ from clipfusionvad.io.npy import read_array, read_npy_header
 FORMAT = "clipfusionvad-pack-2"
 MANIFEST, FEATURES, VIDEOS, SOURCES = "manifest.json", "features.npy", "videos.npy", "sources.npy"
 DTYPES = ("float16", "float32")
-# Read at a time when a whole store is checked.
+# Bytes that are read at a time when a store is checked.
 _PIECE = 2**24
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store says of itself.
+    """The record of a store.
 
     ``list`` and ``list_sha256`` are the list's path and content, ``width`` the features' dim in one stream,
     ``sampling`` the sampling whose inputs they are, as text (None: whole videos). ``rounding`` is the largest error
-    of a value relative to the largest of its snippet, 0 where the store is exact. ``crc32`` sums up the data,
-    ``index_crc32`` the other arrays and ``own_crc32`` the rest of the manifest.
+    of a value relative to the largest of its snippet, 0 for an exact store. ``crc32`` is the checksum of the data,
+    ``index_crc32`` of the other arrays and ``own_crc32`` of the rest of the manifest.
     """
 
     list: str
@@ -61,7 +61,7 @@ class Manifest:
     format: str = FORMAT
 
     def signed(self) -> Manifest:
-        """The same with its own checksum."""
+        """Return the same manifest with its own checksum."""
         plain = json.dumps(asdict(replace(self, own_crc32=0)), sort_keys=True)
         return replace(self, own_crc32=zlib.crc32(plain.encode()))
 
@@ -80,7 +80,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Store:
-    """An open store; ``features`` is mapped into memory, nothing of it is read before it is used."""
+    """An open store; ``features`` is memory-mapped, so it is only read where it is used."""
 
     folder: Path
     manifest: Manifest
@@ -104,18 +104,18 @@ class Store:
         return np.cumsum(self.lengths) - self.lengths
 
     def video(self, row: int) -> np.ndarray:
-        """All of a video, (L, S·D), in the dtype of its files; only where the store is ``whole``."""
+        """Return a whole video, (L, S·D), in the dtype of its files, if the store is ``whole``."""
         start, (length, size) = self.starts[row], self.videos[row]
         return self.features[start : start + length].astype(f"f{size}", copy=False)
 
     def attach(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries that take the features of their videos from here, where the store has whole ones."""
+        """Return entries that read their features from this store, if it holds whole videos."""
         if not self.whole:
             return list(entries)
         return [replace(entry, packed=partial(self.video, row)) for row, entry in enumerate(entries)]
 
     def check_fit(self, list_path: str | Path, streams: Sequence[str], width: int, sampling: Sampling | None) -> None:
-        """Raise ``UserError`` unless the store was made of this list as it is, for this reading.
+        """Raise ``UserError`` unless the store was packed from this list, for this use.
 
         ``sampling`` is the one to train with, None where whole videos are needed; whole videos serve any.
         """
@@ -129,13 +129,13 @@ class Store:
         self.check_sampling(sampling)
 
     def check_sampling(self, sampling: Sampling | None) -> None:
-        """The part of ``check_fit`` that is about the sampling."""
+        """Raise ``UserError`` unless the store holds whole videos or the inputs of this sampling."""
         if not self.whole and self.manifest.sampling != repr(sampling):
             wanted = "whole videos" if sampling is None or sampling.is_random else f"those of {sampling!r}"
             raise stale(self.folder, f"it holds the inputs of {self.manifest.sampling}, not {wanted}")
 
     def check_sources(self, entries: Sequence[Entry]) -> None:
-        """Raise ``UserError`` for the first feature file that is not what it was; one that is absent is no matter."""
+        """Raise ``UserError`` for the first feature file that has changed; missing files are ignored."""
         if len(entries) != self.manifest.videos:
             raise damaged(self.folder, f"it holds {self.manifest.videos} videos, the list {len(entries)}")
         for entry, known in zip(entries, self.sources.tolist(), strict=True):
@@ -145,7 +145,7 @@ class Store:
                     raise stale(self.folder, f"{path} has changed since")
 
     def check_data(self) -> None:
-        """Read everything and raise ``UserError`` unless it is what was written."""
+        """Read all data and raise ``UserError`` if it has changed."""
         total, size = 0, self.features.nbytes
         # disable=None: no bar where stderr is not a terminal.
         with tqdm(desc="checking", total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
@@ -157,15 +157,15 @@ class Store:
 
 
 def store_folder(list_path: str | Path, folder: str | Path | None = None) -> Path:
-    """Where the store of a list lies: beside it, or in another folder."""
+    """Return the folder of a list's store: beside the list, or in another folder."""
     path = Path(list_path)
     return (path.parent if folder is None else Path(folder)) / f"{path.stem}.pack"
 
 
 def open_store(folder: Path) -> Store:
-    """Open a store; ``UserError`` for one that is incomplete, truncated or does not agree with itself.
+    """Open a store; raise ``UserError`` for one that is incomplete, truncated or inconsistent.
 
-    All but the data is compared with its checksum; the data is not read (``Store.check_data``).
+    Compares everything but the data with its checksum; ``Store.check_data`` reads the data.
     """
     manifest = _read_manifest(folder)
     videos, sources = (_read_counts(folder, name) for name in (VIDEOS, SOURCES))
@@ -197,7 +197,7 @@ def hash_list(path: str | Path) -> str:
 
 
 def source_of(path: Path) -> list[int] | None:
-    """Bytes and time of change of a file; None where there is none."""
+    """Return the bytes and the time of change of a file; None if it is missing."""
     try:
         found = os.stat(path)
     except OSError:
@@ -254,7 +254,7 @@ def _map_features(folder: Path, manifest: Manifest) -> np.ndarray:
             present = os.fstat(file.fileno()).st_size - start
         if dtype != np.dtype(manifest.dtype) or fortran or present != dtype.itemsize * math.prod(shape):
             raise ValueError(f"{present} bytes of data for shape {shape} {dtype}")
-        # A plain array over the map: slices of it are plain too, and cheaper than those of np.memmap.
+        # Slices of a plain array are cheaper than those of np.memmap.
         if min(shape, default=0) < 1:
             raise ValueError(f"no features: shape {shape}")
         return np.asarray(np.memmap(path, dtype, mode="r", offset=start, shape=shape))
@@ -263,7 +263,7 @@ def _map_features(folder: Path, manifest: Manifest) -> np.ndarray:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The data of an array file, without its header, in pieces."""
+    """Yield the data of an array file, without its header, in pieces."""
     with open(path, "rb") as file:
         read_npy_header(file)
         while piece := file.read(_PIECE):

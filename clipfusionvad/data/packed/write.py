@@ -1,4 +1,4 @@
-"""Writing a store: the features of a whole list, sampled where they can be, in one file (see ``data.store``)."""
+"""Packing: the features of a whole list, sampled if possible, in one file (format: ``packed.store``)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 class Packed:
     """One video as it goes into a store: ``features`` (T, S·D) or (L, S·D), of which ``length`` are valid.
 
-    ``size`` is the bytes of a value in its files, ``norm`` that of its middling snippet.
+    ``size`` is the bytes of a value in its files, ``norm`` the median norm of its snippets.
     """
 
     features: np.ndarray
@@ -60,14 +60,14 @@ def write_store(
     dtype: str,
     workers: int,
 ) -> Manifest:
-    """Pack a list into ``folder``, whole or not at all; an older store there is replaced.
+    """Pack a list into ``folder``, completely or not at all, in place of an older store there.
 
-    ``sampling`` None packs whole videos, as for one that draws. Every file is checked as by ``check_features``;
-    the memory taken does not depend on the list, only on its longest video and on ``workers`` threads.
+    ``sampling`` None packs whole videos, and so does a random one. Every file is checked as by ``check_features``.
+    The memory depends on the longest video and on ``workers`` threads, not on the length of the list.
     Raises ``UserError`` that names the row and the file of a bad video, or of one beyond the range of ``dtype``.
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} is there and is no store: move it away")
+        raise UserError(f"{folder} exists and is not a store: move it away")
     fixed = sampling if sampling is not None and not sampling.is_random else None
     made_of = hash_list(list_path)
     counts = check_features(entries, width, str(list_path), read=False)
@@ -109,13 +109,13 @@ def _pack_entry(entry: Entry, width: int, sampling: Sampling | None, dtype: str,
 
 
 def _sample(features: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, int]:
-    # The generator is for samplings that draw. Models are given float32.
+    # The generator is not used: this sampling is not random. Models take float32.
     visual, length = sampling.sample(features, np.random.default_rng(0))
     return visual.astype(np.float32), length
 
 
 def _convert(values: np.ndarray, dtype: str, path: Path) -> tuple[np.ndarray, float]:
-    """Values in a store's dtype, and by how much of a snippet's largest value the worst one was rounded."""
+    """Return values in a store's dtype, and the largest rounding error relative to the largest value of a snippet."""
     with np.errstate(over="ignore"):
         stored = values.astype(dtype, copy=False)
     if stored.dtype.itemsize >= values.dtype.itemsize:
@@ -128,7 +128,7 @@ def _convert(values: np.ndarray, dtype: str, path: Path) -> tuple[np.ndarray, fl
 
 
 class _Writer:
-    """A .npy file of known shape, written row by row; ``crc32`` sums up what has been written."""
+    """A .npy file of known shape, written row by row; ``crc32`` is the checksum of the data."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype):
         self.path, self.header, self.crc32 = path, {"shape": shape, "fortran_order": False, "descr": dtype.str}, 0
@@ -160,7 +160,7 @@ def _check_room(temporary: Path, folder: Path, shape: tuple[int, ...], dtype: st
 
 
 def _in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Results in the order of the items, from threads that are only a little ahead of who takes them."""
+    """Yield the results in the order of the items; threads work on the next few items in advance."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
