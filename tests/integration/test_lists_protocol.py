@@ -106,24 +106,21 @@ def test_msad_robbery_10_is_a_training_video(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, folder, label",
+    "dataset, name, folder, label",
     [
-        ("Water_incident_10", "x", "Water_incident"),
-        ("MSAD_normal_testing_119", "x", "Normal"),
-        ("MSAD_normal_frontdoor1", "x", "Normal"),
-        ("frontdoor1", "Normal", "Normal"),
-        ("street_highview3", "x", None),
-        ("Assault_2", "Normal", "Assault"),
+        (MSAD, "Water_incident_10", "x", "Water_incident"),
+        (MSAD, "MSAD_normal_testing_119", "x", "Normal"),
+        (MSAD, "MSAD_normal_frontdoor1", "x", "Normal"),
+        (MSAD, "frontdoor1", "Normal", "Normal"),
+        (MSAD, "street_highview3", "x", None),
+        (MSAD, "Assault_2", "Normal", "Assault"),
+        (SHANGHAITECH, "01_0130", "x", None),
+        (SHANGHAITECH, "04_0012_1", "x", None),
+        (SHANGHAITECH, "01_0130", "Throwing_Object", "throwing_object"),
     ],
 )
-def test_msad_labels(name, folder, label):
-    assert MSAD.label_of(name, folder) == label
-
-
-def test_shanghaitech_names_tell_no_class():
-    assert SHANGHAITECH.label_of("01_0130") is SHANGHAITECH.label_of("01_002") is None
-    assert SHANGHAITECH.label_of("01_0130", "Throwing_Object") == "throwing_object"
-    assert SHANGHAITECH.label_of("04_0012_1") is None
+def test_labels_from_names_and_folders(dataset, name, folder, label):
+    assert dataset.label_of(name, folder) == label
 
 
 def test_two_streams_in_one_folder_are_named(tmp_path, capsys):
