@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,7 @@ RELEASED = {
         "scheduler_milestones": [3, 6, 10],
     },
 }
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 DATASETS = pytest.mark.parametrize("dataset", sorted(RELEASED))
 
 
@@ -215,3 +218,10 @@ def test_a_run_record_is_a_config_that_says_the_same(dataset, config):
     first = parse(dataset, "--no-gam", "--lr", "3e-4", "--scheduler-milestones", "1", "2", "--output-dir", "x")
     again = parse(dataset, "--config", config(yaml.safe_dump(record(first))))
     assert record(again) == record(first)
+
+
+def test_the_tables_of_options_in_the_docs_are_those_of_the_declarations():
+    """If this fails: python docs/options.py"""
+    script = runpy.run_path(str(DOCS / "options.py"))
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert page.count("<!-- options of") == 5 and script["render"](page) == page

@@ -19,7 +19,7 @@ from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.data_setup import read_test_set
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
-from clipfusionvad.engine.model_setup import build_model, load_model
+from clipfusionvad.engine.model_setup import class_weight, load_model
 from clipfusionvad.tools.analysis.figures import GREY, Axes, Figure, draw_matrix, new_figure
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.demo import make_demo
@@ -53,7 +53,7 @@ def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
     targets = list(unique.values())
     names = _unique([f"{run.settings.model.method} on {run.settings.dataset.title}" for run in runs], runs)
     titles = _unique([run.settings.dataset.title for run in targets], targets)
-    weights = [_class_weight(run) for run in runs]
+    weights = [class_weight(run.settings, run.file) for run in runs]
     rows, home = [], []
     for row, column in tqdm([*np.ndindex(len(runs), len(targets))], "transfer", unit="test", disable=None, leave=False):
         run, target = runs[row], targets[column].settings
@@ -81,14 +81,6 @@ def _test_data(run: TrainedRun) -> tuple[str | int | None, ...]:
 def _unique(names: Sequence[str], runs: Sequence[TrainedRun]) -> list[str]:
     """Return the names of runs, with the folder where two are the same."""
     return [f"{name} ({run.folder})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
-
-
-def _class_weight(run: TrainedRun) -> str | None:
-    """Return the first weight of the model whose shape depends on the number of classes."""
-    settings, dataset = run.settings, run.settings.dataset
-    more = replace(dataset, classes={**dataset.classes, "one more": "something else"})
-    here, there = (build_model(settings.model, known, 0, run.file)[0].state_dict() for known in (dataset, more))
-    return next((name for name in here if here[name].shape != there[name].shape), None)
 
 
 def _test(run: TrainedRun, target: Settings, keeps_classes: bool) -> dict[str, Any]:
