@@ -107,13 +107,7 @@ def test_exactly_the_chosen_rows_are_attenuated():
                 np.testing.assert_allclose(corrupted[window, t], np.concatenate(streams), rtol=1e-6)
 
 
-@given(
-    st.integers(1, 300),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.integers(0, 2**32),
-    st.integers(0, 5),
-)
+@given(st.integers(1, 300), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**32), st.integers(0, 5))
 def test_positions_of_a_level_hold_those_of_lower_ones(length, low, high, seed, video):
     low, high = sorted((low, high))
     few, many = (set(Corruption(0, level, seed).positions(video, length).tolist()) for level in (low, high))
