@@ -1,4 +1,4 @@
-"""What every test starts from."""
+"""Fixtures and settings of all tests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# A process that a shell starts in the background ignores Ctrl-C, which some tests are about.
+# A process that a shell starts in the background ignores Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says how busy the machine is, not whether the code is right. A change is judged by
-# the same examples every time; new ones are for those who look for them.
+# No deadline: how long an example takes depends on the machine. With CI set, the examples are the same every time.
 settings.register_profile(
     "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
@@ -23,13 +22,24 @@ settings.load_profile("unhurried")
 
 @pytest.fixture(autouse=True)
 def ordinary_arithmetic():
-    """A program run within the test process flushes denormals, which would last for the tests after it."""
+    """A program that runs within the test process flushes denormals, which would affect later tests."""
     yield
     torch.set_flush_denormal(False)
 
 
-# Files that take a minute or more begin first, so that no process is left alone with one of them.
-LONG = ["docs_run", "sweep", "export", "structure", "resume", "scripts", "stream", "bad_input", "torture"]
+# Long files start first, so that both processes end at about the same time.
+LONG = [
+    "docs_run",
+    "disk",
+    "distributed_runs",
+    "every_method",
+    "sweep",
+    "export",
+    "resume",
+    "scripts",
+    "stream",
+    "torture",
+]
 
 
 def pytest_collection_modifyitems(items):
@@ -39,7 +49,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def ordinary_signals():
-    """Nor are a library's handlers those of the next test."""
+    """Restore signal handlers that a program or a library has set."""
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(kind) for kind in kinds]
     yield
@@ -49,8 +59,8 @@ def ordinary_signals():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A benchmark with a trained model, never written to."""
-    from tiny import make_tiny  # loads the programs, which few tests need
+    """A benchmark with a trained model; tests must not write to it."""
+    from tiny import make_tiny  # imports the programs, which few tests need
 
     tiny = make_tiny("ucf", tmp_path_factory.mktemp("built") / "data")
     assert tiny.train("--max-epoch", 1).code == 0
@@ -61,6 +71,6 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def tiny(built, tmp_path):
-    """A copy to spoil; outputs would lie beside the data."""
+    """A copy that a test may change; outputs go beside the data."""
     shutil.copytree(built.folder, tmp_path / "data")
     return type(built)(built.dataset, tmp_path / "data", tmp_path / "data", built.videos)

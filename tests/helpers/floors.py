@@ -1,6 +1,6 @@
-"""Print constraints that pin every main dependency to the lowest version that pyproject.toml admits.
+"""Print constraints that pin every main dependency to the lowest version that pyproject.toml allows.
 
-``--keep NAME``: pin these as requirements.txt does instead, where an older one cannot be had.
+``--keep NAME``: pin these as requirements.txt does instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def floors() -> dict[str, str]:
-    """Lowest version by package; not for Python 3.10, which reads no TOML."""
+    """Return the lowest version of each package (needs Python 3.11, which can read TOML)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [line for line in project["dependencies"] if "python_version <" not in line]
     found = [re.match(r"([\w.-]+)(?:>=|==)([\w.]+)", line) for line in wanted]

@@ -1,4 +1,4 @@
-"""A training in a process of its own that has imported everything before, so that a kill meets it at work."""
+"""Programs for processes of tests; ``warm.py`` imports this module before it starts one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clipfusionvad.models.clip import openai_clip
 openai_clip()
 with contextlib.suppress(ImportError):
     import transformers  # noqa: F401
-# By default a lock that processes share, and that stays taken when its holder is killed.
+# tqdm's default lock is shared by processes, and stays taken when its holder is killed.
 tqdm.set_lock(threading.RLock())
 
 
@@ -33,13 +33,13 @@ def train(dataset, argv):
 
 
 def limited(argv, limit, told):
-    """A command in a process whose files may not grow beyond ``limit`` bytes, as on a full disk; tells how it ended."""
+    """Run a command whose files may not grow beyond ``limit`` bytes, as on a full disk; send its outcome."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     told.send(quietly(package_main, argv))
 
 
 def hold_until_killed(tell, folder, name, shared, forks):
-    """Hold a folder; tells the process that it has forked, if it should."""
+    """Hold a folder; send the child that it has forked, if it should fork one."""
     with hold(folder, name, shared):
         child = os.fork() if forks else None
         if child != 0:

@@ -1,4 +1,4 @@
-"""A tiny benchmark that tests build: a dozen short videos, lists, and the truth in both of its forms."""
+"""A tiny benchmark for tests: a dozen short videos, lists, and the ground truth in both of its forms."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def method_flags(method):
 METHOD_FLAGS = {name: method_flags(name) for name in method_names()}
 SCHEDULE_FLAGS = ["--max-epoch", 2, "--batch-size", 3, "--lr", 3e-3, "--scheduler-milestones", 1]
 
-# Video names carry the labels; each label's events are so many of the benchmark's classes.
+# Video names contain the labels; each label stands for these events.
 NAMES = {name: "{label}_{number:03d}" for name in DATASETS}
 NAMES |= {"ucf": "{label}{number:03d}_x264", "xd": "v=tiny{number:03d}__#1_label_{label}"}
 LABELS = {
@@ -73,7 +73,7 @@ LABELS = {
     "shanghaitech": {"normal": [], "car": ["car"], "throwing_object": ["throwing_object", "throwing_object"]},
     "msad": {"Normal": [], "Fire": ["Fire"], "Water_incident": ["Water_incident", "Water_incident"]},
 }
-# Test videos of one snippet, of a window more or less a snippet, and of exactly one and two windows.
+# Lengths of test videos: one snippet, a window plus or minus one, exactly one and two windows.
 TEST_LENGTHS = [LENGTH + 1, LENGTH, 40, LENGTH - 1, 2 * LENGTH, 1]
 
 
@@ -88,7 +88,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Tiny:
-    """Where a tiny benchmark lies and the flags that describe it; outputs of runs go to ``work``."""
+    """The folder of a tiny benchmark and the flags that describe it; outputs of runs go to ``work``."""
 
     dataset: str
     folder: Path
@@ -152,7 +152,7 @@ def strings(*groups):
 
 
 def quietly(main, argv):
-    """What a program's ``main`` returns and prints; an exit is a return. One thread suits models this small."""
+    """Run a program's ``main`` in this process, on one thread; return its exit code and what it prints."""
     out, err = io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

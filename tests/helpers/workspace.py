@@ -1,6 +1,6 @@
-"""A folder in which a user would follow the documentation: features, annotations, videos and released files, all small.
+"""The folder of a user who follows the documentation: small features, annotations, videos and released files.
 
-Names and formats are those of the four benchmarks; the rest is made up.
+Names and formats are those of the four benchmarks; the content is random.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _make_msad() -> None:
 
 
 def _make_released() -> None:
-    """Model files as the authors released them, of random weights, and event-CLIP."""
+    """Checkpoints in the form that the authors released, with random weights, and event-CLIP."""
     for method, dataset in (("vadclip", "ucf"), ("vadclip", "xd"), ("iefvad", "msad"), ("anomalyclip", "ucf")):
         known = DATASETS[dataset]
         args = option_file_of(known).parse_args(["--method", method])
@@ -133,13 +133,13 @@ def _make_released() -> None:
 
 
 def forget_extraction() -> None:
-    """What was extracted before, with other options."""
+    """Remove what was extracted before with other options."""
     for path in [*Path("features").glob("*.npy"), Path("features/manifest.jsonl")]:
         path.unlink(missing_ok=True)
 
 
 def make_detection() -> None:
-    """What docs/detect.md speaks of besides models."""
+    """The file of class names that docs/detect.md uses."""
     Path("classes.txt").write_text("normal\nfall=person falling on the floor\nsmoke\n")
 
 
