@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from clipfusionvad.engine.checkpoint import load_weights
     from clipfusionvad.models import create_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["create_model", "load_weights"]
 _HOMES = {"create_model": "clipfusionvad.models", "load_weights": "clipfusionvad.engine.checkpoint"}
 
