@@ -1,4 +1,4 @@
-"""Five seeds in one process against five one after another: time, memory, and whether the numbers are the same.
+"""Five seeds with --seeds against five separate runs: time, memory, and whether the numbers are the same.
 
     python benchmarks/seeds.py [--size small|full] [--method vadclip] [--seeds 5] [--epochs 2] [--device cpu]
 
