@@ -7,7 +7,6 @@ import json
 import time
 from pathlib import Path
 
-import pandas as pd
 from tqdm import tqdm
 
 from clipfusionvad.cli.demo import demo_run, run_demo
@@ -55,6 +54,8 @@ def _run_pair(method: str, dataset: Dataset) -> DemoResult:
             warn(f"stopped at {method} on {dataset.title}; the same command continues from there")
             raise KeyboardInterrupt
     results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    import pandas as pd
+
     losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()
     return DemoResult(
         method,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.report.formatting import Table, to_markdown
 from clipfusionvad.report.table import published
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = {"auc1": "AUC", "ap1": "AP", "ano_auc1": "Ano-AUC", "mauc": "mAUC", "map_average": "detection mAP"}
 
@@ -68,6 +69,8 @@ def matrix_table(results: Sequence[DemoResult]) -> pd.DataFrame:
                 value = metrics.get(key)
                 row[f"{name} {when}"] = None if value is None else scale * value
         rows.append(row | {"seconds": result.seconds, "learned": result.learned, "notes": "; ".join(result.notes)})
+    import pandas as pd
+
     return pd.DataFrame(rows)
 
 
