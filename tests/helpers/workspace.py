@@ -138,6 +138,12 @@ def forget_extraction() -> None:
         path.unlink(missing_ok=True)
 
 
+def forget_unlabelled() -> None:
+    """Remove the features of a video whose name gives no class of UCF-Crime."""
+    for path in Path("features/ucf").glob("shop*"):
+        path.unlink()
+
+
 def make_detection() -> None:
     """The file of class names that docs/detect.md uses."""
     Path("classes.txt").write_text("normal\nfall=person falling on the floor\nsmoke\n")

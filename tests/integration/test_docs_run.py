@@ -14,7 +14,7 @@ import pytest
 from smaller import WIDTH, shrink
 from test_readme import PAGES, README, commands
 from tiny import TEST, TRAIN, quietly
-from workspace import forget_extraction, make_clips, make_detection, make_garage, make_workspace
+from workspace import forget_extraction, forget_unlabelled, make_clips, make_detection, make_garage, make_workspace
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli import training
@@ -38,6 +38,7 @@ ELSEWHERE = {
 # Preparations for a command of a page: data of its own, or files that another page describes.
 BEFORE = {
     ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),
+    ("README", "python -m clipfusionvad lists"): forget_unlabelled,
     ("detect", "python -m clipfusionvad detect"): make_detection,
     ("scaling", "python -m clipfusionvad extract"): forget_extraction,
     ("own-data", "python -m clipfusionvad extract"): make_garage,

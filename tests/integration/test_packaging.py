@@ -15,6 +15,8 @@ import yaml
 
 import clipfusionvad
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_FROM = ["clipfusionvad", "configs", "pyproject.toml", "README.md", "LICENSE", "ucf_option.py", "xd_option.py"]
 
@@ -48,8 +50,6 @@ def installed(wheel, tmp_path_factory):
     program = """
 import contextlib, io, json, sys
 from clipfusionvad.__main__ import main
-
-pytestmark = pytest.mark.slow
 results = []
 for argv in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
