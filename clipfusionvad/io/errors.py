@@ -60,9 +60,13 @@ def run_main(body: Callable[[], int | None]) -> int:
     and code 130. Any other error is a bug of ours and keeps its traceback. Of several processes that torchrun started,
     only rank 0 prints, and SIGTERM keeps its default action, because a rank that waits for another cannot handle it.
     """
-    with _silence() if rank_info().rank else contextlib.nullcontext():
-        with contextlib.nullcontext() if rank_info().world_size > 1 else _interrupting():
+    if rank_info().world_size == 1:
+        with _interrupting():
             return _run(body)
+    if rank_info().rank == 0:
+        return _run(body)
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        return _run(body)
 
 
 @contextlib.contextmanager
@@ -78,12 +82,6 @@ def _interrupting() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        yield
-
-
 def _run(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
@@ -96,10 +94,11 @@ def _run(body: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            return _refuse(f"cannot write {error.filename or 'a file'}: {error.strerror}")
         # An invalid file name or a failing disk is not a bug of ours.
-        return _refuse(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+        file, reason = error.filename or "a file", error.strerror or error
+        return _refuse(
+            f"cannot write {file}: {reason}" if error.errno in _NO_ROOM else f"{file} cannot be used: {reason}"
+        )
     except RuntimeError as error:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise

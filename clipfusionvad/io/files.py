@@ -11,8 +11,10 @@ import os
 import secrets
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +24,7 @@ import yaml
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.locks import hold
 
-# How the names of unfinished files end, and of a folder that is being replaced.
+# Endings of unfinished files, and of a folder that is being replaced.
 _LEFTOVER, _REPLACED = ".tmp", ".old.tmp"
 
 
@@ -150,10 +152,10 @@ def write_torch(path: str | Path, value: Any) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` a hard link to ``source``, or a copy where the file system has no hard links."""
+    if target.resolve() == source.resolve():
+        return
     temporary = _temporary(target)
     with writing(target):
-        if target.resolve() == source.resolve():
-            return
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
@@ -191,12 +193,12 @@ def read_text(path: str | Path, what: str) -> str:
     must_exist(path, what)
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        if "\0" in text:
+            raise ValueError("NUL")
+    except ValueError as error:
         raise UserError(f"{what} {path} is not a text file") from error
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    if "\0" in text:
-        raise UserError(f"{what} {path} is not a text file")
     return text
 
 
@@ -215,9 +217,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that appears twice in a mapping, of which YAML would drop one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, times in keys.most_common(1):
+            if times > 1:
                 raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {key!r} appears twice")
         return super().construct_mapping(node, deep)
 
@@ -238,32 +240,23 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
     Cells are stripped (released lists have stray spaces), blank lines skipped, cells missing at a row's end empty.
     Raises ``UserError`` for a missing column and for a row longer than the header.
     """
-    rows: list[tuple[int, dict[str, str]]] = []
-    header: list[str] = []
+    # newline=None: files from every platform.
+    reader = csv.reader(io.StringIO(read_text(path, what), newline=None), strict=True, skipinitialspace=True)
     try:
-        # newline=None: files from every platform.
-        text = io.StringIO(read_text(path, what), newline=None)
-        reader = csv.reader(text, strict=True, skipinitialspace=True)
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            if not header:
-                header = cells
-                continue
-            if any(cells[len(header) :]):
-                place = f"{what} {path}, row {reader.line_num}"
-                raise UserError(f"{place}: {len(cells)} cells, the header has {len(header)}")
-            cells += [""] * (len(header) - len(cells))
-            rows.append((reader.line_num, dict(zip(header, cells, strict=False))))
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
         raise UserError(f"{what} {path}, row {reader.line_num}: not readable as CSV: {error}") from error
-    if not header:
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    if not lines:
         raise UserError(f"{what} {path} is empty")
+    (_, header), *rows = lines
     for column in columns:
         if column not in header:
             raise UserError(f"{what} {path} has no column {column!r}; its header is {','.join(header)[:100]!r}")
-    return rows
+    for number, cells in rows:
+        if any(cells[len(header) :]):
+            raise UserError(f"{what} {path}, row {number}: {len(cells)} cells, the header has {len(header)}")
+    return [(number, dict(zip_longest(header, cells[: len(header)], fillvalue=""))) for number, cells in rows]
 
 
 def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
@@ -291,6 +284,4 @@ def without_nan(value: Any) -> Any:
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -36,8 +36,12 @@ def hold(folder: str | Path, name: str = LOCK, shared: bool = False) -> Iterator
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(folder / name, shared)
     except BlockingIOError as error:
+        holder = ""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if process := (folder / name).read_text(encoding="utf-8"):
+                holder = f" (process {process})"
         raise UserError(
-            f"another run{_holder(folder / name)} is using {folder}: wait for it, stop it, or name another folder"
+            f"another run{holder} is using {folder}: wait for it, stop it, or name another folder"
         ) from error
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
@@ -85,10 +89,3 @@ def _lock(file: IO[bytes], shared: bool) -> None:
         # These two codes mean that another process holds it; all others, that the file system has no locks.
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise BlockingIOError(*error.args) from error
-
-
-def _holder(path: Path) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if holder := path.read_text(encoding="utf-8"):
-            return f" (process {holder})"
-    return ""

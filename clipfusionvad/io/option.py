@@ -12,7 +12,7 @@ import argparse
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from clipfusionvad.io.errors import UserError, check_choice
@@ -89,10 +89,12 @@ class Declared:
 
 def declared_options(target: Any) -> dict[str, Declared]:
     """Return the options that a dataclass or a callable declares, by name; keywords without ``Option`` are left out."""
-    hints = get_type_hints(target if is_dataclass(target) else _function(target), include_extras=True)
+    # A dataclass holds the hints itself, any other class in its initialiser.
+    plain_class = isinstance(target, type) and not is_dataclass(target)
+    hints = get_type_hints(target.__init__ if plain_class else target, include_extras=True)
     return {
-        name: _declared(name, hints[name], default)
-        for name, default in _defaults(target)
+        name: _declared(name, hints[name], parameter.default)
+        for name, parameter in inspect.signature(target).parameters.items()
         if get_origin(hints.get(name)) is Annotated
     }
 
@@ -121,24 +123,8 @@ def add_arguments(group: Any, options: Iterable[Declared]) -> None:
 def from_arguments(target: type[Made], args: Mapping[str, Any], **more: Any) -> Made:
     """Make a dataclass from parsed arguments by name, and from ``more`` for its fields that are not options."""
     values = {name: args[name] for name in declared_options(target)}
-    return target(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}, **more
-    )
-
-
-def _defaults(target: Any) -> list[tuple[str, Any]]:
-    if is_dataclass(target):
-        found = []
-        for field in fields(target):
-            made = field.default_factory() if field.default_factory is not MISSING else field.default
-            found.append((field.name, REQUIRED if made is MISSING else made))
-        return found
-    return [(found.name, found.default) for found in inspect.signature(_function(target)).parameters.values()]
-
-
-def _function(target: Any) -> Any:
-    """What holds the keywords: the initialiser of a class."""
-    return getattr(target, "__init__") if isinstance(target, type) else target  # noqa: B009
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return target(**values, **more)
 
 
 def _declared(name: str, hint: Any, default: Any) -> Declared:

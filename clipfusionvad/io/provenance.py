@@ -64,10 +64,9 @@ def code() -> dict[str, Any]:
 
 def hash_sources(folder: Path) -> str:
     """Return a hash of the Python files below a folder and of their names, independent of the folder's place."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {short_hash(path)}\n".encode())
-    return digest.hexdigest()[:_DIGITS]
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    lines = "".join(f"{name} {short_hash(folder / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()[:_DIGITS]
 
 
 def short_hash(path: Path) -> str:
@@ -83,20 +82,17 @@ def _processor() -> str:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _commit() -> str | None:
     """Return the commit, with "-dirty" where tracked files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        shown = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return shown.stdout.strip() or None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    return None
 
 
 @dataclass(frozen=True)

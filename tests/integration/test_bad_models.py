@@ -121,4 +121,4 @@ def test_another_clip_than_trained_with(tiny):
 
 def test_resuming_what_is_no_training(tiny):
     flags = ["--use-checkpoint", "--checkpoint-path", tiny.work / "model.pth"]
-    assert_refused(tiny.train, tiny, *flags, says="no training checkpoint")
+    assert_refused(tiny.train, tiny, *flags, says="not a training checkpoint")

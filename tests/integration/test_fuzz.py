@@ -6,8 +6,7 @@ import signal
 
 import pytest
 from fuzz.case import OUTCOMES, REFUSED, RIGHT, Failure, read_or_refuse
-from fuzz.kinds import KINDS, Kind
-from fuzz.run import counts_of, run_case, table_text
+from fuzz.run import KINDS, Kind, counts_of, run_case, table_text
 from fuzz.seeds import make_seeds
 
 from clipfusionvad.io.errors import UserError

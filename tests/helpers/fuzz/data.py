@@ -1,7 +1,8 @@
-"""Features, lists, annotations, truth and stores."""
+"""Features, lists, annotations, truth, packed stores and videos."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -17,7 +18,8 @@ from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.packed.store import open_store
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, UCF
-from fuzz.case import ALTERED, RIGHT, Case, Failure, end, read_or_refuse, require, run_command
+from clipfusionvad.extraction.decode import read_frames
+from fuzz.case import ALTERED, REFUSED, RIGHT, TOY_ENCODER, Case, read_or_refuse, require, run_command
 from fuzz.mutate import damage, disturb, odd_value
 
 DTYPES = ["<f2", "<f4", "<f8", ">f4", ">f2", "<i4", "|u1", "<f16", "|b1", "<c8", "<U3", "|V4", "<M8[s]", "|S3"]
@@ -56,8 +58,7 @@ def features(case: Case) -> str:
         content = damage(rng.choice([content, rng.choice(seeds).read_bytes()]), rng)
     path = case.put("a__0.npy", content)
     if rng.random() < 0.05:
-        outcome = run_command(case, ["compare-features", path, case.seeds / "plain.npy"], codes=(0, 1))
-        return end(outcome)
+        return case.run("compare-features", path, case.seeds / "plain.npy", codes=(0, 1))
     outcome = read_or_refuse(lambda: load_features(path), lambda found: _same_array(path, found))
     if outcome == RIGHT:
         require(read_shape(path) == np.load(path, allow_pickle=False).shape, "shape")
@@ -86,13 +87,8 @@ def lists(case: Case) -> str:
     root = rng.choice([home, home / "features", None, case.folder / "nowhere"])
     dataset = DATASETS[name]
     if rng.random() < 0.1:
-        flags = ["--feature-root", root] if root else []
-        return end(
-            run_command(
-                case,
-                ["pack", "--dataset", name, "--visual-width", 64, "--train-list", path, "--test-list", path, *flags],
-            )
-        )
+        flags = ["--train-list", path, "--test-list", path, *(["--feature-root", root] if root else [])]
+        return case.run("pack", "--dataset", name, "--visual-width", 64, *flags)
 
     def check(entries: list) -> None:
         rows = [line for line in text.decode("utf-8-sig").splitlines() if line.strip(" ,\t")]
@@ -120,7 +116,7 @@ def annotations(case: Case) -> str:
     if rng.random() < 0.05:
         home = case.seeds / "data" / dataset.name
         argv = ["lists", "--dataset", dataset.name, "--features", home / "features", "--output", case.folder / "out"]
-        return end(run_command(case, [*argv, rng.choice(["--annotations", "--split"]), mine]))
+        return case.run(*argv, rng.choice(["--annotations", "--split"]), mine)
 
     def check(found: dict) -> None:
         for name, item in found.items():
@@ -131,10 +127,8 @@ def annotations(case: Case) -> str:
         write_annotations_csv(case.folder / "again.csv", found.values())
         again = read_annotations(case.folder / "again.csv", dataset)
         for name, item in again.items():
-            require(
-                (item.segments, item.frames) == (found[name].segments, found[name].frames),
-                f"{item} comes back otherwise",
-            )
+            same = (item.segments, item.frames) == (found[name].segments, found[name].frames)
+            require(same, f"{item} comes back otherwise")
 
     return read_or_refuse(lambda: read_annotations(mine, dataset), check)
 
@@ -171,14 +165,13 @@ def truth_arrays(case: Case) -> str:
     at = rng.randrange(3)
     paths[at] = case.put(names[at], _changed_truth(paths[at], rng))
 
-    def check(truth: Any) -> str | None:
+    def check(truth: Any) -> None:
         require([len(part) for part in truth.frames] == [16 * count for count in snippets], "lengths")
         require(all(set(np.unique(part)) <= {0, 1} for part in truth.frames), "values")
         for spans, labels in zip(truth.segments, truth.labels, strict=True):
             require(len(spans) == len(labels) and all(0 <= start <= stop for start, stop in spans), f"{spans}")
         if at == 0:
             require(np.array_equal(np.concatenate(truth.frames), np.load(paths[0])), "other frames than numpy reads")
-        return None
 
     return read_or_refuse(lambda: read_truth(*paths, entries, snippets, UCF), check)
 
@@ -246,8 +239,8 @@ def stores(case: Case) -> str:
         if store.whole:
             parts = [store.video(row) for row in range(store.manifest.videos)]
             require([len(part) for part in parts] == store.lengths.tolist(), "lengths")
-        if not same and (path.name == "manifest.json" or store.features.shape != whole.features.shape):
-            raise Failure("other features than were packed")
+        shaped = path.name != "manifest.json" and store.features.shape == whole.features.shape
+        require(same or shaped, "other features than were packed")
         return None if same else ALTERED
 
     return read_or_refuse(read, check)
@@ -263,3 +256,62 @@ class _Said:
 
     def __repr__(self) -> str:
         return self.text
+
+
+def _video(case: Case) -> tuple[str, bytes]:
+    rng = case.rng
+    path = rng.choice(sorted((case.seeds / "videos").iterdir()))
+    content = path.read_bytes()
+    kind = rng.random()
+    if kind < 0.06:
+        content = content[: rng.choice([0, 64])]
+    elif kind < 0.3:
+        content = _absurd(content, rng)
+    else:
+        others = [other.read_bytes() for other in (case.seeds / "videos").iterdir()]
+        content = damage(content, rng, others)
+    name = path.name if rng.random() < 0.9 else rng.choice(["x.mp4", "x.mkv", "x.flv", "x.y4m", "x.m3u8", "x.txt", "x"])
+    return name, content
+
+
+def _absurd(content: bytes, rng: random.Random) -> bytes:
+    """Sizes, rates and counts in headers at their limits."""
+    content = bytearray(content)
+    marks = [*b"tkhd mvhd stsz stts stco avc1 mdhd strh avih strf trun".split(), b"\xb0\x82", b"\xe7"]
+    found = [place for mark in marks if (place := bytes(content).find(mark)) >= 0]
+    if found:
+        place = rng.choice(found) + rng.randrange(4, 100)
+        content[place : place + 4] = rng.choice([0xFFFFFFFF, 0x7FFFFFFF, 0, 0x4000]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def frames(case: Case) -> str:
+    name, content = _video(case)
+    path = case.put(name, content)
+
+    def read() -> int:
+        count = 0
+        with contextlib.closing(read_frames(path)) as found:
+            for frame in found:
+                require(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3, f"{frame.shape}")
+                require(frame.size, "an empty frame")
+                count += 1
+        return count
+
+    return read_or_refuse(read, lambda count: require(count > 0, "no frame and no word of it"))
+
+
+def extraction(case: Case) -> str:
+    """The whole command: features of every frame that could be read to the end, or none."""
+    name, content = _video(case)
+    name = name if "." in name and not name.endswith(("txt", "m3u8")) else "x.mp4"
+    path = case.put(name, content)
+    argv = ["extract", "--videos", path, "--output", case.folder / "out", *TOY_ENCODER]
+    outcome = run_command(case, argv, codes=(0, 1))
+    made = list((case.folder / "out").rglob("*.npy"))
+    require(len(made) == (outcome.code == 0), f"{made}")
+    if outcome.code == 1:
+        require(outcome.err.count("failed: ") == 1 and "Traceback" not in outcome.err, outcome.err)
+    if made:
+        require(np.isfinite(np.load(made[0])).all(), "not finite")
+    return REFUSED if outcome.code else RIGHT

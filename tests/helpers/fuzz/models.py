@@ -7,35 +7,42 @@ import random
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tiny import METHOD_FLAGS, Tiny
 
+from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.models.clip import load_clip
 from clipfusionvad.models.layers.text import ClipTextTower
-from fuzz.case import ALTERED, RIGHT, Case, end, read_or_refuse, require, run_command
+from fuzz.case import ALTERED, RIGHT, Case, read_or_refuse, require
 from fuzz.mutate import damage, damage_archive, disturb, odd_value
-
-METHODS = list(METHOD_FLAGS)
-
-
-def _whole(path: Path) -> bool:
-    """Whether every member of an archive has its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:
-        return False
 
 
 def _compare(found: dict, wanted: dict, path: Path) -> str:
     """Right where the weights are those of the seed; altered where only a checksum could tell that they are not."""
-    if found.keys() == wanted.keys() and all(torch.equal(value, wanted[key]) for key, value in found.items()):
+    if _equal(found, wanted):
         return RIGHT
     # torch's older format has no checksums, and damage may have come with new ones.
-    require(not zipfile.is_zipfile(path) or _whole(path), "weights were altered, and a checksum would have told")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            require(archive.testzip() is None, "weights were altered, and a checksum would have told")
     return ALTERED
+
+
+def _equal(found: dict, wanted: dict) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(value, wanted[key]) for key, value in found.items())
+
+
+def _same_weights(path: Path, seed: Path) -> str:
+    """The outcome of reading a damaged copy of ``seed``."""
+    wanted = read_model_file(seed).state
+    return read_or_refuse(lambda: read_model_file(path), lambda found: _compare(found.state, wanted, path))
+
+
+def _export(case: Case, path: Path) -> str:
+    return case.run("export", path, "--output", case.folder / "out.pth")
 
 
 def _damaged(path: Path, rng: random.Random) -> bytes:
@@ -45,13 +52,10 @@ def _damaged(path: Path, rng: random.Random) -> bytes:
 
 def own(case: Case) -> str:
     """Damaged bytes of our own files; what is read must load into a model, or be refused."""
-    rng, method = case.rng, case.rng.choice(["clipfusionvad", "vadclip", "anomalyclip", "iefvad"])
+    method = case.rng.choice(["clipfusionvad", "vadclip", "anomalyclip", "iefvad"])
     seed = case.seeds / "models" / f"{method}.pth"
-    path = case.put("model.pth", _damaged(seed, rng))
-    if rng.random() < 0.1:
-        return end(run_command(case, ["export", path, "--output", case.folder / "out.pth"]))
-    wanted = read_model_file(seed)
-    return read_or_refuse(lambda: read_model_file(path), lambda found: _compare(found.state, wanted.state, path))
+    path = case.put("model.pth", _damaged(seed, case.rng))
+    return _export(case, path) if case.rng.random() < 0.1 else _same_weights(path, seed)
 
 
 def safetensors(case: Case) -> str:
@@ -62,16 +66,13 @@ def safetensors(case: Case) -> str:
     path = case.put("model.safetensors", damage(content, rng) if rng.random() < 0.6 else _other_header(content, rng))
     kind = rng.random()
     if kind < 0.1:
-        return end(run_command(case, ["export", path, "--output", case.folder / "out.pth"]))
+        return _export(case, path)
     if kind < 0.15:
-        home = case.seeds / "data" / "ucf"
-        flags = Tiny("ucf", home, case.folder, [], "iefvad").test_flags("--feature-root", home, "--model-path", path)
-        return end(run_command(case, ["test", "--dataset", "ucf", *flags]))
+        return case.run("test", *case.test_flags("iefvad", "--model-path", path))
     wanted = read_model_file(seed)
 
     def check(found: Any) -> str:
-        same = found.state.keys() == wanted.state.keys()
-        if same and all(torch.equal(value, wanted.state[key]) for key, value in found.state.items()):
+        if _equal(found.state, wanted.state):
             require(found.hparams in (wanted.hparams, {}), f"says something else: {found.hparams}")
             return RIGHT
         # Without our words there is no hash.
@@ -105,59 +106,49 @@ def contents(case: Case) -> str:
         content = {**content, rng.choice(list(content)): odd_value(rng)}
     else:
         content["model_state_dict"] = odd_state(content["model_state_dict"], rng)
-    torch.save(content, case.folder / "model.pth")
     path = case.folder / "model.pth"
+    torch.save(content, path)
     if rng.random() < 0.5:
-        return end(run_command(case, ["export", path, "--output", case.folder / "out.pth"]))
-    home = case.seeds / "data" / "ucf"
-    flags = Tiny("ucf", home, case.folder, [], method).test_flags("--feature-root", home)
+        return _export(case, path)
+    flags = case.test_flags(method)
     # The options that the file itself says are what is tried.
     kept = flags[: flags.index("--method") + 2] + flags[flags.index("--gt-path") :]
     if method == "iefvad":
         kept += ["--stream-folders", "features", "events"]
-    return end(run_command(case, ["test", "--dataset", "ucf", *kept]))
+    return case.run("test", *kept)
 
 
 def odd_state(state: dict, rng: random.Random) -> dict:
     """A state dict with one tensor changed, dropped or renamed."""
     state, key = dict(state), rng.choice(list(state))
     value = state[key]
-    change = rng.choice(
-        [
-            lambda: value.double(),
-            lambda: value.to(torch.complex64),
-            lambda: value.long(),
-            lambda: value.half(),
-            lambda: value * torch.nan,
-            lambda: value * torch.inf,
-            lambda: value.to_sparse(),
-            lambda: value.flatten()[:1].expand(2**40),
-            lambda: value.flatten()[:1].expand(value.shape) if value.dim() and value.numel() else value,
-            lambda: value[None],
-            lambda: value.flatten(),
-            lambda: torch.empty(0),
-            lambda: torch.tensor(1.0),
-            lambda: value.bool(),
-            lambda: torch.empty(value.shape, device="meta"),
-            lambda: torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
-            lambda: value.float() * 1e38,
-            lambda: "text",
-            lambda: None,
-        ]
-    )
+    first = value.flatten()[:1]
+    changes = [
+        *(lambda dtype=dtype: value.to(dtype) for dtype in (torch.double, torch.complex64, torch.half, torch.bool)),
+        *(lambda factor=factor: value.float() * factor for factor in (torch.nan, torch.inf, 1e38)),
+        lambda: value.long(),
+        lambda: value.to_sparse(),
+        lambda: first.expand(2**40),
+        lambda: first.expand(value.shape) if value.dim() and value.numel() else value,
+        lambda: value[None],
+        lambda: value.flatten(),
+        lambda: torch.empty(value.shape, device="meta"),
+        lambda: torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
+        *(lambda item=item: item for item in (torch.empty(0), torch.tensor(1.0), "text", None)),
+    ]
     kind = rng.random()
     if kind < 0.1:
         del state[key]
     elif kind < 0.2:
         state[rng.choice(["x", "clipmodel.x", 3, ("a", 1)])] = state.pop(key)
     else:
-        state[key] = change()
+        state[key] = rng.choice(changes)()
     return state
 
 
 def released(case: Case) -> str:
     """Files as the original projects released them."""
-    rng, method = case.rng, case.rng.choice(METHODS)
+    rng, method = case.rng, case.rng.choice(list(METHOD_FLAGS))
     seed = case.seeds / "models" / f"{method}_released.pth"
     if rng.random() < 0.5:
         path = case.put("model.pth", _damaged(seed, rng))
@@ -165,31 +156,24 @@ def released(case: Case) -> str:
         path = case.folder / "model.pth"
         torch.save(odd_state(torch.load(seed, weights_only=True), rng), path)
     if method == "iefvad" and rng.random() < 0.3:
-        home = case.seeds / "data" / "ucf"
-        flags = Tiny("ucf", home, case.folder, [], method).test_flags("--feature-root", home)
-        return end(run_command(case, ["test", "--dataset", "ucf", *flags]))
+        return case.run("test", *case.test_flags(method))
     wanted = read_model_file(seed)
 
     def check(found: Any) -> str:
         require(all(isinstance(value, torch.Tensor) for value in found.state.values()), "not tensors")
-        return _compare(
-            {
-                k: v
-                for k, v in found.state.items()
-                if v.layout == torch.strided and not v.is_meta and not v.is_quantized and v.numel() < 10**7
-            },
-            wanted.state,
-            path,
-        )
+        dense = {
+            key: value
+            for key, value in found.state.items()
+            if value.layout == torch.strided and not value.is_meta and not value.is_quantized and value.numel() < 10**7
+        }
+        return _compare(dense, wanted.state, path)
 
     return read_or_refuse(lambda: read_model_file(path), check)
 
 
 def lightning(case: Case) -> str:
     seed = case.seeds / "models" / "lightning.ckpt"
-    path = case.put("last.ckpt", _damaged(seed, case.rng))
-    wanted = read_model_file(seed)
-    return read_or_refuse(lambda: read_model_file(path), lambda found: _compare(found.state, wanted.state, path))
+    return _same_weights(case.put("last.ckpt", _damaged(seed, case.rng)), seed)
 
 
 def clips(case: Case) -> str:
@@ -208,10 +192,6 @@ def clips(case: Case) -> str:
         return found
 
     return read_or_refuse(read, lambda found: _compare(found.state, wanted.state, path))
-
-
-class Reached(Exception):
-    """The training would begin now."""
 
 
 def resumed(case: Case) -> str:
@@ -233,20 +213,17 @@ def resumed(case: Case) -> str:
         torch.save(content, run / "last.pt")
     home = case.seeds / "trained"
     flags = Tiny("ucf", home, case.folder, []).train_flags("--use-checkpoint", "--max-epoch", 2, "--no-packed")
-    return end(run_command(case, ["train", "--dataset", "ucf", *flags], until_training))
+    return case.run("train", "--dataset", "ucf", *flags, main=until_training)
+
+
+class Reached(Exception):
+    """The training would begin now."""
 
 
 def until_training(argv: list[str]) -> int:
     """Run a command up to the first step of a training."""
-    from unittest import mock
-
-    from clipfusionvad.__main__ import main
-
-    def begin(*args: Any) -> None:
-        raise Reached
-
     try:
-        with mock.patch("clipfusionvad.cli.training.start_run", begin):
-            return main(argv)
+        with mock.patch("clipfusionvad.cli.training.start_run", side_effect=Reached):
+            return package_main(argv)
     except Reached:
         return 0

@@ -18,59 +18,28 @@ ODD_TEXTS += ["<script>alert(1)</script>", "{{7*7}}", "%s%n", "é\u202e漢", "$(
 def damage(content: bytes, rng: random.Random, others: list[bytes] | None = None) -> bytes:
     """One to four random changes of a file; ``others`` are files that pieces are taken from."""
     for _ in range(rng.choice([1, 1, 1, 2, 2, 4])):
-        content = rng.choice(_CHANGES)(content, rng, rng.choice(others) if others else content)
+        content = _change(content, rng, rng.choice(others) if others else content)
     return content
 
 
-def _truncate(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    return content[: _place(content, rng)]
-
-
-def _flip(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    changed = bytearray(content)
-    for _ in range(rng.choice([1, 1, 3, 20])):
-        if changed:
-            changed[_place(content, rng) % len(changed)] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def _overwrite(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A whole number of 1, 2, 4 or 8 bytes, as sizes in headers are."""
-    size, at = rng.choice([1, 2, 4, 8]), _place(content, rng)
-    value = rng.choice([0, 1, 0x7F, 0xFF]) if rng.random() < 0.5 else rng.randrange(256)
-    return content[:at] + bytes([value]) * size + content[at + size :]
-
-
-def _insert(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    at = _place(content, rng)
-    return content[:at] + rng.randbytes(rng.choice([1, 3, 40])) + content[at:]
-
-
-def _remove(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    start, size = _place(content, rng), rng.choice([1, 5, 200])
-    return content[:start] + content[start + size :]
-
-
-def _duplicate(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    start, size = _place(content, rng), rng.choice([1, 20, 500])
-    return content[: start + size] + content[start:]
-
-
-def _zero(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    start, size = _place(content, rng), rng.choice([1, 20, 500])
-    return content[:start] + bytes(len(content[start : start + size])) + content[start + size :]
-
-
-def _splice(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    return content[: _place(content, rng)] + other[_place(other, rng) :]
-
-
-def _word(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    at = _place(content, rng)
-    return content[:at] + rng.choice(ODD_TEXTS).encode() + content[at:]
-
-
-_CHANGES = [_truncate, _flip, _flip, _overwrite, _insert, _remove, _duplicate, _zero, _splice, _word]
+def _change(content: bytes, rng: random.Random, other: bytes) -> bytes:
+    at, size = _place(content, rng), rng.choice([1, 3, 20, 200, 500])
+    after, piece = content[at:], content[at : at + size]
+    # A number of 1, 2, 4 or 8 bytes, as sizes in headers are.
+    number = bytes([rng.choice([0, 1, 0x7F, 0xFF, rng.randrange(256)])]) * rng.choice([1, 2, 4, 8])
+    tails = {
+        "truncated": b"",
+        "flipped": bytes([byte ^ 1 << rng.randrange(8) for byte in piece]) + after[size:],
+        "one bit": bytes([byte ^ 1 << rng.randrange(8) for byte in piece[:1]]) + after[1:],
+        "overwritten": number + after[len(number) :],
+        "inserted": rng.randbytes(rng.choice([1, 3, 40])) + after,
+        "removed": after[size:],
+        "doubled": piece + after,
+        "zeroed": bytes(len(piece)) + after[size:],
+        "spliced": other[_place(other, rng) :],
+        "a word": rng.choice(ODD_TEXTS).encode() + after,
+    }
+    return content[:at] + tails[rng.choice(list(tails))]
 
 
 def _place(content: bytes, rng: random.Random) -> int:
@@ -116,21 +85,16 @@ def disturb(value: Any, rng: random.Random) -> Any:
 
 
 def damage_archive(content: bytes, rng: random.Random) -> bytes:
-    """A zip file whose one member is damaged, its checksum being right again."""
+    """A zip file whose one member is damaged or missing, its checksum being right again."""
     found = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(found, "w", zipfile.ZIP_STORED) as new:
-        names = old.namelist()
+        members = {name: old.read(name) for name in old.namelist()}
         # The small members are the programs, the large ones the numbers.
-        chosen = (
-            rng.choice(names)
-            if rng.random() < 0.3
-            else min(names, key=lambda n: (not n.endswith(".pkl"), rng.random()))
-        )
-        for name in names:
-            member = old.read(name)
-            if name == chosen:
-                member = damage(member, rng)
-                if rng.random() < 0.1:
-                    continue
+        programs = [name for name in members if name.endswith(".pkl")]
+        chosen = rng.choice(programs if programs and rng.random() < 0.7 else list(members))
+        members[chosen] = damage(members[chosen], rng)
+        if rng.random() < 0.1:
+            del members[chosen]
+        for name, member in members.items():
             new.writestr(name, member)
     return found.getvalue()

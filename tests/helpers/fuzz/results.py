@@ -15,7 +15,7 @@ from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, f
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.tools.detect.page import index_row, read_record, write_index
-from fuzz.case import Case, end, read_or_refuse, require, run_command
+from fuzz.case import REFUSED, TOY_ENCODER, Case, read_or_refuse, require
 from fuzz.mutate import damage, damage_archive, disturb
 
 #: Files of a run that are damaged here; model files and training states have their own kinds.
@@ -38,12 +38,11 @@ def run_folders(case: Case) -> str:
     folder = case.copy(f"runs/{rng.choice(['training', 'test', 'scored', 'trained'])}", "run")
     _spoil(rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in SPOILT]), rng)
     if rng.random() < 0.5:
-        return end(run_command(case, ["table", folder, "--bootstrap", 10, "--reference", folder]))
-    argv = ["report", folder, "--output", case.folder / "page.html"]
-    outcome = run_command(case, argv)
-    if outcome.code == 0:
-        require((case.folder / "page.html").read_text(encoding="utf-8").rstrip().endswith("</html>"), "no whole page")
-    return end(outcome)
+        return case.run("table", folder, "--bootstrap", 10, "--reference", folder)
+    page = case.folder / "page.html"
+    outcome = case.run("report", folder, "--output", page)
+    require(outcome == REFUSED or page.read_text(encoding="utf-8").rstrip().endswith("</html>"), "no whole page")
+    return outcome
 
 
 def _spoil(path: Path, rng: random.Random) -> None:
@@ -86,13 +85,9 @@ def _odd_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
         odd = [0, -1, 1, 10**6, 10**12, 2**62, 0.5] + ([np.nan, np.inf, 1e30] if array.dtype.kind == "f" else [])
         flat.flat[rng.randrange(flat.size)] = rng.choice(odd) if array.dtype.kind in "if" else "</script>\n"
         return flat
-    changes = [
-        array[:-1] if array.ndim else array,
-        array[None],
-        array.astype("U5"),
-        array.flatten(),
-        array[..., :0] if array.ndim else array,
-    ]
+    changes = [array[None], array.astype("U5"), array.flatten()]
+    if array.ndim:
+        changes += [array[:-1], array[..., :0]]
     if array.dtype.kind in "if":
         changes += [array.astype(complex), array.astype(np.float16), array.astype(np.uint8), -array]
     return rng.choice(changes)
@@ -127,12 +122,10 @@ def manifests(case: Case) -> str:
         content = damage(path.read_bytes(), rng) if rng.random() < 0.95 else b'{"video":' * 50_000
         path.write_bytes(content)
     if rng.random() < 0.15:
-        flags = ["--clip", "toy", "--embed-dim", 64, "--device", "cpu", "--crops", 1]
-        argv = ["extract", "--videos", path, "--output", case.folder / "again", *flags]
-        outcome = run_command(case, argv, codes=(0, 1))
+        outcome = case.run("extract", "--videos", path, "--output", case.folder / "again", *TOY_ENCODER, codes=(0, 1))
         beyond = [file for file in case.folder.rglob("*.npy") if not file.is_relative_to(case.folder / "again")]
         require(all(file.is_relative_to(folder) for file in beyond), f"written elsewhere: {beyond}")
-        return end(outcome)
+        return outcome
     options, encoder = ExtractOptions(crops=(0,)), EncoderConfig("toy", 64)
     job = Job(str(case.seeds / "videos" / "a.mp4"), "a", str(folder), options, encoder)
 

@@ -18,14 +18,18 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import pandas as pd
 
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+from fuzz import data, models, options, results  # noqa: E402
 from fuzz.case import OUTCOMES, Case  # noqa: E402
-from fuzz.kinds import KINDS  # noqa: E402
 from fuzz.seeds import make_seeds  # noqa: E402
 
 SECONDS = 10
@@ -33,6 +37,42 @@ SECONDS = 10
 PATIENCE = 30
 # Memory of a worker: what asks for more has to be refused, not to bring the machine down.
 MEMORY = 8 * 2**30
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``run`` gives one of ``case.OUTCOMES``, or raises."""
+
+    title: str
+    weight: int
+    run: Callable[[Case], str]
+
+
+KINDS = {
+    "features": Kind("features (.npy)", 30, data.features),
+    "lists": Kind("lists (CSV)", 25, data.lists),
+    "annotations": Kind("annotations", 30, data.annotations),
+    "truth_arrays": Kind("truth arrays (.npy)", 25, data.truth_arrays),
+    "truth_file": Kind("truth files (CSV, JSON)", 20, data.truth_file),
+    "stores": Kind("packed stores", 20, data.stores),
+    "configs": Kind("configs (YAML)", 25, options.configs),
+    "dataset_files": Kind("dataset files (YAML)", 15, options.dataset_files),
+    "models": Kind("model files of ours", 20, models.own),
+    "safetensors": Kind("model files, safetensors", 20, models.safetensors),
+    "contents": Kind("model files, their content", 20, models.contents),
+    "released": Kind("model files, released", 20, models.released),
+    "lightning": Kind("Lightning checkpoints", 10, models.lightning),
+    "clips": Kind("CLIP files", 8, models.clips),
+    "resumed": Kind("training states", 5, models.resumed),
+    "runs": Kind("run folders", 15, results.run_folders),
+    "scores": Kind("scores (.npz)", 15, results.scores),
+    "manifests": Kind("feature manifests", 20, results.manifests),
+    "descriptions": Kind("detections (JSON)", 10, results.descriptions),
+    "videos": Kind("videos", 30, data.frames),
+    "extractions": Kind("videos, extracted", 3, data.extraction),
+    "flags": Kind("command lines, parsed", 30, options.parsed),
+    "commands": Kind("command lines, run", 12, options.ran),
+}
 
 
 class Hang(BaseException):
@@ -127,13 +167,11 @@ def run_all(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Counter],
 
 
 def table_text(table: dict[str, Counter]) -> str:
-    columns = [*OUTCOMES, "failed"]
-    lines = [f"{'input':28}{'cases':>8}" + "".join(f"{column:>10}" for column in columns)]
-    rows = [(KINDS[kind].title, found) for kind, found in table.items()]
-    rows.append(("all", sum(table.values(), Counter())))
-    for title, found in rows:
-        lines.append(f"{title:28}{found.total():>8}" + "".join(f"{found[column]:>10}" for column in columns))
-    return "\n".join(lines)
+    rows = {KINDS[kind].title: found for kind, found in table.items()}
+    frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=[*OUTCOMES, "failed"]).fillna(0).astype(int)
+    frame.loc["all"] = frame.sum()
+    frame.insert(0, "cases", frame.sum(axis=1))
+    return frame.to_string()
 
 
 def main() -> int:

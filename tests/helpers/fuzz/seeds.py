@@ -21,6 +21,7 @@ from clipfusionvad.engine.checkpoint import CLIP_PREFIX, read_model_file
 from clipfusionvad.models.clip import load_clip, toy_state
 from clipfusionvad.report.results import RUN_SCORES
 from clipfusionvad.report.scores import save_scores
+from fuzz.case import TOY_ENCODER
 
 WIDTH = 64
 ANNOTATIONS = {
@@ -46,22 +47,24 @@ def make_seeds(folder: Path) -> None:
     """Write everything below ``folder``."""
     for name in DATASETS:
         make_tiny(name, folder / "data" / name)
-    _make_texts(folder)
-    _make_models(folder)
-    _make_runs(folder)
-    _make_videos(folder)
-
-
-def _make_texts(folder: Path) -> None:
+    (folder / "annotations").mkdir()
     for name, text in ANNOTATIONS.items():
-        _put(folder / "annotations" / name, text)
+        (folder / "annotations" / name).write_text(text)
     events = [{"start_frame": 3, "end_frame": 40}, {"start_frame": 60, "end_frame": 70}]
     videos = [
         {"video_name": "Fire_1.mp4", "label": "Fire", "num_frames": 500, "anomalous": events},
         {"video_name": "MSAD_normal_testing_1", "label": "Normal", "num_frames": 300, "anomalous": []},
     ]
-    _put(folder / "annotations" / "msad.json", json.dumps({"videos": videos}))
-    _put(folder / "shop.yaml", DATASET_FILE)
+    (folder / "annotations" / "msad.json").write_text(json.dumps({"videos": videos}))
+    (folder / "shop.yaml").write_text(DATASET_FILE)
+    _make_models(folder)
+    _make_runs(folder)
+    _make_videos(folder)
+
+
+def _run(*argv: object) -> None:
+    outcome = quietly(package_main, strings(argv))
+    assert outcome.code == 0, outcome.err
 
 
 def _make_models(folder: Path) -> None:
@@ -74,21 +77,14 @@ def _make_models(folder: Path) -> None:
         # The embedding of 49408 tokens is most of such a file.
         state = {key: value for key, value in state.items() if "token_embedding" not in key}
         torch.save(state, folder / "models" / f"{name}_released.pth")
-    _make_safetensors(folder / "models")
+    # A safetensors file of ours, and the bare tensors of one that others wrote.
+    _run("export", folder / "models" / "iefvad.pth", "--output", folder / "models" / "iefvad.safetensors")
+    save_file(torch.load(folder / "models" / "iefvad_released.pth"), folder / "models" / "bare.safetensors")
     released = torch.load(folder / "models" / "anomalyclip_released.pth")
     content = {"pytorch-lightning_version": "1.8.3", "epoch": 3, "state_dict": released, "callbacks": {"x": made_test}}
     torch.save(content, folder / "models" / "lightning.ckpt")
     assert read_model_file(folder / "models" / "lightning.ckpt").method == "anomalyclip"
     _make_clips(folder / "clips")
-
-
-def _make_safetensors(folder: Path) -> None:
-    """A file of ours, and the bare tensors of one that others wrote."""
-    outcome = quietly(
-        package_main, strings(["export", folder / "iefvad.pth", "--output", folder / "iefvad.safetensors"])
-    )
-    assert outcome.code == 0, outcome.err
-    save_file(torch.load(folder / "iefvad_released.pth"), folder / "bare.safetensors")
 
 
 def _make_clips(folder: Path) -> None:
@@ -102,19 +98,15 @@ def _make_clips(folder: Path) -> None:
     model.load_state_dict(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(model.half().float().eval(), (torch.zeros(1, 3, 224, 224), torch.zeros(1, 77).long())).save(
-            folder / "script.pt"
-        )
+        inputs = torch.zeros(1, 3, 224, 224), torch.zeros(1, 77).long()
+        torch.jit.trace(model.half().float().eval(), inputs).save(folder / "script.pt")
 
 
 def _make_runs(folder: Path) -> None:
     tiny = make_tiny("ucf", folder / "trained")
     outcome = tiny.train("--max-epoch", 1)
     assert outcome.code == 0, outcome.err
-    packed = make_tiny("ucf", folder / "packed")
-    flags = [flag for flag in packed.train_flags()]
-    outcome = quietly(package_main, ["pack", "--dataset", "ucf", *flags])
-    assert outcome.code == 0, outcome.err
+    _run("pack", "--dataset", "ucf", *make_tiny("ucf", folder / "packed").train_flags())
     write_training(folder / "runs" / "training", steps=40)
     write_test(folder / "runs" / "test")
     scores, videos = made_test(5, dataset=XD, truth=False)
@@ -130,18 +122,8 @@ def _make_videos(folder: Path) -> None:
         write_video(folder / "videos" / name, codec=codec)
     write_video(folder / "videos" / "turned.mp4", codec="mpeg4", rotation=90, frames=9)
     output = folder / "extracted"
-    flags = ["--clip", "toy", "--embed-dim", WIDTH, "--device", "cpu", "--crops", 1]
-    argv = ["extract", "--videos", folder / "videos" / "a.mp4", "--output", output, *flags]
-    outcome = quietly(package_main, strings(argv))
-    assert outcome.code == 0, outcome.err
+    _run("extract", "--videos", folder / "videos" / "a.mp4", "--output", output, *TOY_ENCODER)
+    failed = {"video": "other", "state": "failed", "time": "2026", "source": "x.mp4", "error": "e"}
     with open(output / "manifest.jsonl", "a", encoding="utf-8") as file:
-        file.write(
-            json.dumps({"video": "other", "state": "failed", "time": "2026", "source": "x.mp4", "error": "e"}) + "\n"
-        )
-    shutil.rmtree(folder / "videos" / "__pycache__", ignore_errors=True)
+        file.write(json.dumps(failed) + "\n")
     np.save(folder / "plain.npy", np.zeros((3, WIDTH), np.float16))
-
-
-def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
