@@ -88,7 +88,7 @@ class Dataset:
         """Return the list label in a video's name, else of its folder; None if neither names one."""
         found = re.search(self.label_pattern, name) if self.label_pattern else None
         words = [found.group(1) if found else None, folder]
-        return next((label for word in words if word and (label := self.match_label(word))), None)
+        return next(filter(None, map(self.match_label, filter(None, words))), None)
 
     def match_label(self, word: str) -> str | None:
         """Return the list label that a word means, ignoring case; None for any other word."""
@@ -139,51 +139,47 @@ def _truth_files(name: str) -> dict[str, str]:
     return {part: f"{stem}_{name}.npy" for part, stem in stems.items()}
 
 
-def _list_files(name: str) -> dict[str, str]:
-    return {"train": f"{name}_CLIP_rgb.csv", "test": f"{name}_CLIP_rgbtest.csv", "truth": f"{name}_truth.csv"}
+def _benchmark(name: str, **more: Any) -> Dataset:
+    """Return a benchmark with the file names of its released lists and, unless others are given, truth files."""
+    lists = {"train": f"{name}_CLIP_rgb.csv", "test": f"{name}_CLIP_rgbtest.csv", "truth": f"{name}_truth.csv"}
+    return Dataset(**{"name": name, "truth_files": _truth_files(name), "list_files": lists} | more)
 
 
-UCF = Dataset(
-    name="ucf",
+_UCF_LABELS = (
+    "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting Shoplifting Stealing "
+    "Vandalism"
+)
+_SHANGHAITECH_LABELS = (
+    "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running skateboard step stoop "
+    "throwing_object vaudeville vehicle"
+)
+_MSAD_LABELS = (
+    "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting Traffic_accident Vandalism "
+    "Water_incident"
+)
+
+UCF = _benchmark(
+    "ucf",
     title="UCF-Crime",
-    classes={
-        label: label[0].lower() + label[1:]
-        for label in (
-            "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting Shoplifting "
-            "Stealing Vandalism"
-        ).split()
-    },
+    classes={label: label[0].lower() + label[1:] for label in _UCF_LABELS.split()},
     fps=30,
     label_pattern=r"^([A-Za-z]+)(?:_Videos)?_?\d",
-    aliases={
-        "normal_videos": "Normal",
-        "training_normal_videos_anomaly": "Normal",
-        "testing_normal_videos_anomaly": "Normal",
-    },
+    aliases=dict.fromkeys(
+        ("normal_videos", "training_normal_videos_anomaly", "testing_normal_videos_anomaly"), "Normal"
+    ),
     test_crop=5,
-    truth_files=_truth_files("ucf"),
-    list_files=_list_files("ucf"),
     demo_name="{label}{number:03d}_x264",
     anomalous_test_videos=140,
 )
 
-XD = Dataset(
-    name="xd",
+XD = _benchmark(
+    "xd",
     title="XD-Violence",
-    classes={
-        "A": "normal",
-        "B1": "fighting",
-        "B2": "shooting",
-        "B4": "riot",
-        "B5": "abuse",
-        "B6": "car accident",
-        "G": "explosion",
-    },
+    classes=dict(A="normal", B1="fighting", B2="shooting", B4="riot", B5="abuse", B6="car accident", G="explosion"),
     fps=24,
     multi_label=True,
     label_pattern=r"_label_([^_.]+)",
     truth_files={"frames": "gt.npy", "segments": "gt_segment.npy", "labels": "gt_label.npy"},
-    list_files=_list_files("xd"),
     annotation_quirks=frozenset(
         {
             "Ip.Man.2008__#01-40-37_01-42-07_label_B4-0-0",
@@ -196,22 +192,14 @@ XD = Dataset(
     unknown_truth_label="error",
 )
 
-SHANGHAITECH = Dataset(
-    name="shanghaitech",
+SHANGHAITECH = _benchmark(
+    "shanghaitech",
     title="ShanghaiTech",
-    classes={
-        label: label.replace("_", " ")
-        for label in (
-            "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running skateboard step "
-            "stoop throwing_object vaudeville vehicle"
-        ).split()
-    },
+    classes={label: label.replace("_", " ") for label in _SHANGHAITECH_LABELS.split()},
     fps=24,
     # Only generated videos have the class in their name; real names are scene and number (01_0130).
     label_pattern=r"^([a-z_]+)_\d",
     test_crop=5,
-    truth_files=_truth_files("shanghaitech"),
-    list_files=_list_files("shanghaitech"),
     order="by class",
     empty_intervals=True,
     piece_pattern=r"(\d\d_\d{4})_\d",
@@ -220,22 +208,14 @@ SHANGHAITECH = Dataset(
     annotation_quirks=frozenset({"04_0012", "05_0023"}),
 )
 
-MSAD = Dataset(
-    name="msad",
+MSAD = _benchmark(
+    "msad",
     title="MSAD",
-    classes={
-        label: label.lower().replace("_", " ")
-        for label in (
-            "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting Traffic_accident "
-            "Vandalism Water_incident"
-        ).split()
-    },
+    classes={label: label.lower().replace("_", " ") for label in _MSAD_LABELS.split()},
     fps=30,
     # Assault_2 and MSAD_normal_testing_119, but normal training videos are scene and number (frontdoor1).
     label_pattern=r"^(?:MSAD_)?(normal|[A-Za-z_]+(?=_\d))",
     test_crop=5,
-    truth_files=_truth_files("msad"),
-    list_files=_list_files("msad"),
     order="by class",
     scene_in_annotation=True,
     # Annotated and tested in IEF-VAD's lists, a training video in those of the dataset's authors.
@@ -326,7 +306,13 @@ def _own(content: Any, stem: str) -> Dataset:
     for label in aliases.values():
         if label not in classes:
             raise UserError(f"aliases: unknown label {label!r}{nearest(label, classes)}")
-    _check_pattern(given.get("label_pattern", "()"))
+    pattern = given.get("label_pattern", "()")
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UserError(f"label_pattern {pattern!r} is not a regular expression: {error}") from error
+    if not groups:
+        raise UserError(f"label_pattern {pattern!r} needs parentheses around the label")
     return own_dataset(name, classes, aliases=aliases, **given)
 
 
@@ -337,12 +323,3 @@ def _texts(mapping: Mapping[Any, Any], where: str) -> dict[str, str]:
             if not isinstance(word, str) or not word.strip():
                 raise UserError(f"{where}: {word!r} in '{key}: {value}' is not text; put it in quotes")
     return {key.strip(): value.strip() for key, value in mapping.items()}
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise UserError(f"label_pattern {pattern!r} is not a regular expression: {error}") from error
-    if not groups:
-        raise UserError(f"label_pattern {pattern!r} needs parentheses around the label")

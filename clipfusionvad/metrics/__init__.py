@@ -1,8 +1,14 @@
 """What the papers report: frame-level ranking metrics and fine-grained detection mAP."""
 
-from clipfusionvad.metrics.classes import ClassMetrics, class_metrics
 from clipfusionvad.metrics.detection import IOUS, DetectionResult, corrected_detection_map, detection_map
-from clipfusionvad.metrics.frame import count_frames, frame_metrics, snippet_metrics, video_score
+from clipfusionvad.metrics.frame import (
+    ClassMetrics,
+    class_metrics,
+    count_frames,
+    frame_metrics,
+    snippet_metrics,
+    video_score,
+)
 
 __all__ = [
     "IOUS",

@@ -1,9 +1,20 @@
-"""Compute frame-level AUC and AP from frames or, with the same numbers, from snippets weighted by their frames."""
+"""Compute frame-level AUC and AP, of all frames and of each class, from frames or snippets weighted by their frames."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypedDict
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+
+class ClassMetrics(TypedDict):
+    """``mauc`` and ``mean_ap`` over the classes that occur, and AUC and AP ``per_class``; all in 0..1."""
+
+    mauc: float
+    mean_ap: float
+    per_class: dict[str, dict[str, float]]
 
 
 def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None = None) -> dict[str, float]:
@@ -85,6 +96,28 @@ def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> t
     gained = np.diff(found, prepend=0)
     area = np.sum(np.diff(wrong, prepend=0) * (found - gained / 2))
     return float(area / (found[-1] * wrong[-1])), float(np.sum(gained * (found / seen)) / found[-1])
+
+
+def class_metrics(
+    class_probs: ArrayLike, positives: ArrayLike, frames: ArrayLike, class_labels: Sequence[str]
+) -> ClassMetrics:
+    """Return one-vs-rest AUC and AP of each anomalous class, and their means (AnomalyCLIP's mAUC and mAP).
+
+    class_probs (n, C) of each snippet, class 0 normal; positives (n, C), frames of the snippet in each class; frames
+    (n,), all its frames. A class's negatives are all frames outside it, normal ones included. The means leave out the
+    normal class and classes without positives or without negatives.
+    Source: AnomalyCLIP, section 4.1, and its released code.
+    """
+    class_probs, positives = np.asarray(class_probs), np.asarray(positives)
+    per_class = {}
+    for column, label in enumerate(class_labels[1:], start=1):
+        if positives[:, column].any():
+            per_class[label] = snippet_metrics(class_probs[:, column], positives[:, column], frames)
+    mauc, mean_ap = (
+        float(np.nanmean([found[key] for found in per_class.values()])) if per_class else float("nan")
+        for key in ("auc", "ap")
+    )
+    return {"mauc": mauc, "mean_ap": mean_ap, "per_class": per_class}
 
 
 def video_score(scores: np.ndarray) -> float:

@@ -68,9 +68,8 @@ def find_segments(
     thresholds: Thresholds,
 ) -> list[Segment]:
     """Return the segments of one video: anomaly (n,), classes (n, C) or None, bounds (n + 1,) in frames."""
-    spans = find_spans(anomaly, bounds, fps, thresholds)
     segments = []
-    for first, last in spans:
+    for first, last in find_spans(anomaly, bounds, fps, thresholds):
         part, known = anomaly[first:last], None if classes is None else classes[first:last].mean(axis=0)
         frames = int(bounds[first]), int(bounds[last])
         segments.append(_segment(frames, fps, float(part.mean()), float(part.max()), known, labels))
@@ -176,12 +175,7 @@ class _Sums:
 
 
 def _segment(
-    frames: tuple[int, int],
-    fps: float,
-    mean: float,
-    peak: float,
-    classes: np.ndarray | None,
-    labels: Sequence[str],
+    frames: tuple[int, int], fps: float, mean: float, peak: float, classes: np.ndarray | None, labels: Sequence[str]
 ) -> Segment:
     start, end = frames
     if classes is None:
