@@ -46,17 +46,19 @@ def test_ucf_lines(tmp_path):
     }
 
 
-def test_xd_pairs_count_for_every_code_of_the_name(tmp_path):
-    found = read(tmp_path, "v=x__#1_label_B4-0-0.mp4 0 1517 1970 3038\nM__#2_label_B2-G-0 5 9\n", XD)
-    assert found["v=x__#1_label_B4-0-0"] == Annotation("v=x__#1_label_B4-0-0", [(0, 1517), (1970, 3038)], ["B4"] * 2)
-    assert found["M__#2_label_B2-G-0"] == Annotation("M__#2_label_B2-G-0", [(5, 9), (5, 9)], ["B2", "G"])
+SPANS = [(5, 9), (7, 20), (30, 31)]
 
 
-def test_xd_classes(tmp_path):
-    found = read(tmp_path, "M__#2_label_B2-G-0 B2 5 9 G 7 20 B2 30 31\n", XD)
-    assert found["M__#2_label_B2-G-0"] == Annotation(
-        "M__#2_label_B2-G-0", [(5, 9), (7, 20), (30, 31)], ["B2", "G", "B2"], None, "B2-G"
-    )
+@pytest.mark.parametrize(
+    "name, rest, expected",
+    [
+        ("v=x__#1_label_B4-0-0", ".mp4 0 1517 1970 3038", ([(0, 1517), (1970, 3038)], ["B4", "B4"])),
+        ("M__#2_label_B2-G-0", " 5 9", ([(5, 9), (5, 9)], ["B2", "G"])),  # every code of the name
+        ("M__#2_label_B2-G-0", " B2 5 9 G 7 20 B2 30 31", (SPANS, ["B2", "G", "B2"], None, "B2-G")),
+    ],
+)
+def test_xd_lines(tmp_path, name, rest, expected):
+    assert read(tmp_path, f"{name}{rest}\n", XD) == {name: Annotation(name, *expected)}
 
 
 def test_shanghaitech_lines(tmp_path):
@@ -98,21 +100,14 @@ def test_other_datasets_have_no_pieces(dataset):
     assert join_pieces(annotations, dataset) == annotations
 
 
-def test_csv(tmp_path):
-    found = read(
-        tmp_path,
-        "video,frames,label,start,end\nx/a.mp4,100,Abuse,1,2\nb,,,,\nc, ,normal,,\na,100,abuse,50,70\n",
-        name="truth.csv",
-    )
-    assert found == {
+@pytest.mark.parametrize("name", ["truth.csv", "truth.txt"])
+def test_csv_is_recognised_by_its_header(tmp_path, name):
+    text = "video, frames,label,start,end\nx/a.mp4,100,Abuse,1,2\nb,,,,\nc, ,normal,,\na,100,abuse,50,70\n"
+    assert read(tmp_path, text, name=name) == {
         "a": Annotation("a", [(1, 2), (50, 70)], ["Abuse"] * 2, 100, "Abuse"),
         "b": Annotation("b"),
         "c": Annotation("c", label="Normal"),
     }
-
-
-def test_csv_is_known_by_its_header_too(tmp_path):
-    assert read(tmp_path, "video, label, start, end\na,Abuse,1,2\n")["a"].segments == [(1, 2)]
 
 
 def test_json_ends_are_inclusive(tmp_path):
@@ -186,11 +181,6 @@ def test_malformed_files_name_the_place(tmp_path, content, parts):
         read(tmp_path, content)
     text = str(caught.value)
     assert "\n" not in text and all(part in text for part in [*parts, str(tmp_path / "annotations.txt")]), text
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="not found"):
-        read_annotations(tmp_path / "no.txt", UCF)
 
 
 @given(st.text(max_size=80))

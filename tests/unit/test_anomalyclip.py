@@ -1,23 +1,25 @@
-"""AnomalyCLIP against plain formulas: forward pass, class order, centre of normality, prompts, whole videos."""
+"""AnomalyCLIP against plain formulas: forward pass, class order, normal centroid, prompts; and its released files."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from small_anomalyclip import CLASSES, FRAMES, TARGETS, TERMS, E, S, small_batch, small_model, toy_clip
+from small_anomalyclip import CLASSES, FRAMES, TARGETS, TERMS, E, S, clip_under_prefix, small_model, toy_clip
+from small_anomalyclip import small_batch as visual_batch
 from torch import nn
 
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models.clip import tokenize
+from clipfusionvad.models.clip import clip_in_checkpoint, tokenize
 
 
 @pytest.fixture
 def visual():
-    return small_batch()
+    return visual_batch()
 
 
 def test_forward_equals_the_plain_formulas(visual):
@@ -86,10 +88,8 @@ def test_parameters_have_the_released_order_whatever_that_of_the_classes(dataset
 
 def test_reordered_classes_give_reordered_outputs(visual):
     order = [0, 3, 1, 4, 2]
-    one, other = (
-        small_model(concat_features=True),
-        small_model([CLASSES[c] for c in order], concat_features=True, seed=1),
-    )
+    one = small_model(concat_features=True)
+    other = small_model([CLASSES[c] for c in order], concat_features=True, seed=1)
     nn.init.normal_(one.selector_model["bn_layer"].running_mean)
     other.load_state_dict(one.state_dict())
     with torch.no_grad():
@@ -100,22 +100,18 @@ def test_reordered_classes_give_reordered_outputs(visual):
     torch.testing.assert_close(first.similarity[..., [c - 1 for c in order[1:]]], second.similarity)
 
 
-def test_the_centroid_is_the_mean_of_all_rows():
+def test_the_normal_centroid_is_the_mean_of_all_rows_and_the_model_needs_it(visual):
     rng = np.random.default_rng(0)
     videos = [(100 + rng.standard_normal((n, 64))).astype(np.float16) for n in (1, 40, 7)]
     model = small_model(centred=False)
+    with pytest.raises(UserError, match=r"mean feature of the normal training videos.*set_normal_centroid\(\)"):
+        model(visual)
+    with pytest.raises(UserError, match="normal training videos, but there are none"):
+        model.set_normal_centroid([])
     assert not model.has_normal_centroid
     model.set_normal_centroid(iter(videos))
     assert model.has_normal_centroid
-    expected = np.concatenate(videos).astype(np.float64).mean(axis=0)
-    np.testing.assert_allclose(model.ncentroid, expected, rtol=1e-6)
-
-
-def test_without_a_centre_there_is_no_forward(visual):
-    with pytest.raises(UserError, match=r"mean feature of the normal training videos.*set_normal_centroid\(\)"):
-        small_model(centred=False)(visual)
-    with pytest.raises(UserError, match="normal training videos, but there are none"):
-        small_model(centred=False).set_normal_centroid([])
+    np.testing.assert_allclose(model.ncentroid, np.concatenate(videos).astype(np.float64).mean(axis=0), rtol=1e-6)
 
 
 def test_without_recentring_similarity_is_a_cosine(visual):
@@ -196,10 +192,7 @@ def test_errors_name_what_is_wrong():
         ({"visual_width": 512}, "--visual-width 512, but CLIP toy embeds into 64"),
         ({"heads": 3}, "--emb-size 16 is not a multiple of --heads 3"),
         ({"num_topk": 5}, "--num-topk 5 is more than the --num-segments 4"),
-        (
-            {"select_idx_dropout_bottomk": 1.0},
-            "--select-idx-dropout-bottomk must be a number from 0 to",
-        ),
+        ({"select_idx_dropout_bottomk": 1.0}, "--select-idx-dropout-bottomk must be a number from 0 to"),
         ({"n_ctx": 80}, "too long for CLIP"),
         ({"temporal": "rnn"}, "--temporal 'rnn': choose from axial, short, long, mtn, mlp"),
         ({"temporal": "mtn", "emb_size": 20}, "--temporal mtn takes an --emb-size that is a multiple of 8, not 20"),
@@ -209,3 +202,93 @@ def test_errors_name_what_is_wrong():
         with pytest.raises(UserError, match=message):
             small_model(centred=False, **options)
     assert small_model(heads=3, dim_heads=4).sampling.length == S * FRAMES
+
+
+def released_shapes(classes, width, context, e, depth):
+    """Names and shapes of a released file: CLIP's towers under names of their own, and the method's parts."""
+    shapes = {
+        "prompt_learner.ctx": (classes, context, width),
+        "prompt_learner.token_prefix": (classes, 1, width),
+        "prompt_learner.token_suffix": (classes, 76 - context, width),
+        "selector_model.bn_layer.running_mean": (classes - 1,),
+        "selector_model.bn_layer.running_var": (classes - 1,),
+        "selector_model.bn_layer.num_batches_tracked": (),
+        "temporal_model.projection.weight": (e, width),
+        "temporal_model.projection.bias": (e,),
+        "temporal_model.axial_attn.pos_emb.param_0": (1, e, S, 1),
+        "temporal_model.axial_attn.pos_emb.param_1": (1, e, 1, FRAMES),
+        "temporal_model.classifier.layer_norm.weight": (e,),
+        "temporal_model.classifier.layer_norm.bias": (e,),
+        "temporal_model.classifier.linear.weight": (1, e),
+        "temporal_model.classifier.linear.bias": (1,),
+    }
+    for key, value in toy_clip().state.items():
+        name = key.replace("visual", "image_encoder").replace("logit_scale", "selector_model.logit_scale")
+        name = name if name != key or key.startswith("token_embedding.") else f"text_encoder.{key}"
+        shapes[name] = tuple(value.shape)
+    for unit, side in itertools.product(range(depth), "fg"):
+        attention = f"temporal_model.axial_attn.layers.blocks.{2 * unit}.{side}.net.fn"
+        ff = f"temporal_model.axial_attn.layers.blocks.{2 * unit + 1}.{side}.net"
+        shapes |= {
+            f"{attention}.norm.weight": (e,),
+            f"{attention}.norm.bias": (e,),
+            f"{attention}.fn.to_q.weight": (e, e),
+            f"{attention}.fn.to_kv.weight": (2 * e, e),
+            f"{attention}.fn.to_out.weight": (e, e),
+            f"{attention}.fn.to_out.bias": (e,),
+            f"{ff}.0.g": (1, e, 1, 1),
+            f"{ff}.0.b": (1, e, 1, 1),
+            f"{ff}.1.weight": (4 * e, e, 3, 3),
+            f"{ff}.1.bias": (4 * e,),
+            f"{ff}.3.weight": (e, 4 * e, 3, 3),
+            f"{ff}.3.bias": (e,),
+        }
+    return shapes
+
+
+@pytest.fixture
+def released():
+    model = small_model(depth=2)
+    nn.init.normal_(model.text_encoder["text_projection"])
+    return model, model.to_released(model.state_dict() | clip_under_prefix())
+
+
+def test_released_names_shapes_and_tokens(released):
+    _, state = released
+    expected = released_shapes(classes=5, width=64, context=8, e=E, depth=2)
+    assert {key: tuple(value.shape) for key, value in state.items()} == expected
+    assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
+    texts = [f"X X X X X X X X {name}." for name in ("abuse", "car accident", "normal", "riot", "shooting")]
+    words = toy_clip().state["token_embedding.weight"][tokenize(texts)]
+    torch.testing.assert_close(state["prompt_learner.token_prefix"], words[:, :1])
+    torch.testing.assert_close(state["prompt_learner.token_suffix"], words[:, 9:])
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_a_released_file_gives_the_model_and_the_clip_in_it(released, prefix, visual):
+    model, state = released
+    state = {prefix + key: value for key, value in state.items()}
+    assert model.matches_state_dict(state) and not model.matches_state_dict({"u_head_video.weight": torch.zeros(1)})
+    back = type(model).from_released(state)
+    inside = clip_in_checkpoint(back, "file")
+    assert inside.state.keys() == toy_clip().state.keys()
+    # The file's projection is the fine-tuned one.
+    for key, value in (toy_clip().state | {"text_projection": model.text_encoder["text_projection"]}).items():
+        assert torch.equal(inside.state[key], value), key
+    other = small_model(depth=2, seed=9)
+    missing, unknown = other.load_state_dict(back, strict=False)
+    assert missing == ["ncentroid"]
+    assert all(key.startswith(("clipmodel.visual.", "clipmodel.logit_scale")) for key in unknown)
+    with torch.no_grad():
+        assert torch.equal(model(visual).fine_logits, other(visual).fine_logits)
+
+
+def test_what_released_code_cannot_load_is_not_exported():
+    whole = clip_under_prefix()
+    for options in ({"prompts": "direct"}, {"prompts": "fixed"}, {"temporal": "long"}, {"recentre": False}):
+        model = small_model(**options)
+        with pytest.raises(UserError, match="none of the ablations"):
+            model.to_released(model.state_dict() | whole)
+    model = small_model()
+    with pytest.raises(UserError, match="vision transformer"):
+        model.to_released(model.state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_anomalyclip import FRAMES, TARGETS, TERMS, S, small_batch, small_model
@@ -31,10 +32,8 @@ def plain_losses(out, targets, top_k, bottom_k, kept=None):
         classes = [c for c in range(1, 5) if target[c]] or [1, 2, 3, 4]
         segments = [sum(float(L[k * FRAMES + f, c - 1]) for f in range(FRAMES) for c in classes) for k in range(S)]
         up, down = ([True] * S, [True] * S) if kept is None else (kept[0][b], kept[1][b])
-        high = [value if ok else -1e6 for value, ok in zip(segments, up, strict=True)]
-        low = [value if ok else 1e6 for value, ok in zip(segments, down, strict=True)]
-        top = sorted(range(S), key=lambda k: -high[k])[:top_k]  # noqa: B023
-        bottom = sorted(range(S), key=lambda k: low[k])[:bottom_k]  # noqa: B023
+        top = np.argsort([-value if ok else 1e6 for value, ok in zip(segments, up, strict=True)])[:top_k]
+        bottom = np.argsort([value if ok else 1e6 for value, ok in zip(segments, down, strict=True)])[:bottom_k]
         top, bottom = ([k * FRAMES + f for k in chosen for f in range(FRAMES)] for chosen in (top, bottom))
         if target[0]:
             sums["dir_nor"] += [float(L[t].max()) for t in range(S * FRAMES)]
@@ -126,10 +125,10 @@ def test_gradients_reach_what_the_paper_trains(kind):
     assert per_class[model.rank[0]] == 0 and (per_class[model.rank[1:]] > 0).all()
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_weight_zero_removes_a_term(term):
-    losses = small_model(**{f"{term}_weight": 0.0}).losses(random_output(0, 5), TARGETS, None)
-    assert losses.keys() == set(TERMS) - {term}
+def test_weight_zero_removes_a_term():
+    for term in TERMS:
+        losses = small_model(**{f"{term}_weight": 0.0}).losses(random_output(0, 5), TARGETS, None)
+        assert losses.keys() == set(TERMS) - {term}
 
 
 def test_saturated_scores_have_finite_losses():
@@ -148,16 +147,10 @@ def test_segments_are_selected_by_magnitude_where_that_is_wanted():
     model, visual = small_model(selection="magnitude"), small_batch()
     with torch.no_grad():
         out = model(visual)
-    norms = [
-        [
-            sum(float((frame - model.ncentroid).norm()) for frame in video[k * FRAMES : (k + 1) * FRAMES])
-            for k in range(S)
-        ]
-        for video in visual
-    ]
     top, bottom = model.choose_segments(out.similarity, torch.ones(5, 4), out.magnitudes)
-    for row, segments in enumerate(norms):
-        order = sorted(range(S), key=lambda k: segments[k])  # noqa: B023
+    for row, video in enumerate(visual):
+        norms = [float((frame - model.ncentroid).norm()) for frame in video]
+        order = np.argsort([sum(norms[k * FRAMES : (k + 1) * FRAMES]) for k in range(S)]).tolist()
         assert top[row].tolist() == order[:-3:-1] and bottom[row].tolist() == order[:1]
     losses = model.losses(out, TARGETS, None)
     rows = [(0, [2]), (2, [1, 3]), (4, [4])]

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,19 +79,12 @@ def test_lists_and_truth(project, capsys):
     frames = np.load(lists / "gt_ucf.npy")
     assert frames.dtype == np.float32 and len(frames) == 16 * (2 + 3 + 5)
     assert np.flatnonzero(frames).tolist() == [*range(5, 20), *range(32, 41), *range(44, 80)]
-    segments, labels = (
-        read_array(lists / "gt_segment_ucf.npy", ""),
-        read_array(lists / "gt_label_ucf.npy", ""),
-    )
+    segments, labels = (read_array(lists / f"gt_{kind}_ucf.npy", "") for kind in ("segment", "label"))
     assert segments.tolist() == [[["5", "20"]], [["0", "9"], ["12", "99"]], [[0, 80]]]
     assert labels.tolist() == [["Abuse"], ["Arson", "Arson"], ["A"]]
     captured = capsys.readouterr()
     assert captured.err == "" and "test frames: 160, 37.500 % abnormal" in captured.out
 
-
-def test_what_is_built_is_read_back_alike(project):
-    run(project)
-    lists = project / "list"
     entries = read_list(lists / "ucf_CLIP_rgbtest.csv", dataset=UCF)
     arrays = [lists / UCF.truth_files[name] for name in ("frames", "segments", "labels")]
     released = read_truth(*arrays, entries, [2, 3, 5], UCF)
@@ -106,11 +100,8 @@ def test_true_lengths_go_into_the_keyed_truth_only(project):
     assert run(project, annotations="t.csv") == 0
     assert len(np.load(project / "list/gt_ucf.npy")) == 160
     keyed = read_annotations(project / "list/ucf_truth.csv", UCF)
-    assert [keyed[name].frames for name in ("Abuse002_x264", "Arson001_x264", "Normal_Videos_003_x264")] == [
-        35,
-        48,
-        80,
-    ]
+    frames = {"Abuse002_x264": 35, "Arson001_x264": 48, "Normal_Videos_003_x264": 80}
+    assert {name: keyed[name].frames for name in frames} == frames
 
 
 def test_features_elsewhere_are_listed_by_their_whole_path(project, tmp_path_factory):
@@ -120,30 +111,39 @@ def test_features_elsewhere_are_listed_by_their_whole_path(project, tmp_path_fac
     assert len(read_list(output / "ucf_CLIP_rgb.csv")) == 4
 
 
-def test_split_of_test_videos_beats_annotation(project, capsys):
-    (project / "Anomaly_Test.txt").write_text("Arson/Arson001_x264.mp4\nArson/Arson777_x264.mp4")
-    assert run(project, "--split", project / "Anomaly_Test.txt") == 0
-    assert stems(project / "list/ucf_CLIP_rgbtest.csv") == ["Arson001_x264__5"]
-    assert len(rows_of(project / "list/ucf_CLIP_rgb.csv")) == 8
-    warned = capsys.readouterr().err
-    assert "1 videos in" in warned and "Arson777_x264" in warned
+ALL = ["Abuse001_x264", "Abuse002_x264", "Arson001_x264", "Normal_Videos001_x264", "Normal_Videos_003_x264"]
+SPLITS = {
+    "of test videos": (
+        {"Anomaly_Test.txt": "Arson/Arson001_x264.mp4\nArson/Arson777_x264.mp4"},
+        [0, 1, 3, 4],
+        [2],
+        r"1 videos in .*Arson777_x264",
+    ),
+    "of training videos": (
+        {"my_train.csv": "path,label\n/x/Abuse001_x264__0.npy,Abuse\n/x/Normal_Videos001_x264__0.npy,Normal\n"},
+        [0, 3],
+        [1, 2, 4],
+        "",
+    ),
+    "of both": (
+        {"train.txt": "Abuse001_x264\n", "eval.csv": "video,label\nAbuse002_x264,Abuse\n"},
+        [0],
+        [1],
+        "3 videos are in no split file",
+    ),
+}
 
 
-def test_split_of_training_videos_makes_the_rest_test(project):
-    (project / "my_train.csv").write_text(
-        "path,label\n/x/Abuse001_x264__0.npy,Abuse\n/x/Normal_Videos001_x264__0.npy,Normal\n"
-    )
-    assert run(project, "--split", project / "my_train.csv") == 0
-    assert len(rows_of(project / "list/ucf_CLIP_rgbtest.csv")) == 3
-
-
-def test_both_splits_leave_out_what_neither_names(project, capsys):
-    (project / "train.txt").write_text("Abuse001_x264\n")
-    (project / "eval.csv").write_text("video,label\nAbuse002_x264,Abuse\n")
-    assert run(project, "--split", project / "train.txt", project / "eval.csv") == 0
-    assert stems(project / "list/ucf_CLIP_rgb.csv") == ["Abuse001_x264__0", "Abuse001_x264__5"]
-    assert stems(project / "list/ucf_CLIP_rgbtest.csv") == ["Abuse002_x264__5"]
-    assert "3 videos are in no split file" in capsys.readouterr().err
+@pytest.mark.parametrize("split", SPLITS)
+def test_split_files_decide_before_annotations(project, capsys, split):
+    files, train, test, warning = SPLITS[split]
+    for name, content in files.items():
+        (project / name).write_text(content)
+    assert run(project, "--split", *(project / name for name in files)) == 0
+    found = sorted(stems(project / "list/ucf_CLIP_rgb.csv"))
+    assert found == [f"{ALL[place]}__{crop}" for place in train for crop in (0, 5)]
+    assert sorted(stems(project / "list/ucf_CLIP_rgbtest.csv")) == [f"{ALL[place]}__5" for place in test]
+    assert re.search(warning, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,12 @@ def test_xd_with_one_and_with_two_annotation_files(tmp_path, capsys):
     assert "disagree in 1 frames of 1 videos" in capsys.readouterr().err
 
 
-def write(name, text):
-    return lambda project: (project / name).write_text(text)
+def write(text, *names):
+    return lambda project: [(project / name).write_text(text) for name in names]
+
+
+def add(name):
+    return lambda project: save(project / "features", name)
 
 
 def replace_crop(project):
@@ -226,23 +230,18 @@ def truncate(project):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def put_in_both_splits(project):
-    for name in ("train.txt", "test.txt"):
-        (project / name).write_text("Abuse002_x264\n")
-
-
 @pytest.mark.parametrize(
     "harm, more, part",
     [
-        (lambda project: save(project / "features", "misc/street"), [], "street.npy"),
+        (add("misc/street"), [], "street.npy"),
         (replace_crop, [], "Arson001_x264 has no crop 5, only 0, 3"),
-        (lambda project: save(project / "features", "copy/Abuse002_x264__5"), [], "same crop of Abuse002_x264"),
+        (add("copy/Abuse002_x264__5"), [], "same crop of Abuse002_x264"),
         (truncate, [], "Abuse001_x264__0.npy is truncated"),
-        (write("annotations.txt", "Abuse002_x264 Abuse 5\n"), [], "line 1"),
-        (write("annotations.txt", ANNOTATION + "Normal_Videos_003_x264 Abuse 1 2\n"), [], "Normal_Videos_003_x264"),
-        (lambda project: save(project / "features", "test/Abuse007_x264__5"), [], "Abuse007_x264"),
-        (write("list", "a file in the way"), [], "list"),
-        (put_in_both_splits, ["--split", "train.txt", "test.txt"], "Abuse002_x264"),
+        (write("Abuse002_x264 Abuse 5\n", "annotations.txt"), [], "line 1"),
+        (write(ANNOTATION + "Normal_Videos_003_x264 Abuse 1 2\n", "annotations.txt"), [], "Normal_Videos_003_x264"),
+        (add("test/Abuse007_x264__5"), [], "Abuse007_x264"),
+        (write("a file in the way", "list"), [], "list"),
+        (write("Abuse002_x264\n", "train.txt", "test.txt"), ["--split", "train.txt", "test.txt"], "Abuse002_x264"),
         (None, ["--features", "list.py"], "list.py"),
         (None, ["--features", "empty"], "no feature files"),
         (None, ["--annotations", "nowhere"], "nowhere"),
@@ -279,13 +278,8 @@ def test_unusable_split_files(tmp_path, content):
 def test_script_runs_from_anywhere_without_installation(project):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, ROOT / "list/ucf.py", "--features", "features", "--output", "list"]
-    done = subprocess.run(
-        [*command, "--annotations", "annotations.txt"],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command += ["--annotations", "annotations.txt"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (project / "list/gt_ucf.npy").exists()
 
@@ -330,12 +324,10 @@ def test_the_benchmarks_are_rebuilt(tmp_path, capsys, dataset, truth, annotation
     normal = [names == ["A"] for names in labels]
     # Intervals of anomalous videos are equal, text and all. Those of normal videos are as long as the
     # features, and the features of the released arrays had a snippet more in a few videos than these counts.
-    assert [s for s, n in zip(segments, normal, strict=True) if not n] == [
-        s for s, n in zip(released["segments"], normal, strict=True) if not n
-    ]
-    pairs = [(s, r) for s, r, n in zip(segments, released["segments"], normal, strict=True) if n]
-    assert sum(s == r for s, r in pairs) == known_lengths
-    assert all(s[0][0] == r[0][0] == 0 and 0 <= r[0][1] - s[0][1] <= 16 for s, r in pairs)
+    triples = list(zip(segments, released["segments"], normal, strict=True))
+    assert all(s == r for s, r, n in triples if not n)
+    assert sum(s == r for s, r, n in triples if n) == known_lengths
+    assert all(s[0][0] == r[0][0] == 0 and 0 <= r[0][1] - s[0][1] <= 16 for s, r, n in triples if n)
 
     order = [snippets[name] for name in names]
     entries = read_list(tmp_path / "list" / dataset.list_files["test"], dataset=dataset)

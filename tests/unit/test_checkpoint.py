@@ -8,7 +8,6 @@ import torch
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine.checkpoint import (
-    check_clip,
     make_hparams,
     model_content,
     read_model_file,
@@ -39,7 +38,7 @@ def clip():
 
 @pytest.mark.parametrize("method", ["clipfusionvad", "vadclip"])
 @pytest.mark.parametrize("form", ["ours", "bare", "training checkpoint", "released"])
-def test_every_form_brings_the_weights_back(method, form, clip, tmp_path):
+def test_every_form_restores_the_weights(method, form, clip, tmp_path):
     trained, other = build(method, seed=1), build(method, seed=2)
     content = {
         "ours": model_content(make_hparams(trained, clip, XD, OPTIONS), state_without_clip(trained)),
@@ -69,12 +68,6 @@ def test_clip_inside_a_file_replaces_the_models(tmp_path):
     assert torch.equal(other.clipmodel.text_projection, state["clipmodel.text_projection"])
 
 
-def edited(change):
-    state = dict(build(seed=1).state_dict())
-    change(state)
-    return state
-
-
 MISFITS = {
     "missing linear.weight": lambda s: s.pop("linear.weight"),
     "unknown extra.weight": lambda s: s.update({"extra.weight": torch.ones(1)}),
@@ -87,33 +80,13 @@ MISFITS = {
 
 @pytest.mark.parametrize("message", MISFITS)
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(message, tmp_path):
-    torch.save(edited(MISFITS[message]), tmp_path / "model.pth")
+    state = dict(build(seed=1).state_dict())
+    MISFITS[message](state)
+    torch.save(state, tmp_path / "model.pth")
     model, before = build(seed=2), build(seed=2)
     with pytest.raises(UserError, match=message):
         load_weights(model, tmp_path / "model.pth")
     assert same(model, before)
-
-
-@pytest.mark.parametrize(("method", "other"), [("clipfusionvad", "vadclip"), ("vadclip", "clipfusionvad")])
-@pytest.mark.parametrize("named", [True, False])
-def test_a_file_of_another_method_is_recognised(method, other, named, clip, tmp_path):
-    trained = build(method)
-    state = state_without_clip(trained)
-    content = model_content(make_hparams(trained, clip, XD, OPTIONS), state) if named else state
-    torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(UserError, match=f"is a checkpoint of {method}, not of {other}: use --method {method}"):
-        load_weights(build(other), tmp_path / "model.pth")
-
-
-def test_another_clip_than_in_training_is_refused(clip, tmp_path):
-    trained = build()
-    torch.save(
-        model_content(make_hparams(trained, clip, XD, OPTIONS), state_without_clip(trained)), tmp_path / "model.pth"
-    )
-    file = read_model_file(tmp_path / "model.pth")
-    check_clip(file, clip)
-    with pytest.raises(UserError, match="trained with CLIP toy.*pass the same --clip"):
-        check_clip(file, load_clip("toy", 128))
 
 
 @pytest.mark.parametrize("content", [torch.ones(2), {}, {"model_state_dict": {}}, {"weight": "text"}, [1, 2]])

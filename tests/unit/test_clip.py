@@ -1,4 +1,4 @@
-"""The door to CLIP, and prompts through its text tower."""
+"""Where CLIP's weights come from, and prompts through its text tower: fixed, learned and packed into one row."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import urllib.error
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip, openai_clip, tokenize, toy_state
-from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts, PromptLayout
+from clipfusionvad.models.layers.transformer import split_heads
 
 TEXTS = ["normal", "roadAccidents", "car accident"]
 
@@ -79,19 +83,58 @@ def test_context_that_is_overwritten_or_behind_eot_gets_a_zero_gradient(tower):
     assert touched.nonzero().flatten().tolist() == [1, 2, 4, 5, 6]
 
 
+def one_by_one(tower, embeddings, ends):
+    """Encode each prompt on its own at its full length, padding included."""
+
+    def causal(qkv, heads):
+        return F.scaled_dot_product_attention(*split_heads(qkv, heads), is_causal=True).transpose(-3, -2).flatten(-2)
+
+    rows = []
+    for words, end in zip(embeddings, ends, strict=True):
+        x = tower.transformer((words + tower.positional_embedding[: len(words)])[None], causal)
+        rows.append(tower.ln_final(x[0, end]) @ tower.text_projection)
+    return torch.stack(rows)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 12), st.integers(0, 3))
+def test_packed_prompts_equal_single_ones(ends, shared, padding):
+    tower, layout = ClipTextTower(ClipWeights(toy_state(64), "toy")).double(), PromptLayout(torch.tensor(ends), shared)
+    length = max(ends) + 1
+    draw = torch.Generator().manual_seed(sum(ends))
+    beginning = torch.randn(layout.shared, 64, generator=draw, dtype=torch.float64)
+    rest = torch.randn(len(ends), length - layout.shared, 64, generator=draw, dtype=torch.float64)
+    direction = torch.randn(len(ends), tower.text_projection.shape[1], generator=draw, dtype=torch.float64)
+    found = []
+    for encode in (lambda x: tower(x, layout), lambda x: one_by_one(tower, F.pad(x, (0, 0, 0, padding)), ends)):
+        parts = [part.clone().requires_grad_() for part in (beginning, rest)]
+        text = encode(torch.cat([parts[0].expand(len(ends), -1, -1), parts[1]], dim=1))
+        found.append([text, *torch.autograd.grad((text * direction).sum(), parts, allow_unused=True)])
+    for ours, expected in zip(*found, strict=True):
+        if ours is not None and expected is not None:
+            torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(("ends", "shared", "tokens"), [([5, 5], 0, 12), ([5, 5], 3, 9), ([2, 7], 6, 9), ([4], 9, 5)])
+def test_no_token_is_computed_that_nothing_sees(ends, shared, tokens):
+    layout = PromptLayout(torch.tensor(ends), shared)
+    assert len(layout.pack(torch.zeros(len(ends), max(ends) + 1, 1))) == tokens
+
+
 def test_files(tmp_path, state):
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    torch.save(half, tmp_path / "plain.pt")
-    torch.save({"state_dict": half}, tmp_path / "wrapped.pt")
-    torch.save(
-        {f"clipmodel.{key}": value for key, value in half.items()} | {"gc1.weight": torch.ones(2)}, tmp_path / "in.pth"
-    )
-    expected = load_clip(str(tmp_path / "plain.pt"))
-    for name in ("wrapped.pt", "in.pth"):
-        loaded = load_clip(str(tmp_path / name))
-        assert loaded.fingerprint == expected.fingerprint
+    inside = {f"clipmodel.{key}": value for key, value in half.items()} | {"gc1.weight": torch.ones(2)}
+    fingerprints = {load_clip("toy", 64).fingerprint}
+    for content in (half, {"state_dict": half}, inside):
+        torch.save(content, tmp_path / "clip.pt")
+        loaded = load_clip(str(tmp_path / "clip.pt"))
+        fingerprints.add(loaded.fingerprint)
         assert torch.equal(loaded.state["text_projection"], half["text_projection"])
-    assert expected.fingerprint != load_clip("toy", 64).fingerprint  # rounded to half
+    assert len(fingerprints) == 2  # that of the unrounded weights, and one of all files
+
+
+def test_a_checkpoint_without_the_whole_tower_holds_no_clip(state):
+    partial = {f"clipmodel.{key}": value for key, value in state.items() if key != "token_embedding.weight"}
+    assert clip_in_checkpoint(partial, "x") is None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -115,23 +158,16 @@ def test_openais_torchscript_archive(tmp_path, official):
     ClipTextTower(loaded)
 
 
-def test_checkpoint_without_the_whole_tower_holds_no_clip(state):
-    partial = {f"clipmodel.{key}": value for key, value in state.items() if key != "token_embedding.weight"}
-    assert clip_in_checkpoint(partial, "x") is None
-
-
-def test_unusable_files(tmp_path):
-    (tmp_path / "text.pt").write_text("no weights")
+def test_unusable_files_and_names(tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
     torch.save(torch.ones(2), tmp_path / "tensor.pt")
-    with pytest.raises(UserError, match="not a readable torch file"):
-        load_clip(str(tmp_path / "text.pt"))
-    with pytest.raises(UserError, match="not a CLIP file.*token_embedding"):
-        load_clip(str(tmp_path / "other.pt"))
-    with pytest.raises(UserError, match="holds no state dict"):
-        load_clip(str(tmp_path / "tensor.pt"))
-    with pytest.raises(UserError, match="did you mean 'ViT-B/16'"):
-        load_clip("ViT-B16")
+    for name, message in (
+        ("other.pt", "not a CLIP file.*token_embedding"),
+        ("tensor.pt", "holds no state dict"),
+        ("ViT-B16", "did you mean 'ViT-B/16'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_clip(name if name == "ViT-B16" else str(tmp_path / name))
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,35 +120,17 @@ def repeat(class_probs, frames):
 
 @given(benchmarks())
 def test_equals_the_plain_version(case):
-    class_probs, frames, segments, labels, class_labels = case
-    full = repeat(class_probs, frames)
-    aps = plain_aps(full, segments, labels, class_labels)
-    known = {"unknown_labels": "ignore"}
-    assert_released(detection_map(full, segments, labels, class_labels, **known), aps)
-    assert_released(detection_map(class_probs, segments, labels, class_labels, frames=frames, **known), aps)
-
-
-@given(benchmarks())
-def test_frames_that_do_not_repeat(case):
-    class_probs, _, segments, labels, class_labels = case
-    result = detection_map(class_probs, segments, labels, class_labels, unknown_labels="ignore")
-    assert_released(result, plain_aps(class_probs, segments, labels, class_labels))
-
-
-@given(benchmarks())
-def test_exclude_normal_cuts_predictions_only(case):
-    class_probs, frames, segments, labels, class_labels = case
-    leading = next((i for i, names in enumerate(labels) if set(names) <= {"A", "Normal"}), len(labels))
-    result = detection_map(
-        class_probs,
-        segments,
-        labels,
-        class_labels,
-        exclude_normal=True,
-        frames=frames,
-        unknown_labels="ignore",
-    )
-    assert_released(result, plain_aps(repeat(class_probs, frames)[:leading], segments, labels, class_labels))
+    class_probs, frames, *truth = case
+    full, options = repeat(class_probs, frames), {"unknown_labels": "ignore"}
+    aps = plain_aps(full, *truth)
+    assert_released(detection_map(full, *truth, **options), aps)
+    assert_released(detection_map(class_probs, *truth, frames=frames, **options), aps)
+    # Rows that stand for a frame each.
+    assert_released(detection_map(class_probs, *truth, **options), plain_aps(class_probs, *truth))
+    # --exclude-normal cuts predictions, not truth.
+    leading = next((i for i, names in enumerate(truth[1]) if set(names) <= {"A", "Normal"}), len(full))
+    result = detection_map(class_probs, *truth, exclude_normal=True, frames=frames, **options)
+    assert_released(result, plain_aps(full[:leading], *truth))
 
 
 @given(benchmarks())
@@ -155,12 +139,10 @@ def test_corrected_variants(case):
     full = repeat(class_probs, frames)
     named = [["Normal" if name == "A" else name for name in names] for names in labels]
     anomalous = [video for video, names in enumerate(named) if set(names) - {"Normal"}]
+    kept = [[column[video] for video in anomalous] for column in (full, segments, named)]
     expected = {
         "normal_matched": (plain_aps(full, segments, named, class_labels), 0),
-        "anomalous_only": (
-            plain_aps(*([column[v] for v in anomalous] for column in (full, segments, named)), class_labels),
-            1,
-        ),
+        "anomalous_only": (plain_aps(*kept, class_labels), 1),
     }
     results = corrected_detection_map(class_probs, segments, labels, class_labels, frames=frames)
     assert set(results) == set(expected)
@@ -177,16 +159,16 @@ def test_corrected_variants(case):
 @pytest.mark.parametrize("seed", range(5))
 def test_order_of_videos_does_not_matter(seed):
     rng = np.random.default_rng(seed)
-    class_labels = ["Normal", "Fire", "Fall"]
     class_probs = [rng.random((n, 3)) for n in (8, 30, 1, 12)]
     segments = [[(0, 100), (120, 128)], [(16, 200)], [], [(0, 90), (40, 120)]]
     labels = [["Fire", "Fall"], ["Normal"], [], ["Fall", "Fire"]]
-    frames = [np.full(len(probs), 16) for probs in class_probs]
-    order = rng.permutation(4)
-    shuffled = ([column[i] for i in order] for column in (class_probs, segments, labels))
-    expected = detection_map(class_probs, segments, labels, class_labels, frames=frames)
-    result = detection_map(*shuffled, class_labels, frames=[frames[i] for i in order])
-    assert result["map"] == pytest.approx(expected["map"])
+
+    def found(order):
+        columns = ([column[i] for i in order] for column in (class_probs, segments, labels))
+        frames = [np.full(len(class_probs[i]), 16) for i in order]
+        return detection_map(*columns, ["Normal", "Fire", "Fall"], frames=frames)["map"]
+
+    assert found(rng.permutation(4)) == pytest.approx(found(range(4)))
 
 
 def one_event(*columns):
@@ -230,39 +212,36 @@ def test_best_overlap_is_used_up():
     assert event_map(class_probs, [[(16, 80), (16, 48)]])[0] == pytest.approx(50)
 
 
-def test_class_without_prediction_zeroes_everything_but_the_corrected_map():
-    class_probs = one_event([0.1, 0.9, 0.1])
-    class_probs[0][:, 0] = 0.5
-    frames, truth = [np.full(3, 16)], ([[(16, 32)]], [["Fire"]], ["Normal", "Fire"])
-    assert detection_map(class_probs, *truth, frames=frames)["average"] == 0
-    corrected = corrected_detection_map(class_probs, *truth, frames=frames)
+EVENT = np.array([0.1, 0.9, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "anomalous_only"),
+    [
+        ([np.full(3, 0.5), EVENT], "Fire", 100),  # a class without a prediction makes the released map zero
+        ([EVENT, EVENT], "A", np.nan),  # normal videos are matched in one corrected map only
+    ],
+)
+def test_hand_computed_corrected_maps(columns, label, anomalous_only):
+    arguments = ([np.stack(columns, axis=1)], [[(16, 32)]], [[label]], ["Normal", "Fire"])
+    options = {"frames": [np.full(3, 16)]}
+    assert detection_map(*arguments, **options, unknown_labels="ignore")["average"] == 0
+    corrected = corrected_detection_map(*arguments, **options)
     assert corrected["normal_matched"]["average"] == pytest.approx(100)
-    assert corrected["anomalous_only"]["average"] == pytest.approx(100)
+    assert corrected["anomalous_only"]["average"] == pytest.approx(anomalous_only, nan_ok=True)
 
 
-def test_normal_is_matched_in_the_corrected_map_only():
-    ucf = DATASETS["ucf"].labels
-    probs = np.tile(np.array([0.1, 0.9, 0.1])[:, None], (1, len(ucf)))
-    arguments = ([probs], [[(16, 32)]], [["A"]], ucf)
-    assert detection_map(*arguments, frames=[np.full(3, 16)])["average"] == 0
-    corrected = corrected_detection_map(*arguments, frames=[np.full(3, 16)])
-    assert corrected["normal_matched"]["average"] == pytest.approx(100)
-    assert np.isnan(corrected["anomalous_only"]["average"])
-
-
-def test_exclude_normal_keeps_the_released_number_of_videos():
-    for dataset in DATASETS.values():
-        kept = dataset.anomalous_test_videos
-        if not kept:
-            continue
-        probs = np.tile(np.array([0.1, 0.9, 0.1])[:, None], (1, len(dataset.labels)))
-        for videos, hit in ((kept, True), (kept + 1, False)):
-            # The only truth is in the last video, and in every class.
-            segments = [[]] * (videos - 1) + [[(16, 32)] * len(dataset.labels)]
-            labels = [[]] * (videos - 1) + [dataset.labels]
-            arguments = ([probs] * videos, segments, labels, dataset.labels)
-            result = detection_map(*arguments, exclude_normal=True, frames=[np.full(3, 16)] * videos)
-            assert (result["average"] > 0) == hit
+@pytest.mark.parametrize("dataset", [d for d in DATASETS.values() if d.anomalous_test_videos], ids=lambda d: d.name)
+@pytest.mark.parametrize("more", [0, 1])
+def test_exclude_normal_keeps_the_released_number_of_videos(dataset, more):
+    videos, classes = dataset.anomalous_test_videos + more, len(dataset.labels)
+    probs = np.tile(EVENT[:, None], (1, classes))
+    # The only truth is in the last video, and in every class.
+    segments = [[]] * (videos - 1) + [[(16, 32)] * classes]
+    labels = [[]] * (videos - 1) + [dataset.labels]
+    frames = [np.full(3, 16)] * videos
+    result = detection_map([probs] * videos, segments, labels, dataset.labels, exclude_normal=True, frames=frames)
+    assert (result["average"] > 0) == (more == 0)
 
 
 @pytest.mark.parametrize("class_probs", [[], [np.empty((0, 2))], [np.ones((15, 2))], [np.full((32, 2), np.inf)]])
@@ -292,14 +271,9 @@ def test_errors(changes, message):
         detection_map(**{**good, **changes}, class_labels=["Normal", "Fire"])
 
 
-def test_unknown_labels_follow_the_dataset():
-    for dataset in DATASETS.values():
-        arguments = ([], [[(0, 2)]], [["Flood"]], dataset.labels)
-        if dataset.unknown_truth_label == "ignore":
-            detection_map(*arguments)
-        else:
-            with pytest.raises(ValueError, match="Flood"):
-                detection_map(*arguments)
-        detection_map(*arguments, unknown_labels="ignore")
-        with pytest.raises(ValueError, match="Flood"):
-            detection_map(*arguments, unknown_labels="error")
+@pytest.mark.parametrize("given", [None, "ignore", "error"])
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+def test_unknown_labels_follow_the_dataset(dataset, given):
+    ignored = (given or dataset.unknown_truth_label) == "ignore"
+    with contextlib.nullcontext() if ignored else pytest.raises(ValueError, match="Flood"):
+        detection_map([], [[(0, 2)]], [["Flood"]], dataset.labels, **({"unknown_labels": given} if given else {}))

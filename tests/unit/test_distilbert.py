@@ -26,14 +26,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def no_network(monkeypatch):
-    import huggingface_hub
+def hub(monkeypatch):
+    """Calls a function in place of the download; none may happen until a test sets it."""
 
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was asked")
+    def answer_with(download):
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    return huggingface_hub
+    answer_with(lambda *args, **kwargs: pytest.fail("the network was asked"))
+    return answer_with
 
 
 def weights(folder, seed):
@@ -45,7 +45,7 @@ def same(model, state):
     return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_the_toy_is_the_same_every_time_and_tells_words_apart(no_network):
+def test_the_toy_is_the_same_every_time_and_tells_words_apart(hub):
     toy = DistilBert.find("toy")
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -58,7 +58,7 @@ def test_the_toy_is_the_same_every_time_and_tells_words_apart(no_network):
     assert (states[0] - states[1]).abs().max() > 0.1
 
 
-def test_a_folder_gives_shape_and_words(folder, no_network):
+def test_a_folder_gives_shape_and_words(folder, hub):
     found = DistilBert.find(str(folder))
     model = found.build()
     assert model.config.dim == 8 and len(model.transformer.layer) == 1
@@ -71,7 +71,7 @@ def test_a_folder_gives_shape_and_words(folder, no_network):
 
 @pytest.mark.parametrize("prefix", ["", "distilbert."])
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
-def test_weights_are_read_from_either_file_with_or_without_a_head(folder, kind, prefix, no_network):
+def test_weights_are_read_from_either_file_with_or_without_a_head(folder, kind, prefix, hub):
     wanted = weights(folder, 1)
     stored = {prefix + key: value for key, value in wanted.items()} | {"vocab_transform.weight": torch.zeros(8, 8)}
     if kind == "model.safetensors":
@@ -95,20 +95,19 @@ def test_a_pickle_is_refused_without_running_it(folder):
         DistilBert.find(str(folder)).build()
 
 
-BROKEN = {
-    "no config": ("config.json", None, "DistilBERT's config not found"),
-    "no JSON": ("config.json", "{", "config.json is not readable JSON"),
-    "another model": ("config.json", '{"model_type": "bert"}', "does not describe a DistilBERT"),
-    "odd heads": ("config.json", json.dumps(CONFIG | {"n_heads": 3}), "makes no DistilBERT"),
-    "a word for a number": ("config.json", json.dumps(CONFIG | {"dim": "wide"}), "makes no DistilBERT"),
-    "cut weights": ("model.safetensors", "cut", "not a readable safetensors file"),
-    "no tensors": ("pytorch_model.bin", "text", "not a readable torch file"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_folder_is_one_line(folder, case):
-    name, content, message = BROKEN[case]
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "DistilBERT's config not found"),
+        ("config.json", "{", "config.json is not readable JSON"),
+        ("config.json", '{"model_type": "bert"}', "does not describe a DistilBERT"),
+        ("config.json", json.dumps(CONFIG | {"n_heads": 3}), "makes no DistilBERT"),
+        ("config.json", json.dumps(CONFIG | {"dim": "wide"}), "makes no DistilBERT"),
+        ("model.safetensors", "cut", "not a readable safetensors file"),
+        ("pytorch_model.bin", "text", "not a readable torch file"),
+    ],
+)
+def test_a_broken_folder_is_one_line(folder, name, content, message):
     (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / name).write_text(content)
@@ -116,31 +115,19 @@ def test_a_broken_folder_is_one_line(folder, case):
         DistilBert.find(str(folder)).build()
 
 
-def test_weights_of_another_shape_are_refused(folder):
-    state = weights(folder, 1)
-    torch.save(state, folder / "pytorch_model.bin")
+def test_words_need_a_vocabulary_and_weights_the_shapes_of_the_config(folder):
+    (folder / "vocab.txt").unlink()
+    torch.save(weights(folder, 1), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="has no vocab.txt"):
+        DistilBert.find(str(folder)).tokens(["car"])
     (folder / "config.json").write_text(json.dumps(CONFIG | {"hidden_dim": 12}))
     with pytest.raises(UserError, match="do not fit its config.json at transformer.layer.0.ffn.lin1.weight"):
         DistilBert.find(str(folder)).build()
 
 
-def test_words_need_a_vocabulary(folder):
-    (folder / "vocab.txt").unlink()
-    found = DistilBert.find(str(folder))
-    found.build()
-    with pytest.raises(UserError, match="has no vocab.txt"):
-        found.tokens(["car"])
-
-
-def test_a_name_is_fetched_once_and_must_bring_weights(folder, monkeypatch):
-    import huggingface_hub
-
+def test_a_name_is_fetched_once_and_must_bring_weights(folder, hub):
     asked = []
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder,
-    )
+    hub(lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder)
     with pytest.raises(UserError, match=f"--prompt-encoder {DEFAULT}: that model has no model.safetensors"):
         DistilBert.find(DEFAULT)
     from safetensors.torch import save_file
@@ -153,15 +140,12 @@ def test_a_name_is_fetched_once_and_must_bring_weights(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nmore"), ValueError("no such name"), ConnectionError("offline")])
-def test_what_cannot_be_fetched_is_one_line(error, monkeypatch):
-    import huggingface_hub
-
+def test_what_cannot_be_fetched_is_one_line(error, hub):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(
-        UserError, match="'distilbrt' is neither a folder nor a model that could be downloaded"
-    ) as caught:
+    hub(fail)
+    message = "'distilbrt' is neither a folder nor a model that could be downloaded"
+    with pytest.raises(UserError, match=message) as caught:
         DistilBert.find("distilbrt")
     assert "\n" not in str(caught.value)

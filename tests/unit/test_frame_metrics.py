@@ -1,4 +1,4 @@
-"""Frame metrics: against hand-computed values and scikit-learn, on frames and on snippets weighted by frames."""
+"""Frame and class metrics against hand-computed values and scikit-learn, on frames and on weighted snippets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from clipfusionvad.metrics import count_frames, frame_metrics, snippet_metrics
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.truth import Truth, frames_from_segments
+from clipfusionvad.datasets import XD
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate_classes
+from clipfusionvad.metrics import class_metrics, count_frames, frame_metrics, snippet_metrics
 
 
 @st.composite
@@ -29,22 +33,15 @@ def repeated(scores, positives, frames, anomalous):
     return np.repeat(scores, frames), gt, np.repeat(anomalous, frames)
 
 
-def test_hand_computed_values():
+@pytest.mark.parametrize("dtype", [float, np.float32])
+def test_hand_computed_values(dtype):
     # Of the four (normal, abnormal) pairs three are in order; the precisions at hits are 1 and 2/3.
-    metrics = frame_metrics([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    metrics = frame_metrics(np.array([0.1, 0.4, 0.35, 0.8], dtype), np.array([0, 0, 1, 1], dtype))
     assert metrics == {"auc": pytest.approx(0.75), "ap": pytest.approx((1 + 2 / 3) / 2)}
-
-
-def test_ano_auc_takes_only_frames_of_anomalous_videos():
-    scores, gt = [0.9, 0.8, 0.2, 0.3, 0.6], [0, 0, 0, 1, 0]
-    metrics = frame_metrics(scores, gt, anomalous=[False, False, True, True, True])
-    assert metrics["auc"] == pytest.approx(0.25)
-    assert metrics["ano_auc"] == pytest.approx(0.5)
-
-
-def test_released_truth_may_be_float_and_scores_float32():
-    scores = np.array([0.1, 0.4, 0.35, 0.8], np.float32)
-    assert frame_metrics(scores, np.array([0, 0, 1, 1], np.float32))["auc"] == pytest.approx(0.75)
+    # Ano-AUC takes only frames of anomalous videos.
+    anomalous = [False, False, True, True, True]
+    metrics = frame_metrics([0.9, 0.8, 0.2, 0.3, 0.6], [0, 0, 0, 1, 0], anomalous)
+    assert metrics["auc"] == pytest.approx(0.25) and metrics["ano_auc"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("gt", [[0, 0, 0], [1, 1, 1], []])
@@ -65,50 +62,27 @@ def test_snippets_give_what_scikit_learn_gives_on_frames(case):
             assert metrics[name] == pytest.approx(expected, rel=1e-12, abs=1e-14, nan_ok=True)
 
 
-@given(snippets_of_frames())
-def test_snippets_weighted_by_frames_equal_repeated_scores(case):
-    expected = frame_metrics(*repeated(*case))
-    assert snippet_metrics(*case) == pytest.approx(expected, rel=1e-12, nan_ok=True)
-
-
-@given(snippets_of_frames())
-def test_auc_and_ap_depend_on_the_order_of_scores_only(case):
-    scores, *rest = case
-    expected = snippet_metrics(scores, *rest)
-    assert snippet_metrics(np.exp(3 * scores) - 7, *rest) == pytest.approx(expected, rel=1e-12, nan_ok=True)
-
-
 @given(snippets_of_frames(), st.randoms())
-def test_order_of_snippets_does_not_matter(case, random):
-    order = list(range(len(case[0])))
-    random.shuffle(order)
-    shuffled = snippet_metrics(*(column[order] for column in case))
-    assert shuffled == pytest.approx(snippet_metrics(*case), rel=1e-12, nan_ok=True)
-
-
-@given(snippets_of_frames())
-def test_auc_of_negated_scores_is_the_complement(case):
+def test_what_changes_nothing(case, random):
+    """Frames in place of snippets, a growing function of the scores, another order of the snippets."""
     scores, *rest = case
+    expected = pytest.approx(snippet_metrics(*case), rel=1e-12, nan_ok=True)
+    assert frame_metrics(*repeated(*case)) == expected
+    assert snippet_metrics(np.exp(3 * scores) - 7, *rest) == expected
+    order = list(range(len(scores)))
+    random.shuffle(order)
+    assert snippet_metrics(*(column[order] for column in case)) == expected
     mirrored = snippet_metrics(-scores, *rest)["auc"]
-    assert mirrored == pytest.approx(1 - snippet_metrics(scores, *rest)["auc"], abs=1e-12, nan_ok=True)
+    assert mirrored == pytest.approx(1 - snippet_metrics(*case)["auc"], abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize(
-    ("length", "snippets", "frames"),
-    [
-        (48, 3, [16, 16, 16]),
-        (40, 3, [16, 16, 8]),
-        (70, 3, [16, 16, 38]),  # the last score is held
-        (20, 3, [16, 4, 0]),  # snippets past the end
-        (10, 1, [10]),
-        (0, 2, [0, 0]),
-        (0, 0, []),
-    ],
+    ("length", "frames"),
+    [(48, [16, 16, 16]), (40, [16, 16, 8]), (70, [16, 16, 38]), (20, [16, 4, 0]), (10, [10]), (0, [0, 0]), (0, [])],
 )
-def test_count_frames(length, snippets, frames):
-    positives, counted = count_frames(np.ones(length), snippets)
-    assert counted.tolist() == frames
-    assert positives.tolist() == frames
+def test_count_frames_cuts_the_last_snippet_or_holds_it(length, frames):
+    positives, counted = count_frames(np.ones(length), len(frames))
+    assert counted.tolist() == positives.tolist() == frames
 
 
 @given(st.lists(st.booleans(), max_size=200), st.integers(1, 20), st.integers(1, 20))
@@ -143,3 +117,64 @@ def test_bad_snippets():
         snippet_metrics([0.1], [-1], [16])
     with pytest.raises(ValueError, match="no snippet for 3 frames"):
         count_frames([0, 1, 1], 0)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_equals_scikit_learn_on_frames(seed, classes):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 6, size=12)
+    owner = rng.integers(0, classes, size=12)  # the class of each snippet's first frames
+    positives = np.zeros((12, classes), int)
+    positives[np.arange(12), owner] = rng.integers(0, counts + 1)
+    probs = rng.random((12, classes)).round(1)  # with ties
+    found = class_metrics(probs, positives, counts, [f"c{i}" for i in range(classes)])
+    aucs, aps = [], []
+    for column in range(1, classes):
+        truth = np.concatenate([[1] * p + [0] * (n - p) for p, n in zip(positives[:, column], counts, strict=True)])
+        if not truth.any():
+            assert f"c{column}" not in found["per_class"]
+            continue
+        frames = np.repeat(probs[:, column], counts)
+        if not truth.all():
+            aucs.append(roc_auc_score(truth, frames))
+            aps.append(average_precision_score(truth, frames))
+            assert found["per_class"][f"c{column}"] == pytest.approx({"auc": aucs[-1], "ap": aps[-1]})
+    expected = {"auc": np.mean(aucs) if aucs else np.nan, "ap": np.mean(aps) if aps else np.nan}
+    assert found["mauc"] == pytest.approx(expected["auc"], nan_ok=True)
+    assert found["mean_ap"] == pytest.approx(expected["ap"], nan_ok=True)
+
+
+@pytest.mark.parametrize("frames_per_snippet", [1, 16])
+def test_of_videos_with_overlapping_events_of_several_classes(tmp_path, frames_per_snippet):
+    rng = np.random.default_rng(0)
+    names = ["v0__#1_label_A", "v1__#1_label_B1-0-0", "v2__#1_label_B1-G-0"]
+    labels = [["A"], ["B1"], ["B1", "G", "B1"]]
+    unit = frames_per_snippet
+    snippets = [9, 12, 20]
+    segments = [[(0, 9 * unit)], [(2 * unit, 5 * unit)], [(0, 4 * unit), (3 * unit, 9 * unit), (3 * unit, 6 * unit)]]
+    lengths = [n * unit for n in snippets]
+    frames = [frames_from_segments(segments[i] if i else [], lengths[i]) for i in range(3)]
+    entries = [Entry(tmp_path / f"{name}.npy", name.rpartition("_")[2], 2) for name in names]
+    videos = VideoDataset(entries, XD, 4, Truth(frames, segments, labels), frames_per_snippet)
+    scores = [VideoScores(rng.random((2, n)), rng.dirichlet(np.ones(7), n)) for n in snippets]
+    found = evaluate_classes(scores, videos)
+
+    for label in ("B1", "G"):
+        column = XD.labels.index(label)
+        truth, curve = [], []
+        for index, length in enumerate(lengths):
+            own = np.zeros(length)
+            for (start, end), name in zip(segments[index], labels[index], strict=True):
+                own[start:end] = np.maximum(own[start:end], name == label)
+            truth.append(own)
+            curve.append(np.repeat(scores[index].classes[:, column], unit))
+        expected = roc_auc_score(np.concatenate(truth), np.concatenate(curve))
+        assert found["per_class"][label]["auc"] == pytest.approx(expected)
+        own = [index for index, name in enumerate(names) if label in name]
+        expected = roc_auc_score(
+            np.concatenate([frames[i] for i in own]),
+            np.concatenate([np.repeat(scores[i].anomaly[0], unit) for i in own]),
+        )
+        assert found["per_class"][label]["video_auc"] == pytest.approx(expected)
+    assert found["per_class"].keys() == {"B1", "G"}
+    assert found["mauc"] == pytest.approx(np.mean([found["per_class"][c]["auc"] for c in ("B1", "G")]))

@@ -1,11 +1,13 @@
-"""Batch plans: which rows, how often, and the same again for the same seed."""
+"""What an epoch trains on and how: batches, the held-out videos, learning rates and optimizers."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from clipfusionvad.data.loaders import (
 )
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
+from clipfusionvad.engine.optim import Schedule, cosine_factor, make_optimizer, make_scheduler
 from clipfusionvad.io.errors import UserError
 
 sizes = st.integers(1, 40)
@@ -54,11 +57,11 @@ def test_a_balanced_epoch_is_half_normal_half_anomalous(normal, anomalous, batch
 
 
 def test_plans_repeat_by_seed_and_differ_by_epoch():
-    plan, again = (ShuffledBatchSampler(np.arange(50), 8, seed=3) for _ in range(2))
-    order = np.concatenate(plan.epoch(1))
-    np.testing.assert_array_equal(order, np.concatenate(again.epoch(1)))
-    assert (order != np.concatenate(plan.epoch(2))).any()
-    assert (order != np.concatenate(ShuffledBatchSampler(np.arange(50), 8, seed=4).epoch(1))).any()
+    def order(seed, epoch):
+        return np.concatenate(ShuffledBatchSampler(np.arange(50), 8, seed).epoch(epoch)).tolist()
+
+    assert order(3, 1) == order(3, 1)
+    assert order(3, 1) != order(3, 2) != order(4, 1) != order(3, 1)
 
 
 def test_the_plan_uses_only_the_given_rows():
@@ -93,8 +96,8 @@ def test_holdout_keeps_videos_whole_and_every_label_on_both_sides(normal, abuse,
     assert not train_videos & held_videos
     assert len(held_out) == len(held_videos)  # one crop each
     assert len(train_videos | held_videos) == normal + abuse
-    assert {entries[row].label for row in held_out} == {"Normal", "Abuse"}
-    assert {entries[row].label for row in train} == {"Normal", "Abuse"}
+    for rows in (train, held_out):
+        assert {entries[row].label for row in rows} == {"Normal", "Abuse"}
 
 
 def test_holdout_needs_two_kinds_of_videos():
@@ -103,3 +106,50 @@ def test_holdout_needs_two_kinds_of_videos():
     normal = np.array([entry.label == "Normal" for entry in entries])
     with pytest.raises(UserError, match="--protocol clean.*no two normal videos"):
         split_holdout(entries, normal, 0.3, 0)
+
+
+def rates(schedule):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = make_optimizer([weight], schedule)
+    scheduler = make_scheduler(optimizer, schedule)
+    found = []
+    for _ in range(schedule.max_epoch):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def schedule(**other):
+    return Schedule(**{"max_epoch": 10, "lr": 2e-5, "eval_every": 0, "select": "auc1", "paper": True} | other)
+
+
+def test_milestones_drop_the_rate_at_the_end_of_their_epochs():
+    found = rates(schedule(milestones=(4, 8), rate=0.1))
+    assert found == pytest.approx([2e-5] * 4 + [2e-6] * 4 + [2e-7] * 2)
+
+
+def test_cosine_is_the_released_one():
+    base, warmup, total = 1e-5, 5, 50
+    found = rates(schedule(lr=base, lr_schedule="cosine", warmup_epochs=warmup, max_epoch=total))
+    expected = [base * epoch / warmup for epoch in range(warmup)]
+    expected += [base * (1 + math.cos(math.pi * n / (total - warmup))) / 2 for n in range(total - warmup)]
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-20)
+    assert found[0] == 0 and found[warmup] == base
+
+
+@given(st.integers(0, 20), st.integers(1, 100))
+def test_cosine_rises_then_falls(warmup, total):
+    factors = [cosine_factor(epoch, warmup, total) for epoch in range(total)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    rising, falling = factors[:warmup], factors[warmup:]
+    assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
+def test_optimizer_has_what_the_schedule_says(name, kind):
+    options = schedule(optimizer=name, betas=(0.9, 0.98), weight_decay=0.2)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.ones(1))], options)
+    assert type(optimizer) is kind
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (2e-5, (0.9, 0.98), 0.2)

@@ -125,10 +125,11 @@ def test_two_trainings_in_one_folder(tiny, more):
 
 
 def test_two_packings_of_one_list(tiny):
+    def pack():
+        return quietly(package("pack", tiny.dataset), tiny.train_flags())
+
     with holder(tiny.folder, ".train.pack.lock"):
-        assert_refused(
-            lambda: quietly(package("pack", tiny.dataset), tiny.train_flags()), tiny, says=("another run", "is using")
-        )
+        assert_refused(pack, tiny, says=("another run", "is using"))
 
 
 def test_two_extractions_into_one_folder(tmp_path):

@@ -65,10 +65,8 @@ def test_similarity_adjacency_equals_the_loop_over_videos(batch):
 
 
 def test_distance_adjacency():
-    ours = DistanceAdjacency()(5)
-    for i in range(5):
-        for j in range(5):
-            assert ours[i, j].item() == pytest.approx(math.exp(-abs(i - j) / math.e))
+    expected = [[math.exp(-abs(i - j) / math.e) for j in range(5)] for i in range(5)]
+    torch.testing.assert_close(DistanceAdjacency()(5), torch.tensor(expected))
 
 
 def plain_heads(model, x, text):
@@ -86,9 +84,7 @@ def plain_heads(model, x, text):
         classes = text if model.name == "vadclip" else text / text.norm(dim=1, keepdim=True)
         fused = classes + prompt / prompt.norm()
         fused = fused + model.mlp1(fused)
-        fine.append(
-            torch.stack([torch.cosine_similarity(v, row[None], dim=1) for row in fused], dim=1) / 0.07,
-        )
+        fine.append(torch.stack([torch.cosine_similarity(v, row[None], dim=1) for row in fused], dim=1) / 0.07)
         coarse.append(logits)
     return torch.stack(coarse), torch.stack(fine)
 
@@ -107,7 +103,7 @@ def test_forward_equals_the_plain_formulation(method, batch):
 
 
 @METHODS
-def test_only_the_head_of_clip_is_frozen_and_everything_else_learns(method, batch):
+def test_only_clip_is_frozen(method, batch):
     model = small_model(method)
     targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1]])
     sum(model.losses(model(*batch), targets, batch[1]).values()).backward()
@@ -141,12 +137,8 @@ def test_a_switch_changes_what_it_says_and_nothing_else(method, switch, batch):
     for name, value in without.state_dict().items():
         assert torch.equal(value, full.state_dict()[name]), f"without {switch}, {name} starts from other weights"
     before, after = stages(full, batch), stages(without, batch)
-    for name in before:
-        same = torch.allclose(before[name], after[name], atol=1e-6)
-        if name in untouched:
-            assert same, f"--no-{switch} changed {name}"
     changed = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
-    assert "fine" in changed
+    assert "fine" in changed and not changed & set(untouched)
 
 
 def stages(model, batch):
@@ -178,10 +170,8 @@ def test_videos_do_not_depend_on_each_other_and_scores_are_probabilities(any_mod
     with torch.no_grad():
         out, permuted = any_model(visual, lengths), any_model(visual[order], lengths[order])
         whole, shuffled, alone = (any_model.scores(x) for x in (out, permuted, any_model(visual[2:3], lengths[2:3])))
-        losses, after = (
-            any_model.losses(out, targets, lengths),
-            any_model.losses(permuted, targets[order], lengths[order]),
-        )
+        losses = any_model.losses(out, targets, lengths)
+        after = any_model.losses(permuted, targets[order], lengths[order])
     branches = [*whole.anomaly] + [whole.classes] * (whole.classes is not None)
     assert len(whole.anomaly) == any_model.branches
     for number, values in enumerate(branches):
@@ -215,17 +205,19 @@ def test_score_video_of_any_length(any_model, count):
         np.testing.assert_allclose(classes.sum(1), 1, atol=1e-5)
 
 
-def test_errors_name_what_is_wrong():
-    with pytest.raises(UserError, match="unknown method 'vadclap'.*did you mean 'vadclip'"):
-        create_model("vadclap", PROMPTS, clip="toy")
-    with pytest.raises(UserError, match="no option 'visual_layer'.*did you mean 'visual_layers'"):
-        small_model("vadclip", visual_layer=2)
-    with pytest.raises(UserError, match="not a multiple of --attn-window 5"):
-        small_model("vadclip", attn_window=5)
-    with pytest.raises(UserError, match="a prompt of 94 tokens; CLIP reads 77"):
-        small_model("vadclip", prompt_prefix=80)
-    with pytest.raises(UserError, match="--visual-width 128, but CLIP toy embeds into 64"):
-        small_model("vadclip", visual_width=128)
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("vadclap", {}, "unknown method 'vadclap'.*did you mean 'vadclip'"),
+        ("vadclip", {"visual_layer": 2}, "no option 'visual_layer'.*did you mean 'visual_layers'"),
+        ("vadclip", {"attn_window": 5}, "not a multiple of --attn-window 5"),
+        ("vadclip", {"prompt_prefix": 80}, "a prompt of 94 tokens; CLIP reads 77"),
+        ("vadclip", {"visual_width": 128}, "--visual-width 128, but CLIP toy embeds into 64"),
+    ],
+)
+def test_errors_name_what_is_wrong(method, options, message):
+    with pytest.raises(UserError, match=message):
+        small_model(method, **options)
 
 
 def test_windows_of_padding_computed_once_change_nothing():

@@ -35,9 +35,6 @@ def batch():
     return small_batch()
 
 
-# ---- temporal network
-
-
 @pytest.mark.parametrize("window", [0, 1, 4, 5, 64])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_segment_attention_equals_the_loop_over_snippets(window, scaled):
@@ -88,15 +85,11 @@ def test_temporal_network_equals_plain_loops(choice, batch):
             torch.testing.assert_close(magnitudes[row, :length], norms, atol=1e-4, rtol=1e-3)
 
 
-def test_squeezers_narrow_by_32_and_16():
-    network = GlimpseEmphasize(512, TemporalOptions())
+@pytest.mark.parametrize(("source", "width"), [("full", 512), ("squeezed", 16)])
+def test_squeezers_narrow_by_32_and_16(source, width):
+    network = GlimpseEmphasize(512, TemporalOptions(emphasize_input=source))
     assert network.glimpse.squeeze.weight.shape == (16, 512, 3)
-    assert network.emphasize.squeeze.weight.shape == (32, 512, 3)
-    narrow = GlimpseEmphasize(512, TemporalOptions(emphasize_input="squeezed"))
-    assert narrow.emphasize.squeeze.weight.shape == (32, 16, 3)
-
-
-# ---- heads
+    assert network.emphasize.squeeze.weight.shape == (32, width, 3)
 
 
 @pytest.mark.parametrize("product", [True, False])
@@ -141,9 +134,6 @@ def test_padding_changes_nothing(batch):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-# ---- prompts
-
-
 @pytest.mark.parametrize("length", [1, 5, 24])
 @pytest.mark.parametrize("class_contexts", [False, True])
 def test_class_name_stands_in_the_middle_of_the_reparameterised_prompt(length, class_contexts):
@@ -183,13 +173,6 @@ def test_a_frozen_distilbert_keeps_its_weights_and_works_without_dropout(trained
         still |= frozen and name.startswith("prompt_encoder.distilbert.")
         assert (parameter.grad is None) == still, name
 
-
-def test_prompts_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="--prompt-length 80, but beside the class names CLIP has room for 7"):
-        small_model(prompt_length=80)
-
-
-# ---- options
 
 SWITCHES = {
     "fim": (False, ("temporal.fim.",), {"text"}),
@@ -246,20 +229,20 @@ def test_loss_options_reach_the_losses(batch):
     assert losses(margin=2.0, single_normal=False)["coarse"] < plain["coarse"]
 
 
-def test_unusable_shapes_are_refused():
-    with pytest.raises(UserError, match="--visual-width 32, but CLIP toy embeds into 64"):
-        small_model(visual_width=32)
-    with pytest.raises(UserError, match="--visual-width 48 must be a multiple of 32"):
-        small_model(embed_dim=48, visual_width=48)
-    with pytest.raises(UserError, match="--squeeze-kernel 4 must be odd"):
-        small_model(squeeze_kernel=4)
-    with pytest.raises(UserError, match="--emphasize-input 'half': choose from full, squeezed"):
-        small_model(emphasize_input="half")
-    with pytest.raises(UserError, match="--magnitude-distance 'max'.*: choose from mean_topk, minmax"):
-        small_model(magnitude_distance="max")
-
-
-# ---- training
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"visual_width": 32}, "--visual-width 32, but CLIP toy embeds into 64"),
+        ({"embed_dim": 48, "visual_width": 48}, "--visual-width 48 must be a multiple of 32"),
+        ({"squeeze_kernel": 4}, "--squeeze-kernel 4 must be odd"),
+        ({"emphasize_input": "half"}, "--emphasize-input 'half': choose from full, squeezed"),
+        ({"magnitude_distance": "max"}, "--magnitude-distance 'max'.*: choose from mean_topk, minmax"),
+        ({"prompt_length": 80}, "--prompt-length 80, but beside the class names CLIP has room for 7"),
+    ],
+)
+def test_unusable_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        small_model(**options)
 
 
 @pytest.mark.parametrize("kinds", [[0], [1], [0, 3], [1, 2, 4]])

@@ -6,16 +6,8 @@ import json
 
 import pytest
 
-from clipfusionvad.engine.run_folder import (
-    LAST,
-    PREVIOUS,
-    RunLog,
-    check_folder,
-    choose_folder,
-    clear_run,
-    record_run,
-    seeds_in,
-)
+from clipfusionvad.engine import run_folder
+from clipfusionvad.engine.run_folder import LAST, PREVIOUS, RunLog, check_folder, choose_folder
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import Sources, environment
 
@@ -40,14 +32,14 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
         check_folder(tmp_path, may_be_taken=False)
     check_folder(tmp_path, may_be_taken=True)
     assert (tmp_path / LAST).exists()
-    clear_run(tmp_path)
+    run_folder.clear_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_state_before_the_last_is_a_run_too(tmp_path):
     (tmp_path / "seed3").mkdir()
     (tmp_path / "seed3" / PREVIOUS).write_bytes(b"state")
-    assert seeds_in(tmp_path) == ["seed3"]
+    assert run_folder.seeds_in(tmp_path) == ["seed3"]
     with pytest.raises(UserError, match="several seeds"):
         check_folder(tmp_path, may_be_taken=True)
     with pytest.raises(UserError, match="already holds a run"):
@@ -66,16 +58,15 @@ def write_run(folder, steps, evaluations):
 
 def test_a_resumed_log_drops_what_came_after_its_step(tmp_path):
     write_run(tmp_path, steps=6, evaluations=(2, 5))
-    with (tmp_path / "losses.csv").open("a") as file:
-        file.write("7,0,0.")  # killed in the middle of a line
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "ep')
+    for name, cut_line in (("losses.csv", "7,0,0."), ("metrics.jsonl", '{"step": 7, "ep')):
+        with (tmp_path / name).open("a") as file:
+            file.write(cut_line)
     log = RunLog(tmp_path, step=4, evaluations=1)
     log.log_step(5, 0, {"coarse": 0.5, "fine": 0.5}, lr=1e-3)
     log.close()
     write_run(tmp_path / "plain", steps=5, evaluations=(2,))
-    assert (tmp_path / "losses.csv").read_text() == (tmp_path / "plain" / "losses.csv").read_text()
-    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "plain" / "metrics.jsonl").read_text()
+    for name in ("losses.csv", "metrics.jsonl"):
+        assert (tmp_path / name).read_text() == (tmp_path / "plain" / name).read_text()
 
 
 def test_records_are_strict_json_and_a_table(tmp_path):
@@ -89,23 +80,13 @@ def test_records_are_strict_json_and_a_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "losses.csv"])
-@pytest.mark.parametrize("spoil", [lambda text: text.replace("1", "7", 1), lambda text: "x" + text, lambda text: ""])
-def test_records_that_a_state_does_not_know_are_refused(tmp_path, name, spoil):
-    write_run(tmp_path / "plain", steps=4, evaluations=(2, 4))
-    log = RunLog(tmp_path / "run")
-    log.log_step(1, 0, {"coarse": 0.5}, lr=1e-3)
-    log.log_evaluation({"step": 1, "epoch": 0, "improved": True, "metrics": {"auc1": 0.1}})
-    sums = log.checksums
-    log.log_step(2, 0, {"coarse": 0.7}, lr=1e-3)
-    log.close()
-    RunLog(tmp_path / "run", 1, 1, sums).close()
-    path = tmp_path / "run" / name
-    path.write_text(spoil(path.read_text()))
-    with pytest.raises(UserError, match=f"{name} is damaged") as raised:
-        RunLog(tmp_path / "run", 1, 1, sums)
-    assert "\n" not in str(raised.value)
-    path.unlink()
-    RunLog(tmp_path / "run", 1, 1, sums).close()
+@pytest.mark.parametrize("content", ["", "x"])
+def test_records_that_a_state_does_not_know_are_refused(tmp_path, name, content):
+    write_run(tmp_path, steps=4, evaluations=(2, 4))
+    sums = RunLog(tmp_path, 3, 1).checksums
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        RunLog(tmp_path, 3, 1, sums)
 
 
 def test_the_curves_are_those_of_tensorboard(tmp_path):
@@ -115,14 +96,13 @@ def test_the_curves_are_those_of_tensorboard(tmp_path):
     RunLog(tmp_path, step=4, evaluations=1).close()
     curves = EventAccumulator(str(tmp_path / "tensorboard"))
     curves.Reload()
-    assert [(point.step, round(point.value, 6)) for point in curves.Scalars("train/fine")] == [
-        (step, round(0.1 * step, 6)) for step in range(1, 5)
-    ]
+    points = [(point.step, round(point.value, 6)) for point in curves.Scalars("train/fine")]
+    assert points == [(step, round(0.1 * step, 6)) for step in range(1, 5)]
     assert [point.step for point in curves.Scalars("eval/map@0.1")] == [2]
 
 
 def test_the_environment_is_recorded(tmp_path):
-    record_run(tmp_path, {"lr": 1e-3, "method": "x"}, environment(), Sources())
+    run_folder.record_run(tmp_path, {"lr": 1e-3, "method": "x"}, environment(), Sources())
     written = json.loads((tmp_path / "environment.json").read_text())
     assert written["packages"]["torch"] and written["python"] and written["command"] and written["sources"]
     assert (tmp_path / "options.yaml").read_text() == "lr: 0.001\nmethod: x\n"
