@@ -18,9 +18,9 @@ def cases(prefix: str, holding: str = "config.json") -> list[Path]:
     return sorted(path.parent for path in parity_dir().glob(f"{prefix}*/{holding}"))
 
 
-def each_case(prefix: str, holding: str = "config.json") -> pytest.MarkDecorator:
+def each_case(*prefixes: str, holding: str = "config.json") -> pytest.MarkDecorator:
     """Run a test with every such folder as ``case``; where there is none, one skipped test says so."""
-    reason = f"no {prefix}*/{holding} in {parity_dir()}; name the folder of parity cases in PARITY_DIR"
+    reason = f"no {' or '.join(prefixes)}*/{holding} in {parity_dir()}; name the folder of parity cases in PARITY_DIR"
     nothing = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
-    found = [pytest.param(path, id=path.name) for path in cases(prefix, holding)]
-    return pytest.mark.parametrize("case", found or [nothing])
+    found = [pytest.param(path, id=path.name) for prefix in prefixes for path in cases(prefix, holding)]
+    return pytest.mark.parametrize("case", found or [nothing], scope="module")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from clipfusionvad import create_model
+from clipfusionvad.datasets import DATASETS, Dataset, multi_hot
 from clipfusionvad.engine.checkpoint import ModelFile, load_model_file
 from clipfusionvad.engine.device import compile_model
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
@@ -27,6 +28,17 @@ METHODS = {"ClipFusionVAD": "clipfusionvad", "CLIPVAD": "vadclip"}
 
 def read_config(case: Path) -> dict[str, Any]:
     return json.loads((case / "config.json").read_text())
+
+
+def dataset_of(config: dict[str, Any]) -> Dataset:
+    labels = [label for label, _ in config["label_map"]]
+    return next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
+
+
+def targets_of(config: dict[str, Any], labels: list[str]) -> torch.Tensor:
+    """Multi-hot labels; the released code splits them at "-" for exactly seven classes."""
+    classes = [label for label, _ in config["label_map"]]
+    return torch.from_numpy(multi_hot(labels, classes, multi_label=len(classes) == 7))
 
 
 def model_options(config: dict[str, Any]) -> dict[str, Any]:

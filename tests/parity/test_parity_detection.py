@@ -47,19 +47,13 @@ def test_full_size(case):
     for way in both_ways(generated(case, config, segments, labels), repeats16=True):
         for exclude_normal in (False, True):
             recorded = expected[f"excludeNormal_{exclude_normal}"]
-            result = detection_map(
-                **way,
-                segments=segments,
-                labels=labels,
-                class_labels=config["classlist"],
-                exclude_normal=exclude_normal,
-            )
+            truth = {"segments": segments, "labels": labels, "class_labels": config["classlist"]}
+            result = detection_map(**way, **truth, exclude_normal=exclude_normal)
             assert list(result["map"]) == recorded["iou"]
             assert list(result["map"].values()) == pytest.approx(recorded["dmap"], rel=0, abs=1e-6)
             assert result["average"] == pytest.approx(recorded["average"], rel=0, abs=1e-6)
-            for aps, known, kind in zip(
-                result["per_class"].values(), recorded["per_class_ap"], recorded["types"], strict=True
-            ):
+            per_class = zip(result["per_class"].values(), recorded["per_class_ap"], recorded["types"], strict=True)
+            for aps, known, kind in per_class:
                 if kind != "int":  # an int 0 was returned before the APs were complete
                     assert aps == pytest.approx(known, rel=0, abs=1e-6)
 

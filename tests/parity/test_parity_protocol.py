@@ -1,4 +1,4 @@
-"""The test scripts, through their command line alone, against what the original test scripts print."""
+"""The test scripts, through their command line only, against what the original test scripts print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from originals import (
     assert_all_close,
     assert_mistakes_are_caught,
     compute_twice,
+    dataset_of,
     load_original,
     model_options,
     read_config,
@@ -21,7 +22,6 @@ from originals import (
 
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
-from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.evaluator import score_videos
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.metrics import detection_map
@@ -31,17 +31,16 @@ VARIANTS = pytest.mark.parametrize("suffix", ["", "_vadclip"], ids=["clipfusionv
 
 def find_model(case, config, suffix):
     """Folder and config of the model that a protocol case is measured with."""
-    config_path = (case / config["model_config"]).resolve()
-    if suffix:
-        config_path = (
-            config_path.parent.parent / config_path.parent.name.replace("clipfusion", "vadclip") / "config.json"
-        )
-    return config_path.parent, read_config(config_path.parent)
+    folder = (case / config["model_config"]).resolve().parent
+    folder = folder.with_name(folder.name.replace("clipfusion", "vadclip")) if suffix else folder
+    return folder, read_config(folder)
 
 
-def dataset_of(config):
-    labels = [label for label, _ in config["label_map"]]
-    return next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
+def read_recorded(path):
+    """Recorded scores or metrics, where they are part of the case."""
+    if not path.exists():
+        pytest.skip(f"{path.name} is not part of this case")
+    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
 
 
 def truth_flags(folder):
@@ -56,11 +55,7 @@ def truth_flags(folder):
 @each_case("protocol_")
 def test_script(case, suffix, tmp_path, capsys):
     config = read_config(case)
-    dataset = dataset_of(config)
-    expected_path = case / f"expected{suffix}.json"
-    if not expected_path.exists():
-        pytest.skip(f"{expected_path.name} is not part of this case")
-    expected = json.loads(expected_path.read_text())
+    expected = read_recorded(case / f"expected{suffix}.json")
     folder, model_config = find_model(case, config, suffix)
     argv = ["--method", METHODS[model_config["model_class"]], "--model-path", str(folder / "checkpoint.pth")]
     if model_config["clip"]:
@@ -70,7 +65,7 @@ def test_script(case, suffix, tmp_path, capsys):
     argv += ["--test-list", str(case / config["csv"]), "--feature-root", str(case), "--device", "cpu"]
     argv += [*truth_flags(case / "list"), "--metrics-json", str(tmp_path / "m.json")]
 
-    script = importlib.import_module(f"{dataset.name}_test")
+    script = importlib.import_module(f"{dataset_of(config).name}_test")
     assert script.main(argv) == 0, capsys.readouterr().err
     metrics = json.loads((tmp_path / "m.json").read_text())
     for ours, theirs in (("auc1", "AUC1"), ("ap1", "AP1"), ("auc2", "AUC2"), ("ap2", "AP2")):
@@ -84,15 +79,10 @@ def test_script(case, suffix, tmp_path, capsys):
 @VARIANTS
 @each_case("protocol_")
 def test_scores(case, suffix):
-    config = read_config(case)
-    dataset = dataset_of(config)
-    if not (case / f"scores{suffix}.npz").exists():
-        pytest.skip(f"scores{suffix}.npz is not part of this case")
-    recorded = np.load(case / f"scores{suffix}.npz")
+    config, recorded = read_config(case), read_recorded(case / f"scores{suffix}.npz")
     folder, model_config = find_model(case, config, suffix)
     model = load_original(folder, model_config, folder / "checkpoint.pth")
-    entries = read_list(case / config["csv"], case, dataset)
-    features = [load_features(entry.path) for entry in entries]
+    features = [load_features(entry.path) for entry in read_list(case / config["csv"], case, dataset_of(config))]
 
     def compute(model):
         scores = score_videos(model, features, torch.device("cpu"))
@@ -108,16 +98,13 @@ def test_scores(case, suffix):
 @VARIANTS
 @each_case("protocol_")
 def test_detection_of_the_recorded_scores(case, suffix):
-    config = read_config(case)
-    if not (case / f"scores{suffix}.npz").exists():
-        pytest.skip(f"scores{suffix}.npz is not part of this case")
-    recorded = np.load(case / f"scores{suffix}.npz")
-    expected = json.loads((case / f"expected{suffix}.json").read_text())
+    recorded = read_recorded(case / f"scores{suffix}.npz")
+    expected = read_recorded(case / f"expected{suffix}.json")
     flags = truth_flags(case / "list")
     segments, labels = (read_array(flags[index], "truth") for index in (1, 3))
     probs = np.split(recorded["softmax2"], np.cumsum(recorded["lengths"])[:-1])
     frames = [np.full(len(video), 16) for video in probs]
-    classes = dataset_of(config).labels
+    classes = dataset_of(read_config(case)).labels
     for exclude_normal, key in ((False, "dmap"), (True, "dmap_excludeNormal")):
         found = detection_map(probs, segments, labels, classes, exclude_normal, frames)
         assert list(found["map"].values()) == pytest.approx(expected[key], abs=1e-6)

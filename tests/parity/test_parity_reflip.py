@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -19,77 +15,47 @@ from originals import (
     model_options,
     read_config,
     separation,
+    targets_of,
 )
 
 from clipfusionvad import create_model, load_weights
-from clipfusionvad.datasets import multi_hot
 from clipfusionvad.engine.checkpoint import released_state
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
-from clipfusionvad.models import Method
 from clipfusionvad.models.clip import load_clip
 
 pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
 
-each_reflip = each_case("reflip_", "checkpoint.pth")
+each_reflip = each_case("reflip_", holding="checkpoint.pth")
 
 
-@dataclass
-class Original:
-    folder: Path
-    config: dict[str, Any]
-    model: Method
-    outputs: Any
-    visual: torch.Tensor
-    lengths: torch.Tensor
-
-    @property
-    def targets(self) -> torch.Tensor:
-        classes = [label for label, _ in self.config["label_map"]]
-        return torch.from_numpy(multi_hot(self.config["labels"], classes, multi_label=len(classes) == 7))
-
-
-def load(case: Path, **options: Any) -> Original:
-    config = read_config(case)
-    weight = {"separation_weight": separation(config)[0]} if "loss" in config else {}
-    model = create_model(
-        "reflipvad_repo",
-        config.get("prompt_text") or [prompt for _, prompt in config["label_map"]],
-        clip=str(case / (config["clip"] or "checkpoint.pth")),
-        prompt_encoder=str(case / "distilbert"),
-        **{**model_options(config), **weight, "residual": config.get("residual", True), **options},
-    )
-    load_weights(compiled(model), case / "checkpoint.pth")
-    inputs = np.load(case / "inputs.npz")
-    visual, lengths = torch.from_numpy(inputs["visual"]).float(), torch.from_numpy(inputs["lengths"])
-    return Original(case, config, model.eval(), np.load(case / "outputs.npz"), visual, lengths)
+class Case:
+    def __init__(self, folder, **options):
+        config = self.config = read_config(folder)
+        weight = {"separation_weight": separation(config)[0]} if "loss" in config else {}
+        model = create_model(
+            "reflipvad_repo",
+            config.get("prompt_text") or [prompt for _, prompt in config["label_map"]],
+            clip=str(folder / (config["clip"] or "checkpoint.pth")),
+            prompt_encoder=str(folder / "distilbert"),
+            **{**model_options(config), **weight, "residual": config.get("residual", True), **options},
+        )
+        load_weights(compiled(model), folder / "checkpoint.pth")
+        self.model, self.outputs, inputs = model.eval(), np.load(folder / "outputs.npz"), np.load(folder / "inputs.npz")
+        self.visual, self.lengths = torch.from_numpy(inputs["visual"]).float(), torch.from_numpy(inputs["lengths"])
 
 
 @pytest.fixture(scope="module")
-def original(request):
-    """A case as loaded; one at a time is kept."""
-    kept: dict[Path, Original] = {}
-
-    def get(case: Path) -> Original:
-        if case not in kept:
-            kept.clear()
-            kept[case] = load(case)
-        return kept[case]
-
-    return get
+def original(case):
+    return Case(case)
 
 
 @each_reflip
-def test_distilbert_is_the_one_described(case, original):
-    found = original(case)
-    for name, value in found.config["distilbert"].items():
+def test_distilbert_is_the_one_described_and_encodes_labels_without_a_mask(case, original):
+    model, outputs = original.model, original.outputs
+    for name, value in original.config["distilbert"].items():
         # Later versions of transformers no longer keep the epsilon, which is a constant of theirs.
-        assert getattr(found.model.distilbert_model.config, name, value) == value, name
-
-
-@each_reflip
-def test_labels_are_encoded_without_a_mask(case, original):
-    outputs = original(case).outputs
-    ids = original(case).model.label_ids
+        assert getattr(model.distilbert_model.config, name, value) == value, name
+    ids = model.label_ids
     np.testing.assert_array_equal(ids, outputs["distilbert_input_ids"])
 
     def compute(model):
@@ -101,7 +67,7 @@ def test_labels_are_encoded_without_a_mask(case, original):
                 "distilbert_with_attention_mask_FOR_CONTRAST": masked.last_hidden_state,
             }
 
-    results = compute_twice(original(case).model, compute)
+    results = compute_twice(model, compute)
     assert_all_close(results, outputs)
     # Where no label is padded, the mask changes nothing.
     if (ids == 0).any():
@@ -113,11 +79,11 @@ def test_labels_are_encoded_without_a_mask(case, original):
 @each_reflip
 @pytest.mark.parametrize("prefix", ["eval", "eval_noresidual", "eval_residual", "eval_nolengths"])
 def test_eval_forward(case, prefix, original):
-    found = original(case)
+    found = original
     if f"{prefix}_logits1" not in found.outputs:
         pytest.skip(f"the case records no {prefix}_*")
     if prefix in ("eval_residual", "eval_noresidual"):
-        found = load(case, residual=prefix == "eval_residual")
+        found = Case(case, residual=prefix == "eval_residual")
 
     def compute(model):
         with torch.no_grad():
@@ -135,15 +101,16 @@ def test_eval_forward(case, prefix, original):
 @each_reflip
 def test_losses_and_gradients(case, original):
     """In eval mode: DistilBERT's dropout is the only thing that training mode would add."""
-    found, outputs = original(case), original(case).outputs
+    found, outputs = original, original.outputs
     recorded_losses = [name for name in outputs.files if "_loss" in name]
     recorded_gradients = [name for name in outputs.files if name.startswith("grad/")]
     if not recorded_losses + recorded_gradients:
         pytest.skip("the case records neither losses nor gradients")
     weight, included = separation(found.config)
+    targets = targets_of(found.config, found.config["labels"])
 
     def compute(model):
-        losses = model.losses(model(found.visual, found.lengths), found.targets, found.lengths)
+        losses = model.losses(model(found.visual, found.lengths), targets, found.lengths)
         total = sum(losses.values())
         model.zero_grad()
         total.backward()
@@ -162,7 +129,7 @@ def test_losses_and_gradients(case, original):
 
 @each_reflip
 def test_the_released_file_and_ours_are_two_names_of_the_same(case, original):
-    found = original(case)
+    found = original
     prefixes, omitted = found.config["checkpoint_prefixes"], found.config.get("checkpoint_omits", {})
     released = read_checkpoint(case / "checkpoint.pth", "checkpoint")
     assert type(found.model).matches_state_dict(released)

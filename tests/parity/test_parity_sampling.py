@@ -34,10 +34,6 @@ def test_sampling(case):
         if "uniform_extract" in item:
             np.testing.assert_array_equal(average_chunks(features, length), outputs[f"uniform_extract_{item['key']}"])
 
-
-@each_case("sampling")
-def test_window_lengths(case):
-    config = json.loads((case / "config.json").read_text())
     for count, expected in config["test_window_lengths"].items():
         assert window_lengths(int(count), config["t_max"]).tolist() == expected
 

@@ -11,7 +11,7 @@ import pair
 import pytest
 import torch
 from cases import each_case
-from originals import difference, float64, load_original, read_config, separation, tolerance
+from originals import dataset_of, difference, float64, load_original, read_config, separation, tolerance
 
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features
@@ -22,7 +22,6 @@ from clipfusionvad.data.packed.store import open_store
 from clipfusionvad.data.packed.write import write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
-from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.distributed import distributed_context
 from clipfusionvad.engine.evaluator import VideoDataset, evaluate, score_dataset
 from clipfusionvad.engine.optim import Schedule
@@ -63,11 +62,6 @@ def make_schedule(config):
         select=METRICS[config["selection"].split()[0]],
         paper=True,
     )
-
-
-def dataset_of(config):
-    labels = [label for label, _ in config["label_map"]]
-    return next(dataset for dataset in DATASETS.values() if dataset.labels == labels)
 
 
 @pytest.fixture
