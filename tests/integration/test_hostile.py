@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -55,40 +56,31 @@ def torch_file(path, ran):
     torch.save({"model_state_dict": {"weight": torch.zeros(1)}, "more": RunsCode(ran)}, path)
 
 
-def object_array(path, ran):
-    array = np.empty(1, object)
-    array[0] = RunsCode(ran)
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=True)
+def object_file(write):
+    def make(path, ran):
+        array = np.empty(1, object)
+        array[0] = RunsCode(ran)
+        with open(path, "wb") as file:
+            write(file, array)
 
-
-def object_archive(path, ran):
-    array = np.empty(1, object)
-    array[0] = RunsCode(ran)
-    with open(path, "wb") as file:
-        np.savez(file, about=array)
+    return make
 
 
 def load_all(path):
-    with np.load(path, allow_pickle=True) as file:
-        return {name: file[name] for name in file.files}
+    loaded = np.load(path, allow_pickle=True)
+    return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
 
 
 def plain_torch(path):
     return torch.load(path, weights_only=False)
 
 
-def plain_numpy(path):
-    return np.load(path, allow_pickle=True)
-
-
+# Model and CLIP files: test_bad_models.py.
 PICKLES = {
-    "checkpoint": (torch_file, plain_torch, read_model_file),
     "normal centroid": (torch_file, plain_torch, lambda path: read_checkpoint(path, "normal centroid file")),
-    "CLIP": (torch_file, plain_torch, lambda path: load_clip(str(path))),
-    "ground truth": (object_array, plain_numpy, lambda path: read_array(path, "truth")),
-    "features": (object_array, plain_numpy, load_features),
-    "scores": (object_archive, load_all, read_scores),
+    "ground truth": (object_file(np.save), load_all, lambda path: read_array(path, "truth")),
+    "features": (object_file(np.save), load_all, load_features),
+    "scores": (object_file(lambda file, array: np.savez(file, about=array)), load_all, read_scores),
 }
 
 
@@ -142,15 +134,21 @@ def header_of(shape, dtype="<f4", data=b"\0" * 64):
     return file.getvalue() + data
 
 
+@contextlib.contextmanager
+def at_most(memory):
+    tracemalloc.start()
+    yield
+    assert tracemalloc.get_traced_memory()[1] < memory
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("shape", [(10**9, 64), (10**12, 64), (2**63, 2**63), (-4, -4)])
 def test_arrays_that_are_larger_than_their_file(shape, tmp_path):
     path = tmp_path / "huge.npy"
     path.write_bytes(header_of(shape))
-    tracemalloc.start()
-    refused(lambda: load_features(path), str(path))
-    refused(lambda: read_array(path, "truth"), str(path))
-    assert tracemalloc.get_traced_memory()[1] < 2**20
-    tracemalloc.stop()
+    with at_most(2**20):
+        refused(lambda: load_features(path), str(path))
+        refused(lambda: read_array(path, "truth"), str(path))
 
 
 def test_a_pickle_that_wants_sixty_gigabytes_for_its_memo(tmp_path):
@@ -165,19 +163,15 @@ def test_a_pickle_that_wants_sixty_gigabytes_for_its_memo(tmp_path):
 def test_zip_bombs(tmp_path):
     write_test(tmp_path)
     with np.load(tmp_path / TEST_SCORES) as file:
-        arrays = {name: file[name] for name in file.files}
-    arrays["anomaly"] = np.zeros((2, 10**7))
-    np.savez_compressed(tmp_path / "bomb.npz", **arrays)
+        np.savez_compressed(tmp_path / "bomb.npz", **{**file, "anomaly": np.zeros((2, 10**7))})
     torch.save({"w": torch.zeros(10**6)}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as old:
         with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
             for name in old.namelist():
                 new.writestr(name, old.read(name))
-    tracemalloc.start()
-    refused(lambda: read_scores(tmp_path / "bomb.npz"), "bomb.npz")
-    refused(lambda: read_model_file(tmp_path / "bomb.pth"), "bomb.pth")
-    assert tracemalloc.get_traced_memory()[1] < 2**22
-    tracemalloc.stop()
+    with at_most(2**22):
+        refused(lambda: read_scores(tmp_path / "bomb.npz"), "bomb.npz")
+        refused(lambda: read_model_file(tmp_path / "bomb.pth"), "bomb.pth")
 
 
 @pytest.mark.parametrize("text", ["a: " + "[" * 5000, "a: 1\na: 2", "a: !!python/name:os.system"])
@@ -255,7 +249,7 @@ NAMES = [
 
 
 class Elements(HTMLParser):
-    """Every element of a page with the names of its attributes, and what stands in scripts that run."""
+    """Every element of a page with the names of its attributes, and the text of scripts that run."""
 
     def __init__(self, text):
         super().__init__()
@@ -277,10 +271,8 @@ class Elements(HTMLParser):
 
 def run_page(tmp_path, name):
     scores, videos = made_test(4)
-    entries = [
-        type(entry)(Path(f"{index}{name}__5.npy".replace("/", "∕")), entry.label, 2)
-        for index, entry in enumerate(videos.entries)
-    ]
+    paths = [Path(f"{index}{name}__5.npy".replace("/", "∕")) for index in range(len(videos.entries))]
+    entries = [type(entry)(path, entry.label, 2) for path, entry in zip(paths, videos.entries, strict=True)]
     changed = type(videos)(entries, videos.dataset, 4, videos.truth, FRAMES)
     write_test(tmp_path, scores, changed, options={"method": name, "dataset": name, "model_path": name, name: name})
     outcome = quietly(main, strings(["report", tmp_path]))
@@ -289,16 +281,10 @@ def run_page(tmp_path, name):
 
 
 def detection_page(tmp_path, name):
-    segment = {"start": 0.5, "end": 1.1, "label": name, "confidence": 0.9}
     values = {"title": name, "video": f"{name}.mp4", "fps": 30.0, "seconds": [0.3, 0.8], "anomaly": [0.1, 0.9]}
-    return render(
-        "detection.html.j2",
-        **values,
-        classes={"normal": [0.5, 0.2], name: [0.5, 0.8]},
-        segments=[segment],
-        threshold=0.5,
-        facts={name: name},
-    )
+    values |= {"segments": [{"start": 0.5, "end": 1.1, "label": name, "confidence": 0.9}], "threshold": 0.5}
+    classes = {"normal": [0.5, 0.2], name: [0.5, 0.8]}
+    return render("detection.html.j2", **values, classes=classes, facts={name: name})
 
 
 def index_page(tmp_path, name):
