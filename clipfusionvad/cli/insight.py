@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +15,26 @@ from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.model_setup import load_model
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import check_writable
-from clipfusionvad.io.option import add_arguments
+from clipfusionvad.io.option import add_arguments, declared_options
 from clipfusionvad.report.results import read_run
 from clipfusionvad.report.scores import TestResult, read_scores
-from clipfusionvad.tools.analysis.registry import ANALYSES, FROM_MODEL, FROM_RUNS, FROM_SCORES, options, summary
+from clipfusionvad.tools.analysis.alarms import alarms, latency
+from clipfusionvad.tools.analysis.attention import attention
+from clipfusionvad.tools.analysis.calibration import calibration
+from clipfusionvad.tools.analysis.classes import classes, confusion
+from clipfusionvad.tools.analysis.gates_and_graphs import gates, graph
+from clipfusionvad.tools.analysis.prompts import prompts
 from clipfusionvad.tools.analysis.result import FORMATS, AnalysisResult, write_result
-from clipfusionvad.tools.analysis.transfer import TrainedRun
+from clipfusionvad.tools.analysis.transfer import TrainedRun, transfer
 from clipfusionvad.tools.analysis.view import LoadedModel
 from clipfusionvad.tools.demo import make_demo
 
+# All analyses, by what they read. A function's name is that of the analysis, its keywords are its options.
+Analysis = Callable[..., AnalysisResult]
+FROM_SCORES: tuple[Analysis, ...] = (classes, confusion, alarms, latency, calibration)
+FROM_MODEL: tuple[Analysis, ...] = (prompts, gates, graph, attention)
+FROM_RUNS: tuple[Analysis, ...] = (transfer,)
+ANALYSES = {analysis.__name__: analysis for analysis in (*FROM_SCORES, *FROM_MODEL, *FROM_RUNS)}
 _READS = {
     "the scores of a run or a test (its folder, or a scores file)": FROM_SCORES,
     "a model and its test data (the folder of a run, or a model file with the options of a test)": FROM_MODEL,
@@ -53,28 +64,29 @@ def _overview() -> str:
     for title, analyses in _READS.items():
         lines += ["", f"analyses of {title}:"]
         for analysis in analyses:
-            flags = ", ".join(declared.flag for declared in options(analysis))
-            lines.append(f"  {analysis.__name__:<12} {summary(analysis)}{f' ({flags})' if flags else ''}")
+            flags = ", ".join(declared.flag for declared in declared_options(analysis).values())
+            lines.append(f"  {analysis.__name__:<12} {_summary(analysis)}{f' ({flags})' if flags else ''}")
     lines += ["", "common:", "  --output FILE    the figure; its numbers are written into FILE.csv beside it"]
     lines += [f"  --formats …      further formats of the figure: {', '.join(FORMATS)}"]
     lines += ["", "--help after ANALYSIS explains its options"]
     return "\n".join(lines)
 
 
+def _summary(analysis: Analysis) -> str:
+    return (analysis.__doc__ or "").splitlines()[0].rstrip(".")
+
+
 def _parse(name: str, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     """Return the options of an analysis and, for an analysis of models, the rest, which are options of a test."""
     analysis = ANALYSES[name]
-    parser = Parser(
-        prog=f"clipfusionvad insight {name}",
-        description=f"{summary(analysis)}.",
-        formatter_class=HelpFormatter,
-    )
+    about = f"{_summary(analysis)}."
+    parser = Parser(prog=f"clipfusionvad insight {name}", description=about, formatter_class=HelpFormatter)
     many, scores = analysis in FROM_RUNS, analysis in FROM_SCORES
     where = "folders of runs" if many else "folder of a run or a test" if scores else "folder of a run, or a model file"
     parser.add_argument("source", type=Path, nargs="+" if many else 1, help=where)
     parser.add_argument("--output", type=_figure, required=True, help="the figure; numbers go into a .csv beside it")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[], help="further formats of the figure")
-    add_arguments(parser, options(analysis))
+    add_arguments(parser, declared_options(analysis).values())
     if scores:
         return parser.parse_args(argv), []
     parser.epilog = "Options of a test, such as --device or --test-list, may follow."
@@ -90,7 +102,7 @@ def _figure(text: str) -> Path:
 
 def _analyse(name: str, args: Namespace, test_argv: Sequence[str]) -> AnalysisResult:
     analysis = ANALYSES[name]
-    chosen = {declared.name: getattr(args, declared.name) for declared in options(analysis)}
+    chosen = {name: getattr(args, name) for name in declared_options(analysis)}
     if analysis in FROM_SCORES:
         return analysis(_read_test(args.source[0]), **chosen)
     if analysis in FROM_MODEL:

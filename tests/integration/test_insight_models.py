@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from clipfusionvad import create_model
 from clipfusionvad.__main__ import main
+from clipfusionvad.cli.insight import FROM_MODEL
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import UCF
@@ -21,10 +22,8 @@ from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import token_words, tokenize
 from clipfusionvad.tools.analysis.attention import Layer, attention_weights, read_attention, record_attention
-from clipfusionvad.tools.analysis.gates import read_gates
-from clipfusionvad.tools.analysis.graph import blocks, read_graphs
+from clipfusionvad.tools.analysis.gates_and_graphs import blocks, read_gates, read_graphs
 from clipfusionvad.tools.analysis.prompts import class_similarity, nearest_words
-from clipfusionvad.tools.analysis.registry import FROM_MODEL
 from clipfusionvad.tools.analysis.view import view
 
 W, T = 32, 16
@@ -132,7 +131,7 @@ def test_rows_of_a_view_are_the_snippets_at_their_places():
         assert (flat[twins] == flat[place]).all()
     windows = seen_by(small("vadclip", **BRANCHES))
     assert windows.rows[1, 6:].tolist() == [-1] * 10 and windows.rows[1, :6].tolist() == list(range(16, 22))
-    assert windows.most_abnormal() == 1 and windows.name == "a"
+    assert windows.check_window(None) == 1 and windows.name == "a"
     with pytest.raises(UserError, match="no test video is called 'b'"):
         seen_by(model, name="b")
 
@@ -145,7 +144,7 @@ def test_gates_are_those_that_the_module_multiplies_with(main_model):
         main_model(seen.windows, seen.lengths)
     hook.remove()
     before, after = (given[name].flatten(0, 1)[:22].numpy() for name in ("x", "out"))
-    np.testing.assert_allclose(before * gates.channel * gates.temporal, after, atol=1e-6)
+    np.testing.assert_allclose(before * gates["channel"] * gates["temporal"], after, atol=1e-6)
     with pytest.raises(UserError, match="has no global attention module .*clipfusionvad may have it"):
         read_gates(small("vadclip", **BRANCHES), seen)
 

@@ -12,6 +12,7 @@ from small_report import made_test, write_test
 from tiny import quietly
 
 from clipfusionvad.__main__ import main
+from clipfusionvad.cli.insight import FROM_SCORES
 from clipfusionvad.datasets import MSAD, UCF
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics import frame_metrics
@@ -30,7 +31,6 @@ from clipfusionvad.tools.analysis.alarms import (
     latencies,
 )
 from clipfusionvad.tools.analysis.classes import class_results, confuse_frames, confuse_videos
-from clipfusionvad.tools.analysis.registry import FROM_SCORES
 
 RULE = Thresholds(min_seconds=1.0, merge_seconds=1.0)
 

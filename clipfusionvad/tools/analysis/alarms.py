@@ -19,26 +19,18 @@ from clipfusionvad.io.option import Option
 from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.scores import TestResult
-from clipfusionvad.tools.analysis.figures import (
-    COARSE_COLOUR,
-    COLOURS,
-    Axes,
-    Figure,
-    hide_spines,
-    legend_above,
-    new_figure,
-)
+from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import AnalysisResult, DataFrame, branch_names, make_table, table_text
 
 MergeSeconds = Annotated[float, Option("merge alarms over gaps of up to this many seconds", minimum=0)]
 MinSeconds = Annotated[float, Option("seconds of the shortest alarm", minimum=0)]
+Rates = Annotated[tuple[float, ...], Option("false alarms per hour that are allowed", above=0, nonempty=True)]
 RECALLS = (0.5, 0.7, 0.8, 0.9)
 RATES = (1.0, 5.0, 10.0)
 # Thresholds of a curve besides the highest scores of the events, at which recall changes.
 POINTS = 300
 # Cells (thresholds × snippets) that are processed at once.
 CELLS = 2**24
-SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -61,14 +53,20 @@ class FrameAxis:
     @property
     def normal_hours(self) -> float:
         """Hours of frames that are not annotated."""
-        return float(self.bounds[-1] - self.abnormal[-1]) / self.fps / SECONDS_PER_HOUR
+        return float(self.bounds[-1] - self.abnormal[-1]) / self.fps / 3600
 
 
 def frame_axis(test: TestResult, pooled: PooledScores) -> FrameAxis:
     """Return the axis of a test whose truth is known; ``UserError`` without an annotated event or a normal frame."""
     video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     frames = np.bincount(video, pooled.frames, len(pooled.snippets)).astype(np.int64)
-    events = _events(test, frames)
+    truth, anomalous = test.videos.known_truth, test.videos.dataset.labels[1:]
+    events: dict[tuple[int, int], list[str]] = {}
+    offsets = (np.cumsum(frames) - frames).tolist()
+    for offset, length, spans, names in zip(offsets, frames.tolist(), truth.segments, truth.labels, strict=True):
+        for (start, end), name in zip(spans, names, strict=True):
+            if name in anomalous and start < min(end, length):
+                events.setdefault((offset + start, offset + min(end, length)), []).append(name)
     if not events or pooled.positives.sum() == pooled.frames.sum():
         raise UserError("alarms need both annotated events and frames that are not annotated")
     return FrameAxis(
@@ -80,20 +78,6 @@ def frame_axis(test: TestResult, pooled: PooledScores) -> FrameAxis:
         list(events.values()),
         test.videos.dataset.fps,
     )
-
-
-def _events(test: TestResult, frames: np.ndarray) -> dict[tuple[int, int], list[str]]:
-    """Return intervals on the axis, cut to their video, and the classes of each."""
-    truth, anomalous = test.videos.known_truth, test.videos.dataset.labels[1:]
-    events: dict[tuple[int, int], list[str]] = {}
-    offsets = np.cumsum(frames) - frames
-    for offset, length, spans, names in zip(
-        offsets.tolist(), frames.tolist(), truth.segments, truth.labels, strict=True
-    ):
-        for (start, end), name in zip(spans, names, strict=True):
-            if name in anomalous and start < min(end, length):
-                events.setdefault((offset + start, offset + min(end, length)), []).append(name)
-    return events
 
 
 @dataclass(frozen=True)
@@ -209,11 +193,11 @@ def _thresholds(axis: FrameAxis, scores: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate([ranked, peaks]))[::-1]
 
 
-def draw_alarms(curves: dict[str, DataFrame]) -> Figure:
+def draw_alarms(curves: dict[str, DataFrame]) -> figures.Figure:
     """Draw the share of events found over false alarms per hour and over the share of normal time under alarm."""
-    figure = new_figure(11, 4.4)
+    figure = figures.new_figure(11, 4.4)
     left, right = figure.subplots(1, 2, sharey=True)
-    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, curve), colour in zip(curves.items(), figures.COLOURS, strict=False):
         recall = curve["recall"].to_numpy()
         points = [row for row in (at_recall(curve, value) for value in RECALLS) if row >= 0]
         # Where each level of recall is first reached: lower thresholds of the same recall only cost more.
@@ -231,7 +215,7 @@ def draw_alarms(curves: dict[str, DataFrame]) -> Figure:
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlim(left=0)
-    hide_spines(left, right)
+    figures.hide_spines(left, right)
     left.legend(loc="lower right", frameon=False)
     return figure
 
@@ -246,12 +230,10 @@ def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: 
     names = branch_names(len(pooled.anomaly))
     curves = {name: alarm_curve(axis, scores, rule) for name, scores in zip(names, pooled.anomaly, strict=True)}
     # Row -1 does not exist, so a recall that is not reached has no numbers.
-    fixed = [
-        curve.reindex([at_recall(curve, recall)]).assign(recall=recall, branch=name)
-        for name, curve in curves.items()
-        for recall in RECALLS
-    ]
-    short = pd.concat(fixed).reindex(columns=["branch", "recall", *fixed[0].columns.drop(["branch", "recall"])])
+    points = [(name, recall, curve, at_recall(curve, recall)) for name, curve in curves.items() for recall in RECALLS]
+    short = make_table(
+        [(name, recall, *curve.drop(columns="recall").reindex([row]).iloc[0]) for name, recall, curve, row in points]
+    )
     short.columns = ["branch", "recall", "threshold", "false alarms/h", "normal frames", "frame recall"]
     numbers = pd.concat(curves, names=["branch"]).reset_index("branch")
     about = f"{len(axis.events)} events, {axis.normal_hours:.2f} hours without one"
@@ -302,12 +284,13 @@ def by_class(found: Latencies) -> DataFrame:
     return make_table(rows, header)
 
 
-def draw_latency(found: Latencies) -> Figure:
+def draw_latency(found: Latencies) -> figures.Figure:
     """Draw the share of events noticed over time, and every event by class at the middle rate."""
-    figure = new_figure(12, max(4.2, 0.3 * len(found.classes) + 1.6))
+    figure = figures.new_figure(12, max(4.2, 0.3 * len(found.classes) + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     longest = max(found.seconds[np.isfinite(found.seconds)].max(initial=0), 1) * 1.05
-    for rate, threshold, seconds, colour in zip(found.rates, found.thresholds, found.seconds, COLOURS, strict=False):
+    curves = zip(found.rates, found.thresholds, found.seconds, figures.COLOURS, strict=False)
+    for rate, threshold, seconds, colour in curves:
         hit = np.sort(seconds[np.isfinite(seconds)])
         share = np.arange(len(hit) + 1) / len(seconds)
         missed = f"{rate:g} an hour, from {threshold:.3g} on: {100 * (1 - len(hit) / len(seconds)):.0f} % missed"
@@ -319,17 +302,17 @@ def draw_latency(found: Latencies) -> Figure:
     for axis in (left, right):
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter("{x:g}")
-    hide_spines(left, right)
-    legend_above(figure, left, "false alarms allowed")
+    figures.hide_spines(left, right)
+    figures.legend_above(figure, left, "false alarms allowed")
     return figure
 
 
-def _draw_events(axis: Axes, found: Latencies, rate: int, longest: float) -> None:
+def _draw_events(axis: figures.Axes, found: Latencies, rate: int, longest: float) -> None:
     rows = []
     for place, label in enumerate(found.classes):
         seconds = found.of_class(rate, label)
         hit = seconds[np.isfinite(seconds)]
-        axis.plot(hit, np.full(len(hit), place), "o", color=COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
+        axis.plot(hit, np.full(len(hit), place), "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
         missed = len(seconds) - len(hit)
         rows.append(f"{label}: {missed} of {len(seconds)} missed" if missed else f"{label} ({len(seconds)})")
     axis.set_yticks(range(len(rows)), rows)
@@ -342,9 +325,7 @@ def _draw_events(axis: Axes, found: Latencies, rate: int, longest: float) -> Non
 def latency(
     test: TestResult,
     *,
-    rates: Annotated[
-        tuple[float, ...], Option("false alarms per hour that are allowed", above=0, nonempty=True)
-    ] = RATES,
+    rates: Rates = RATES,
     merge_seconds: MergeSeconds = 1.0,
     min_seconds: MinSeconds = 1.0,
 ) -> AnalysisResult:

@@ -116,16 +116,14 @@ def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
     if not found:
         raise UserError(f"this {model.name} has no attention along time")
     axes = {name: module.axis for name, module in model.named_modules() if isinstance(module, axial.AxialAttention)}
-    grid = getattr(model, "grid", (1, seen.rows.shape[1]))
-    return [_layer(name, weights, grid, axes.get(name.removesuffix(".fn.fn"))) for name, weights in found.items()]
-
-
-def _layer(name: str, weights: Tensor, grid: tuple[int, int], axis: int | None) -> Layer:
-    lines, heads, length, _ = weights.shape
-    places = np.arange(lines * length).reshape(lines, length)
-    if axis == axial.ROWS:
-        places = np.arange(grid[0] * grid[1]).reshape(grid).T
-    return Layer(name, heads, weights.mean(dim=1).float().cpu().numpy(), places, axis == axial.ROWS)
+    layers = []
+    for name, weights in found.items():
+        lines, heads, length, _ = weights.shape
+        strided = axes.get(name.removesuffix(".fn.fn")) == axial.ROWS
+        places = np.arange(lines * length).reshape((length, lines) if strided else (lines, length))
+        mean = weights.mean(dim=1).float().cpu().numpy()
+        layers.append(Layer(name, heads, mean, places.T if strided else places, strided))
+    return layers
 
 
 def draw_attention(layers: list[Layer], seen: VideoView, which: int) -> Figure:

@@ -18,17 +18,7 @@ from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import corrected_detection_map
 from clipfusionvad.report.curves import PooledScores, best_threshold, pool, predicted_classes, roc
 from clipfusionvad.report.scores import TestResult
-from clipfusionvad.tools.analysis.figures import (
-    COARSE_COLOUR,
-    FINE_COLOUR,
-    GREY,
-    Axes,
-    Figure,
-    draw_matrix,
-    hide_spines,
-    legend_above,
-    new_figure,
-)
+from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 
 ANOMALOUS = "anomalous"
@@ -72,35 +62,39 @@ def _detection(test: TestResult, pooled: PooledScores) -> np.ndarray:
     return np.mean(list(found["per_class"].values()), axis=0)
 
 
-def draw_classes(results: DataFrame) -> Figure:
+def draw_classes(results: DataFrame) -> figures.Figure:
     """Draw AUC, AP and detection AP as bars by class."""
-    figure = new_figure(12, 0.42 * len(results) + 1.9)
+    figure = figures.new_figure(12, 0.42 * len(results) + 1.9)
     left, middle, right = figure.subplots(1, 3, sharey=True)
     places = np.arange(len(results))
     chances = {"auc": np.full(len(results), 0.5), "ap": results["share_abnormal"]}
     for axis, (name, chance) in zip((left, middle), chances.items(), strict=True):
         _bars(
-            axis, places - 0.2, results[f"video_{name}"], COARSE_COLOUR, "anomaly score, frames of the class's videos"
+            axis,
+            places - 0.2,
+            results[f"video_{name}"],
+            figures.COARSE_COLOUR,
+            "anomaly score, frames of the class's videos",
         )
-        _bars(axis, places + 0.2, results[name], FINE_COLOUR, "class probability, all frames")
+        _bars(axis, places + 0.2, results[name], figures.FINE_COLOUR, "class probability, all frames")
         axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="blue, by chance", ls="none")
         axis.set_xlabel(name.upper())
-    _bars(right, places, results["detection_ap"], GREY, "detection", height=0.5)
+    _bars(right, places, results["detection_ap"], figures.GREY, "detection", height=0.5)
     right.set_xlabel("detection AP, mean over IoU 0.1 … 0.5")
     left.set_yticks(places, [f"{row['class']} ({row['videos']})" for _, row in results.iterrows()])
     left.invert_yaxis()
     left.set_ylabel("class (test videos)")
     for axis in (left, middle, right):
         axis.set_xlim(0, 1)
-    hide_spines(left, middle, right)
-    legend_above(figure, left)
+    figures.hide_spines(left, middle, right)
+    figures.legend_above(figure, left)
     return figure
 
 
-def _bars(axis: Axes, places: np.ndarray, values: Any, colour: str, label: str, height: float = 0.38) -> None:
+def _bars(axis: figures.Axes, places: np.ndarray, values: Any, colour: str, label: str, height: float = 0.38) -> None:
     axis.barh(places, np.nan_to_num(values), height, color=colour, label=label)
     for place in places[np.isnan(values)]:
-        axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=GREY)
+        axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=figures.GREY)
 
 
 def classes(test: TestResult) -> AnalysisResult:
@@ -160,9 +154,11 @@ def _top(curves: np.ndarray) -> np.ndarray:
     return means.reshape(curves.shape[:-1])
 
 
-def draw_confusion(labels: Sequence[str], columns: Sequence[str], frames: Confusion, videos: Confusion) -> Figure:
+def draw_confusion(
+    labels: Sequence[str], columns: Sequence[str], frames: Confusion, videos: Confusion
+) -> figures.Figure:
     """Draw both tables: the shares of each row as colours, the numbers in the cells."""
-    figure = new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
+    figure = figures.new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
     left, right = figure.subplots(1, 2)
     _draw(left, labels, columns, frames, np.round(100 * frames.shares), "frames")
     left.set_title("frames, percent of each row", fontsize=10, loc="left")
@@ -172,13 +168,13 @@ def draw_confusion(labels: Sequence[str], columns: Sequence[str], frames: Confus
 
 
 def _draw(
-    axis: Axes, labels: Sequence[str], columns: Sequence[str], found: Confusion, numbers: np.ndarray, unit: str
+    axis: figures.Axes, labels: Sequence[str], columns: Sequence[str], found: Confusion, numbers: np.ndarray, unit: str
 ) -> None:
     totals = found.table.sum(axis=1)
     present = np.flatnonzero(totals)
     shares = found.shares[present]
     rows = [f"{labels[row]} ({totals[row]:,})" for row in present.tolist()]
-    draw_matrix(axis, shares, rows, columns, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    figures.draw_matrix(axis, shares, rows, columns, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axis.set_xlabel(f"taken for (anomalous from a score of {found.threshold:.3g} on)")
     axis.set_ylabel(f"true class ({unit})")
     for row, column in zip(*np.nonzero(numbers[present] > 0), strict=True):

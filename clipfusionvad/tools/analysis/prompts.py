@@ -16,16 +16,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option
 from clipfusionvad.models.base import TextMethod
 from clipfusionvad.models.clip import token_words
-from clipfusionvad.tools.analysis.figures import (
-    COARSE_COLOUR,
-    TRUTH_BAR,
-    TRUTH_COLOUR,
-    Axes,
-    Figure,
-    draw_matrix,
-    hide_spines,
-    new_figure,
-)
+from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel
 
@@ -78,16 +69,16 @@ def class_similarity(text: Tensor) -> np.ndarray:
 
 def draw_prompts(
     vectors: DataFrame | None, random_cosine: np.ndarray, similarity: np.ndarray, prompts: list[str]
-) -> Figure:
+) -> figures.Figure:
     """Draw how near each learned vector and random ones are to their nearest word, and the cosines of the classes."""
     names = [] if vectors is None else _rows_of(vectors).unique().tolist()
     size = 0.33 * len(prompts) + 2.6
-    figure = new_figure(size + (6.2 if names else 0.6), max(size, min(0.22 * len(names), 9) + 1.6))
+    figure = figures.new_figure(size + (6.2 if names else 0.6), max(size, min(0.22 * len(names), 9) + 1.6))
     axes = figure.subplots(1, 2, width_ratios=(5.4, size), squeeze=False)[0] if names else [figure.subplots()]
     if vectors is not None:
         _draw_words(axes[0], vectors, names, random_cosine)
     lowest = min(0.0, float(similarity.min()))
-    image = draw_matrix(axes[-1], similarity, prompts, prompts, cmap="viridis", vmin=lowest, vmax=1)
+    image = figures.draw_matrix(axes[-1], similarity, prompts, prompts, cmap="viridis", vmin=lowest, vmax=1)
     axes[-1].set_title("cosine of the classes' texts", fontsize=10, loc="left")
     figure.colorbar(image, ax=axes[-1], shrink=0.6)
     return figure
@@ -98,13 +89,13 @@ def _rows_of(vectors: DataFrame) -> Any:
     return vectors["position"].astype(str) if (vectors["class"] == "all").all() else vectors["class"]
 
 
-def _draw_words(axis: Axes, vectors: DataFrame, names: list[str], random_cosine: np.ndarray) -> None:
+def _draw_words(axis: figures.Axes, vectors: DataFrame, names: list[str], random_cosine: np.ndarray) -> None:
     low, middle, high = np.quantile(random_cosine, [CHANCE, 0.5, 1 - CHANCE])
-    axis.axvspan(low, high, color=TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
-    axis.axvline(middle, color=TRUTH_BAR, lw=1, zorder=0)
+    axis.axvspan(low, high, color=figures.TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
+    axis.axvline(middle, color=figures.TRUTH_BAR, lw=1, zorder=0)
     cosine = vectors["cosine"].str[0]
     rows = _rows_of(vectors).map(names.index)
-    axis.plot(cosine, rows, "o", color=COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
+    axis.plot(cosine, rows, "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
     for row, best in enumerate(cosine.groupby(rows).idxmax()):
         words = ", ".join(map(_printable, token_words(vectors["tokens"][best])))
         axis.text(cosine[best], row, f"   {words}", va="center", fontsize=8)
@@ -115,7 +106,7 @@ def _draw_words(axis: Axes, vectors: DataFrame, names: list[str], random_cosine:
     axis.set_xlim(min(low, cosine.min()) * 0.9, max(high, cosine.max()) * 1.45)
     axis.set_xlabel("cosine with the nearest word of CLIP")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    hide_spines(axis)
+    figures.hide_spines(axis)
 
 
 def _printable(word: str) -> str:

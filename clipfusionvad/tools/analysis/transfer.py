@@ -20,7 +20,7 @@ from clipfusionvad.engine.data_setup import read_test_set
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.engine.model_setup import class_weight, load_model
-from clipfusionvad.tools.analysis.figures import GREY, Axes, Figure, draw_matrix, new_figure
+from clipfusionvad.tools.analysis.figures import GREY, Figure, draw_matrix, new_figure
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.demo import make_demo
 
@@ -59,7 +59,8 @@ def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
         run, target = runs[row], targets[column].settings
         home.append(run.settings.dataset.labels == target.dataset.labels)
         metrics = _test(run, target, keeps_classes=weights[row] is not None and not home[-1])
-        percent = {title: factor * _number(metrics.get(name)) for name, (title, factor) in METRICS.items()}
+        found = {name: np.nan if metrics.get(name) is None else float(metrics[name]) for name in METRICS}
+        percent = {title: factor * found[name] for name, (title, factor) in METRICS.items()}
         rows.append({TRAINED: names[row], TESTED: titles[column], **percent})
     remarks = [
         f"{name} has learned weights for each of its classes ({weight}): on other classes it keeps its own, and only "
@@ -98,34 +99,25 @@ def _test(run: TrainedRun, target: Settings, keeps_classes: bool) -> dict[str, A
     return evaluate(scores, videos, settings.training.protocol)
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
 def draw_transfer(table: DataFrame, home: np.ndarray) -> Figure:
     """Draw a heat map for each metric; ``home`` (sources, targets): model and data are of the same dataset."""
+    from matplotlib.patches import Rectangle
+
     sources, targets = list(table[TRAINED].unique()), list(table[TESTED].unique())
     metrics = [column for column in table if column not in (TRAINED, TESTED)]
     width = 0.09 * max(map(len, sources)) + (1.5 + 0.85 * len(targets)) * len(metrics)
     figure = new_figure(max(width, 6), 1.9 + 0.55 * len(sources))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
-        _draw_metric(axis, table[metric].to_numpy().reshape(home.shape), home, sources, targets)
+        values = table[metric].to_numpy().reshape(home.shape)
+        draw_matrix(axis, values, sources, targets, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axis.tick_params(axis="x", rotation=20)
         axis.set_title(metric, fontsize=10)
+        for (row, column), value in np.ndenumerate(values):
+            text, colour = (UNKNOWN, GREY) if np.isnan(value) else (f"{value:.1f}", "black")
+            axis.text(column, row, text, ha="center", va="center", color="white" if value > 55 else colour)
+            if home[row, column]:
+                axis.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, ec="#d98200", lw=2))
     axes[0].set_ylabel(TRAINED)
     figure.supxlabel("tested on (percent; framed: the dataset of the training)", fontsize=9)
     return figure
-
-
-def _draw_metric(
-    axis: Axes, values: np.ndarray, home: np.ndarray, sources: Sequence[str], targets: Sequence[str]
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    draw_matrix(axis, values, sources, targets, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axis.tick_params(axis="x", rotation=20)
-    for (row, column), value in np.ndenumerate(values):
-        text, colour = (UNKNOWN, GREY) if np.isnan(value) else (f"{value:.1f}", "black")
-        axis.text(column, row, text, ha="center", va="center", color="white" if value > 55 else colour)
-        if home[row, column]:
-            axis.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, ec="#d98200", lw=2))

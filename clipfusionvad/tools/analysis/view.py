@@ -33,7 +33,6 @@ class LoadedModel:
     read_test_set: Callable[[], VideoDataset]
 
     def view(self, video: str | None) -> VideoView:
-        """Return the test video of that name, or the first anomalous one."""
         return view(self.model, self.read_test_set(), video)
 
 
@@ -56,10 +55,6 @@ class VideoView:
         name = self.name if len(self.name) <= 60 else f"{self.name[:59]}…"
         return f"{name} ({self.label})"
 
-    def most_abnormal(self) -> int:
-        """Return the first of the inputs that hold most abnormal snippets."""
-        return int(np.argmax(self.truth_at(self.rows).sum(axis=1)))
-
     def truth_at(self, rows: np.ndarray) -> np.ndarray:
         """Return the truth at places of inputs, 0 at padding."""
         return np.where(rows >= 0, self.truth[rows], 0)
@@ -67,7 +62,7 @@ class VideoView:
     def check_window(self, index: int | None) -> int:
         """Return the index of an input, by default of the most abnormal one; ``UserError`` if it does not exist."""
         if index is None:
-            return self.most_abnormal()
+            return int(np.argmax(self.truth_at(self.rows).sum(axis=1)))
         if index >= len(self.rows):
             raise UserError(f"--window {index}, but {self.name} has {len(self.rows)} inputs, counted from 0")
         return index
@@ -81,7 +76,10 @@ class VideoView:
 
 def view(model: Method, videos: VideoDataset, name: str | None) -> VideoView:
     """Return the test video of that name, or the first anomalous one. The model is left in evaluation mode."""
-    index = _find(videos, name)
+    names = [entry.video for entry in videos.entries]
+    if name is not None and name not in names:
+        raise UserError(f"no test video is called {name!r}{nearest(name, names)}")
+    index = int(np.argmax(videos.anomalous)) if name is None else names.index(name)
     entry, features = videos.entries[index], videos.load([index])[0]
     device = next(model.parameters()).device
     scores = score_videos(model, [features], device)[0]
@@ -103,15 +101,6 @@ def view(model: Method, videos: VideoDataset, name: str | None) -> VideoView:
         truth,
         videos.frames_per_snippet / videos.dataset.fps,
     )
-
-
-def _find(videos: VideoDataset, name: str | None) -> int:
-    names = [entry.video for entry in videos.entries]
-    if name is None:
-        return int(np.argmax(videos.anomalous))
-    if name not in names:
-        raise UserError(f"no test video is called {name!r}{nearest(name, names)}")
-    return names.index(name)
 
 
 def mean_by_truth(values: Any, truth: np.ndarray) -> list[float]:

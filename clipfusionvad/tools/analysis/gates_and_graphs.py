@@ -1,0 +1,195 @@
+"""The gates of global attention (GAM) over a video, and the graphs of the dual branch on one of its inputs.
+
+n snippets of a video, D channels, L valid snippets of an input. Gates lie in 0..1 and are multiplied with their input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models import Method, find_method, method_names
+from clipfusionvad.models.layers.attention import GlobalAttentionModule
+from clipfusionvad.models.layers.dual_branch import DualBranch
+from clipfusionvad.models.layers.graph import SIMILARITY_THRESHOLD, similarity_adjacency
+from clipfusionvad.tools.analysis import figures
+from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
+from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
+
+# The switch of the module: methods that have this option may have the module.
+GAM_OPTION = "gam"
+
+
+def find_gam(model: Method) -> GlobalAttentionModule:
+    """Return the module of a model; ``UserError`` if it has none, naming the methods that do."""
+    for module in model.modules():
+        if isinstance(module, GlobalAttentionModule):
+            return module
+    having = ", ".join(name for name in method_names() if GAM_OPTION in find_method(name).option_names())
+    raise UserError(f"this {model.name} has no global attention module (GAM) with gates; {having} may have it")
+
+
+@torch.inference_mode()
+def read_gates(model: Method, seen: VideoView) -> dict[str, np.ndarray]:
+    """Return the "channel" gate and the "temporal" one of every snippet of a video, (n, D) each."""
+    gam, held = find_gam(model), {}
+
+    def keep(name: str, logits: Tensor) -> None:
+        rows = logits.sigmoid().float().flatten(0, 1).cpu().numpy()
+        held[name] = model.sampling.restore(rows, len(seen.anomaly))
+
+    hooks = [
+        gam.channel_attention.register_forward_hook(lambda *call: keep("channel", call[-1])),
+        gam.spatial_attention.register_forward_hook(lambda *call: keep("temporal", call[-1].transpose(1, 2))),
+    ]
+    try:
+        model(seen.windows, seen.lengths, *model.fixed_inputs())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return held
+
+
+def contrast(gate: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the mean gate of abnormal over that of normal snippets minus one, by channel: (D,); NaN without both."""
+    abnormal = truth > 0.5
+    if abnormal.all() or not abnormal.any():
+        return np.full(gate.shape[1], np.nan)
+    return gate[abnormal].mean(axis=0) / gate[~abnormal].mean(axis=0) - 1
+
+
+def draw_gates(found: dict[str, np.ndarray], seen: VideoView) -> figures.Figure:
+    """Draw the score, the mean of both gates, and every channel over time, those that follow the truth most on top."""
+    figure = figures.new_figure(11, 8.4, f"GAM gates, {seen.title}")
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1.1, 1.6, 1.6))
+    step = seen.seconds_per_snippet
+    edges = np.arange(len(seen.anomaly) + 1) * step
+    for axis in axes[:2]:
+        figures.shade(axis, seen.truth, step)
+    axes[0].stairs(seen.anomaly, edges, color=figures.COARSE_COLOUR, lw=1.4, baseline=None)
+    axes[0].set(xlim=(0, edges[-1]), ylim=(0, 1.02), ylabel="anomaly score")
+    axes[1].set(ylim=(0, 1.02), ylabel="gate")
+    for axis, (name, gate), colour in zip(axes[2:], found.items(), figures.COLOURS, strict=False):
+        low, high = np.quantile(gate, [0.1, 0.9], axis=1)
+        middle = (edges[:-1] + edges[1:]) / 2
+        axes[1].fill_between(middle, low, high, color=colour, alpha=0.15, lw=0)
+        axes[1].plot(middle, gate.mean(axis=1), color=colour, lw=1.4, label=f"{name} gate, mean and 80 % of channels")
+        change = gate - np.median(gate, axis=0)
+        change = change[:, np.argsort(-np.nan_to_num(contrast(gate, seen.truth)))].T
+        extent = (0.0, float(edges[-1]), float(gate.shape[1]), 0.0)
+        limit = max(float(np.quantile(np.abs(change), 0.995)), 1e-3)
+        image = axis.imshow(change, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
+        figure.colorbar(image, ax=axis, label="gate − its median", pad=0.01)
+        axis.set_ylabel(f"{name} gate,\nchannels")
+        for place in figures.abnormal_runs(seen.truth).ravel() * step:
+            axis.axvline(place, color="black", lw=0.8, ls=":")
+    axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 0.98))
+    axes[3].set_xlabel("seconds; shaded or between dotted lines: annotated anomaly")
+    figures.hide_spines(*axes[:2])
+    return figure
+
+
+def gates(loaded: LoadedModel, *, video: VideoName = None) -> AnalysisResult:
+    """The gates of global attention over a video."""
+    # Before all features are read.
+    find_gam(loaded.model)
+    seen = loaded.view(video)
+    found = read_gates(loaded.model, seen)
+    numbers = make_table(
+        {
+            "snippet": np.arange(len(seen.truth)),
+            "start_seconds": np.arange(len(seen.truth)) * seen.seconds_per_snippet,
+            "truth": seen.truth,
+            "score": seen.anomaly.astype(np.float64),
+        }
+    ).assign(**{f"{name}_gate": gate.mean(axis=1).astype(np.float64) for name, gate in found.items()})
+    short = []
+    for name, gate in found.items():
+        moved = np.abs(contrast(gate, seen.truth))
+        share = float("nan") if np.isnan(moved).any() else float((moved > 0.2).mean())
+        short.append((name, *mean_by_truth(gate, seen.truth), float(gate.std(axis=0).mean()), share))
+    header = ["gate", "abnormal", "normal", "deviation over time", "channels off by 20 %"]
+    return AnalysisResult(numbers, draw_gates(found, seen), [seen.title, table_text(make_table(short, header))])
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Cosines of an input's features after attention, and the adjacency of the two graphs, (L, L) each.
+
+    Rows of ``similarity`` sum to one. None for a graph that the model was made without. ``rows`` (L,): the snippets.
+    """
+
+    cosine: np.ndarray
+    similarity: np.ndarray | None
+    distance: np.ndarray | None
+    rows: np.ndarray
+
+
+@torch.inference_mode()
+def read_graphs(model: Method, seen: VideoView, which: int) -> Graphs:
+    """Return the graphs on input number ``which``; ``UserError`` for a model without any."""
+    if not isinstance(model, DualBranch) or not (model.similarity_graph or model.distance_graph):
+        raise UserError(f"this {model.name} has no graph over snippets: it is part of the dual branch (--graph)")
+    chosen = slice(which, which + 1)
+    x, length = model.encode_temporal(seen.windows[chosen]), int(seen.lengths[which])
+    unit = F.normalize(x[0, :length], dim=-1)
+    similarity = distance = None
+    if model.similarity_graph:
+        similarity = similarity_adjacency(x, seen.lengths[chosen])[0, :length, :length].cpu().numpy()
+    if model.distance_graph:
+        distance = model.disAdj(x.shape[1])[:length, :length].cpu().numpy()
+    return Graphs((unit @ unit.T).cpu().numpy(), similarity, distance, seen.rows[which, :length])
+
+
+def blocks(matrix: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Return the means of a matrix (L, L) from abnormal rows to abnormal and normal columns, and from normal rows."""
+    abnormal = truth > 0.5
+    parts = [matrix[np.ix_(rows, columns)] for rows in (abnormal, ~abnormal) for columns in (abnormal, ~abnormal)]
+    return [float(part.mean()) if part.size else float("nan") for part in parts]
+
+
+def draw_graphs(graphs: Graphs, seen: VideoView, which: int) -> figures.Figure:
+    """Draw the cosines and the adjacency matrices of the model's graphs."""
+    panels = [(graphs.cosine, "cosine of the features", "RdBu_r", -1.0, 1.0)]
+    if graphs.similarity is not None:
+        scaled = graphs.similarity * len(graphs.rows)
+        limit = max(float(np.quantile(scaled, 0.995)), 1.0)
+        panels.append((scaled, "similarity graph, 1: an even share", "viridis", 0.0, limit))
+    if graphs.distance is not None:
+        panels.append((graphs.distance, "distance graph, exp(−|i − j| / e)", "viridis", 0.0, 1.0))
+    figure = figures.new_figure(4.9 * len(panels), 4.9, f"{seen.title}, input {which}; red bars: annotated anomaly")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (matrix, title, colours, low, high) in zip(axes, panels, strict=True):
+        image = axis.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        figure.colorbar(image, ax=axis, shrink=0.75)
+        figures.mark_truth(axis, seen.truth[graphs.rows])
+        axis.set_title(title, fontsize=10, loc="left", pad=14)
+        axis.set_xlabel("snippet of the input")
+    axes[0].set_ylabel("snippet of the input")
+    return figure
+
+
+def graph(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex = None) -> AnalysisResult:
+    """Both graphs over the snippets of an input."""
+    seen = loaded.view(video)
+    which = seen.check_window(window)
+    found = read_graphs(loaded.model, seen, which)
+    truth = seen.truth[found.rows]
+    alike = found.cosine > SIMILARITY_THRESHOLD
+    matrices = {"cosine": found.cosine, f"cosine over {SIMILARITY_THRESHOLD}": alike.astype(np.float64)}
+    to_abnormal = np.full(len(truth), np.nan)
+    if found.similarity is not None:
+        matrices["similarity weight × L"] = found.similarity * len(truth)
+        to_abnormal = (found.similarity @ (truth > 0.5)).astype(np.float64)
+    if found.distance is not None:
+        matrices["distance weight"] = found.distance
+    header = ["mean of", "abnormal → abnormal", "abnormal → normal", "normal → abnormal", "normal → normal"]
+    short = make_table([(name, *blocks(matrix, truth)) for name, matrix in matrices.items()], header)
+    further = {"alike_snippets": alike.sum(axis=1), "similarity_weight_on_abnormal": to_abnormal}
+    lines = [f"{seen.title}, input {which}", table_text(short)]
+    return AnalysisResult(seen.table(which, further), draw_graphs(found, seen, which), lines)
