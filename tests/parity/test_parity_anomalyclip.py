@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cases import each_case
 from originals import (
     assert_all_close,
     assert_close,
@@ -15,6 +14,7 @@ from originals import (
     compiled,
     compute_twice,
     difference,
+    each_case,
     read_config,
 )
 

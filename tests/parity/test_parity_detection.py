@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import cases, each_case, parity_dir
+from originals import cases, each_case, parity_dir, read_config
 
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.npy import read_array
@@ -40,7 +40,7 @@ def generated(case: Path, config: dict, segments: np.ndarray, labels: np.ndarray
 
 @each_case("dmap_")
 def test_full_size(case):
-    config = json.loads((case / "config.json").read_text())
+    config = read_config(case)
     expected = json.loads((case / "expected.json").read_text())
     segments = read_array(case / config["gt_segment"], "truth segments")
     labels = read_array(case / config["gt_label"], "truth labels")

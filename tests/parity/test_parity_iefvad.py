@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import each_case
-from originals import assert_all_close, assert_mistakes_are_caught, compiled, compute_twice, read_config
+from originals import assert_all_close, assert_mistakes_are_caught, compiled, compute_twice, each_case, read_config
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
@@ -58,9 +57,14 @@ class Case:
         return self.model(reg_weight=weight, kl_weight=weight, kl_noise_model=noise), torch.from_numpy(targets), weight
 
 
+@pytest.fixture(scope="module")
+def original(case):
+    return Case(case)
+
+
 @each_case("iefvad_")
-def test_a_released_file_is_recognised_and_gives_the_outputs(case):
-    original, file = Case(case), read_model_file(case / "checkpoint.pth")
+def test_a_released_file_is_recognised_and_gives_the_outputs(case, original):
+    file = read_model_file(case / "checkpoint.pth")
     assert file.method == "iefvad"
     shapes = {key: value.shape for key, value in original.model().state_dict().items()}
     assert {key: value.shape for key, value in file.state.items()} == shapes
@@ -80,8 +84,7 @@ def test_a_released_file_is_recognised_and_gives_the_outputs(case):
 
 @each_case("iefvad_")
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_losses(case, trainer):
-    original = Case(case)
+def test_losses(case, original, trainer):
     model, targets, weight = original.trained(trainer)
 
     def compute(model):
@@ -107,8 +110,7 @@ def test_losses(case, trainer):
 
 
 @each_case("iefvad_")
-def test_gradients(case):
-    original = Case(case)
+def test_gradients(case, original):
     model, targets, _ = original.trained("ucf")
     recorded = [name for name in original.outputs.files if name.startswith("grad_ucf/")]
     assert recorded

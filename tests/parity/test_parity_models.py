@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import each_case
 from originals import (
     assert_all_close,
     assert_close,
     assert_mistakes_are_caught,
     compute_twice,
     difference,
+    each_case,
     load_original,
     read_config,
     separation,

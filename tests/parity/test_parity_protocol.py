@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from cases import each_case
 from originals import (
     METHODS,
     assert_all_close,
     assert_mistakes_are_caught,
     compute_twice,
     dataset_of,
+    each_case,
     load_original,
     model_options,
     read_config,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from cases import each_case
+from originals import each_case, read_config
 
 from clipfusionvad.data import sample_uniform, split_windows
 from clipfusionvad.data.sampling import average_chunks, window_lengths
@@ -16,7 +14,7 @@ from clipfusionvad.io.errors import UserError
 
 @each_case("sampling")
 def test_sampling(case):
-    config = json.loads((case / "config.json").read_text())
+    config = read_config(case)
     inputs, outputs = np.load(case / "inputs.npz"), np.load(case / "outputs.npz")
     for item in config["items"]:
         features, length = inputs[item["key"]], item.get("t_max", config["t_max"])
@@ -40,7 +38,7 @@ def test_sampling(case):
 
 @each_case("sampling")
 def test_label_vectors(case):
-    for name, group in json.loads((case / "config.json").read_text())["batch_labels"].items():
+    for name, group in read_config(case)["batch_labels"].items():
         labels = [label for label, _ in group["label_map"]]
         # The released code splits labels at "-" for exactly seven classes.
         vectors = multi_hot(group["texts"], labels, multi_label=len(labels) == 7)

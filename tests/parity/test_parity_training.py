@@ -10,8 +10,7 @@ import numpy as np
 import pair
 import pytest
 import torch
-from cases import each_case
-from originals import dataset_of, difference, float64, load_original, read_config, separation, tolerance
+from originals import dataset_of, difference, each_case, float64, load_original, read_config, separation, tolerance
 
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features

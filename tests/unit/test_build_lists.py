@@ -148,11 +148,7 @@ def test_split_files_decide_before_annotations(project, capsys, split):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "a/v=x__#1.mp4\nv__2\n",
-        "video,label\nv=x__#1,A\nv__2,A\n",
-        "path,label\n/x/v=x__#1__0.npy,A\nv__2__11.npy,A\n",
-    ],
+    ["a/v=x__#1.mp4\nv__2\n", "video,label\nv=x__#1,A\nv__2,A\n", "path,label\n/x/v=x__#1__0.npy,A\nv__2__11.npy,A\n"],
 )
 def test_split_formats(tmp_path, content):
     (tmp_path / "split.txt").write_text(content)

@@ -135,8 +135,7 @@ def test_forty_thousand_rows_are_fast(tmp_path):
     assert time.perf_counter() - start < 10
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype, order", [(np.float16, "C"), (np.float32, "F"), (np.float64, "F"), (">f4", "C")])
 def test_features_keep_values_and_dtype(tmp_path, dtype, order):
     array = np.asarray(np.random.default_rng(0).normal(size=(5, 4)), dtype=dtype, order=order)
     np.save(tmp_path / "a.npy", array)

@@ -192,11 +192,10 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path):
 
 
 def test_a_folder_that_is_not_a_store_is_not_replaced(tmp_path):
-    entries = make_list(tmp_path, [5])
     (tmp_path / "list.pack").mkdir()
     (tmp_path / "list.pack" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="is not a store: move it away"):
-        pack_up(entries)
+        pack_up(make_list(tmp_path, [5]))
     assert (tmp_path / "list.pack" / "mine.txt").exists()
 
 

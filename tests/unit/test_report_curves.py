@@ -142,17 +142,7 @@ def test_scores_come_back(tmp_path, classes, truth):
 def test_damaged_scores_are_one_clear_line(tmp_path):
     save_scores(tmp_path / "s.npz", *made_test(), OPTIONS)
     whole = (tmp_path / "s.npz").read_bytes()
-    rng = np.random.default_rng(0)
     for spoiled in (b"", b"no zip", whole[: len(whole) // 2], whole[:-30]):
         (tmp_path / "s.npz").write_bytes(spoiled)
         with pytest.raises(UserError, match="not readable"):
             read_scores(tmp_path / "s.npz")
-    for _ in range(40):
-        broken = bytearray(whole)
-        for place in rng.integers(0, len(whole), 20):
-            broken[place] = rng.integers(256)
-        (tmp_path / "s.npz").write_bytes(broken)
-        try:
-            read_scores(tmp_path / "s.npz")
-        except UserError as error:
-            assert "not readable" in str(error)

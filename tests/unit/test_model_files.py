@@ -1,4 +1,4 @@
-"""Checkpoints and arrays of other programs: tensors and plain values are read, and nothing in the file runs."""
+"""Model files of ours and of others, and arrays: what is in them is read, and no code in them runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusal import RunsCode
 
+from clipfusionvad import create_model, load_weights
+from clipfusionvad.datasets import XD
+from clipfusionvad.engine import checkpoint
+from clipfusionvad.engine.checkpoint import model_content, read_model_file, released_state, state_without_clip
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import ForeignObjects, read_checkpoint
 from clipfusionvad.io.npy import read_array
+from clipfusionvad.models.clip import load_clip
 
 
 class Foreign:
@@ -105,21 +110,6 @@ def test_other_foreign_objects_are_refused(tmp_path, zipped):
     assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_lightning_files_end_in_one_line_or_a_state_dict(tmp_path):
-    path = tmp_path / "last.ckpt"
-    lightning(path)
-    content, rng = path.read_bytes(), random.Random(0)
-    for _ in range(60):
-        damaged = bytearray(content)
-        for _ in range(4):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        path.write_bytes(damaged)
-        try:
-            assert isinstance(read_checkpoint(path, "file")["state_dict"], dict)
-        except UserError as error:
-            assert "last.ckpt" in str(error) and "\n" not in str(error)
-
-
 def objects(*items):
     array = np.empty(len(items), dtype=object)
     for index, item in enumerate(items):
@@ -172,3 +162,79 @@ def test_damaged_files_end_in_an_array_or_one_line(tmp_path_factory, data):
         assert isinstance(read_array(path, "truth"), np.ndarray)
     except UserError as error:
         assert "a.npy" in str(error)
+
+
+PROMPTS = ["normal", "fighting", "car accident"]
+OPTIONS = {"embed_dim": 64, "visual_width": 64, "visual_length": 16, "attn_window": 8}
+
+
+def build(method="clipfusionvad", seed=0, **options):
+    torch.manual_seed(seed)
+    return create_model(method, PROMPTS, clip="toy", **{**OPTIONS, **options})
+
+
+def same(first, second):
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("toy", 64)
+
+
+@pytest.mark.parametrize("method", ["clipfusionvad", "vadclip"])
+@pytest.mark.parametrize("form", ["ours", "bare", "training checkpoint", "released"])
+def test_every_form_restores_the_weights(method, form, clip, tmp_path):
+    trained, other = build(method, seed=1), build(method, seed=2)
+    content = {
+        "ours": model_content(checkpoint.make_hparams(trained, clip, XD, OPTIONS), state_without_clip(trained)),
+        "bare": trained.state_dict(),
+        "training checkpoint": {"epoch": 3, "model_state_dict": trained.state_dict(), "ap": 0.5},
+        "released": released_state(trained, clip),
+    }[form]
+    torch.save(content, tmp_path / "model.pth")
+    assert not same(trained, other)
+    load_weights(other, tmp_path / "model.pth")
+    assert same(trained, other)
+
+
+def test_the_released_form_has_the_whole_of_clip_and_no_wrapper(clip):
+    state = released_state(build(), clip)
+    assert {key.removeprefix("clipmodel.") for key in state if key.startswith("clipmodel.")} == set(clip.state)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert {"disAdj.sigma", "gc1.residual.weight", "temporal.resblocks.0.attn.in_proj_weight"} <= set(state)
+
+
+def test_clip_inside_a_file_replaces_the_models(tmp_path):
+    other, state = build(seed=2), build(seed=1).state_dict()
+    changed = state["clipmodel.text_projection"] + 1
+    torch.save({**state, "clipmodel.text_projection": changed}, tmp_path / "model.pth")
+    load_weights(other, tmp_path / "model.pth")
+    assert torch.equal(other.clipmodel.text_projection, changed)
+
+
+MISFITS = {
+    "missing linear.weight": lambda s: s.pop("linear.weight"),
+    "unknown extra.weight": lambda s: s.update({"extra.weight": torch.ones(1)}),
+    "linear.bias is .65,. in the file and .64,.": lambda s: s.update({"linear.bias": torch.ones(65)}),
+    "not finite, first in linear.bias": lambda s: s["linear.bias"].fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(message, tmp_path):
+    state = dict(build(seed=1).state_dict())
+    MISFITS[message](state)
+    torch.save(state, tmp_path / "model.pth")
+    model, before = build(seed=2), build(seed=2)
+    with pytest.raises(UserError, match=message):
+        load_weights(model, tmp_path / "model.pth")
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("content", [torch.ones(2), {}, {"model_state_dict": {}}, {"weight": "text"}, [1, 2]])
+def test_files_without_weights(content, tmp_path):
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_model_file(tmp_path / "model.pth")
