@@ -66,7 +66,7 @@ def test_packing(tiny, tmp_path, monkeypatch, kind):
     with monkeypatch.context() as patch:
         # In the middle of the second list.
         signal_at(patch, pack_module._Writer, "add", 24 + 3, kind)
-        assert_stopped(quietly(package_main, argv), "the same command goes on")
+        assert_stopped(quietly(package_main, argv), "the same command continues")
     assert (tiny.folder / "train.pack").is_dir() and not (tiny.folder / "test.pack").exists()
     assert not list(tiny.folder.glob(".*"))
     before = snapshot(tiny.folder / "train.pack")
