@@ -71,7 +71,7 @@ def test_packing(tiny, tmp_path, monkeypatch, kind):
     assert not list(tiny.folder.glob(".*"))
     before = snapshot(tiny.folder / "train.pack")
     again = quietly(package_main, argv)
-    assert again.code == 0 and "train.pack is there already" in again.out and "test.pack: " in again.out
+    assert again.code == 0 and "train.pack is up to date" in again.out and "test.pack: " in again.out
     assert snapshot(tiny.folder / "train.pack") == before
 
 
