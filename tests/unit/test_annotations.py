@@ -143,6 +143,7 @@ CSV = "video,frames,label,start,end\n"
         ("Abuse1 Abuse 1 2\n\nAbuse1 Abuse 1 3\n", ["line 3", "second time"]),
         ("Abuse1 Abusive 1 2\n", ["line 1", "'Abusive'", "did you mean 'Abuse'"]),
         ("Normal_Videos_1 Normal 1 2\n", ["line 1", "Normal", "1 2"]),
+        (".mp4 Abuse 1 2\n", ["line 1", "name of the video is empty"]),
         ("video1 1 2\n", ["line 1", "names the class"]),
         ("Abuse/Abuse028_x264.mp4\nAbuse/Abuse030_x264.mp4\n", ["line 1", "no interval"]),
         (CSV, ["no videos"]),

@@ -93,22 +93,17 @@ def test_lists_and_truth(project, capsys):
     assert (released.segments, released.labels) == (keyed.segments, keyed.labels)
 
 
-def test_true_lengths_go_into_the_keyed_truth_only(project):
+def test_true_lengths_go_into_the_keyed_truth_only_and_features_elsewhere_are_absolute(project, tmp_path_factory):
     (project / "t.csv").write_text(
         "video,frames,label,start,end\nAbuse002_x264,35,Abuse,5,20\nArson001_x264,,Arson,0,9\n"
     )
-    assert run(project, annotations="t.csv") == 0
-    assert len(np.load(project / "list/gt_ucf.npy")) == 160
-    keyed = read_annotations(project / "list/ucf_truth.csv", UCF)
+    output = tmp_path_factory.mktemp("else") / "list"
+    assert run(project, "--output", output, annotations="t.csv") == 0
+    assert len(np.load(output / "gt_ucf.npy")) == 160
+    assert [Path(path).is_absolute() for path, _ in rows_of(output / "ucf_CLIP_rgb.csv")] == [True] * 4
+    keyed = read_annotations(output / "ucf_truth.csv", UCF)
     frames = {"Abuse002_x264": 35, "Arson001_x264": 48, "Normal_Videos_003_x264": 80}
     assert {name: keyed[name].frames for name in frames} == frames
-
-
-def test_features_elsewhere_are_listed_by_their_whole_path(project, tmp_path_factory):
-    output = tmp_path_factory.mktemp("else") / "list"
-    assert run(project, "--output", output) == 0
-    assert Path(rows_of(output / "ucf_CLIP_rgb.csv")[0][0]).is_absolute()
-    assert len(read_list(output / "ucf_CLIP_rgb.csv")) == 4
 
 
 ALL = ["Abuse001_x264", "Abuse002_x264", "Arson001_x264", "Normal_Videos001_x264", "Normal_Videos_003_x264"]

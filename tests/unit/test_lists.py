@@ -91,6 +91,7 @@ def test_missing_files_are_counted_in_one_line(tmp_path):
     text = message(read_list, path)
     assert "2 of 3" in text and "row 3: /x/b.npy" in text and "--feature-root" in text
     assert "--feature-root" in message(read_list, path, tmp_path)
+    assert "no.csv" in message(read_list, tmp_path / "no.csv")
     assert "nowhere" in message(read_list, path, tmp_path / "nowhere")
 
 

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
 
 import preloaded
 import pytest
@@ -20,7 +19,6 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.locks import LOCK, hold
 
 pytest.importorskip("fcntl", reason="this system has no such locks")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
@@ -35,12 +33,8 @@ def holder(folder, name=LOCK, shared=False, forks=False):
     try:
         yield process
     finally:
-        kill(process)
-
-
-def kill(process):
-    process.kill()
-    process.join()
+        process.kill()
+        process.join()
 
 
 def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
@@ -48,7 +42,8 @@ def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
     with holder(folder) as process:
         with pytest.raises(UserError, match=f"process {process.pid} on .* is using {folder}"), hold(folder):
             pass
-        kill(process)
+        process.kill()
+        process.join()
         with hold(folder):
             assert (folder / LOCK).exists()
     # Nothing is left of the lock; the folder was made by another.
@@ -112,9 +107,6 @@ def _count_up(folder):
         except UserError:
             time.sleep(0.001)
     return True
-
-
-# Programs.
 
 
 @pytest.mark.parametrize("more", [[], ["--seeds", 3, 5], ["--use-checkpoint"], ["--overwrite"]])

@@ -233,6 +233,19 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(message, tmp_path):
     assert same(model, before)
 
 
+def test_a_file_of_another_method_or_clip_is_refused(clip, tmp_path):
+    trained = build()
+    content = model_content(checkpoint.make_hparams(trained, clip, XD, OPTIONS), state_without_clip(trained))
+    torch.save(content, tmp_path / "model.pth")
+    message = "is a checkpoint of clipfusionvad, not of vadclip: use --method clipfusionvad"
+    with pytest.raises(UserError, match=message):
+        load_weights(build("vadclip"), tmp_path / "model.pth")
+    file = read_model_file(tmp_path / "model.pth")
+    checkpoint.check_clip(file, clip)
+    with pytest.raises(UserError, match="trained with CLIP toy.*pass the same --clip"):
+        checkpoint.check_clip(file, load_clip("toy", 128))
+
+
 @pytest.mark.parametrize("content", [torch.ones(2), {}, {"model_state_dict": {}}, {"weight": "text"}, [1, 2]])
 def test_files_without_weights(content, tmp_path):
     torch.save(content, tmp_path / "model.pth")

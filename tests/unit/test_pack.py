@@ -302,6 +302,15 @@ def test_a_damaged_store_is_one_clear_line(name, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_a_flipped_bit_is_found_when_the_data_is_read_again(tmp_path):
+    store, path = pack_up(make_list(tmp_path, [5, 9, 8, 7])), tmp_path / "list.pack" / FEATURES
+    store.check_data()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="not what was written"):
+        store.check_data()
+
+
 def test_files_may_be_gone_but_may_not_change(tmp_path):
     entries = make_list(tmp_path, [5, 9, 8])
     store = pack_up(entries)

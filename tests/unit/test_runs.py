@@ -80,7 +80,7 @@ def test_records_are_strict_json_and_a_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "losses.csv"])
-@pytest.mark.parametrize("content", ["", "x"])
+@pytest.mark.parametrize("content", ["", "x\n" * 9])
 def test_records_that_a_state_does_not_know_are_refused(tmp_path, name, content):
     write_run(tmp_path, steps=4, evaluations=(2, 4))
     sums = RunLog(tmp_path, 3, 1).checksums

@@ -60,11 +60,10 @@ def test_a_line_transformer_is_a_transformer_of_each_line(kind):
 
 def plain_dilated(x, weight, bias, dilation):
     """A convolution of kernel 3 over (E, T) with zeros around it, step by step."""
-    steps = x.shape[1]
     rows = []
-    for t in range(steps):
+    for t in range(x.shape[1]):
         taps = [(k, t + (k - 1) * dilation) for k in range(3)]
-        parts = [weight[:, :, k] @ x[:, place] for k, place in taps if 0 <= place < steps]
+        parts = [weight[:, :, k] @ x[:, place] for k, place in taps if 0 <= place < x.shape[1]]
         rows.append(sum(parts) + (0 if bias is None else bias))
     return torch.stack(rows, dim=1)
 
