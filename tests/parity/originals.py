@@ -73,6 +73,19 @@ def separation(config: dict[str, Any]) -> tuple[float, bool]:
     return float(re.search(r"\*\s*([\d.e+-]+)", text).group(1)), "not included" not in text
 
 
+def original_losses(losses: Mapping[str, torch.Tensor], config: dict[str, Any]) -> Results:
+    """Return our losses under the original's names; loss3 has its weight only where the case recorded it so."""
+    weight, included = separation(config)
+    third = losses["separation"] / (1 if included else weight)
+    return {"loss1": losses["coarse"], "loss2": losses["fine"], "loss3": third, "loss": sum(losses.values())}
+
+
+def gradients_of(model: Method, recorded: list[str]) -> Results:
+    """Return the gradients of the parameters named after the slash of each recorded array."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name.partition("/")[2]].grad for name in recorded}
+
+
 def load_original(case: Path, config: dict[str, Any], checkpoint: Path) -> Method:
     """Our model with the original's weights."""
     clip = checkpoint if config["clip"] is None else case / config["clip"]

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from originals import assert_all_close, assert_mistakes_are_caught, compiled, compute_twice, each_case, read_config
+from originals import (
+    assert_all_close,
+    assert_mistakes_are_caught,
+    compiled,
+    compute_twice,
+    each_case,
+    gradients_of,
+    read_config,
+)
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.datasets import multi_hot
@@ -118,7 +126,6 @@ def test_gradients(case, original):
     def compute(model):
         losses = model.losses(model(original.pair, original.lengths), targets, original.lengths)
         sum(losses.values()).backward()
-        parameters = dict(model.named_parameters())
-        return {name: parameters[name.removeprefix("grad_ucf/")].grad for name in recorded}
+        return gradients_of(model, recorded)
 
     assert_all_close(compute_twice(model, compute), original.outputs, relative=1e-4)

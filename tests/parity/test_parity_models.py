@@ -12,9 +12,10 @@ from originals import (
     compute_twice,
     difference,
     each_case,
+    gradients_of,
     load_original,
+    original_losses,
     read_config,
-    separation,
     targets_of,
 )
 
@@ -81,7 +82,7 @@ def test_eval_forward(case, original):
 
 @each_model
 def test_train_forward_losses_and_gradients(case, original):
-    outputs, (weight, included) = original.outputs, separation(original.config)
+    outputs = original.outputs
     recorded_gradients = [name for name in outputs.files if name.startswith("grad/")]
     without = set(original.config["params_with_no_grad"])
 
@@ -89,24 +90,17 @@ def test_train_forward_losses_and_gradients(case, original):
         model.train().zero_grad()
         state = {key: value.clone() for key, value in model.state_dict().items()}
         out = model(original.visual, original.lengths)
-        losses = model.losses(out, original.targets, original.lengths)
-        total = sum(losses.values())
-        total.backward()
-        parameters = dict(model.named_parameters())
+        losses = original_losses(model.losses(out, original.targets, original.lengths), original.config)
+        losses["loss"].backward()
         buffers = {key: value.clone() for key, value in model.named_buffers()}
         # Training statistics must not leak into other tests.
         model.load_state_dict(state)
-        assert {name for name, p in parameters.items() if p.requires_grad and p.grad is None} <= without
+        assert {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None} <= without
         logits = {"train_logits1": out.coarse_logits, "train_logits2": out.fine_logits}
-        terms = {
-            "train_text_features": out.text_features,
-            "train_loss1": losses["coarse"],
-            "train_loss2": losses["fine"],
-            "train_loss3": losses["separation"] / (1 if included else weight),
-            "train_loss": total,
-        }
+        terms = {"train_text_features": out.text_features}
+        terms |= {f"train_{name}": value for name, value in losses.items()}
         terms |= {key: buffers[key.split("/")[1]] for key in outputs.files if key.startswith("train_buffer_after/")}
-        return logits, terms, {name: parameters[name.removeprefix("grad/")].grad for name in recorded_gradients}
+        return logits, terms, gradients_of(model, recorded_gradients)
 
     (ours, ours_terms, ours_gradients), (exact, exact_terms, exact_gradients) = compute_twice(original.model, compute)
     assert_all_close((ours, exact), outputs)
@@ -119,7 +113,6 @@ def test_train_forward_losses_and_gradients(case, original):
 def test_eight_optimizer_steps(case):
     original = Case(case)
     config, settings = original.config, original.config["optimizer"]
-    weight, included = separation(config)
     assert config["steps_losses_columns"] == ["loss1", "loss2", "loss3", "loss"]
 
     def train(model):
@@ -135,12 +128,11 @@ def test_eight_optimizer_steps(case):
             strict=True,
         ):
             losses = model.losses(model(visual, lengths), targets_of(config, labels), lengths)
-            total = sum(losses.values())
+            losses = original_losses(losses, config)
             optimizer.zero_grad()
-            total.backward()
+            losses["loss"].backward()
             optimizer.step()
-            third = losses["separation"] / (1 if included else weight)
-            steps.append([value.item() for value in (losses["coarse"], losses["fine"], third, total)])
+            steps.append([value.item() for value in losses.values()])
         return np.array(steps), model.state_dict()
 
     (steps, state), (exact_steps, _) = compute_twice(original.model, train)

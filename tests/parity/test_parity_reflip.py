@@ -12,7 +12,9 @@ from originals import (
     compute_twice,
     difference,
     each_case,
+    gradients_of,
     model_options,
+    original_losses,
     read_config,
     separation,
     targets_of,
@@ -106,21 +108,15 @@ def test_losses_and_gradients(case, original):
     recorded_gradients = [name for name in outputs.files if name.startswith("grad/")]
     if not recorded_losses + recorded_gradients:
         pytest.skip("the case records neither losses nor gradients")
-    weight, included = separation(found.config)
     targets = targets_of(found.config, found.config["labels"])
 
     def compute(model):
         losses = model.losses(model(found.visual, found.lengths), targets, found.lengths)
-        total = sum(losses.values())
+        ours = original_losses(losses, found.config)
         model.zero_grad()
-        total.backward()
-        third = losses["separation"] / (1 if included else weight)
-        ours = {"loss1": losses["coarse"], "loss2": losses["fine"], "loss3": third, "loss": total}
-        parameters = dict(model.named_parameters())
-        return (
-            {name: ours[name.rsplit("_", 1)[1]] for name in recorded_losses},
-            {name: parameters[name.removeprefix("grad/")].grad for name in recorded_gradients},
-        )
+        ours["loss"].backward()
+        terms = {name: ours[name.rsplit("_", 1)[1]] for name in recorded_losses}
+        return terms, gradients_of(model, recorded_gradients)
 
     (losses, gradients), (exact, exact_gradients) = compute_twice(found.model, compute)
     assert_all_close((losses, exact), outputs, relative=1e-4)

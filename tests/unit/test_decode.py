@@ -95,6 +95,14 @@ def test_damage_within_a_file_breaks_off_there(tmp_path):
     assert 0 < caught.value.frames < 150
 
 
+def test_a_file_that_ends_before_its_first_frame_is_said_to_hold_none(tmp_path):
+    path = write_video(tmp_path / "a.avi", codec="mpeg4")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"movi") + 4])
+    with pytest.raises(BrokenVideo, match="holds no frame that can be decoded"):
+        list(read_frames(path))
+
+
 def write_half(path):
     whole = write_video(path.with_name("whole.mp4"), 50).read_bytes()  # its index is at the end
     path.write_bytes(whole[: len(whole) // 2])

@@ -168,19 +168,14 @@ def test_of_videos_with_overlapping_events_of_several_classes(tmp_path, frames_p
         column = XD.labels.index(label)
         truth, curve = [], []
         for index, length in enumerate(lengths):
-            own = np.zeros(length)
-            for (start, end), name in zip(segments[index], labels[index], strict=True):
-                own[start:end] = np.maximum(own[start:end], name == label)
-            truth.append(own)
-            curve.append(np.repeat(scores[index].classes[:, column], unit))
-        expected = roc_auc_score(np.concatenate(truth), np.concatenate(curve))
-        assert found["per_class"][label]["auc"] == pytest.approx(expected)
+            own = zip(segments[index], labels[index], strict=True)
+            truth += frames_from_segments([segment for segment, name in own if name == label], length).tolist()
+            curve += np.repeat(scores[index].classes[:, column], unit).tolist()
+        assert found["per_class"][label]["auc"] == pytest.approx(roc_auc_score(truth, curve))
         own = [index for index, name in enumerate(names) if label in name]
-        expected = roc_auc_score(
-            np.concatenate([frames[i] for i in own]),
-            np.concatenate([np.repeat(scores[i].anomaly[0], unit) for i in own]),
-        )
-        assert found["per_class"][label]["video_auc"] == pytest.approx(expected)
+        truth = np.concatenate([frames[i] for i in own])
+        curve = np.concatenate([np.repeat(scores[i].anomaly[0], unit) for i in own])
+        assert found["per_class"][label]["video_auc"] == pytest.approx(roc_auc_score(truth, curve))
     assert found["per_class"].keys() == {"B1", "G"}
     assert found["mauc"] == pytest.approx(np.mean([found["per_class"][c]["auc"] for c in ("B1", "G")]))
 
@@ -229,10 +224,7 @@ def judged(tmp_path):
     entries = [Entry(tmp_path / f"v{i}__0.npy", label, i + 2) for i, label in enumerate(labels)]
     scores = [VideoScores(rng.random((2, n)), rng.dirichlet(np.ones(7), n).astype(np.float32)) for n in snippets]
     segments = [[(10, 40)], [(0, 20), (50, 90)], [(5, 30)], [(0, 80)]]
-    truth = [np.zeros(n, np.uint8) for n in frames]
-    for video in range(3):
-        for start, end in segments[video]:
-            truth[video][start:end] = 1
+    truth = [frames_from_segments(own if n != 80 else [], n) for own, n in zip(segments, frames, strict=True)]
     videos = VideoDataset(entries, XD, 4, Truth(truth, segments, [["B1"], ["B1", "G"], ["G"], ["A"]]))
     return scores, videos
 
