@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -50,19 +50,15 @@ class Features:
 
 @dataclass
 class ScannedList:
-    """A list with all its rows; ``problem`` says why it could not be read, ``store`` what is packed beside it."""
+    """A list with all its rows; ``problem`` says why it could not be read, ``store_problem`` why its packed store could
+    not; ``packed``: there is a good one, so the single files are not needed."""
 
     role: str
     path: str
     rows: list[ScannedRow] = field(default_factory=list)
     problem: str = ""
-    store: Path | None = None
+    packed: bool = False
     store_problem: str = ""
-
-    @property
-    def packed(self) -> bool:
-        """Whether the single files are not needed."""
-        return self.store is not None and not self.store_problem
 
     @cached_property
     def videos(self) -> dict[str, list[ScannedRow]]:
@@ -74,7 +70,7 @@ class ScannedList:
     @property
     def read(self) -> list[ScannedRow]:
         """The rows whose features could be read."""
-        return [row for row in self.rows if row.statistics]
+        return [row for row in self.rows if row.features]
 
     def finding(self, level: str, what: str, advice: str = "") -> Finding:
         return Finding(level, what, self.path, advice=advice)
@@ -82,12 +78,12 @@ class ScannedList:
 
 @dataclass(frozen=True)
 class ScannedRow:
-    """A row of a list: as listed, found, and read (``statistics``), or why it could not be read (``problem``)."""
+    """A row of a list: as listed, found, and read (``features``, a ``Features``), or why that failed (``problem``)."""
 
     list: ScannedList
     entry: Entry
     listed: str
-    statistics: Features | None = None
+    features: Any = None
     problem: str = ""
 
     @property
@@ -95,22 +91,8 @@ class ScannedRow:
         return self.entry.label
 
     @property
-    def number(self) -> int:
-        return self.entry.row
-
-    @property
     def file(self) -> str:
         return self.entry.path.name
-
-    @property
-    def features(self) -> Features:
-        """The statistics of a row that could be read."""
-        assert self.statistics is not None, f"{self.entry.path} could not be read"
-        return self.statistics
-
-    @property
-    def present(self) -> bool:
-        return self.entry.path.is_file()
 
     @cached_property
     def video(self) -> str:
@@ -118,7 +100,7 @@ class ScannedRow:
         return video_key(self.entry.video).casefold()
 
     def finding(self, level: str, what: str, advice: str = "") -> Finding:
-        return Finding(level, what, self.list.path, self.number, advice)
+        return Finding(level, what, self.list.path, self.entry.row, advice)
 
 
 @dataclass
@@ -141,20 +123,16 @@ class DatasetScan:
         return self.settings.data
 
     @property
-    def width(self) -> int:
-        return self.settings.model.visual_width
-
-    @property
     def lists(self) -> tuple[ScannedList, ScannedList]:
         return self.train, self.test
 
     @property
-    def rows(self) -> Iterator[ScannedRow]:
-        return (row for listed in self.lists for row in listed.rows)
+    def rows(self) -> list[ScannedRow]:
+        return self.train.rows + self.test.rows
 
     @property
-    def read(self) -> Iterator[ScannedRow]:
-        return (row for row in self.rows if row.statistics)
+    def read(self) -> list[ScannedRow]:
+        return self.train.read + self.test.read
 
     @property
     def has_truth(self) -> bool:
@@ -205,28 +183,22 @@ def _read(listed: ScannedList, config: DataConfig, model: ModelConfig) -> None:
         return
     folder = store_folder(listed.path, config.packed_dir)
     if config.packed and folder.is_dir():
-        listed.store = folder
-        listed.store_problem = _check_store(folder, listed, entries, model)
+        try:
+            store = open_store(folder)
+            sampling = find_method(model.method).sampling_of(model.options) if listed.role == "training" else None
+            store.check_fit(listed.path, streams, model.visual_width, sampling)
+            store.check_sources(entries)
+            store.check_data()
+            listed.packed = True
+        except UserError as error:
+            listed.store_problem = str(error)
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda entry: _measure(entry, len(streams)), entries)
         # disable=None: no bar where stderr is not a terminal.
         read = list(tqdm(found, f"reading {listed.role} features", len(entries), disable=None, leave=False))
     for entry, path, item in zip(entries, paths, read, strict=True):
-        result = {"problem": item} if isinstance(item, str) else {"statistics": item}
+        result = {"problem": item} if isinstance(item, str) else {"features": item}
         listed.rows.append(ScannedRow(listed, entry, path, **result))
-
-
-def _check_store(folder: Path, listed: ScannedList, entries: Sequence[Entry], model: ModelConfig) -> str:
-    """Return why packed features cannot be used, or nothing."""
-    try:
-        store, method = open_store(folder), find_method(model.method)
-        sampling = method.sampling_of(model.options) if listed.role == "training" else None
-        store.check_fit(listed.path, method.streams, model.visual_width, sampling)
-        store.check_sources(entries)
-        store.check_data()
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _measure(entry: Entry, streams: int) -> Features | str:

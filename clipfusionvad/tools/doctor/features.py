@@ -27,7 +27,7 @@ ALIKE_MEAN, ALIKE_COURSE = 0.999, 0.9
 def file_unreadable(scan: DatasetScan) -> Iterator[Finding]:
     """A feature file is damaged, empty, of a wrong shape, holds NaN, or lacks its further streams."""
     for row in scan.rows:
-        if row.problem and row.present:
+        if row.problem and row.entry.path.is_file():
             yield row.finding(ERROR, row.problem)
 
 
@@ -35,7 +35,7 @@ def feature_width(scan: DatasetScan) -> Iterator[Finding]:
     """Features have another width than the model's: they come from another CLIP."""
     for row in scan.read:
         try:
-            check_dim(row.entry.path, row.features.dim, scan.width)
+            check_dim(row.entry.path, row.features.dim, scan.settings.model.visual_width)
         except UserError as error:
             yield row.finding(ERROR, str(error))
 
@@ -63,7 +63,7 @@ def feature_direction(scan: DatasetScan) -> Iterator[Finding]:
     """Features point in another direction than all others: another model of the same width."""
     centres = []
     for listed in scan.lists:
-        rows, units = _units(listed, scan.width)
+        rows, units = _units(listed, scan.settings.model.visual_width)
         if len(rows) < 3:
             continue
         centre = np.median(units, axis=0)
@@ -105,9 +105,9 @@ def crop_lengths(scan: DatasetScan) -> Iterator[Finding]:
     """Crops of one video differ in length: one of them is another video's."""
     for listed in scan.lists:
         for rows in listed.videos.values():
-            lengths = Counter(row.features.snippets for row in rows if row.statistics)
+            lengths = Counter(row.features.snippets for row in rows if row.features)
             for row in rows:
-                if row.statistics and row.features.snippets != (usual := lengths.most_common(1)[0][0]):
+                if row.features and row.features.snippets != (usual := lengths.most_common(1)[0][0]):
                     what = f"{row.file} has {row.features.snippets} snippets, other crops {usual}"
                     yield row.finding(WARNING, what, "is it another video? Extract it again")
 
@@ -119,19 +119,17 @@ def same_features(scan: DatasetScan) -> Iterator[Finding]:
         groups[row.features.digest].append(row)
     for first, *others in groups.values():
         for row in others:
-            if row.file == first.file:
-                continue
-            what = f"{row.file} holds the same features as {first.file} ({first.list.path}, row {first.number})"
-            if row.video == first.video:
+            what = f"{row.file} holds the same features as {first.file} ({first.list.path}, row {first.entry.row})"
+            if row.video == first.video and row.file != first.file:
                 yield row.finding(WARNING, what, "two crops are never the same: extract again")
-            else:
+            elif row.file != first.file:
                 crossing = row.list is not first.list or row.label != first.label
                 yield row.finding(ERROR if crossing else WARNING, what, "one is a copy under another name")
 
 
 def near_duplicates(scan: DatasetScan) -> Iterator[Finding]:
     """A test video is nearly a training video, snippet by snippet, under another name."""
-    (train, a), (test, b) = (_units(listed, scan.width) for listed in scan.lists)
+    (train, a), (test, b) = (_units(listed, scan.settings.model.visual_width) for listed in scan.lists)
     if not (train and test):
         return
     lengths = [np.array([row.features.snippets for row in rows]) for rows in (train, test)]
@@ -143,12 +141,11 @@ def near_duplicates(scan: DatasetScan) -> Iterator[Finding]:
             tested, trained = test[index], train[other]
             pair = trained.video, tested.video
             reported = trained.features.digest == tested.features.digest or pair[0] == pair[1] or pair in seen
-            if reported or not _same_course(trained, tested):
-                continue
-            seen.add(pair)
-            place = f"{scan.train.path}, row {trained.number}"
-            what = f"{tested.file} is nearly {trained.file} ({place}), snippet by snippet"
-            yield tested.finding(WARNING, what, "are they one video under two names? Then remove one")
+            if not reported and _same_course(trained, tested):
+                seen.add(pair)
+                place = f"{scan.train.path}, row {trained.entry.row}"
+                what = f"{tested.file} is nearly {trained.file} ({place}), snippet by snippet"
+                yield tested.finding(WARNING, what, "are they one video under two names? Then remove one")
 
 
 def _same_course(one: ScannedRow, other: ScannedRow) -> bool:

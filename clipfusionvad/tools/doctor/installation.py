@@ -62,9 +62,9 @@ def installed_versions() -> dict[str, str]:
 
 def python_version(machine: Installation) -> Iterator[Finding]:
     """Python is older than the code is written for."""
-    if tuple(map(int, platform.python_version_tuple()[:2])) < OLDEST_PYTHON:
-        oldest = ".".join(map(str, OLDEST_PYTHON))
-        yield Finding(ERROR, f"this is Python {platform.python_version()}", advice=f"make a .venv of {oldest} or later")
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        advice = "make a .venv of {}.{} or later".format(*OLDEST_PYTHON)
+        yield Finding(ERROR, f"this is Python {platform.python_version()}", advice=advice)
 
 
 def package_versions(machine: Installation) -> Iterator[Finding]:
@@ -109,10 +109,10 @@ def torchvision_pairing(machine: Installation) -> Iterator[Finding]:
     # ``clip_import`` has imported it, if that is possible.
     build = getattr(sys.modules.get("torchvision.version"), "cuda", torch.version.cuda)
     if build != torch.version.cuda:
-        what = f"torchvision is built for {_build(build)}, torch for {_build(torch.version.cuda)}"
-        level = WARNING if torch.version.cuda else NOTE
+        builds = [f"CUDA {cuda}" if cuda else "CPUs" for cuda in (build, torch.version.cuda)]
         advice = "harmless for the parts used here; install both from one index to be sure"
-        yield Finding(level, what, advice=advice)
+        level = WARNING if torch.version.cuda else NOTE
+        yield Finding(level, "torchvision is built for {}, torch for {}".format(*builds), advice=advice)
 
 
 def clip_weights(machine: Installation) -> Iterator[Finding]:
@@ -124,9 +124,8 @@ def clip_weights(machine: Installation) -> Iterator[Finding]:
         yield Finding(NOTE, what, advice="without a network, copy the file there or give --clip FILE")
     for path in files:
         if path.stat().st_size < 2**26:
-            yield Finding(
-                WARNING, "too small for weights of CLIP", str(path), advice="delete it: the download broke off"
-            )
+            advice = "delete it: the download broke off"
+            yield Finding(WARNING, "too small for weights of CLIP", str(path), advice=advice)
 
 
 def gpu(machine: Installation) -> Iterator[Finding]:
@@ -148,8 +147,7 @@ def gpu(machine: Installation) -> Iterator[Finding]:
             free = torch.cuda.mem_get_info(index)[0]
         except RuntimeError as error:
             what = f"GPU {index} ({name}) cannot compute: {str(error).splitlines()[0]}"
-            advice = "is torch built for this GPU, and is its memory free (nvidia-smi)?"
-            yield Finding(ERROR, what, advice=advice)
+            yield Finding(ERROR, what, advice="is torch built for this GPU, and is its memory free (nvidia-smi)?")
             continue
         if not (theirs - ours @ ours).abs().max() < PRODUCT_ERROR:
             yield Finding(ERROR, f"GPU {index} ({name}) computes a wrong product", advice="do not use it")
@@ -171,8 +169,7 @@ def numpy_bridge(machine: Installation) -> Iterator[Finding]:
 def video_decoding(machine: Installation) -> Iterator[Finding]:
     """PyAV cannot decode H.264, the codec of nearly all videos."""
     try:
-        av = importlib.import_module("av")
-        av.codec.Codec("h264", "r")
+        importlib.import_module("av").codec.Codec("h264", "r")
     except (ImportError, ValueError, AttributeError) as error:
         yield Finding(ERROR, f"PyAV cannot decode H.264 ({error})", advice="pip install --force-reinstall av")
 
@@ -222,10 +219,6 @@ def denormals(machine: Installation) -> Iterator[Finding]:
     if not torch.set_flush_denormal(True):
         yield Finding(NOTE, "this processor cannot flush denormals", advice="training may slow down on this CPU")
     torch.set_flush_denormal(before)
-
-
-def _build(cuda: str | None) -> str:
-    return f"CUDA {cuda}" if cuda else "CPUs"
 
 
 def _size(count: int) -> str:

@@ -23,7 +23,7 @@ def list_unreadable(scan: DatasetScan) -> Iterator[Finding]:
 def file_missing(scan: DatasetScan) -> Iterator[Finding]:
     """A listed feature file does not exist."""
     for row in scan.rows:
-        if not row.present and not row.list.packed:
+        if not row.entry.path.is_file() and not row.list.packed:
             foreign = "; the path is one of another machine" if _is_foreign(row.listed) else ""
             what = f"{row.listed} not found{foreign}"
             yield row.finding(ERROR, what, "name the folder that holds it with --feature-root")
@@ -32,7 +32,7 @@ def file_missing(scan: DatasetScan) -> Iterator[Finding]:
 def foreign_paths(scan: DatasetScan) -> Iterator[Finding]:
     """Files were found by their names only, because the paths are those of another machine."""
     for listed in scan.lists:
-        moved = [row for row in listed.rows if row.present and _is_foreign(row.listed)]
+        moved = [row for row in listed.rows if row.entry.path.is_file() and _is_foreign(row.listed)]
         if moved:
             what = f"{len(moved)} paths are of another machine ({moved[0].listed} is {moved[0].entry.path} here)"
             yield moved[0].finding(NOTE, what, "check that these are the intended files")
@@ -78,7 +78,7 @@ def train_test_overlap(scan: DatasetScan) -> Iterator[Finding]:
     for name, rows in scan.test.videos.items():
         if name in scan.train.videos:
             trained = scan.train.videos[name][0]
-            what = f"{trained.entry.video} is trained on and tested on ({scan.test.path}, row {rows[0].number})"
+            what = f"{trained.entry.video} is trained on and tested on ({scan.test.path}, row {rows[0].entry.row})"
             yield trained.finding(ERROR, what, "remove its rows from one of the lists: results are too good otherwise")
 
 
@@ -109,7 +109,7 @@ def duplicate_rows(scan: DatasetScan) -> Iterator[Finding]:
             other = first.setdefault((row.video, row.entry.crop), row)
             if other is not row:
                 crop = "" if row.entry.crop is None else f"crop {row.entry.crop} of "
-                what = f"{crop}{row.entry.video} is in row {other.number} already"
+                what = f"{crop}{row.entry.video} is in row {other.entry.row} already"
                 if row.entry.path != other.entry.path:
                     what += f", as {other.entry.path}"
                 yield row.finding(WARNING if listed is scan.train else ERROR, what, "remove one: it counts twice")
@@ -151,7 +151,7 @@ def test_crops(scan: DatasetScan) -> Iterator[Finding]:
         return
     for rows in test.videos.values():
         if len({row.entry.crop for row in rows}) > 1:
-            what = f"{rows[1].entry.video} is in row {rows[0].number} already, with another crop"
+            what = f"{rows[1].entry.video} is in row {rows[0].entry.row} already, with another crop"
             yield rows[1].finding(ERROR, what, "list one crop of each: every row is scored")
     usual, count = Counter(row.entry.crop for row in test.rows).most_common(1)[0]
     for row, *_ in test.videos.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,11 +46,9 @@ class RunFolder:
     def models(self) -> list[ModelFile]:
         """The model files that can be read."""
         found = []
-        for path in (self.folder / BEST, self.folder / LAST):
-            try:
-                found.append(read_model_file(path))
-            except UserError:
-                continue
+        for name in (BEST, LAST):
+            with contextlib.suppress(UserError):
+                found.append(read_model_file(self.folder / name))
         return found
 
     def has(self, name: str) -> bool:
@@ -61,19 +60,16 @@ class RunFolder:
 
 def run_files(run: RunFolder) -> Iterator[Finding]:
     """Files of the run are missing or damaged, or it has not ended."""
-    for name in (OPTIONS, ENVIRONMENT, LAST):
+    missing = {name: (ERROR, "it is missing", "train again") for name in (OPTIONS, ENVIRONMENT, LAST)}
+    missing[BEST] = WARNING, "it is missing", _RESUME
+    missing[METRICS] = WARNING, "it is missing: the training has not ended", _RESUME
+    for name, (level, what, advice) in missing.items():
         if not run.has(name):
-            yield run.finding(ERROR, "it is missing", name, "train again")
-    for name, what in ((BEST, "it is missing"), (METRICS, "it is missing: the training has not ended")):
-        if not run.has(name):
-            yield run.finding(WARNING, what, name, _RESUME)
-    readers = dict.fromkeys((METRICS, ENVIRONMENT), read_json) | dict.fromkeys(
-        (LAST, BEST, NORMAL_CENTROID), read_checkpoint
-    )
-    for name, read in readers.items():
+            yield run.finding(level, what, name, advice)
+    for name in (METRICS, ENVIRONMENT, LAST, BEST, NORMAL_CENTROID):
         if run.has(name):
             try:
-                read(run.folder / name, "run's file")
+                (read_json if name.endswith(".json") else read_checkpoint)(run.folder / name, "run's file")
             except UserError as error:
                 yield Finding(ERROR, str(error), advice="train again, or put a copy back")
     for leftover in run.folder.glob(".*.tmp"):

@@ -50,7 +50,7 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
 def truth_of_training_videos(scan: DatasetScan) -> Iterator[Finding]:
     """The truth file is that of training videos."""
     path = scan.config.gt_path
-    if scan.has_truth and _is_keyed(path):
+    if scan.has_truth and Path(path).suffix.lower() in KEYED_SUFFIXES:
         try:
             named = {video_key(name).casefold() for name in read_annotations(path, scan.dataset)}
         except UserError:
@@ -164,7 +164,7 @@ class _Video:
 
     @property
     def name(self) -> str:
-        return f"{self.row.entry.video} (row {self.row.number} of the test list)"
+        return f"{self.row.entry.video} (row {self.row.entry.row} of the test list)"
 
     @property
     def normal(self) -> bool:
@@ -192,10 +192,6 @@ def _videos(scan: DatasetScan) -> list[_Video]:
     return [_Video(scan, *parts) for parts in zip(scan.test.rows, *truth, strict=True)]
 
 
-def _is_keyed(path: str) -> bool:
-    return Path(path).suffix.lower() in KEYED_SUFFIXES
-
-
 def _some(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:4])) + (", …" if len(items) > 4 else "")
 
@@ -206,7 +202,7 @@ def _frames_per_snippet(scan: DatasetScan) -> float | None:
     if not scan.has_truth or not rows or len(scan.test.read) < len(rows):
         return None
     try:
-        if not _is_keyed(path):
+        if Path(path).suffix.lower() not in KEYED_SUFFIXES:
             return len(read_array(path, "frame truth")) / sum(row.features.snippets for row in rows)
         known = {name.casefold(): item.frames for name, item in read_annotations(path, scan.dataset).items()}
     except (UserError, TypeError):
