@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,29 @@ def overlap_in_disguise(demo):
     return add_training_video(demo, row[1], name, [features[1:]], crops=[0])
 
 
-def copied_row_in_training(demo):
-    return demo.train, edit(demo.train, lambda rows: rows.append(rows[7]) or len(rows))
+def copied_row(demo, listed):
+    return listed, edit(listed, lambda rows: rows.append(rows[7]) or len(rows))
 
 
-def copied_row_in_test(demo):
-    return demo.test, edit(demo.test, lambda rows: rows.append(rows[7]) or len(rows))
+def relabelled(demo, listed, stem, label):
+    number = at(rows_of(listed), stem)
+    edit(listed, lambda rows: rows[number - 1].__setitem__(1, label))
+    return listed, number
+
+
+def left_out(demo, label):
+    write_rows(demo.train, [row for row in rows_of(demo.train) if row[1] != label])
+    return demo.train, None
+
+
+def rewritten(demo, change):
+    write_rows(demo.train, change(rows_of(demo.train)))
+    return demo.train, None
+
+
+def with_flags(demo, file, *flags):
+    demo.flags += map(str, flags)
+    return file, None
 
 
 def one_videos_features_under_two_names(demo):
@@ -67,25 +85,6 @@ def crop_too_many(demo):
     return demo.train, number
 
 
-def crop_labelled_differently(demo):
-    number = at(rows_of(demo.train), "Abuse001_x264__1")
-    edit(demo.train, lambda rows: rows[number - 1].__setitem__(1, "Arrest"))
-    return demo.train, number
-
-
-def label_misspelt(demo):
-    number = at(rows_of(demo.train), "Abuse001_x264__1")
-    edit(demo.train, lambda rows: rows[number - 1].__setitem__(1, "Abus"))
-    return demo.train, number
-
-
-def label_against_the_name(demo):
-    number = at(rows_of(demo.test), "Abuse501_x264__5")
-    edit(demo.test, lambda rows: rows[number - 1].__setitem__(1, "Normal"))
-    demo.flags += ["--gt-path", "none"]
-    return demo.test, number
-
-
 def mixed_test_crops(demo):
     def change(rows):
         old = demo.file(rows[4])
@@ -105,33 +104,12 @@ def two_crops_tested(demo):
     return demo.test, edit(demo.test, lambda rows: rows.append(new) or len(rows))
 
 
-def normal_videos_left_out(demo):
-    write_rows(demo.train, [row for row in rows_of(demo.train) if row[1] != "Normal"])
-    return demo.train, None
-
-
-def class_left_out(demo):
-    write_rows(demo.train, [row for row in rows_of(demo.train) if row[1] != "Arson"])
-    return demo.train, None
-
-
-def file_not_there(demo):
-    rows = rows_of(demo.train)
-    demo.file(rows[4]).unlink()
-    return demo.train, 5
-
-
-def file_truncated(demo, listed=None):
-    listed = listed or demo.train
+def file_truncated(demo, listed):
     path = demo.file(rows_of(listed)[4])
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-10])
     return listed, 5
-
-
-def truncated_in_the_test_list(demo):
-    return file_truncated(demo, demo.test)
 
 
 def another_models_test_list(demo):
@@ -140,24 +118,9 @@ def another_models_test_list(demo):
     return demo.test, None
 
 
-def columns_swapped(demo):
-    write_rows(demo.train, [["path", "label"], *([label, path] for path, label in rows_of(demo.train)[1:])])
-    return demo.train, None
-
-
-def header_left_out(demo):
-    write_rows(demo.train, rows_of(demo.train)[1:])
-    return demo.train, None
-
-
 def paths_of_another_machine(demo):
     edit(demo.train, lambda rows: rows[4].__setitem__(0, "D:\\features\\" + Path(rows[4][0]).name))
     return demo.train, 5
-
-
-def paths_found_elsewhere(demo):
-    demo.flags += ["--feature-root", str(demo.folder / "features" / "rgb")]
-    return paths_of_another_machine(demo)
 
 
 def store_out_of_date(demo):
@@ -174,26 +137,11 @@ def under_two_names_in_both_lists(demo):
     return demo.test, len(rows_of(demo.test))
 
 
-def training_on_the_test_list(demo):
-    demo.flags += ["--train-list", str(demo.test)]
-    return demo.test, None
-
-
-def lists_the_wrong_way_round(demo):
-    demo.flags += ["--train-list", str(demo.test), "--test-list", str(demo.train)]
-    return demo.train, None
-
-
 def model_of_another_dataset(demo):
     path = demo.folder / "model_clipfusionvad.pt"
     made = {"method": "clipfusionvad", "dataset": "xd", "options": {}, "clip": "toy"}
     write_torch(path, {"format": "clipfusionvad-1", "made": made, "model_state_dict": {"w": torch.zeros(2)}})
     return path, None
-
-
-def calibration_not_there(demo):
-    demo.flags += ["--calibration", "nowhere.pt"]
-    return "", None
 
 
 def event_stream_not_there(demo):
@@ -205,65 +153,101 @@ def event_stream_not_there(demo):
     return demo.train, 5
 
 
-def _changing(name, change):
-    def plant(demo):
-        return change_features(demo, change)
-
-    plant.__name__ = name
-    return plant
-
-
 def _normalise(features):
     return (features / np.linalg.norm(features.astype(float), axis=1)[:, None]).astype(features.dtype)
 
 
-# name: (change of one training file's features, check that must find it, its level)
-FEATURES = {
-    "crop_of_another_video": (lambda f: np.concatenate([f, f[:2] * 2]), "crop-lengths", WARNING),
-    "all_crops_in_one_file": (lambda f: np.stack([f] * 3), "file-unreadable", ERROR),
-    "no_snippets": (lambda f: f[:0], "file-unreadable", ERROR),
-    "not_a_number": (lambda f: np.where(np.eye(*f.shape) > 0, np.float16("nan"), f), "file-unreadable", ERROR),
-    "another_width": (lambda f: f[:, :32], "feature-width", ERROR),
-    "normalised": (_normalise, "feature-norms", ERROR),
-    "another_precision": (lambda f: f.astype(np.float32), "feature-dtype", WARNING),
-    "snippets_zero": (lambda f: np.where(np.arange(len(f))[:, None] < 3, 0, f), "blank-snippets", WARNING),
-    "snippets_all_the_same": (lambda f: np.repeat(f[:1], len(f), axis=0), "blank-snippets", WARNING),
-}
-# mistake: (check that must find it, its level, checks that may report what follows from it)
+# mistake: (how it is planted, check that must find it, its level, checks that may report what follows from it)
 MISTAKES = {
-    overlap_same_row: ("train-test-overlap", ERROR, {"training-crops"}),
-    overlap_in_disguise: ("train-test-overlap", ERROR, {"training-crops"}),
-    copied_row_in_training: ("duplicate-rows", WARNING, set()),
-    copied_row_in_test: ("duplicate-rows", ERROR, set()),
-    one_videos_features_under_two_names: ("same-features", ERROR, set()),
-    two_crops_the_same: ("same-features", WARNING, set()),
-    crop_missing: ("training-crops", WARNING, set()),
-    crop_too_many: ("training-crops", WARNING, set()),
-    crop_labelled_differently: ("crop-labels", ERROR, {"label-against-name"}),
-    label_misspelt: ("unknown-label", ERROR, {"crop-labels"}),
-    label_against_the_name: ("label-against-name", ERROR, set()),
-    mixed_test_crops: ("test-crops", WARNING, set()),
-    two_crops_tested: ("test-crops", ERROR, set()),
-    normal_videos_left_out: ("one-kind-only", ERROR, {"classes-absent"}),
-    class_left_out: ("classes-absent", NOTE, set()),
-    file_not_there: ("file-missing", ERROR, set()),
-    file_truncated: ("file-unreadable", ERROR, set()),
-    truncated_in_the_test_list: ("file-unreadable", ERROR, {"truth-unreadable"}),
-    another_models_test_list: ("feature-norms", ERROR, set()),
-    columns_swapped: ("list-unreadable", ERROR, set()),
-    header_left_out: ("list-unreadable", ERROR, set()),
-    paths_of_another_machine: ("file-missing", ERROR, set()),
-    paths_found_elsewhere: ("foreign-paths", NOTE, set()),
-    store_out_of_date: ("stale-store", ERROR, set()),
-    under_two_names_in_both_lists: ("near-duplicates", WARNING, set()),
-    training_on_the_test_list: ("lists-swapped", ERROR, {"train-test-overlap"}),
-    lists_the_wrong_way_round: (
+    "overlap, same row": (overlap_same_row, "train-test-overlap", ERROR, {"training-crops"}),
+    "overlap in disguise": (overlap_in_disguise, "train-test-overlap", ERROR, {"training-crops"}),
+    "copied row in training": (lambda d: copied_row(d, d.train), "duplicate-rows", WARNING, set()),
+    "copied row in test": (lambda d: copied_row(d, d.test), "duplicate-rows", ERROR, set()),
+    "one video's features under two names": (one_videos_features_under_two_names, "same-features", ERROR, set()),
+    "two crops the same": (two_crops_the_same, "same-features", WARNING, set()),
+    "crop missing": (crop_missing, "training-crops", WARNING, set()),
+    "crop too many": (crop_too_many, "training-crops", WARNING, set()),
+    "crop labelled differently": (
+        lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Arrest"),
+        "crop-labels",
+        ERROR,
+        {"label-against-name"},
+    ),
+    "label misspelt": (
+        lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Abus"),
+        "unknown-label",
+        ERROR,
+        {"crop-labels"},
+    ),
+    "label against the name": (
+        lambda d: with_flags(d, "", "--gt-path", "none") and relabelled(d, d.test, "Abuse501_x264__5", "Normal"),
+        "label-against-name",
+        ERROR,
+        set(),
+    ),
+    "mixed test crops": (mixed_test_crops, "test-crops", WARNING, set()),
+    "two crops tested": (two_crops_tested, "test-crops", ERROR, set()),
+    "no normal videos": (lambda d: left_out(d, "Normal"), "one-kind-only", ERROR, {"classes-absent"}),
+    "no videos of a class": (lambda d: left_out(d, "Arson"), "classes-absent", NOTE, set()),
+    "file not there": (lambda d: d.file(rows_of(d.train)[4]).unlink() or (d.train, 5), "file-missing", ERROR, set()),
+    "file truncated": (lambda d: file_truncated(d, d.train), "file-unreadable", ERROR, set()),
+    "truncated in the test list": (
+        lambda d: file_truncated(d, d.test),
+        "file-unreadable",
+        ERROR,
+        {"truth-unreadable"},
+    ),
+    "another model's test list": (another_models_test_list, "feature-norms", ERROR, set()),
+    "columns swapped": (
+        lambda d: rewritten(d, lambda rows: [rows[0], *(row[::-1] for row in rows[1:])]),
+        "list-unreadable",
+        ERROR,
+        set(),
+    ),
+    "header left out": (lambda d: rewritten(d, lambda rows: rows[1:]), "list-unreadable", ERROR, set()),
+    "paths of another machine": (paths_of_another_machine, "file-missing", ERROR, set()),
+    "paths found elsewhere": (
+        lambda d: with_flags(d, "", "--feature-root", d.folder / "features" / "rgb") and paths_of_another_machine(d),
+        "foreign-paths",
+        NOTE,
+        set(),
+    ),
+    "store out of date": (store_out_of_date, "stale-store", ERROR, set()),
+    "under two names in both lists": (under_two_names_in_both_lists, "near-duplicates", WARNING, set()),
+    "training on the test list": (
+        lambda d: with_flags(d, d.test, "--train-list", d.test),
+        "lists-swapped",
+        ERROR,
+        {"train-test-overlap"},
+    ),
+    "lists the wrong way round": (
+        lambda d: with_flags(d, d.train, "--train-list", d.test, "--test-list", d.train),
         "lists-swapped",
         ERROR,
         {"test-crops", "truth-unreadable", "truth-of-training-videos", "frames-per-snippet"},
     ),
-    model_of_another_dataset: ("model-file", ERROR, set()),
-    calibration_not_there: ("normal-centroid-file", ERROR, set()),
-    event_stream_not_there: ("file-unreadable", ERROR, set()),
+    "model of another dataset": (model_of_another_dataset, "model-file", ERROR, set()),
+    "no calibration": (
+        lambda d: with_flags(d, "nowhere.pt", "--calibration", "nowhere.pt"),
+        "normal-centroid-file",
+        ERROR,
+        set(),
+    ),
+    "no event stream": (event_stream_not_there, "file-unreadable", ERROR, set()),
 }
-MISTAKES |= {_changing(name, change): (check, level, set()) for name, (change, check, level) in FEATURES.items()}
+# mistake: (change of one training file's features, check that must find it, its level)
+FEATURES = {
+    "crop of another video": (lambda f: np.concatenate([f, f[:2] * 2]), "crop-lengths", WARNING),
+    "all crops in one file": (lambda f: np.stack([f] * 3), "file-unreadable", ERROR),
+    "no snippets": (lambda f: f[:0], "file-unreadable", ERROR),
+    "not a number": (lambda f: np.where(np.eye(*f.shape) > 0, np.float16("nan"), f), "file-unreadable", ERROR),
+    "another width": (lambda f: f[:, :32], "feature-width", ERROR),
+    "normalised": (_normalise, "feature-norms", ERROR),
+    "another precision": (lambda f: f.astype(np.float32), "feature-dtype", WARNING),
+    "snippets zero": (lambda f: np.where(np.arange(len(f))[:, None] < 3, 0, f), "blank-snippets", WARNING),
+    "snippets all the same": (lambda f: np.repeat(f[:1], len(f), axis=0), "blank-snippets", WARNING),
+}
+MISTAKES |= {
+    name: (partial(change_features, change=change), check, level, set())
+    for name, (change, check, level) in FEATURES.items()
+}
