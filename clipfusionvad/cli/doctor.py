@@ -26,7 +26,7 @@ _RENAMED = {"calibration-file": "normal-centroid-file"}
 def main(argv: list[str]) -> int:
     args, rest = make_parser().parse_known_args(argv)
     from clipfusionvad.io.files import check_writable, write_json
-    from clipfusionvad.tools.doctor.findings import ERROR, lines, name_of, run_checks, summary
+    from clipfusionvad.tools.doctor.findings import ERROR, LEVELS, lines, name_of, run_checks, summary
 
     if args.list:
         named = [(group, name_of(check), summary(check)) for group, checks in groups().items() for check in checks]
@@ -49,8 +49,10 @@ def main(argv: list[str]) -> int:
     if args.json:
         write_json(args.json, {"findings": [asdict(finding) for finding in findings]})
     where = f"; all of them in {args.json}" if args.json else ""
-    print(f"{_counts(findings)}, in {time.perf_counter() - start:.1f} s{where}")
-    return EXIT_ERRORS_FOUND if any(finding.level == ERROR for finding in findings) else 0
+    counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
+    text = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
+    print(f"{text if findings else 'nothing found'}, in {time.perf_counter() - start:.1f} s{where}")
+    return EXIT_ERRORS_FOUND if counts[ERROR] else 0
 
 
 def make_parser() -> Parser:
@@ -129,11 +131,3 @@ def parse_recorded(path: Path) -> Settings:
         return settings_of(option_file_of(dataset).parse_args(["--config", str(path)]), dataset)
     except SystemExit as error:
         raise UserError(f"{path} holds a value that its option does not accept") from error
-
-
-def _counts(findings: Sequence[Finding]) -> str:
-    from clipfusionvad.tools.doctor.findings import LEVELS
-
-    counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
-    text = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
-    return text if findings else "nothing found"

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from clipfusionvad.engine.device import pick_device
     from clipfusionvad.engine.model_setup import load_model
     from clipfusionvad.tools.demo import make_demo
-    from clipfusionvad.tools.uncertainty.analysis import CURVES, sweep_table, write_analysis
+    from clipfusionvad.tools.uncertainty.figures import CURVES, sweep_table, write_analysis
 
     if settings.run.demo:
         make_demo(settings.dataset)

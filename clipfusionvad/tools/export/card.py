@@ -44,7 +44,7 @@ def write_card(
         "Inputs and outputs": "\n".join(_tensors(model)),
         "Features it expects": _features(model, hparams),
         "How to run it": _usage(path, model, dataset),
-        "How it was checked": f"{_sentence(checked)}\n" if checked else _UNCHECKED.get(path.suffix.lower(), _NOT_RUN),
+        "How it was checked": _check(path, checked),
         "Metrics": _metrics(trained, dataset),
         "Classes": "\n".join(f"- {label}: {prompt}" for label, prompt in dataset.classes.items()) + "\n",
         "Options": "\n".join(f"- {name}: {value}" for name, value in hparams["options"].items()) + "\n",
@@ -54,12 +54,12 @@ def write_card(
     write_text(card_path(path), f"# {path.name}\n\n{body}")
 
 
-_UNCHECKED = {SAFETENSORS: "The file was read back; all weights are the same bits.\n"}
-_NOT_RUN = "The file holds the model's weights; it was not run.\n"
-
-
-def _sentence(checked: Checked) -> str:
-    return f"{str(checked)[0].upper()}{str(checked)[1:]}. The features were random vectors of the norm of CLIP's."
+def _check(path: Path, checked: Checked | None) -> str:
+    if checked:
+        return f"{str(checked)[0].upper()}{str(checked)[1:]}. The features were random vectors of the norm of CLIP's.\n"
+    if path.suffix.lower() == SAFETENSORS:
+        return "The file was read back; all weights are the same bits.\n"
+    return "The file holds the model's weights; it was not run.\n"
 
 
 def _identity(path: Path, trained: TrainedModel, dataset: Dataset, checkpoint: str, form: Form) -> Iterator[str]:

@@ -39,14 +39,6 @@ class Form:
     write: Callable[[Path, TrainedModel], Checked | None]
 
 
-def _write_onnx(path: Path, trained: TrainedModel) -> Checked:
-    return _write_graph(path, trained, graph.onnx_bytes, graph.run_onnx)
-
-
-def _write_pt2(path: Path, trained: TrainedModel) -> Checked:
-    return _write_graph(path, trained, graph.pt2_bytes, graph.run_pt2)
-
-
 def _write_graph(
     path: Path, trained: TrainedModel, to_bytes: Callable[..., bytes], load: Callable[[bytes, VideoScorer], Run]
 ) -> Checked:
@@ -70,14 +62,10 @@ def _write_weights(path: Path, trained: TrainedModel) -> None:
         file.write(content)
 
 
-def _write_released(path: Path, trained: TrainedModel) -> None:
-    write_torch(path, released_state(trained.model, trained.clip))
-
-
-RELEASED = Form("released form", _write_released)
+RELEASED = Form("released form", lambda path, trained: write_torch(path, released_state(trained.model, trained.clip)))
 FORMS = {
-    ".onnx": Form("ONNX", _write_onnx),
-    ".pt2": Form("torch.export", _write_pt2),
+    ".onnx": Form("ONNX", lambda path, model: _write_graph(path, model, graph.onnx_bytes, graph.run_onnx)),
+    ".pt2": Form("torch.export", lambda path, model: _write_graph(path, model, graph.pt2_bytes, graph.run_pt2)),
     SAFETENSORS: Form("safetensors", _write_weights),
     ".pth": RELEASED,
     ".pt": RELEASED,

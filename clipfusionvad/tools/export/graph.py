@@ -127,7 +127,9 @@ def check_graph(run: Run, scorer: VideoScorer, method: Method) -> Checked:
 def clear_errors(method: Method) -> Iterator[None]:
     """Turn what torch, ONNX or onnxruntime cannot export of a method into a ``UserError`` that says what and where."""
     try:
-        with _quiet():
+        # torch.export prints the whole graph to stderr if it fails.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _quiet_loggers():
+            warnings.simplefilter("ignore")
             yield
     except (UserError, MemoryError):
         raise
@@ -166,17 +168,12 @@ def require_package(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the remarks of the exporters; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+def _quiet_loggers() -> Iterator[None]:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch", "onnxscript", "onnx_ir"))}
     try:
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.CRITICAL)
-        # torch.export prints the whole graph to stderr if it fails.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

@@ -49,10 +49,8 @@ class VideoScorer(nn.Module):
         windows, lengths = self.sampling.tensor_windows(torch.cat(streams, dim=-1))
         fixed = () if self.text is None else (self.text,)
         scores = self.method.scores(self.method(windows, lengths, *fixed))
-        outputs = {
-            branch_name(number): self.sampling.tensor_restore(branch.flatten(), count)
-            for number, branch in enumerate(scores.anomaly)
-        }
+        branches = [self.sampling.tensor_restore(branch.flatten(), count) for branch in scores.anomaly]
+        outputs = {branch_name(number): branch for number, branch in enumerate(branches)}
         if scores.classes is not None:
             outputs[CLASSES] = self.sampling.tensor_restore(scores.classes.flatten(0, 1), count)
         return outputs

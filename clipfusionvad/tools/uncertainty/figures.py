@@ -1,4 +1,4 @@
-"""Tables and figures of how much a model trusts its two modalities."""
+"""The whole analysis of a model's uncertainty: every table and every figure of how much it trusts its modalities."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.files import atomic_write, write_text
+from clipfusionvad.models.base import Method
 from clipfusionvad.report.formatting import Table, to_text
 from clipfusionvad.report.plots import TRUTH_COLOUR, save_figure
 from clipfusionvad.report.scores import abnormal_spans
-from clipfusionvad.tools.uncertainty.measure import MODALITIES, FrameCounts, Observation, SweepPoint
+from clipfusionvad.tools.uncertainty import UncertaintyOptions
+from clipfusionvad.tools.uncertainty.measure import (
+    MODALITIES,
+    FrameCounts,
+    Observation,
+    SweepPoint,
+    class_averages,
+    count_video_frames,
+    observe_videos,
+    sweep,
+)
 
 # Frames along the time axis of one figure. Source: released code of IEF-VAD.
 CHUNK = 3000
@@ -24,6 +35,34 @@ COLOURS = dict(zip(MODALITIES, ("#56b4e9", "#e69f00"), strict=True))
 SCORE_COLOUR, BORDER_COLOUR = "#1f4e79", "#999999"
 TABLE = {"brier": "Brier", "kl": "KL", "auc": "AUC", "ap": "AP", "image_weight": "w image", "event_weight": "w event"}
 PARTS = ("anomalous", "normal")
+CURVES = "curves.npz"
+
+
+def write_analysis(
+    folder: Path,
+    model: Method,
+    videos: VideoDataset,
+    device: torch.device,
+    precision: str,
+    options: UncertaintyOptions,
+) -> list[SweepPoint]:
+    """Analyse a model on test videos, write every table and figure into a folder, and return the sweep."""
+    counts = count_video_frames(videos)
+    # A video of several classes counts for its first, as in the released code of IEF-VAD.
+    classes = [videos.dataset.codes(entry.label)[0] for entry in videos.entries]
+    observations = observe_videos(model, videos.features, counts, device, precision)
+    averages = class_averages(observations, counts, classes)
+    write_curves(folder / CURVES, videos, observations)
+    write_averages(folder, averages)
+    draw_class_bars(folder / "weights_by_class.png", averages, {"weight": "mean weight"})
+    distances = {"cosine": "cosine similarity to fused", "euclidean": "distance to fused"}
+    draw_class_bars(folder / "distances.png", averages, distances)
+    draw_class_curves(folder / "curves", videos, observations, counts, classes, options.curve_pictures)
+    levels = sorted(set(options.levels))
+    points = sweep(model, videos.features, counts, device, precision, levels, options.sweep_seed)
+    write_sweep(folder, points)
+    draw_sweep(folder / "uncertainty.png", points)
+    return points
 
 
 def sweep_table(points: Sequence[SweepPoint]) -> str:
@@ -37,14 +76,12 @@ def write_sweep(folder: Path, points: Sequence[SweepPoint]) -> None:
 
     All have a row for each corrupted modality and level; a change concerns the modality in the file's name.
     """
-    corrupted = [{"corrupted": point.modality, "level": point.level} for point in points]
-    _write_table(
-        folder / "uncertainty.csv", [row | point.metrics for row, point in zip(corrupted, points, strict=True)]
-    )
+    tables: dict[str, list[dict[Any, Any]]] = {"uncertainty": [point.metrics for point in points]}
     for index, modality in enumerate(MODALITIES):
-        changes = [dict(enumerate(point.change[index].tolist())) for point in points]
-        rows = [row | change for row, change in zip(corrupted, changes, strict=True)]
-        _write_table(folder / f"weight_change_{modality}.csv", rows)
+        tables[f"weight_change_{modality}"] = [dict(enumerate(point.change[index].tolist())) for point in points]
+    for name, rows in tables.items():
+        corrupted = [{"corrupted": point.modality, "level": point.level} for point in points]
+        _write_table(folder / f"{name}.csv", [a | b for a, b in zip(corrupted, rows, strict=True)])
 
 
 def write_averages(folder: Path, averages: Sequence[Mapping[str, Any]]) -> None:
@@ -140,18 +177,16 @@ def draw_class_bars(path: Path, averages: Sequence[Mapping[str, Any]], curves: M
     axes = figure.subplots(len(curves), len(PARTS), sharey="row", squeeze=False)
     for row, (curve, title) in zip(axes, curves.items(), strict=True):
         for axis, part in zip(row, PARTS, strict=True):
-            _draw_bars(axis, [average for average in averages if average["part"] == part], curve)
+            bars = [average for average in averages if average["part"] == part]
+            places = np.arange(len(bars))
+            for shift, kind in zip((-0.2, 0.2), MODALITIES, strict=True):
+                heights = [bar[f"{kind}_{curve}"] for bar in bars]
+                axis.bar(places + shift, heights, 0.4, color=COLOURS[kind], label=kind)
+            axis.set_xticks(places, [bar["class"] for bar in bars], rotation=35, ha="right", fontsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
             axis.set_title(f"{title}, {part} frames", fontsize=9, loc="left")
     axes[0, 0].legend(frameon=False, fontsize=8, ncols=2)
     save_figure(figure, path)
-
-
-def _draw_bars(axis: matplotlib.axes.Axes, rows: Sequence[Mapping[str, Any]], curve: str) -> None:
-    places = np.arange(len(rows))
-    for shift, kind in zip((-0.2, 0.2), MODALITIES, strict=True):
-        axis.bar(places + shift, [row[f"{kind}_{curve}"] for row in rows], 0.4, color=COLOURS[kind], label=kind)
-    axis.set_xticks(places, [row["class"] for row in rows], rotation=35, ha="right", fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
