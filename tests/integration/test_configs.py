@@ -184,13 +184,15 @@ def test_figures_of_a_table_are_all_there_or_none_is(path):
 
 # Of the tiny data and its models: sizes are divided, or cut off, which leaves cells different where it can.
 DIVIDED = {"emb_size": 8, "num_refinement_steps": 2, "visual_length": 2, "glimpse_window": 2}
+# What the tiny data decides.
+OF_DATA = {"visual_width", "frames_per_snippet"}
 AT_MOST = {"attn_window": 32, "batch_size": 1, "warmup_epochs": 0}
 # A table that is of no dataset is trained on one.
 TRAINED = [(path, dataset) for path in DESCRIBED for dataset in datasets_of(path)[: 1 if path in SWEEPS else None]]
 
 
 def shrunk(setting: dict) -> dict:
-    setting = {"batch_size": 1, **setting}
+    setting = {"batch_size": 1} | {key: value for key, value in setting.items() if key not in OF_DATA}
     small = {key: value // DIVIDED.get(key, 1) if key in DIVIDED else value for key, value in setting.items()}
     small |= {key: min(value, AT_MOST[key]) for key, value in setting.items() if key in AT_MOST}
     if "stream_folders" in small:

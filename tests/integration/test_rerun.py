@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def test_a_broken_off_rerun_goes_on(run, tmp_path, monkeypatch):
     def broken(self, *args):
         steps.append(1)
         if len(steps) == 2:
-            self.stop.set()
+            signal.raise_signal(signal.SIGINT)
         return step(self, *args)
 
     monkeypatch.setattr(training.Trainer, "_step", broken)
