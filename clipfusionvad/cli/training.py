@@ -181,7 +181,8 @@ def _train_seed(settings: Settings, data: TrainingData, folder: Path) -> None:
     seed = settings.training.seed
     trainer, entries = build_trainer(settings, data)
     trainer.label = f"seed {seed}, "
-    if settings.run.use_checkpoint:
+    # A stop leaves seeds that have not begun.
+    if settings.run.use_checkpoint and states_in(folder):
         _resume(trainer, folder)
         if _is_finished(trainer, folder):
             print(f"seed {seed} is finished already")
