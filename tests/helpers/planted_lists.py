@@ -157,83 +157,58 @@ def _normalise(features):
     return (features / np.linalg.norm(features.astype(float), axis=1)[:, None]).astype(features.dtype)
 
 
-# mistake: (how it is planted, check that must find it, its level, checks that may report what follows from it)
+# mistake: (how it is planted, check that must find it, its level)
 MISTAKES = {
-    "overlap, same row": (overlap_same_row, "train-test-overlap", ERROR, {"training-crops"}),
-    "overlap in disguise": (overlap_in_disguise, "train-test-overlap", ERROR, {"training-crops"}),
-    "copied row in training": (lambda d: copied_row(d, d.train), "duplicate-rows", WARNING, set()),
-    "copied row in test": (lambda d: copied_row(d, d.test), "duplicate-rows", ERROR, set()),
-    "one video's features under two names": (one_videos_features_under_two_names, "same-features", ERROR, set()),
-    "two crops the same": (two_crops_the_same, "same-features", WARNING, set()),
-    "crop missing": (crop_missing, "training-crops", WARNING, set()),
-    "crop too many": (crop_too_many, "training-crops", WARNING, set()),
-    "crop labelled differently": (
-        lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Arrest"),
-        "crop-labels",
-        ERROR,
-        {"label-against-name"},
-    ),
-    "label misspelt": (
-        lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Abus"),
-        "unknown-label",
-        ERROR,
-        {"crop-labels"},
-    ),
+    "overlap, same row": (overlap_same_row, "train-test-overlap", ERROR),
+    "overlap in disguise": (overlap_in_disguise, "train-test-overlap", ERROR),
+    "copied row in training": (lambda d: copied_row(d, d.train), "duplicate-rows", WARNING),
+    "copied row in test": (lambda d: copied_row(d, d.test), "duplicate-rows", ERROR),
+    "one video's features under two names": (one_videos_features_under_two_names, "same-features", ERROR),
+    "two crops the same": (two_crops_the_same, "same-features", WARNING),
+    "crop missing": (crop_missing, "training-crops", WARNING),
+    "crop too many": (crop_too_many, "training-crops", WARNING),
+    "crop labelled differently": (lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Arrest"), "crop-labels", ERROR),
+    "label misspelt": (lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Abus"), "unknown-label", ERROR),
     "label against the name": (
         lambda d: with_flags(d, "", "--gt-path", "none") and relabelled(d, d.test, "Abuse501_x264__5", "Normal"),
         "label-against-name",
         ERROR,
-        set(),
     ),
-    "mixed test crops": (mixed_test_crops, "test-crops", WARNING, set()),
-    "two crops tested": (two_crops_tested, "test-crops", ERROR, set()),
-    "no normal videos": (lambda d: left_out(d, "Normal"), "one-kind-only", ERROR, {"classes-absent"}),
-    "no videos of a class": (lambda d: left_out(d, "Arson"), "classes-absent", NOTE, set()),
-    "file not there": (lambda d: d.file(rows_of(d.train)[4]).unlink() or (d.train, 5), "file-missing", ERROR, set()),
-    "file truncated": (lambda d: file_truncated(d, d.train), "file-unreadable", ERROR, set()),
-    "truncated in the test list": (
-        lambda d: file_truncated(d, d.test),
-        "file-unreadable",
-        ERROR,
-        {"truth-unreadable"},
-    ),
-    "another model's test list": (another_models_test_list, "feature-norms", ERROR, set()),
+    "mixed test crops": (mixed_test_crops, "test-crops", WARNING),
+    "two crops tested": (two_crops_tested, "test-crops", ERROR),
+    "no normal videos": (lambda d: left_out(d, "Normal"), "one-kind-only", ERROR),
+    "no videos of a class": (lambda d: left_out(d, "Arson"), "classes-absent", NOTE),
+    "file not there": (lambda d: d.file(rows_of(d.train)[4]).unlink() or (d.train, 5), "file-missing", ERROR),
+    "file truncated": (lambda d: file_truncated(d, d.train), "file-unreadable", ERROR),
+    "truncated in the test list": (lambda d: file_truncated(d, d.test), "file-unreadable", ERROR),
+    "another model's test list": (another_models_test_list, "feature-norms", ERROR),
     "columns swapped": (
         lambda d: rewritten(d, lambda rows: [rows[0], *(row[::-1] for row in rows[1:])]),
         "list-unreadable",
         ERROR,
-        set(),
     ),
-    "header left out": (lambda d: rewritten(d, lambda rows: rows[1:]), "list-unreadable", ERROR, set()),
-    "paths of another machine": (paths_of_another_machine, "file-missing", ERROR, set()),
+    "header left out": (lambda d: rewritten(d, lambda rows: rows[1:]), "list-unreadable", ERROR),
+    "paths of another machine": (paths_of_another_machine, "file-missing", ERROR),
     "paths found elsewhere": (
         lambda d: with_flags(d, "", "--feature-root", d.folder / "features" / "rgb") and paths_of_another_machine(d),
         "foreign-paths",
         NOTE,
-        set(),
     ),
-    "store out of date": (store_out_of_date, "stale-store", ERROR, set()),
-    "under two names in both lists": (under_two_names_in_both_lists, "near-duplicates", WARNING, set()),
-    "training on the test list": (
-        lambda d: with_flags(d, d.test, "--train-list", d.test),
-        "lists-swapped",
-        ERROR,
-        {"train-test-overlap"},
-    ),
+    "store out of date": (store_out_of_date, "stale-store", ERROR),
+    "under two names in both lists": (under_two_names_in_both_lists, "near-duplicates", WARNING),
+    "training on the test list": (lambda d: with_flags(d, d.test, "--train-list", d.test), "lists-swapped", ERROR),
     "lists the wrong way round": (
         lambda d: with_flags(d, d.train, "--train-list", d.test, "--test-list", d.train),
         "lists-swapped",
         ERROR,
-        {"test-crops", "truth-unreadable", "truth-of-training-videos", "frames-per-snippet"},
     ),
-    "model of another dataset": (model_of_another_dataset, "model-file", ERROR, set()),
+    "model of another dataset": (model_of_another_dataset, "model-file", ERROR),
     "no calibration": (
         lambda d: with_flags(d, "nowhere.pt", "--calibration", "nowhere.pt"),
         "normal-centroid-file",
         ERROR,
-        set(),
     ),
-    "no event stream": (event_stream_not_there, "file-unreadable", ERROR, set()),
+    "no event stream": (event_stream_not_there, "file-unreadable", ERROR),
 }
 # mistake: (change of one training file's features, check that must find it, its level)
 FEATURES = {
@@ -248,6 +223,16 @@ FEATURES = {
     "snippets all the same": (lambda f: np.repeat(f[:1], len(f), axis=0), "blank-snippets", WARNING),
 }
 MISTAKES |= {
-    name: (partial(change_features, change=change), check, level, set())
-    for name, (change, check, level) in FEATURES.items()
+    name: (partial(change_features, change=change), check, level) for name, (change, check, level) in FEATURES.items()
+}
+# mistake: other checks that may report what follows from it
+FOLLOWS = {
+    "overlap, same row": {"training-crops"},
+    "overlap in disguise": {"training-crops"},
+    "crop labelled differently": {"label-against-name"},
+    "label misspelt": {"crop-labels"},
+    "no normal videos": {"classes-absent"},
+    "truncated in the test list": {"truth-unreadable"},
+    "training on the test list": {"train-test-overlap"},
+    "lists the wrong way round": {"test-crops", "truth-unreadable", "truth-of-training-videos", "frames-per-snippet"},
 }

@@ -111,7 +111,7 @@ def change_arrays(demo, kind, change):
     demo.use_arrays()
     array = read_array(demo.array(kind), "")
     save(demo.array(kind), change(array))
-    return demo.array(kind)
+    return demo.array(kind), None
 
 
 def with_segment(index, segments):

@@ -46,8 +46,9 @@ def found_in(folder):
     return run_checks(GROUPS["run"], RunFolder(folder, parse_recorded))
 
 
-def change_json(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+def change_environment(run):
+    path = run / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"packages": {"torch": "2.0.0"}}))
 
 
 def change_options(run, **values):
@@ -59,6 +60,14 @@ def change_model(run, change):
     content = torch.load(run / "best.pt", weights_only=True)
     change(content)
     write_torch(run / "best.pt", content)
+
+
+def changed(**hparams):
+    return lambda run: change_model(run, lambda content: content["hparams"].update(hparams))
+
+
+def spoil_weights(run):
+    change_model(run, lambda content: content["model_state_dict"]["classifier.bias"].fill_(float("nan")))
 
 
 def cut(path):
@@ -81,37 +90,12 @@ RUN_MISTAKES = {
     "impossible option": (lambda run: change_options(run, lr=-1), "run-options", ERROR, "options.yaml"),
     "no YAML": (lambda run: (run / "options.yaml").write_text("a: ["), "run-options", ERROR, "options.yaml"),
     "list gone": (lambda run: change_options(run, train_list="gone.csv"), "run-data", WARNING, "gone.csv"),
-    "other dataset": (
-        lambda run: change_model(run, lambda content: content["hparams"].update(dataset="msad")),
-        "run-models",
-        ERROR,
-        "trained on msad",
-    ),
-    "other method": (
-        lambda run: change_model(run, lambda content: content["hparams"].update(method="vadclip")),
-        "run-models",
-        ERROR,
-        "checkpoint of vadclip",
-    ),
-    "weights not finite": (
-        lambda run: change_model(run, lambda c: c["model_state_dict"]["classifier.bias"].fill_(float("nan"))),
-        "run-models",
-        ERROR,
-        "classifier.bias holds NaN",
-    ),
-    "other CLIP": (
-        lambda run: change_model(run, lambda content: content["hparams"].update(clip_fingerprint="0" * 16)),
-        "run-clip",
-        ERROR,
-        "pass the same --clip",
-    ),
+    "other dataset": (changed(dataset="msad"), "run-models", ERROR, "trained on msad"),
+    "other method": (changed(method="vadclip"), "run-models", ERROR, "checkpoint of vadclip"),
+    "weights not finite": (spoil_weights, "run-models", ERROR, "classifier.bias holds NaN"),
+    "other CLIP": (changed(clip_fingerprint="0" * 16), "run-clip", ERROR, "pass the same --clip"),
     "loss not finite": (spoil_losses, "run-losses", ERROR, "losses.csv, row 3"),
-    "other torch": (
-        lambda run: change_json(run / "environment.json", packages={"torch": "2.0.0"}),
-        "run-environment",
-        WARNING,
-        "torch was 2.0.0",
-    ),
+    "other torch": (change_environment, "run-environment", WARNING, "torch was 2.0.0"),
 }
 
 
