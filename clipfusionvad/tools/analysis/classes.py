@@ -159,28 +159,24 @@ def draw_confusion(
 ) -> figures.Figure:
     """Draw both tables: the shares of each row as colours, the numbers in the cells."""
     figure = figures.new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
-    left, right = figure.subplots(1, 2)
-    _draw(left, labels, columns, frames, np.round(100 * frames.shares), "frames")
-    left.set_title("frames, percent of each row", fontsize=10, loc="left")
-    _draw(right, labels, columns, videos, videos.table, "videos")
-    right.set_title("videos, counted", fontsize=10, loc="left")
+    panels = (
+        ("frames, percent of each row", frames, np.round(100 * frames.shares)),
+        ("videos, counted", videos, videos.table),
+    )
+    for axis, (title, found, numbers) in zip(figure.subplots(1, 2), panels, strict=True):
+        totals = found.table.sum(axis=1)
+        present = np.flatnonzero(totals)
+        shares = found.shares[present]
+        rows = [f"{labels[row]} ({totals[row]:,})" for row in present.tolist()]
+        figures.draw_matrix(axis, shares, rows, columns, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel(f"taken for (anomalous from a score of {found.threshold:.3g} on)")
+        axis.set_ylabel(f"true class ({title.split(',')[0]})")
+        for row, column in zip(*np.nonzero(numbers[present] > 0), strict=True):
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            text = str(int(numbers[present[row], column]))
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     return figure
-
-
-def _draw(
-    axis: figures.Axes, labels: Sequence[str], columns: Sequence[str], found: Confusion, numbers: np.ndarray, unit: str
-) -> None:
-    totals = found.table.sum(axis=1)
-    present = np.flatnonzero(totals)
-    shares = found.shares[present]
-    rows = [f"{labels[row]} ({totals[row]:,})" for row in present.tolist()]
-    figures.draw_matrix(axis, shares, rows, columns, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axis.set_xlabel(f"taken for (anomalous from a score of {found.threshold:.3g} on)")
-    axis.set_ylabel(f"true class ({unit})")
-    for row, column in zip(*np.nonzero(numbers[present] > 0), strict=True):
-        colour = "white" if shares[row, column] > 0.55 else "black"
-        text = str(int(numbers[present[row], column]))
-        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def confusion(test: TestResult) -> AnalysisResult:

@@ -139,8 +139,13 @@ def prompts(
         by_word = vectors.assign(rank=[range(1, words + 1)] * len(vectors)).explode(["word", "rank", "cosine"])
         numbers = pd.concat([by_word[header].astype(object), numbers.astype(object)])
         near = int((vectors["random_as_near"] <= CHANCE).sum())
+        # The ten vectors that are nearest to a word.
+        shown = vectors.assign(nearest=vectors["word"].str.join(", "), cosine=vectors["cosine"].str[0])
+        shown = shown.sort_values("cosine", ascending=False, kind="stable")[:10]
+        columns = {"class": "class", "position": "vector", "nearest": "nearest", "cosine": "cosine"}
+        columns |= {"random_as_near": "random as near", "nearest_distance": "distance", "random_distance": "of random"}
         lines = [
-            table_text(_nearest_vectors(vectors)),
+            table_text(shown[[*columns]].rename(columns=columns)),
             f"{near} of {len(vectors)} learned vectors are nearer to a word than 95 % of random vectors; the words of "
             f"the others mean nothing",
         ]
@@ -150,12 +155,3 @@ def prompts(
         f"({labels[first[most]]} and {labels[second[most]]})"
     )
     return AnalysisResult(numbers, draw_prompts(vectors, random_cosine, similarity, labels), lines)
-
-
-def _nearest_vectors(vectors: DataFrame) -> DataFrame:
-    """Return the ten vectors that are nearest to a word."""
-    shown = vectors.assign(nearest=vectors["word"].str.join(", "), cosine=vectors["cosine"].str[0])
-    shown = shown.sort_values("cosine", ascending=False, kind="stable")[:10]
-    columns = {"class": "class", "position": "vector", "nearest": "nearest", "cosine": "cosine"}
-    columns |= {"random_as_near": "random as near", "nearest_distance": "distance", "random_distance": "of random"}
-    return shown[[*columns]].rename(columns=columns)

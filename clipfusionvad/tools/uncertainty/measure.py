@@ -24,6 +24,7 @@ from clipfusionvad.tools.uncertainty import LEVELS
 
 MODALITIES = ("image", "event")
 NEEDED = ("fused", *(f"{kind}_{what}" for what in ("mu", "weight") for kind in MODALITIES))
+CURVE_NAMES = [f"{kind}_{what}" for what in ("weight", "cosine", "euclidean") for kind in MODALITIES]
 # The factor of a corrupted feature. Source: released code of IEF-VAD.
 ATTENUATION = 0.01
 PROBABILITY_FLOOR = 1e-8
@@ -52,23 +53,15 @@ def count_video_frames(videos: VideoDataset) -> list[FrameCounts]:
 
 @dataclass(frozen=True)
 class Observation:
-    """A model's outputs for one video: a probability per snippet (n,), the rest per modality and snippet (2, n).
+    """A model's outputs for one video: a probability per snippet (n,), and curves (n,) by ``CURVE_NAMES``.
 
     ``weight`` is the mean over D of the modality's weights; ``cosine`` (similarity) and ``euclidean`` (distance)
     compare the fused state with the modality's mean. ``dimensions`` (2, D) sums the weights over all frames.
     """
 
     anomaly: np.ndarray
-    weight: np.ndarray
-    cosine: np.ndarray
-    euclidean: np.ndarray
+    by_modality: dict[str, np.ndarray]
     dimensions: np.ndarray
-
-    @property
-    def by_modality(self) -> dict[str, np.ndarray]:
-        """The curves (n,) under their names in tables: image_weight, event_weight, image_cosine, …"""
-        curves = {"weight": self.weight, "cosine": self.cosine, "euclidean": self.euclidean}
-        return {f"{kind}_{name}": both[i] for name, both in curves.items() for i, kind in enumerate(MODALITIES)}
 
 
 @dataclass(frozen=True)
@@ -132,14 +125,14 @@ def observe_videos(
             curves = model.sampling.restore(curves, len(rows)).T
             weights = model.sampling.restore(weights, len(rows))
             dimensions = np.einsum("n,nmd->md", frames.frames.astype(np.float64), weights)
-            observations.append(Observation(curves[0], curves[1:3], curves[3:5], curves[5:7], dimensions))
+            observations.append(Observation(curves[0], dict(zip(CURVE_NAMES, curves[1:], strict=True)), dimensions))
     return observations
 
 
 def _observe_windows(
     model: Method, windows: np.ndarray, lengths: np.ndarray, fixed: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return curves (N·T, 7) in the order of ``Observation`` and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
+    """Return the anomaly and ``CURVE_NAMES`` (N·T, 7), and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
     device, at_once = next(model.parameters()).device, model.windows_at_once
     curves, weights = [], []
     for start in range(0, len(windows), at_once):
@@ -202,12 +195,12 @@ def sweep_metrics(
     parts = _joined_parts(counts)
     positives, normal, frames = parts["anomalous"], parts["normal"], parts["all"]
     brier = (positives * (after - 1) ** 2 + normal * after**2).sum() / frames.sum()
-    weight = np.concatenate([video.weight for video in corrupt], axis=1)
     metrics = {"brier": float(brier), "kl": _mean(bernoulli_kl(before, after), frames)}
     metrics |= snippet_metrics(after, positives, frames)
     for part, counted in parts.items():
-        for kind, curve in zip(MODALITIES, weight, strict=True):
-            metrics[f"{kind}_weight" if part == "all" else f"{kind}_weight_{part}"] = _mean(curve, counted)
+        for name in (f"{kind}_weight" for kind in MODALITIES):
+            curve = np.concatenate([video.by_modality[name] for video in corrupt])
+            metrics[name if part == "all" else f"{name}_{part}"] = _mean(curve, counted)
     return metrics
 
 
