@@ -192,13 +192,15 @@ def resumable(state: Callable[[], str]) -> Iterator[None]:
     threading.Thread(target=watch, daemon=True).start()
     previous = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     try:
-        # Only signals that have a handler are written to the pipe.
+        # Only signals that have a handler are written to the pipe. The handler stays while ``_exit`` runs: torchrun's
+        # SIGTERM comes at the same time.
         with stop_on_signals(threading.Event(), second_interrupts=False):
-            yield
-    except RuntimeError as error:
-        if lost := _lost_rank(error):
-            _exit(EXIT_LOST, f"error: {lost}: {state()}")
-        raise
+            try:
+                yield
+            except RuntimeError as error:
+                if lost := _lost_rank(error):
+                    _exit(EXIT_LOST, f"error: {lost}: {state()}")
+                raise
     finally:
         ended.set()
         signal.set_wakeup_fd(previous)
