@@ -149,6 +149,16 @@ def test_every_pickle_protocol(protocol, tmp_path):
     assert read_array(tmp_path / "a.npy", "truth").tolist() == array.tolist()
 
 
+def test_an_array_that_runs_code_or_of_another_version_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", objects([1], RunsCode(tmp_path / "ran")))
+    with pytest.raises(UserError, match="truth .*a.npy would run foreign code .*mkdir.*refused"):
+        read_array(tmp_path / "a.npy", "truth")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x03\x00" + bytes(100))
+    with pytest.raises(UserError, match="a.npy"):
+        read_array(tmp_path / "a.npy", "truth")
+
+
 @settings(max_examples=400)
 @given(st.data())
 def test_damaged_files_end_in_an_array_or_one_line(tmp_path_factory, data):

@@ -142,7 +142,9 @@ def test_scores_come_back(tmp_path, classes, truth):
 def test_damaged_scores_are_one_clear_line(tmp_path):
     save_scores(tmp_path / "s.npz", *made_test(), OPTIONS)
     whole = (tmp_path / "s.npz").read_bytes()
-    for spoiled in (b"", b"no zip", whole[: len(whole) // 2], whole[:-30]):
+    np.savez_compressed(tmp_path / "bomb.npz", scores=np.zeros(10**7))
+    bomb = (tmp_path / "bomb.npz").read_bytes()
+    for spoiled in (b"", b"no zip", whole[: len(whole) // 2], whole[:-30], bomb):
         (tmp_path / "s.npz").write_bytes(spoiled)
         with pytest.raises(UserError, match="not readable"):
             read_scores(tmp_path / "s.npz")
