@@ -29,7 +29,7 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
     argv = sys.argv[1:] if argv is None else list(argv)
     args = option_file.parse_args([word for word in argv if word != _SHOW])
     if _SHOW in argv and not Path(args.model_path).is_file():
-        # There are no stored options to show.
+        # Without a file only the other layers can be shown.
         option_file.parse_args(argv)
     file, dataset = read_model_file(args.model_path), option_file.DATASET
     check_method(file, args.method)

@@ -44,7 +44,7 @@ class Entry:
 
 
 def split_crop(stem: str) -> tuple[str, int | None]:
-    """Return the video name and the crop number of a feature file's stem ``NAME__k``; None where there is no ``__k``.
+    """Return the video name and the crop number of a feature file's stem ``NAME__k``, None without ``__k``.
 
     Only the last ``__k`` is removed: names of XD-Violence contain ``__``.
     """

@@ -1,4 +1,4 @@
-"""Work done ahead of its use: one thread makes the items that another thread takes."""
+"""Prefetch: a thread computes the next items of an iterator while the caller uses the current one."""
 
 from __future__ import annotations
 

@@ -140,8 +140,8 @@ def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
 def average_chunks(features: np.ndarray, length: int) -> np.ndarray:
     """Return the means of T consecutive chunks, (L, D) → (T, D) float32.
 
-    Chunk bounds are the integers of ``linspace(0, L, T + 1)`` (not i·L//T, which differs where T is no power
-    of two); an empty chunk takes the row at its start. float16 input is averaged in float32 and rounded to
+    Chunk bounds are the integers of ``linspace(0, L, T + 1)`` (not i·L//T, which differs if T is not a
+    power of two); an empty chunk takes the row at its start. float16 input is averaged in float32 and rounded to
     float16 before it is stored as float32, as numpy's mean does in the released code.
     """
     count = _snippets(features)

@@ -240,7 +240,7 @@ def _detection_metrics(
 
 
 def evaluate_videos(scores: Sequence[VideoScores], videos: VideoDataset) -> dict[str, float]:
-    """Video-level AUC and AP of each branch (``auc1``, ``ap1``, …), where there is no frame-level truth.
+    """Video-level AUC and AP of each branch (``auc1``, ``ap1``, …), for test sets without frame-level truth.
 
     A video's score is ``metrics.video_score`` of its snippets.
     """

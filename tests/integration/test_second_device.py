@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 from made_videos import write_video
 from small_detect import write_model
+from test_seeds import no_plots  # noqa: F401
 from tiny import METHOD_FLAGS, WIDTH, make_tiny, package_main, quietly, strings
 from torch.utils import backend_registration
 
-from clipfusionvad.cli import training
 from clipfusionvad.engine.run_folder import seed_folder
 from clipfusionvad.models import find_method
 
@@ -68,14 +68,6 @@ def flat(values, name=""):
     if not isinstance(values, dict):
         return {name: values}
     return {key: value for inner in values for key, value in flat(values[inner], f"{name}/{inner}").items()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_plots():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "draw_score_curves", lambda *args: None)
-        patch.setattr(training, "draw_training", lambda *args: None)
-        yield
 
 
 @pytest.fixture(scope="module")
