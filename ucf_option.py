@@ -4,8 +4,6 @@ Edit a line here, put what differs into a YAML file (--config FILE), or override
 What a method was published with on this dataset stands in configs/METHOD_ucf.yaml and goes over these lines.
 """
 
-from __future__ import annotations
-
 from clipfusionvad.cli.options import parse_options
 from clipfusionvad.datasets import UCF
 

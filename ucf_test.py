@@ -1,7 +1,5 @@
 """Test on UCF-Crime: python ucf_test.py --help"""
 
-from __future__ import annotations
-
 import sys
 
 import ucf_option

@@ -1,7 +1,5 @@
 """Train on UCF-Crime: python ucf_train.py --help"""
 
-from __future__ import annotations
-
 import sys
 
 import ucf_option

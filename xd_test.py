@@ -1,7 +1,5 @@
 """Test on XD-Violence: python xd_test.py --help"""
 
-from __future__ import annotations
-
 import sys
 
 import xd_option

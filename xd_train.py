@@ -1,7 +1,5 @@
 """Train on XD-Violence: python xd_train.py --help"""
 
-from __future__ import annotations
-
 import sys
 
 import xd_option

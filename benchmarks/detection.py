@@ -6,8 +6,6 @@ Lengths are the real ones, truth and predictions are made up. Both variants give
 plain one takes a minute per size and is timed once, ours before and after it.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

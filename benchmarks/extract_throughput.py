@@ -7,8 +7,6 @@ clips are made (static scene, one moving thing, sensor noise), H.264 and HEVC. T
 weights: its speed does not depend on them. docs/scaling.md says what the figures mean.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -8,8 +8,6 @@ of matrices and convolutions, those inside fused attention apart; the rest is a 
 memory.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ Flat columns mean a cost that is linear in the length. Memory is the most that t
 it stops growing once a forward pass is full.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

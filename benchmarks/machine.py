@@ -5,8 +5,6 @@
 A busy machine hurts whatever is being measured, so what is compared is measured in turns.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Made-up models, batches and test sets for the benchmarks: random weights and features, sizes as in the real ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ videos; model, trainer, evaluations and metrics are those of a real training. A 
 --profile the times are those of an undisturbed training; with it one epoch is traced as well, for how busy the GPU is.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -5,8 +5,6 @@
 Ours includes counting the frames behind each snippet. Both give the same numbers, which is checked.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

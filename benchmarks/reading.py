@@ -8,8 +8,6 @@ which is checked; each runs in a process of its own, after a first epoch that le
 the median of three more is told.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import sys

@@ -1,7 +1,5 @@
 """What a benchmark says: lines as they come, and a JSON file of its claims for benchmarks/run.py."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import asdict, dataclass, field

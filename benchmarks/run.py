@@ -6,8 +6,6 @@ Takes ten to twenty minutes on two cores. Let nothing else run meanwhile. --devi
 those scripts that have them. The protocol runs on a GPU at its true size, and on a CPU at a small share of it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -8,8 +8,6 @@ Every training is a whole run of the program in a process of its own: reading li
 The seconds are those of the run, without Python's start; on a CPU those of its cores, whatever else the machine does.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import multiprocessing

@@ -1,7 +1,5 @@
 """How long the benchmarks' videos are: the true lengths, sorted, so that measurements need no data set."""
 
-from __future__ import annotations
-
 
 def _read(table: str) -> tuple[int, ...]:
     """The lengths of a table, in which ``63*4`` is four videos of 63."""

@@ -6,8 +6,6 @@ The videos have 18 to 2049 snippets, about 300 in the mean, windows of 256, ViT-
 the same weights, and what they compute is compared.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

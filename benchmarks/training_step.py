@@ -7,8 +7,6 @@ variants have the same random weights, and their losses are compared before anyt
 float32 and uncompiled, as the original does.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """python -m clipfusionvad COMMAND: prints the list of commands, or runs one."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -4,8 +4,6 @@ No other module names a benchmark. The facts come from the official annotation f
 VadCLIP family released (IEF-VAD for ShanghaiTech and MSAD). Frame rates are the commonly stated ones.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ B videos (bags), T snippets, C classes of which column 0 is *normal*; ``targets`
 valid snippets of each video, at least 1. Every loss is a scalar unless its docstring says otherwise.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,8 +3,6 @@
 A table lies between <!-- options of NAME … --> and <!-- end --> lines; NAME is a method, or the title of a config.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

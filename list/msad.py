@@ -1,7 +1,5 @@
 """Build the lists and the ground truth of MSAD: python list/msad.py --help."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Build the lists and the ground truth of UCF-Crime: python list/ucf.py --help."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

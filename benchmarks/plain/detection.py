@@ -3,8 +3,6 @@
 Runs are found by a Python loop over all frames of each class, overlaps by sets of frame numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

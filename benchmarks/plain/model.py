@@ -3,8 +3,6 @@
 Parameters have the names of the package's model, so that ``load_state_dict`` takes its weights as they are.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Testing as the original program does it: one video at a time, its prompts encoded again, scores per frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """One file per command: it reads the options, calls the package, and prints where the results are."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Check whether two sets of features agree, and name what makes them differ."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from clipfusionvad.cli.parser import Parser

@@ -1,7 +1,5 @@
 """Print a script that lets a shell complete commands and options: eval "$(clipfusionvad completion bash)"."""
 
-from __future__ import annotations
-
 import importlib
 from argparse import ArgumentParser
 

@@ -1,7 +1,5 @@
 """Generate a small dataset of a benchmark's shape, train and test on it, and print the result."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from clipfusionvad.cli.option_files import option_file_of

@@ -1,7 +1,5 @@
 """Make CLIP features of videos: one file NAME__k.npy for each crop of each video."""
 
-from __future__ import annotations
-
 from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig
 from clipfusionvad.extraction.snippets import ExtractOptions

@@ -1,7 +1,5 @@
 """Analyse a test or a model: classes, alarms, latency, calibration, prompts, gates, graphs, attention, transfer."""
 
-from __future__ import annotations
-
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Build a dataset's CSV lists and ground truth for a folder of features."""
 
-from __future__ import annotations
-
 from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import run_main

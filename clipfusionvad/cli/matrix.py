@@ -1,7 +1,5 @@
 """Train and test every method on the demo data of every dataset, and write the table."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

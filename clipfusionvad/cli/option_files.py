@@ -1,7 +1,5 @@
 """Finds the option file of a dataset: NAME_option.py where there is one, else general options."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from argparse import Namespace

@@ -4,8 +4,6 @@ Layers, later ones override: the declaration < option file < configs/METHOD_DATA
 pair that was not published, and the settings of --demo < the checkpoint under test < --config FILE < command line.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pack the features of a dataset's lists into one file each, which training and testing read many times faster."""
 
-from __future__ import annotations
-
 import sys
 import time
 from argparse import Namespace

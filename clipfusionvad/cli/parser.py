@@ -1,7 +1,5 @@
 """The argument parser of every command: errors in one line, no abbreviated flags, old names of renamed flags."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

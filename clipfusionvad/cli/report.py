@@ -1,7 +1,5 @@
 """Write the page of a run or a test, and its figures for a paper."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from clipfusionvad.cli.parser import Parser

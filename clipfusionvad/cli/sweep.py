@@ -1,7 +1,5 @@
 """Train many settings with several seeds each, and compare them: ablations, grids, searches."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import time

@@ -1,7 +1,5 @@
 """Test a model file, ours or a released one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from clipfusionvad.cli.option_files import OptionFile, find_option_file

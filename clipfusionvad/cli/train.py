@@ -1,7 +1,5 @@
 """Train a method on a dataset."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

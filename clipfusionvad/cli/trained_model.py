@@ -1,7 +1,5 @@
 """Options of commands that use a trained model: over those that its checkpoint was trained with."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Separate from the command, whose --help must not wait for the imports of this file.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Show how much a model trusts image and event, and what happens when one of them is damaged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from clipfusionvad.cli.option_files import find_option_file

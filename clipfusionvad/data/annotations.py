@@ -11,8 +11,6 @@ Six formats are recognised by their content; intervals are in frames, start incl
   There ``end_frame`` is inclusive: the frame-level arrays published beside such files say so.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

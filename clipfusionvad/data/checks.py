@@ -1,7 +1,5 @@
 """Checks of features and lists before a run, so that a bad file does not end it after hours."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

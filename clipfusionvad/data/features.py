@@ -1,7 +1,5 @@
 """Feature files: one .npy array (snippets, dim) per crop of a video and stream; a row is a snippet."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A held-out part of the training list, which selects checkpoints without the test set."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """CSV lists of feature files and labels."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence

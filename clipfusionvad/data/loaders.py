@@ -1,7 +1,5 @@
 """Batch samplers and the batches that they make."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Prefetch: a thread computes the next items of an iterator while the caller uses the current one."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor

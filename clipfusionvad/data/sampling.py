@@ -3,8 +3,6 @@
 A video has L snippets, a model input T; D is the feature width, N the number of test inputs of one video.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 

@@ -1,7 +1,5 @@
 """Model files: ours, and those that the original projects released, in both directions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Opens the lists, features and truth that the options name, and checks them before anything starts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from clipfusionvad.data.checks import check_features

@@ -1,7 +1,5 @@
 """Where and in what precision a model runs."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

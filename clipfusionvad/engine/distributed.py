@@ -4,8 +4,6 @@ Each process runs the model on its rows of a batch. The outputs are gathered, so
 the whole batch, and ``DistributedDataParallel`` averages the gradients: a step equals that of a single process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

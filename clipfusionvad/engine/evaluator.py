@@ -1,7 +1,5 @@
 """Scores of the videos of a list, and the metrics of the protocol from scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ The service and the project are set as for any other program: by ``wandb login``
 or by ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Builds the model that the options describe, and loads the weights of a checkpoint into it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

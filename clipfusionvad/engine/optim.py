@@ -1,7 +1,5 @@
 """How long, how fast and how often a training goes: its schedule, optimizer and learning rates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Ray for the time of a run: the only place that knows how it is started, found and left."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The training loop: one for every method, dataset and protocol, resumable at any step."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import math

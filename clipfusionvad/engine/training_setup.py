@@ -1,7 +1,5 @@
 """Reads the data of a training and builds its trainer; writes what surrounds the training steps into the run folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """From a batch to its losses, in one process or in several."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields, replace
 

@@ -1,7 +1,5 @@
 """The ten crops of the released features, and CLIP's own single crop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,7 +1,5 @@
 """Read videos frame by frame with PyAV: any container, codec, size and frame rate that ffmpeg reads."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator

@@ -1,7 +1,5 @@
 """CLIP's image encoder over batches of images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Both yield a result per job in any order. Closing the iterator stops the work an
 ``work`` is the function that turns a job into its result.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import multiprocessing.connection
 import os

@@ -1,7 +1,5 @@
 """Synthetic event images: where and how often the brightness of a pixel changes (second stream of IEF-VAD)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # Weights of R, G and B in ten-thousandths: with whole numbers, float32 arithmetic is exact.

@@ -1,7 +1,5 @@
 """What is to be extracted: the options, the videos, and the manifest of what has been extracted."""
 
-from __future__ import annotations
-
 import json
 import os
 import unicodedata

@@ -1,7 +1,5 @@
 """YAML files of options: those of a user, and those that come with the package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

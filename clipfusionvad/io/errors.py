@@ -1,7 +1,5 @@
 """Report bad input as one line on stderr with exit code 2."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import errno

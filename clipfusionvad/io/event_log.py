@@ -3,8 +3,6 @@
 TensorBoard's own writer is a thread: on a full disk it prints a traceback of its own, after the step has ended.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import time

@@ -1,7 +1,5 @@
 """Read text, JSON, YAML and CSV files with clear errors, and write files whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib

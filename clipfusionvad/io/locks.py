@@ -4,8 +4,6 @@ Locks are advisory and belong to a process: forked children do not inherit them.
 has no such locks (Windows, some network drives), nothing is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

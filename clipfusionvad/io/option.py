@@ -6,8 +6,6 @@ The command line, the check of YAML files, ``--help``, shell completion and the 
 declaration. A frozen dataclass declares its fields in the same way.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import types

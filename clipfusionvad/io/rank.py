@@ -1,7 +1,5 @@
 """The rank of this process, as torchrun sets it in the environment."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The one way to stop on signals: finish the work in progress, save, then end."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Compute frame-level AUC and AP, of all frames and of each class, from frames or snippets weighted by their frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypedDict
 

@@ -4,8 +4,6 @@ B videos, S segments of F frames (T = S·F), D feature width, C classes of which
 Formulas and parameter names are those of the released code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """ClipFusionVAD: VadCLIP's two branches with global attention, Visual Aggregator and Visual Product fusion."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any
 

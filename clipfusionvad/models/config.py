@@ -1,7 +1,5 @@
 """Options of the model that every method shares."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

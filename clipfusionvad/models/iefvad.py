@@ -3,8 +3,6 @@
 Formulas and parameter names are those of the released code. B videos, T snippets, D width of one stream.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ There are no published weights to compare with. B videos, T snippets, D feature 
 width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -3,8 +3,6 @@
 That code does not run. There are no published weights to compare with. C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any
 

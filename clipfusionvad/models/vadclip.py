@@ -1,7 +1,5 @@
 """VadCLIP (AAAI 2024): dual branch whose visual prompt is weighted by the coarse logits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

@@ -4,8 +4,6 @@ S snippets of all test videos, C classes (0 is *normal*). A snippet counts as it
 which ``positives`` (S,) are abnormal (``metrics.count_frames``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Tables of text: one form of a table, rendered as plain text, Markdown or LaTeX."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

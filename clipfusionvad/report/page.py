@@ -1,7 +1,5 @@
 """HTML pages in one file each: styles, the script and the data are inside, nothing is loaded."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from typing import Any

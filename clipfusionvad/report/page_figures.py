@@ -1,7 +1,5 @@
 """The charts of a run's page, drawn by matplotlib as inline SVG in the colours of the page."""
 
-from __future__ import annotations
-
 import html
 import io
 import re

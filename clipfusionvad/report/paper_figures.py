@@ -1,7 +1,5 @@
 """A test's figures for a paper: ROC, precision over recall, confusion, score curves."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

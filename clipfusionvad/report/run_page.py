@@ -1,7 +1,5 @@
 """The page of a run or a test: metrics, errors by class and by video, the training, options and environment."""
 
-from __future__ import annotations
-
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Summaries over several seeds of one training: mean, deviation and range of their metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The metrics of a result as a table, and the published figures beside them."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Run from the repository's folder: python docs/images/architecture.py
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from matplotlib.figure import Figure

@@ -3,8 +3,6 @@
 Exit code 0: none; 1: some, which are listed; 2, with one line: the service did not answer.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 ``--keep NAME``: pin these as requirements.txt does instead.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Videos for tests, and features computed plainly: one frame and one crop at a time, as the protocol reads."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import av

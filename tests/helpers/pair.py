@@ -1,7 +1,5 @@
 """Processes as torchrun starts them, but from one that has imported everything: in tenths of a second, not tens."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """Mistakes in lists and features, each planted by a function that returns (file, row) of what must be found."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from functools import partial

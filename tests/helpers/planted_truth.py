@@ -1,7 +1,5 @@
 """Mistakes in the truth, each planted by a function that returns (file, row) of what must be found."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Programs for processes of tests; ``warm.py`` imports this module before it starts one."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

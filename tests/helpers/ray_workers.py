@@ -1,7 +1,5 @@
 """Ray's workers as a test meets them: whether there is Ray at all, and which process works on what."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """What it takes to refuse bad input well."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

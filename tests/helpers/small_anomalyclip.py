@@ -1,7 +1,5 @@
 """A small AnomalyCLIP with a toy CLIP, for its tests."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Model files with random weights, for tests of detection."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

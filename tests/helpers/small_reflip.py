@@ -1,7 +1,5 @@
 """A small ReFLIP-VAD, and its modules as their formulas read, one video, snippet and channel at a time."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """Results of a made-up test, and pages of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ For running commands as the documentation has them. Importing it changes the pac
 ``site`` on ``PYTHONPATH`` does so in every process that starts.
 """
 
-from __future__ import annotations
-
 from clipfusionvad.cli import options
 from clipfusionvad.models import clip
 from clipfusionvad.tools import demo

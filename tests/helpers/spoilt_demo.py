@@ -1,7 +1,5 @@
 """A copy of the demo set to plant mistakes in, and ways to do it."""
 
-from __future__ import annotations
-
 import csv
 import os
 from dataclasses import dataclass, field

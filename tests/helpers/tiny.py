@@ -1,7 +1,5 @@
 """A tiny benchmark for tests: a dozen short videos, lists, and the ground truth in both of its forms."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -7,8 +7,6 @@ kill each file must be complete or have the name of a temporary file. At the end
 results must equal those of an undisturbed run bit for bit. To test another command, add it to ``commands``.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

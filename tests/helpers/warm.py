@@ -1,7 +1,5 @@
 """Processes that start in tenths of a second, because the server that forks them has imported the package."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from multiprocessing import forkserver

@@ -3,8 +3,6 @@
 Names and formats are those of the four benchmarks; the content is random.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

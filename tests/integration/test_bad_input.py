@@ -1,7 +1,5 @@
 """Bad input ends in one line on stderr and exit code 2, before anything is written."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Model and CLIP files that cannot be used end in one line on stderr and exit code 2."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

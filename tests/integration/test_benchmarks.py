@@ -1,7 +1,5 @@
 """The benchmarks: what they measure against computes what the package computes, and each script runs."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

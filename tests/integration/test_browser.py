@@ -3,8 +3,6 @@
 CHROMIUM names the browser if it is not called chromium on PATH; SCREENSHOTS is a folder for pictures to look at.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``compare-features``: every cause is made on purpose, and must be named; real features where they are at hand."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

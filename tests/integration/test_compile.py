@@ -1,7 +1,5 @@
 """torch.compile: every method is one graph, without a break, and its numbers stay."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import skip_without_packages

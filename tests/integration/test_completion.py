@@ -1,7 +1,5 @@
 """What a shell offers after a few letters of a command or an option."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 

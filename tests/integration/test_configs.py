@@ -1,7 +1,5 @@
 """Every YAML file under configs/ goes through the real parser and trains, and its head names commands that exist."""
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

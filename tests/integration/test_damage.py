@@ -1,7 +1,5 @@
 """A damaged file is told by its checksum, and a training goes on from the state before it."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import tracemalloc

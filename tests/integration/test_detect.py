@@ -1,7 +1,5 @@
 """Detection from the video file to what is written about it."""
 
-from __future__ import annotations
-
 import csv
 import json
 

@@ -1,7 +1,5 @@
 """The same seed gives the same bits, and what --deterministic does for it."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

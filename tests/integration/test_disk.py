@@ -1,7 +1,5 @@
 """A disk that is full or must not be written: one clear line, old files as they were, nothing half-written."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource

@@ -1,7 +1,5 @@
 """Programs of several processes: they do what one does, and end together whatever happens to one of them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

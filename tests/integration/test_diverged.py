@@ -1,7 +1,5 @@
 """A loss or a gradient that is not finite ends a training in one line, with nothing of that step saved."""
 
-from __future__ import annotations
-
 import csv
 import multiprocessing
 

@@ -1,7 +1,5 @@
 """Every command of README and docs/ runs, page by page and in order, on generated data and small models."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

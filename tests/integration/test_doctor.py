@@ -1,7 +1,5 @@
 """python -m clipfusionvad doctor: nothing in a clean demo set, and every planted mistake with its file and row."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The doctor on runs, installations, and the real lists of the benchmarks."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Every method and every dataset through the same doors."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Exported graphs against the way that a test goes, for every method; the command's files, cards and refusals."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Exported files as users go on with them, and methods that cannot be exported."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

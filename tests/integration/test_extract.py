@@ -1,7 +1,5 @@
 """From folders of videos to feature files: what is written, resumed, refused, and reported."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

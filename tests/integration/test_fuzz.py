@@ -1,7 +1,5 @@
 """The short version of ``make fuzz``: kinds that need no process of their own, and that failures are noticed."""
 
-from __future__ import annotations
-
 import signal
 
 import pytest

@@ -1,7 +1,5 @@
 """Files made to do harm: each does with the plain reader, and is refused here in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

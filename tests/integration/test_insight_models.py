@@ -1,7 +1,5 @@
 """Analyses of models: what is computed beside a model is what the model computes."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Analyses of scores, against slow formulas over frames and thresholds one at a time."""
 
-from __future__ import annotations
-
 import csv
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A method is one file: the files that docs/methods.md prints work as printed, and options do not leak."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

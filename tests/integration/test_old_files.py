@@ -1,7 +1,5 @@
 """Files that version 0.1.0 (commit 1eeca1f) wrote are read, and give the numbers that it printed: tests/data/old/."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

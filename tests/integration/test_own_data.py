@@ -1,7 +1,5 @@
 """A dataset of one's own: its YAML file, and the steps of docs/own-data.md through the command line."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

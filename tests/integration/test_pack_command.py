@@ -1,7 +1,5 @@
 """python -m clipfusionvad pack, and training and testing with what it made: the same run to the last bit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Extraction on Ray: a worker is killed on the way, and the files are those of a run on this machine alone."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

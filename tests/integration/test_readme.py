@@ -1,7 +1,5 @@
 """README.md and docs/ keep what they promise: commands, flags, files, targets, imports and the Python examples."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

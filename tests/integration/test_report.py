@@ -1,7 +1,5 @@
 """The printed table and the pictures."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

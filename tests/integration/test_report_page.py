@@ -1,7 +1,5 @@
 """The page of a run: what is in it, and that nothing in it is taken for code."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Runs repeated from their records: what matches, what differs, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """A training that was killed, stopped or broke off goes on to the same bits as one that was not."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """The programs as a user runs them, on a tiny made-up benchmark."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 The device is that of tests/helpers/second_device.py, so that this is tested on machines without a GPU.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

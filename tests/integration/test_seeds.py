@@ -1,7 +1,5 @@
 """``--seeds`` trains one seed after another: each as in a run of its own, with a summary of all."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

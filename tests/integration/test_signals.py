@@ -1,7 +1,5 @@
 """SIGINT and SIGTERM stop every command at a sensible point, with code 130 and word of how it goes on."""
 
-from __future__ import annotations
-
 import os
 import signal
 

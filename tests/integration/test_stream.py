@@ -1,7 +1,5 @@
 """Streams: as offline where a window is complete, alerts by hysteresis, sources that grow, break and outrun, memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Several feature streams of one video: found beside each other, read side by side."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The structure of the repository: the direction of imports, one file per method, the list of commands, sizes."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import pkgutil

@@ -1,7 +1,5 @@
 """Sweeps: what they train, that interrupted ones end as others do, and what their tables say."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

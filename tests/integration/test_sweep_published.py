@@ -1,7 +1,5 @@
 """Published figures in a sweep: read with their cells, shown beside the same thing only, refused where wrong."""
 
-from __future__ import annotations
-
 import re
 
 import pandas as pd

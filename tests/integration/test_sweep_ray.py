@@ -1,7 +1,5 @@
 """A sweep on Ray: a worker is killed, the sweep is stopped and continued, and the results are those of one process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The table command: what it finds, what it says of it, in which forms, and what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """A short version of ``make torture``: a dozen kills of three commands."""
 
-from __future__ import annotations
-
 import pytest
 import torture
 

@@ -1,7 +1,5 @@
 """``--track``: every point of a run reaches the service once, whatever the service does meanwhile."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json

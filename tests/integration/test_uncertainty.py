@@ -1,7 +1,5 @@
 """The analysis of how a model trusts its modalities, against slow formulas over frames."""
 
-from __future__ import annotations
-
 import csv
 import math
 

@@ -1,7 +1,5 @@
 """Find the parity cases (numbers measured on the original systems), build our model for one, compare up to rounding."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

@@ -1,7 +1,5 @@
 """AnomalyCLIP against the original: text, test and training passes, selection, losses, gradients, BatchNorm."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

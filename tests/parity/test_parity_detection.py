@@ -1,7 +1,5 @@
 """Detection mAP against numbers measured on the released code, frame by frame and on snippets."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

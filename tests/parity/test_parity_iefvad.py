@@ -1,7 +1,5 @@
 """IEF-VAD's forward pass, losses and gradients against the original."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

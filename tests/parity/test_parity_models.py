@@ -1,7 +1,5 @@
 """Forward passes, losses, gradients and eight optimizer steps against the original models."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

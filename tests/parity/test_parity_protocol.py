@@ -1,7 +1,5 @@
 """The test scripts, through their command line only, against what the original test scripts print."""
 
-from __future__ import annotations
-
 import importlib
 import json
 

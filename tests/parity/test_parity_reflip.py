@@ -1,7 +1,5 @@
 """ReFLIP-VAD's released variant against the original model: label encoding, text features, logits, file layout."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

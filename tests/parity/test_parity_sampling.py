@@ -1,7 +1,5 @@
 """Sampling, windows and label vectors against the released code."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from originals import each_case, read_config

@@ -1,7 +1,5 @@
 """Whole training runs of the original, replayed by our own loop from its weights and its batch order."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

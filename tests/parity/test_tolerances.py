@@ -1,7 +1,5 @@
 """The comparison up to rounding, without recorded cases: rounding passes, a mistake does not."""
 
-from __future__ import annotations
-
 import torch
 from originals import assert_all_close, assert_mistakes_are_caught, compute_twice
 

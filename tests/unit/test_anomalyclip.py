@@ -1,7 +1,5 @@
 """AnomalyCLIP against plain formulas: forward pass, class order, normal centroid, prompts; and its released files."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """AnomalyCLIP's losses against loops over videos, segments and frames."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Metrics of resampled videos, against the metrics of repeated videos computed the plain way."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

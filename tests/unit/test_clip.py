@@ -1,7 +1,5 @@
 """Where CLIP's weights come from, and prompts through its text tower: fixed, learned and packed into one row."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import urllib.error

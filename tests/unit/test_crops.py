@@ -1,7 +1,5 @@
 """Pictures for the encoder: the ten crops of the protocol, CLIP's own preprocessing, and synthetic event images."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Every frame of any video, upright and in order; one clear line for a file that is not a video."""
 
-from __future__ import annotations
-
 import pickle
 from fractions import Fraction
 from pathlib import Path

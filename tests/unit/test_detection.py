@@ -1,7 +1,5 @@
 """Detection mAP on intervals, beside a plain version that walks and compares single frames."""
 
-from __future__ import annotations
-
 import contextlib
 
 import numpy as np

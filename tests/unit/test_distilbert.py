@@ -1,7 +1,5 @@
 """Where ReFLIP-VAD's DistilBERT comes from, and that nothing in a folder is run."""
 
-from __future__ import annotations
-
 import json
 import pickle
 

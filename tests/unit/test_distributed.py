@@ -1,7 +1,5 @@
 """Steps of several processes are those of one."""
 
-from __future__ import annotations
-
 from unittest import mock
 
 import numpy as np

@@ -1,7 +1,5 @@
 """IEF-VAD against the formulas of its paper and released code, written out plainly."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What an epoch trains on and how: batches, the held-out videos, learning rates and optimizers."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

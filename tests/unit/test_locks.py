@@ -1,7 +1,5 @@
 """One process at a time in a folder, and no trouble from one that was killed."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

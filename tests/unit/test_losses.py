@@ -1,7 +1,5 @@
 """Losses of several methods against plain loops over videos, classes and pairs, and their invariants."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

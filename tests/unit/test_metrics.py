@@ -1,7 +1,5 @@
 """Metrics of frames, classes and whole test sets, against hand-computed values, scikit-learn and repeated scores."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

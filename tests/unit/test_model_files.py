@@ -1,7 +1,5 @@
 """Model files of ours and of others, and arrays: what is in them is read, and no code in them runs."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import pickle

@@ -1,7 +1,5 @@
 """The models' parts against plain formulations, and what each ablation switch changes."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Flags, option files and configs: names and defaults of the original scripts, and their precedence."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import runpy

@@ -1,7 +1,5 @@
 """Packed features: the numbers of the single files, and a store that does not fit is noticed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """ReFLIP-VAD as its paper reads, module by module against plain loops; as its code computes; and its files."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """The maths behind the page of a run, and the file of scores that it is made of."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

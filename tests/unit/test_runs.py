@@ -1,7 +1,5 @@
 """Run folders: which one, and records that an interrupted run may leave behind."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

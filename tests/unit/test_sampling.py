@@ -1,7 +1,5 @@
 """Windows, uniform sampling and grids of segments × frames, against plain loops, and their invariants."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Segments: against a slow loop, whatever the scores, and online as at once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

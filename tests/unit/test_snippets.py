@@ -1,7 +1,5 @@
 """Rows of features: how many, from which frames, and equal to the plain way through the tower."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """AnomalyCLIP's axial transformer and the temporal models beside it, against their equations as loops."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

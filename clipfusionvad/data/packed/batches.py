@@ -1,7 +1,5 @@
 """Batches of packed features: from GPU memory where the features fit there, else from the memory-mapped file."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 

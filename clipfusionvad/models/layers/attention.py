@@ -1,7 +1,5 @@
 """The global attention module (GAM) of ClipFusionVAD."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

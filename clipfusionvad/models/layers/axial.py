@@ -4,8 +4,6 @@ B inputs, E width, a grid of S rows × F columns. Equations and parameter names 
 axial_attention 0.6.1, whose reversible blocks save memory but compute the same numbers.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

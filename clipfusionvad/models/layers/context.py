@@ -1,7 +1,5 @@
 """Learned class prompts as in CoOp: vectors replace the words before a class name, or the whole text."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 Parameter names are those of the released checkpoints.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

@@ -4,8 +4,6 @@ B videos, T snippets, D feature width; ``valid`` (B, T) marks the snippets that 
 a convolution along time reads it, and it is not attended to, so that it changes nothing in evaluation.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The two graph branches along time: similar snippets, and neighbouring snippets."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 B inputs, D feature width, E width of the model, a grid of S segments × F frames.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """CLIP's pre-norm transformer: the frozen text tower and, in windows, the temporal transformer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

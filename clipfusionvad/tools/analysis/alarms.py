@@ -6,8 +6,6 @@ snippets that reach the threshold; alarms are merged over short gaps and dropped
 event is found if an alarm overlaps it. Rates are per hour of frames that are not annotated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

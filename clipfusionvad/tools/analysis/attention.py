@@ -5,8 +5,6 @@ the queries and keys of each call of ``F.scaled_dot_product_attention``; the mod
 input, H heads; a module attends within lines of L places: windows, rows of a grid, or the whole input as its only line.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ S snippets of all test videos, weighted by their frames; B bins. Source of ECE a
 "On Calibration of Modern Neural Networks", 2017.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

@@ -3,8 +3,6 @@
 C classes, of which 0 is *normal*; K columns of a confusion: C, or two for a method without class probabilities.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 n snippets of a video, D channels, L valid snippets of an input. Gates lie in 0..1 and are multiplied with their input.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

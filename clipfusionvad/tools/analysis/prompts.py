@@ -3,8 +3,6 @@
 n learned vectors, C classes, V words of CLIP's vocabulary, W width of its text tower, R random vectors.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import numpy as np

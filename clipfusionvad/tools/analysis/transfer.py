@@ -4,8 +4,6 @@ The anomaly score needs no class names. If a method learned nothing for single c
 the target's classes, so it also tells those apart. Otherwise it keeps its own classes, and only its score is tested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write a copy of a video with its score curve below the picture and the class of the current segment in it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path

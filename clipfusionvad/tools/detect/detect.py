@@ -3,8 +3,6 @@
 n snippets, C classes (0 is *normal*).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass

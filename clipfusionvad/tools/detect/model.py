@@ -1,7 +1,5 @@
 """A model that is ready to score frames: the encoders of its streams, its class texts, its labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write the results of detection: JSON, tables, a figure and a page for each video, and an index of a folder."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Run detection as the command does: score videos or a live stream and write the results."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Frames of a live stream: files that grow, standard input, cameras, network streams."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -4,8 +4,6 @@ A stream is scored in the consecutive windows of a test. The last window is scor
 scores are provisional; those of a complete window are final. T snippets of a window, D width of a row.
 """
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

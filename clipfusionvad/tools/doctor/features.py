@@ -1,7 +1,5 @@
 """Checks of the feature files: readable, of one extraction, and of the videos that their names say."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 

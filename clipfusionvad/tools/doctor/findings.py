@@ -3,8 +3,6 @@
 A check is a public generator function of a module: what is checked → findings. Its name and docstring are printed.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

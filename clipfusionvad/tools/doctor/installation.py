@@ -1,7 +1,5 @@
 """Checks of the installation: versions that do not fit, missing packages, and limits of the machine."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

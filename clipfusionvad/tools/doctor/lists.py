@@ -1,7 +1,5 @@
 """Checks of the training list and the test list, and of the model file that belongs to them."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Checks of the folder of a run: complete, finite, and made with what is used now."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

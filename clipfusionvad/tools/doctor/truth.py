@@ -1,7 +1,5 @@
 """Checks of the truth of the test list: mistakes that change the metrics without any error."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise

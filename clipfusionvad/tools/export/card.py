@@ -1,7 +1,5 @@
 """The model card beside an exported file: what it is, how to run it, how it was checked, and its limits."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path

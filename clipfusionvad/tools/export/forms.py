@@ -1,7 +1,5 @@
 """The file formats of an exported model, by the suffix of the file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The scorer as a graph of torch.export and of ONNX, and the check that it gives what the model gives."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

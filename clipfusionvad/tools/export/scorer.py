@@ -3,8 +3,6 @@
 L snippets of a video, D feature width of one stream, C classes (0 is *normal*).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Each cause is a hypothesis that pairs rows that should agree, and it is accepted
 that no hypothesis explains is named by its size and its kind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Compare two feature files, or the files of two folders, and print a table and the causes of differences."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Build a dataset's lists and ground truth from a folder of features and the official annotation files."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence

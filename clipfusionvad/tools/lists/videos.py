@@ -1,7 +1,5 @@
 """Find the videos of a feature folder, label them, and split them into training and test."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Repeat a run from its record: what has changed since then, and whether the numbers agree."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

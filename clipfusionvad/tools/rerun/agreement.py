@@ -1,7 +1,5 @@
 """Compare two runs or two tests: equal bit for bit, or how far apart."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The record of a run or a test, and what has changed since then: code, machine, options and data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Repeat a run or a test into another folder, and compare the numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Many trainings as one: what they differ in, running them, and the tables of their results."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -25,8 +25,6 @@ A table of a paper also holds its source and the published figures, in percent; 
       no gate: {gam: false, published: {auc1: 85.59}}
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence

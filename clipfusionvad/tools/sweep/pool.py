@@ -1,7 +1,5 @@
 """Run trials: one after another in this process, or several at a time in worker processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.queues

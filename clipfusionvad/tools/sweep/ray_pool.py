@@ -3,8 +3,6 @@
 A task is a trial. If its worker is lost, another one restarts it from its last saved state.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator

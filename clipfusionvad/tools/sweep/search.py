@@ -1,7 +1,5 @@
 """Search with Optuna: each setting is chosen by the results of the earlier ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType

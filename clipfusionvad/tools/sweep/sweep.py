@@ -1,7 +1,5 @@
 """A sweep: its trials in the order in which they run, their results, and the summary."""
 
-from __future__ import annotations
-
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence

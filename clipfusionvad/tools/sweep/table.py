@@ -1,7 +1,5 @@
 """The tables of a sweep: cells over seeds, their differences from the reference, published figures beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tables over many runs: seeds of a setting, paired comparisons, the store of results."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

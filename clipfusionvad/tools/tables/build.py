@@ -1,7 +1,5 @@
 """From settings to the tables that the options ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Find finished runs in folders of any depth, and group those that are seeds of one setting."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The test videos are a sample: on others, both runs would have scored differently
 both runs, and the interval shows how far their difference moves. Seeds are another source of chance, judged separately.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

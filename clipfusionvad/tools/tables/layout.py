@@ -1,7 +1,5 @@
 """Rows and differences laid out as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 

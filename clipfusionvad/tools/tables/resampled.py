@@ -1,7 +1,5 @@
 """Compute the metrics of a run on many resamples of its test videos, from its stored scores."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The metrics of settings as rows: mean and deviation over seeds, an interval, the published figure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The results store, a CSV file of measured metrics, and the tables in README that are generated from it."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime, timezone

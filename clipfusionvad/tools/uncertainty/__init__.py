@@ -1,7 +1,5 @@
 """How much a model that fuses image and event trusts each of them, also when one is damaged."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The whole analysis of a model's uncertainty: every table and every figure of how much it trusts its modalities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ For any method whose output has the fields of ``NEEDED``. n snippets of a video,
 T snippets of a model input; the two modalities, image and event, are the method's streams in their order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

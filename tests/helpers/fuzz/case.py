@@ -1,7 +1,5 @@
 """One case of the fuzzing: its seed, its folder, and what has to come out of it."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Features, lists, annotations, truth, packed stores and videos."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Model files: ours, released ones, Lightning's, CLIP's, and states to resume from."""
 
-from __future__ import annotations
-
 import json
 import random
 import zipfile

@@ -1,7 +1,5 @@
 """Damage to bytes and to nested values, drawn from a seeded generator."""
 
-from __future__ import annotations
-
 import io
 import random
 import zipfile

@@ -1,7 +1,5 @@
 """Any value for any option: command lines, configs, and dataset files."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import random

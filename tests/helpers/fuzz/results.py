@@ -1,7 +1,5 @@
 """Folders of runs and tests, their scores, manifests of features, and descriptions of detections."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

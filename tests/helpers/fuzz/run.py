@@ -4,8 +4,6 @@ A case is decided by its kind, its number and the seed alone, so that any of the
 ``python tests/helpers/fuzz/run.py --seed 1 --kind features --case 17``.
 """
 
-from __future__ import annotations
-
 import argparse
 import faulthandler
 import os

@@ -1,7 +1,5 @@
 """Valid files of every kind, small enough to be damaged thousands of times."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings
