@@ -12,7 +12,7 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.engine.checkpoint import run_of
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import deterministic, pick_device
-from clipfusionvad.engine.distributed import broadcast_object, distributed_context, local_main_first, resumable
+from clipfusionvad.engine.distributed import distributed_context, exit_if_lost, gather_objects, local_main_first
 from clipfusionvad.engine.model_setup import result_environment
 from clipfusionvad.engine.run_folder import (
     BEST,
@@ -81,7 +81,8 @@ def _train_one(settings: Settings, data: TrainingData) -> int:
     for path in filter(None, (run.model_path, run.checkpoint_path, run.metrics_json)):
         check_writable(path)
     with contextlib.ExitStack() as locks:
-        folder = broadcast_object(lambda: _take_folder(settings, locks))
+        # The folder that rank 0 has taken.
+        folder = gather_objects(_take_folder(settings, locks) if is_main() else None)[0]
         return _train_in(folder, settings, data, trainer, entries)
 
 
@@ -111,9 +112,8 @@ def _train_in(folder: Path, settings: Settings, data: TrainingData, trainer: Tra
     start_run(settings, data, trainer, entries, folder)
     _announce(settings, data, len(entries), folder)
     try:
-        with resumable(lambda: _saved(folder)):
-            trainer.fit(folder, checkpoint_path)
-            results = _conclude(settings, data, trainer, folder)
+        trainer.fit(folder, checkpoint_path)
+        results = _conclude(settings, data, trainer, folder)
     except Stopped:
         return _say_stopped(folder)
     except KeyboardInterrupt:
@@ -121,6 +121,9 @@ def _train_in(folder: Path, settings: Settings, data: TrainingData, trainer: Tra
         if rank_info().world_size > 1:
             raise
         return _say_stopped(folder)
+    except RuntimeError as error:
+        exit_if_lost(error, lambda: _saved(folder))
+        raise
     if is_main():
         print(metrics_table(results, _published(settings)))
         print(f"\nfinal model   {settings.run.model_path}")

@@ -26,7 +26,7 @@ from clipfusionvad.engine.checkpoint import (
     model_content,
     state_without_clip,
 )
-from clipfusionvad.engine.distributed import any_rank, rank_slice
+from clipfusionvad.engine.distributed import gather_objects, rank_slice
 from clipfusionvad.engine.optim import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS, RunLog
 from clipfusionvad.engine.training_step import TrainingStep
@@ -169,7 +169,7 @@ class Trainer:
                 due = self._evaluation_due(progress.batch - 1, len(rows))
                 log_now = not on_gpu or due or progress.batch == len(batches) or len(self._pending) >= GPU_LOG_EVERY
                 # Several processes only ask each other when they log: GPUs work ahead of Python in between.
-                stop = (log_now or rank_info().world_size == 1) and any_rank(self._stop.is_set())
+                stop = (log_now or rank_info().world_size == 1) and any(gather_objects(self._stop.is_set()))
                 if log_now or stop:
                     totals += self._log_losses(bar)
                 if due:

@@ -1,11 +1,10 @@
 """The rank of this process, as torchrun sets it in the environment."""
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class RankInfo:
+class RankInfo(NamedTuple):
     """``rank`` of ``world_size`` processes, ``local_rank`` of ``local_world_size`` on this machine."""
 
     rank: int = 0
@@ -17,8 +16,8 @@ class RankInfo:
 def rank_info() -> RankInfo:
     """Return the rank that torchrun set, or that of a single process where torchrun did not start this one."""
     # Clusters set some of these for every process. Only a launcher sets LOCAL_RANK.
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return RankInfo(*(int(os.environ[name]) for name in names)) if all(map(os.environ.get, names)) else RankInfo()
+    values = [os.environ.get(name.upper(), "") for name in RankInfo._fields]
+    return RankInfo(*map(int, values)) if all(values) else RankInfo()
 
 
 def is_main() -> bool:

@@ -19,7 +19,6 @@ from tiny import TEST, TRAIN, make_tiny
 
 from clipfusionvad.cli import testing as test_command
 from clipfusionvad.cli import training
-from clipfusionvad.engine import distributed
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.errors import UserError
 
@@ -232,30 +231,6 @@ def test_a_bug_in_one_process_keeps_its_traceback(data, tmp_path):
     ends = pair.run(spoiled, (data.at(tmp_path).train_flags(), ZeroDivisionError("ours")), tmp_path)
     assert [end.code for end in ends] == [1, 1]
     assert ends[0].err == "" and ends[1].err.startswith("Traceback") and "ZeroDivisionError: ours" in ends[1].err
-
-
-def impatient(rank, argv):
-    distributed.STOP_SECONDS = 0.5
-    return TRAIN["ucf"](argv)
-
-
-def test_a_process_that_hangs_keeps_no_other_from_ending(data, tmp_path):
-    """As one does that waits for a GPU: no handler of signals runs in it."""
-    processes = pair.start(impatient, (data.at(tmp_path).train_flags("--max-epoch", 1000),), tmp_path)
-    wait_for_change(tmp_path / "run/last.pt", processes[0])
-    os.kill(processes[1].pid, signal.SIGSTOP)
-    time.sleep(0.2)
-    os.kill(processes[0].pid, signal.SIGTERM)
-    processes[0].join(30)
-    processes[1].kill()
-    first, _ = pair.finish(processes, tmp_path)
-    step = torch.load(tmp_path / "run/last.pt")["progress"]["step"]
-    assert first.code == 75
-    assert first.err == (
-        f"error: not stopped in 0 s (is another process lost?): "
-        f"the state of step {step} is in {tmp_path / 'run/last.pt'}; "
-        f"start again with --use-checkpoint --output-dir {tmp_path / 'run'}\n"
-    )
 
 
 @pytest.mark.slow
