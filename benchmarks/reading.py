@@ -30,10 +30,8 @@ from benchmarks.machine import copy_bandwidth, peak_memory
 from benchmarks.report import Report, main_options
 from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from clipfusionvad.data.lists import Entry, write_list
-from clipfusionvad.data.loaders import BagDataset, ShuffledBatchSampler, load_batches
-from clipfusionvad.data.packed.batches import make_packed_batches
-from clipfusionvad.data.packed.store import FEATURES, open_store
-from clipfusionvad.data.packed.write import write_store
+from clipfusionvad.data.loaders import BagDataset, ShuffledBatchSampler, load_batches, make_packed_batches
+from clipfusionvad.data.packed import FEATURES, open_store, write_store
 from clipfusionvad.data.sampling import WindowSampling
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import count_cores

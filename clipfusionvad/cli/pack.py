@@ -2,62 +2,23 @@
 
 import sys
 import time
-from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from clipfusionvad.cli.option_files import find_option_file
 from clipfusionvad.cli.options import settings_of
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.packed.store import DTYPES, Manifest, Store, open_store, store_folder
-from clipfusionvad.data.packed.write import write_store
-from clipfusionvad.data.sampling import Sampling
+from clipfusionvad.data.packed import DTYPES, Manifest, open_store, store_folder, write_store
 from clipfusionvad.engine.data_setup import read_entries
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.models import find_method
-from clipfusionvad.models.config import ModelConfig
 
 # More threads would wait for the disk and for the one that writes.
 MOST_WORKERS = 8
 
 
-def main(argv: list[str]) -> int:
-    option_file, rest = find_option_file("pack", argv)
-    own, rest = _parse_own(rest)
-    settings = settings_of(option_file.parse_args(rest), option_file.DATASET)
-    data, model = settings.data, settings.model
-    if settings.run.demo:
-        from clipfusionvad.tools.demo import make_demo
-
-        make_demo(settings.dataset)
-    sampling = find_method(model.method).sampling_of(model.options)
-    # One list for both is packed whole, which serves both.
-    lists = {data.train_list: sampling} | {data.test_list: None}
-    # Nothing is packed unless all can be read.
-    entries = {path: read_entries(path, settings.dataset, model, data) for path in lists}
-    workers = data.workers or min(MOST_WORKERS, count_cores())
-    try:
-        for path, sampled in lists.items():
-            folder = store_folder(path, own.output or data.packed_dir)
-            pack_list(folder, path, entries[path], model, sampled, own.dtype, workers)
-    except KeyboardInterrupt:
-        print("a packed list is kept; the same command continues with the other one", file=sys.stderr)
-        raise
-    return 0
-
-
-def _parse_own(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the options that training does not have, and the rest of the command line."""
-    parser = make_parser()
-    if {"-h", "--help"} & set(argv):
-        # Those of training follow, from its own parser.
-        print(parser.format_help())
-    return parser.parse_known_args(argv)
-
-
 def make_parser() -> Parser:
+    """Return the parser of the options that training does not have."""
     parser = Parser(prog="clipfusionvad pack", description=__doc__, add_help=False, usage="%(prog)s [options]")
     group = parser.add_argument_group("packing")
     group.add_argument("--output", metavar="DIR", help="folder for the packed lists (default: beside the lists)")
@@ -67,41 +28,45 @@ def make_parser() -> Parser:
     return parser
 
 
-def pack_list(
-    folder: Path,
-    path: str,
-    entries: Sequence[Entry],
-    model: ModelConfig,
-    sampling: Sampling | None,
-    dtype: str,
-    workers: int,
-) -> None:
-    """Pack one list into a folder, unless the folder holds the same already; print where it is and its size."""
-    streams, start = find_method(model.method).streams, time.perf_counter()
-    existing = _find(folder, entries, path, model, sampling, dtype)
-    if existing is not None:
-        print(f"{folder} is up to date: {_describe(existing.manifest, folder)}")
-        return
-    made = write_store(folder, entries, path, streams, model.visual_width, sampling, dtype, workers)
-    print(f"{folder}: {_describe(made, folder)}, packed in {time.perf_counter() - start:.1f} s")
+def main(argv: list[str]) -> int:
+    option_file, rest = find_option_file("pack", argv)
+    parser = make_parser()
+    if {"-h", "--help"} & set(rest):
+        # Those of training follow, from its own parser.
+        print(parser.format_help())
+    own, rest = parser.parse_known_args(rest)
+    settings = settings_of(option_file.parse_args(rest), option_file.DATASET)
+    data, model = settings.data, settings.model
+    if settings.run.demo:
+        from clipfusionvad.tools.demo import make_demo
 
-
-def _find(
-    folder: Path, entries: Sequence[Entry], path: str, model: ModelConfig, sampling: Sampling | None, dtype: str
-) -> Store | None:
-    """Return the store that packing would write, if it exists and is undamaged."""
-    if not folder.exists():
-        return None
+        make_demo(settings.dataset)
+    method = find_method(model.method)
+    # One list for both is packed whole, which serves both.
+    lists = {data.train_list: method.sampling_of(model.options)} | {data.test_list: None}
+    # Nothing is packed unless all can be read.
+    read = {path: read_entries(path, settings.dataset, model, data) for path in lists}
     try:
-        store = open_store(folder)
-        store.check_fit(path, find_method(model.method).streams, model.visual_width, sampling)
-        store.check_sources(entries)
-        store.check_data()
-    except UserError as error:
-        warn(f"{error} (that is done now)")
-        return None
-    whole = sampling is None or sampling.is_random
-    return store if store.manifest.dtype == dtype and store.whole == whole else None
+        for path, sampling in lists.items():
+            folder, entries, start = store_folder(path, own.output or data.packed_dir), read[path], time.perf_counter()
+            fit = path, method.streams, model.visual_width, sampling
+            if folder.exists():
+                try:
+                    store = open_store(folder)
+                    store.check_fit(*fit)
+                    store.check_sources(entries)
+                    store.check_data()
+                    if (store.manifest.dtype, store.whole) == (own.dtype, sampling is None or sampling.is_random):
+                        print(f"{folder} is up to date: {_describe(store.manifest, folder)}")
+                        continue
+                except UserError as error:
+                    warn(f"{error} (that is done now)")
+            made = write_store(folder, entries, *fit, own.dtype, data.workers or min(MOST_WORKERS, count_cores()))
+            print(f"{folder}: {_describe(made, folder)}, packed in {time.perf_counter() - start:.1f} s")
+    except KeyboardInterrupt:
+        print("a packed list is kept; the same command continues with the other one", file=sys.stderr)
+        raise
+    return 0
 
 
 def _describe(made: Manifest, folder: Path) -> str:

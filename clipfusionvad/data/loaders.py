@@ -1,5 +1,6 @@
-"""Batch samplers and the batches that they make."""
+"""Batch samplers and the batches that they make, from feature files or packed features."""
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
@@ -11,11 +12,17 @@ from torch.utils.data import Dataset as TorchDataset
 
 from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.packed.batches import PackedBatches
+from clipfusionvad.data.packed import Store
+from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.signals import ignore_stop_signals
+
+# The share of a GPU's free memory that features may take; training needs the rest.
+_GPU_SHARE = 0.5
+# Batches that wait in pinned memory while the GPU computes a step.
+_BATCHES_PREFETCHED = 3
 
 
 class BatchSampler(Protocol):
@@ -62,14 +69,63 @@ class BalancedBatchSampler:
         return list(np.concatenate(halves, axis=1))
 
 
-def make_batch_sampler(
-    targets: np.ndarray, rows: np.ndarray, batch_size: int, balanced: bool, seed: int, cycle: bool = False
-) -> BatchSampler:
-    """Make the sampler of some rows of a list, whose multi-hot targets are (N, C)."""
-    if not balanced:
-        return ShuffledBatchSampler(rows, batch_size, seed)
-    normal = targets[rows, 0] > 0
-    return BalancedBatchSampler(rows[normal], rows[~normal], batch_size, seed, cycle)
+class PackedBatches:
+    """Gathers batches of a store's features on ``device``.
+
+    Features that take at most half of the free memory of a GPU are copied there once. Else a thread gathers batches
+    from the file, and they are copied while the GPU works.
+    """
+
+    def __init__(self, store: Store, device: torch.device):
+        self.lengths, self.starts, self.device, self.mapped = store.lengths, store.starts, device, store.features
+        self.prefetches = device.type != "cpu"
+        self.on_gpu: Tensor | None = None
+        if device.type == "cuda" and self.mapped.nbytes <= _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            with warnings.catch_warnings():
+                # The map is read-only, and nothing writes to it.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                self.on_gpu = torch.from_numpy(self.mapped).to(device)
+        # Memory for rows before their conversion to float32. It is used again: new memory takes longer than the copy.
+        self._buffer = np.empty(0, self.mapped.dtype)
+
+    def gather(self, indices: Iterator[np.ndarray]) -> Iterator[Tensor]:
+        """Yield the features at each of the indices into their first dimension, float32 on the device."""
+        if self.on_gpu is not None:
+            for index in indices:
+                chosen = torch.from_numpy(index).to(self.device, non_blocking=True)
+                yield self.on_gpu.index_select(0, chosen.flatten()).unflatten(0, chosen.shape).float()
+        elif self.prefetches:
+            for rows in prefetch((self._pin(index) for index in indices), _BATCHES_PREFETCHED):
+                yield rows.to(self.device, non_blocking=True).float()
+        else:
+            yield from map(self._to_float32, indices)
+
+    def _to_float32(self, index: np.ndarray) -> Tensor:
+        shape = (*index.shape, *self.mapped.shape[1:])
+        if self._buffer.shape != shape:
+            self._buffer = np.empty(shape, self.mapped.dtype)
+        self._take(index, self._buffer)
+        # numpy asks for huge pages: in memory from torch, page faults would take longer than the copy.
+        return torch.from_numpy(np.empty(shape, np.float32)).copy_(torch.from_numpy(self._buffer))
+
+    def _pin(self, index: np.ndarray) -> Tensor:
+        """Gather rows in the store's dtype in pinned memory, from which a GPU copies while it works."""
+        shape, dtype = (*index.shape, *self.mapped.shape[1:]), getattr(torch, self.mapped.dtype.name)
+        rows = torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+        self._take(index, rows.numpy())
+        return rows
+
+    def _take(self, index: np.ndarray, out: np.ndarray) -> None:
+        # In the mode "raise", numpy would make a copy before it writes to ``out``.
+        self.mapped.take(index, axis=0, out=out, mode="clip")
+
+
+def make_packed_batches(store: Store | None, sampling: Sampling, device: torch.device) -> PackedBatches | None:
+    """Return the packed batches of a sampling, or None where batches must be made video by video.
+
+    That is the case without a store, and for averages of whole videos.
+    """
+    return None if store is None or (store.whole and not sampling.is_random) else PackedBatches(store, device)
 
 
 class BagDataset(TorchDataset[tuple[Tensor, int, Tensor]]):
@@ -157,14 +213,12 @@ def _gather_batches(
 
     def index(at: int, rows: np.ndarray) -> np.ndarray:
         """Return where the inputs of a batch are in the store: (B,) samples, or (B, T) snippets drawn at random."""
-        if not sampling.is_random:
-            return rows[part(len(rows))]
-        # Drawn for the whole batch: each place in it has its own random numbers.
-        drawn = [
-            sampling.draw_rows(count, bags.generator(epoch, at, place))
-            for place, count in enumerate(packed.lengths[rows].tolist())
-        ]
-        return (packed.starts[rows, None] + np.stack(drawn))[part(len(rows))]
+        if sampling.is_random:
+            # Drawn for the whole batch: each place in it has its own random numbers.
+            counts = enumerate(packed.lengths[rows].tolist())
+            drawn = [sampling.draw_rows(count, bags.generator(epoch, at, place)) for place, count in counts]
+            rows = packed.starts[rows, None] + np.stack(drawn)
+        return rows[part(len(rows))]
 
     indices = (index(at, rows) for at, rows in enumerate(batches[start:], start))
     for rows, visual in zip(batches[start:], packed.gather(indices), strict=False):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
 from clipfusionvad.data.lists import Entry, add_streams, read_list
-from clipfusionvad.data.packed.store import FEATURES, Store, open_store, store_folder
+from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.evaluator import VideoDataset

@@ -12,8 +12,14 @@ import torch
 from clipfusionvad.data.checks import check_overlap
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.loaders import BagDataset, make_batch_sampler
-from clipfusionvad.data.packed.batches import PackedBatches, make_packed_batches
+from clipfusionvad.data.loaders import (
+    BagDataset,
+    BalancedBatchSampler,
+    BatchSampler,
+    PackedBatches,
+    ShuffledBatchSampler,
+    make_packed_batches,
+)
 from clipfusionvad.engine.checkpoint import centroid_content, make_hparams, model_content, state_without_clip
 from clipfusionvad.engine.config import Settings, TrainingConfig
 from clipfusionvad.engine.data_setup import check_list, open_list, read_test_set
@@ -89,7 +95,10 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
             path, read = settings.data.train_list, settings.data.check
             check_list(path, selection_set.entries, None, width, read, "held-out features", data.sources)
         judge = evaluate_videos
-    plan = make_batch_sampler(bags.targets, rows, training.batch_size, training.balanced, seed, training.cycle)
+    normal, size = bags.targets[rows, 0] > 0, training.batch_size
+    plan: BatchSampler = ShuffledBatchSampler(rows, size, seed)
+    if training.balanced:
+        plan = BalancedBatchSampler(rows[normal], rows[~normal], size, seed, training.cycle)
 
     def score(model: Method) -> dict[str, Any]:
         return judge(score_dataset(model, selection_set, device, precision), selection_set)

@@ -31,7 +31,7 @@ from PIL import Image
 from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 from warm import warm_context
 
-from clipfusionvad.data.packed.store import open_store
+from clipfusionvad.data.packed import open_store
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import write_text
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint

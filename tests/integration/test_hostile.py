@@ -20,7 +20,7 @@ from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
-from clipfusionvad.data.packed.store import open_store
+from clipfusionvad.data.packed import open_store
 from clipfusionvad.datasets import MSAD, UCF
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.extraction.extract import extract_video

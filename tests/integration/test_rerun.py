@@ -11,7 +11,7 @@ import yaml
 from tiny import make_tiny, package_main, quietly, strings
 
 from clipfusionvad.cli import training
-from clipfusionvad.data.packed.store import store_folder
+from clipfusionvad.data.packed import store_folder
 from clipfusionvad.datasets import read_dataset, yaml_content
 from clipfusionvad.io import provenance as origin
 from clipfusionvad.io.files import write_torch

@@ -10,7 +10,7 @@ from small_detect import detect, write_model
 from tiny import package_main, quietly, strings
 
 from clipfusionvad.cli import training
-from clipfusionvad.data.packed import write as pack_module
+from clipfusionvad.data import packed
 from clipfusionvad.extraction import extract as extract_module
 from clipfusionvad.tools.detect.detect import Detector
 
@@ -63,7 +63,7 @@ def test_packing(tiny, tmp_path, monkeypatch, kind):
     argv = ["pack", "--dataset", tiny.dataset, *tiny.train_flags()]
     with monkeypatch.context() as patch:
         # In the middle of the second list.
-        signal_at(patch, pack_module._Writer, "add", 24 + 3, kind)
+        signal_at(patch, packed, "load_video", 24 + 3, kind)
         assert_stopped(quietly(package_main, argv), "the same command continues")
     assert (tiny.folder / "train.pack").is_dir() and not (tiny.folder / "test.pack").exists()
     assert not list(tiny.folder.glob(".*"))

@@ -13,10 +13,8 @@ from originals import dataset_of, difference, each_case, float64, load_original,
 from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
-from clipfusionvad.data.loaders import BagDataset
-from clipfusionvad.data.packed.batches import make_packed_batches
-from clipfusionvad.data.packed.store import open_store
-from clipfusionvad.data.packed.write import write_store
+from clipfusionvad.data.loaders import BagDataset, make_packed_batches
+from clipfusionvad.data.packed import open_store, write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.engine.distributed import distributed_context

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from clipfusionvad.data.holdout import split_holdout
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.loaders import (
-    BagDataset,
-    BalancedBatchSampler,
-    ShuffledBatchSampler,
-    load_batches,
-    make_batch_sampler,
-)
+from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, ShuffledBatchSampler, load_batches
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine.optim import Schedule, cosine_factor, make_optimizer, make_scheduler
@@ -60,14 +54,6 @@ def test_plans_repeat_by_seed_and_differ_by_epoch():
 
     assert order(3, 1) == order(3, 1)
     assert order(3, 1) != order(3, 2) != order(4, 1) != order(3, 1)
-
-
-def test_the_plan_uses_only_the_given_rows():
-    targets = np.zeros((10, 3))
-    targets[::2, 0], targets[1::2, 1] = 1, 1
-    plan = make_batch_sampler(targets, np.array([0, 1, 2, 3, 5]), batch_size=2, balanced=True, seed=0)
-    (batch,) = plan.epoch(0)
-    assert set(batch[:2]) == {0, 2} and set(batch[2:]) < {1, 3, 5}
 
 
 def test_batches_hold_what_the_files_hold(tmp_path):

@@ -17,7 +17,7 @@ from clipfusionvad.data.annotations import video_key
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import Entry, add_streams, read_list
-from clipfusionvad.data.packed.store import open_store, store_folder
+from clipfusionvad.data.packed import open_store, store_folder
 from clipfusionvad.data.truth import Truth, read_truth
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.config import Settings

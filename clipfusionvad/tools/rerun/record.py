@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clipfusionvad.data.packed.store import open_store
+from clipfusionvad.data.packed import open_store
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.run_folder import DATA, DATASET, ENVIRONMENT, METRICS, OPTIONS, seeds_in
 from clipfusionvad.io.errors import UserError

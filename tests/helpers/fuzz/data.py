@@ -13,7 +13,7 @@ import numpy as np
 from clipfusionvad.data.annotations import read_annotations, write_annotations_csv
 from clipfusionvad.data.features import load_features, read_shape
 from clipfusionvad.data.lists import read_list
-from clipfusionvad.data.packed.store import open_store
+from clipfusionvad.data.packed import open_store
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, UCF
 from clipfusionvad.extraction.decode import read_frames
