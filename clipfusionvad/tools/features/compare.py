@@ -6,6 +6,7 @@ that no hypothesis explains is named by its size and its kind.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -50,52 +51,49 @@ class Comparison:
 class _Pairing:
     """A hypothesis: the rows a (n, D) and b (n, D) should agree. Without ``cause``: the rows in their order."""
 
-    cause: str
-    says: str
     a: np.ndarray
     b: np.ndarray
+    cause: str = ""
+    says: str = ""
 
-    @property
+    @cached_property
     def left(self) -> float:
         return _distance(self.a, self.b)
 
 
-def compare_rows(
-    a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: Iterable[tuple[int | None, np.ndarray]] = ()
-) -> Comparison:
+#: Numbers and rows of the other crops of a video.
+_Crops = Iterable[tuple[int | None, np.ndarray]]
+
+
+def compare_rows(a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: _Crops = ()) -> Comparison:
     """Compare features ``a`` (n, D) with ``b`` (m, E), presumably of the same video.
 
     ``crop`` is A's crop number; ``crops`` yields numbers and rows of the video's other crops in B, and is consumed only
     if needed. A row of zeros means a missing one.
     """
-    rows = (len(a), len(b))
+    rows, shared = (len(a), len(b)), min(len(a), len(b))
     if a.shape[1] != b.shape[1]:
         return Comparison(rows, "other model", f"A has {a.shape[1]} numbers a row, B {b.shape[1]}", agree=False)
     a, b = a.astype(np.float32), b.astype(np.float32)
-    shared = min(rows)
-    cosines = 1 - _row_distances(a[:shared], b[:shared]) ** 2 / 2
-    cause, evidence = _find_cause(a, b, crop, crops)
-    agree = cause in (IDENTICAL, SAME)
+    plain = _Pairing(a[:shared], b[:shared])
+    cosines = 1 - _row_distances(plain.a, plain.b) ** 2 / 2
+    cause, evidence = _find_cause(plain, a, b, crop, crops)
     return Comparison(
         rows,
         cause,
         evidence,
-        agree,
+        agree := cause in (IDENTICAL, SAME),
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
-        norm_ratio=float(_norm_ratios(a[:shared], b[:shared]).mean()),
-        max_difference=float(np.abs(a[:shared] - b[:shared]).max()),
+        norm_ratio=float(_norm_ratios(plain.a, plain.b).mean()),
+        max_difference=float(np.abs(plain.a - plain.b).max()),
         offset=0 if agree else _best_offset(a, b),
     )
 
 
-def _find_cause(
-    a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
-) -> tuple[str, str]:
+def _find_cause(plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> tuple[str, str]:
     if np.array_equal(a, b):
         return IDENTICAL, f"all {len(a)} rows are equal"
-    shared = min(len(a), len(b))
-    plain = _Pairing("", "", a[:shared], b[:shared])
     chosen = plain if plain.left <= EXACT else _best_pairing(plain, a, b, crop, crops)
     left, parts = chosen.left, []
     if chosen is not plain:
@@ -104,74 +102,63 @@ def _find_cause(
     # The scale is judged on rows that agree in direction, if there are any.
     judged = equal if equal.any() else slice(None)
     scale = _scale(chosen.a[judged], chosen.b[judged], EXACT if equal.any() else left)
-    if left > EXACT and not (scale and scale[0] == "normalised per frame" and _cosine(left) > 0.99):
+    if left > EXACT and not (scale and scale[0] == "normalised per frame" and 1 - left**2 / 2 > 0.99):
         parts.append(_what_is_left(chosen.a, chosen.b))
     if scale:
         parts.append(scale)
-    if chosen is plain and left <= EXACT and len(a) != len(b):
-        parts.append(_length(len(a), len(b)))
+    if chosen is plain and left <= EXACT and (more := abs(len(a) - len(b))):
+        name = "rows differ by one (tail rule)" if more == 1 else "one is cut short"
+        longer = "A" if len(a) > len(b) else "B"
+        parts.append((name, f"the first {len(plain.a)} rows agree, {longer} has {_rows(more)} more"))
     if not parts:
         largest = (np.linalg.norm(b - a, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12)).max()
         return SAME, f"rows differ by {largest:.1e} of their length at most"
     return " + ".join(name for name, _ in parts), "; ".join(says for _, says in parts)
 
 
-def _best_pairing(
-    plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
-) -> _Pairing:
+def _best_pairing(plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> _Pairing:
     """Return the simplest hypothesis that fits nearly as well as the best one, or ``plain`` if none fits."""
-    tried = _Pairing("", "", plain.a[:TRIED_ROWS], plain.b[:TRIED_ROWS])
-    found = [(pairing, pairing.left) for pairing in _pairings(a, b)]
-    if not found or min(left for _, left in found) > EXACT:
-        found += [(pairing, pairing.left) for pairing in _crop_pairings(a, crop, crops)]
-    if not found:
-        return plain
-    best = min(left for _, left in found)
+    found = list(_pairings(a, b))
+    if not found or min(pairing.left for pairing in found) > EXACT:
+        found += _crop_pairings(a, crop, crops)
+    best = min((pairing.left for pairing in found), default=np.inf)
+    tried = _Pairing(plain.a[:TRIED_ROWS], plain.b[:TRIED_ROWS])
     mostly_equal = np.mean(_row_distances(tried.a, tried.b) <= EXACT) >= 0.5
     if best > EXACT and (mostly_equal or best > CLEAR * tried.left):
         return plain
-    return next(pairing for pairing, left in found if left <= 2 * best + 1e-4)
+    return next(pairing for pairing in found if pairing.left <= 2 * best + 1e-4)
 
 
 def _pairings(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
     """Yield hypotheses about the rows of two arrays, the simplest first."""
-    if len(a) >= 2 * len(b):
-        yield from (_Pairing(c, s.format("B", "A"), x, y) for c, s, x, y in _reductions(a, b))
-    elif len(b) >= 2 * len(a):
-        yield from (_Pairing(c, s.format("A", "B"), y, x) for c, s, x, y in _reductions(b, a))
-    else:
+    if max(len(a), len(b)) < 2 * min(len(a), len(b)):
         for shift in _shifts(len(a), len(b)):
-            x, y = _shifted(a[:TRIED_ROWS], b[:TRIED_ROWS], shift)
-            yield _Pairing(f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i", x, y)
+            pair = _shifted(a, b, shift)
+            yield _Pairing(*pair, f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i")
+    elif len(a) > len(b):
+        for frames, rows, cause, says in _reductions(a, b):
+            yield _Pairing(frames, rows, cause, says.format("B", "A"))
+    else:
+        for frames, rows, cause, says in _reductions(b, a):
+            yield _Pairing(rows, frames, cause, says.format("A", "B"))
 
 
-def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Yield ways to make ``rows`` from ``frames``: (cause, text with places for both names, reduced, rows)."""
-    ratio = round(len(frames) / len(rows))
+def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
+    """Yield ways to make ``rows`` from ``frames``: (reduced, rows, cause, text with places for both names)."""
     near = {stride for stride in STRIDES if abs(len(frames) / stride - len(rows)) <= 1}
+    ratio, rows = round(len(frames) / len(rows)), rows[:TRIED_ROWS]
     for stride in sorted({ratio} | near, key=lambda stride: stride != 16):
-        cut = rows[:TRIED_ROWS]
-        middle = stride // 2
-        single = "one frame instead of the mean"
-        yield (
-            f"means of {stride} frames",
-            f"{{0}} has the mean of every {stride} rows of {{1}}",
-            *_means(frames, cut, stride, 0),
-        )
+        cause, middle = f"means of {stride} frames", stride // 2
+        yield *_means(frames, rows, stride, 0), cause, f"{{0}} has the mean of every {stride} rows of {{1}}"
         for frame in sorted(range(stride), key=lambda frame: (frame not in (0, middle), frame)):
             which = "the middle one" if frame == middle else f"number {frame}"
-            yield (
-                f"{single} ({which} of {stride})",
-                f"{{0}} has every {stride}th row of {{1}}, from row {frame} on",
-                *_every(frames, cut, stride, frame),
-            )
+            chosen = frames[frame::stride][: len(rows)]
+            name = f"one frame instead of the mean ({which} of {stride})"
+            yield chosen, rows[: len(chosen)], name, f"{{0}} has every {stride}th row of {{1}}, from row {frame} on"
         for shift in sorted({*range(1 - stride, stride)} - {0}, key=abs):
-            yield (
-                f"means of {stride} frames, shifted by {abs(shift)} frames",
-                f"{{0}} has means of {stride} rows of {{1}} that start {abs(shift)} rows "
-                f"{'later' if shift > 0 else 'earlier'}",
-                *_means(frames, cut, stride, shift),
-            )
+            says = f"{{0}} has means of {stride} rows of {{1}} that start {abs(shift)} rows "
+            says += "later" if shift > 0 else "earlier"
+            yield *_means(frames, rows, stride, shift), f"{cause}, shifted by {abs(shift)} frames", says
 
 
 def _means(frames: np.ndarray, rows: np.ndarray, stride: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,69 +170,55 @@ def _means(frames: np.ndarray, rows: np.ndarray, stride: int, shift: int) -> tup
     return blocks.mean(axis=1), rows[:count]
 
 
-def _every(frames: np.ndarray, rows: np.ndarray, stride: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    chosen = frames[first::stride][: len(rows)]
-    return chosen, rows[: len(chosen)]
-
-
-def _crop_pairings(
-    a: np.ndarray, crop: int | None, crops: Iterable[tuple[int | None, np.ndarray]]
-) -> Iterator[_Pairing]:
+def _crop_pairings(a: np.ndarray, crop: int | None, crops: _Crops) -> Iterator[_Pairing]:
+    own, of = ("A", "") if crop is None else (f"A's crop {crop}", f" for {crop}")
     for number, other in crops:
         if other.shape[1] == a.shape[1]:
             mirrors = crop is not None and number is not None and abs(crop - number) == 5
-            mirrored = ", mirrored" if mirrors else ""
-            own = "A" if crop is None else f"A's crop {crop}"
-            name = f"other crop ({number}{'' if crop is None else f' for {crop}'}{mirrored})"
+            name = f"other crop ({number}{of}{', mirrored' if mirrors else ''})"
             shared = min(len(a), len(other), TRIED_ROWS)
-            yield _Pairing(name, f"{own} is most like B's crop {number}", a[:shared], other[:shared].astype(np.float32))
+            yield _Pairing(a[:shared], other[:shared].astype(np.float32), name, f"{own} is most like B's crop {number}")
 
 
 def _scale(a: np.ndarray, b: np.ndarray, tolerance: float) -> tuple[str, str] | None:
     """Name a difference between the lengths of rows; None if they agree."""
-    ratios = _norm_ratios(a, b)
+    ratios, norms = _norm_ratios(a, b), {"A": np.linalg.norm(a, axis=1), "B": np.linalg.norm(b, axis=1)}
     if np.abs(ratios - 1).max() <= 2 * tolerance:
         return None
-    norms = [np.linalg.norm(rows, axis=1) for rows in (a, b)]
-    ranges = " and ".join(f"{norm.min():.4g} to {norm.max():.4g}" for norm in norms)
-    units = [bool(np.abs(norm - 1).max() <= EXACT) for norm in norms]
-    for name, unit, other in (("A", units[0], units[1]), ("B", units[1], units[0])):
-        if unit and not other:
-            return "L2-normalised", f"{name}'s rows have length 1 (norms {ranges})"
-    # The mean of vectors of length 1 is slightly shorter than 1.
-    averaged = [bool(norm.max() <= 1 + EXACT and norm.mean() > 0.85) for norm in norms]
-    for name, mean, other in (("A", averaged[0], norms[1]), ("B", averaged[1], norms[0])):
-        if mean and other.mean() > 1.5:
+    ranges = " and ".join(f"{norm.min():.4g} to {norm.max():.4g}" for norm in norms.values())
+    unit = [name for name, norm in norms.items() if np.abs(norm - 1).max() <= EXACT]
+    if len(unit) == 1:
+        return "L2-normalised", f"{unit[0]}'s rows have length 1 (norms {ranges})"
+    for name, other in ("AB", "BA"):
+        # The mean of vectors of length 1 is slightly shorter than 1.
+        if norms[name].max() <= 1 + EXACT and norms[name].mean() > 0.85 and norms[other].mean() > 1.5:
             says = f"{name}'s norms are a little below 1, as of means over frames of length 1 (norms {ranges})"
             return "normalised per frame", says
-    spread = ratios.std() / ratios.mean()
     if abs(ratios.mean() - 1) <= 0.03 and tolerance > EXACT:
         return None
-    if spread <= tolerance:
+    if ratios.std() / ratios.mean() <= tolerance:
         return "other scale", f"B is {ratios.mean():.4g} times as long as A"
     return "other scale by row", f"norms are {ranges}"
 
 
 def _what_is_left(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
     """Name a difference in direction that no pairing of rows explains, by its size and its kind."""
-    distances = _row_distances(a, b)
-    equal = distances <= EXACT
-    cosine = _cosine(_distance(a, b))
+    equal = _row_distances(a, b) <= EXACT
     if equal.mean() >= 0.5:
         first = int(np.argmin(equal))
-        last_only = first == len(a) - 1
-        name = "last row differs (tail rule)" if last_only else "some rows differ"
+        name = "last row differs (tail rule)" if first == len(a) - 1 else "some rows differ"
         return name, f"{int(equal.sum())} of {len(a)} rows agree, the first that does not is row {first}"
-    if cosine >= 0.9:
-        found = _single_frames(a, b, "longer") or _shifted_means(a, b) or _single_frames(a, b, "rougher")
-        if found:
-            return found
-    says = f"mean cosine {cosine:.4f}"
+    cosine = 1 - _distance(a, b) ** 2 / 2
+    if cosine >= 0.9 and (
+        found := _single_frames(a, b, "longer") or _shifted_means(a, b) or _single_frames(a, b, "rougher")
+    ):
+        return found
+    says = f"mean cosine {cosine:.4f}, "
     if cosine >= 0.97:
-        says += f", of the difference a share of {_fixed_part(a, b):.2f} is the same in all rows"
+        says += f"of the difference a share of {_fixed_part(a, b):.2f} is the same in all rows"
         return "other resize or decoder", says
     alike = _relations(a, b)
-    says += f", the changes from row to row resemble one another with r = {alike:.2f}"
+    says += f"the changes from row to row resemble one another with r = {alike:.2f}"
     if cosine < 0.5:
         return ("other model" if alike >= ALIKE else "other model or video"), says
     return ("other crop or preprocessing" if alike >= ALIKE else "other video"), says
@@ -265,11 +238,10 @@ def _single_frames(a: np.ndarray, b: np.ndarray, what: str) -> tuple[str, str] |
         if np.mean(longer * surplus > 0) <= 0.7:
             return None
     else:
-        changes = [np.square(np.diff(rows, axis=0)).sum() for rows in (a, b)]
-        surplus = (changes[1] - changes[0]) / (2 * size)
+        surplus = (np.square(np.diff(b, axis=0)).sum() - np.square(np.diff(a, axis=0)).sum()) / (2 * size)
     if not 0.4 <= abs(surplus) <= 3:
         return None
-    frame, mean = ("B", "A") if surplus > 0 else ("A", "B")
+    frame, mean = "BA" if surplus > 0 else "AB"
     says = (
         f"{frame} is {what} than {mean} by {abs(surplus):.2f} of their difference, which changes from row to row "
         f"(its fixed part is {fixed:.2f}), as single frames are compared with their means"
@@ -286,14 +258,14 @@ def _fixed_part(a: np.ndarray, b: np.ndarray) -> float:
 def _shifted_means(a: np.ndarray, b: np.ndarray) -> tuple[str, str] | None:
     """Recognise means that start some frames later: they lie between a row and the next one."""
     before = _distance(a, b)
-    (later, left_later), (earlier, left_earlier) = _way_to_next(a, b), _way_to_next(a[::-1], b[::-1])
-    share, other, left = (later, earlier, left_later) if later > earlier else (earlier, later, left_earlier)
+    ways = [(*_way_to_next(a, b), "next"), (*_way_to_next(a[::-1], b[::-1]), "previous")]
+    (other, _, _), (share, left, way) = sorted(ways)
     # Noise in A only seems to point to both neighbours.
     if not 0.03 <= share <= 0.97 or other > share / 2 or left > 0.95 * before:
         return None
     frames = max(1, round(16 * share))
     says = (
-        f"B's rows lie {share:.2f} of the way from A's to the {'next' if later > earlier else 'previous'} one "
+        f"B's rows lie {share:.2f} of the way from A's to the {way} one "
         f"(rows then differ by {left:.2g} instead of {before:.2g})"
     )
     return f"shifted by about {frames} frame{'s' if frames > 1 else ''} of 16", says
@@ -306,12 +278,6 @@ def _way_to_next(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return share, _distance(a[:-1] + share * step, b[:-1])
 
 
-def _length(a: int, b: int) -> tuple[str, str]:
-    longer = "A" if a > b else "B"
-    name = "rows differ by one (tail rule)" if abs(a - b) == 1 else "one is cut short"
-    return name, f"the first {min(a, b)} rows agree, {longer} has {_rows(abs(a - b))} more"
-
-
 def _shifts(a: int, b: int) -> list[int]:
     """Return offsets under which at least half of the rows, and three, overlap; the smallest first."""
     least = max(3, min(a, b) // 2)
@@ -320,15 +286,15 @@ def _shifts(a: int, b: int) -> list[int]:
 
 
 def _shifted(a: np.ndarray, b: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    a, b = a[max(shift, 0) :], b[max(-shift, 0) :]
+    a, b = a[max(shift, 0) : TRIED_ROWS], b[max(-shift, 0) : TRIED_ROWS]
     shared = min(len(a), len(b))
     return a[:shared], b[:shared]
 
 
 def _best_offset(a: np.ndarray, b: np.ndarray) -> int:
-    offsets = [0, *_shifts(len(a), len(b))] if max(len(a), len(b)) < 2 * min(len(a), len(b)) else [0]
-    left = [_distance(*_shifted(a[:TRIED_ROWS], b[:TRIED_ROWS], shift)) for shift in offsets]
-    return offsets[int(np.argmin(left))]
+    similar = max(len(a), len(b)) < 2 * min(len(a), len(b))
+    offsets = [0, *(_shifts(len(a), len(b)) if similar else [])]
+    return min(offsets, key=lambda shift: _distance(*_shifted(a, b, shift)))
 
 
 def _relations(a: np.ndarray, b: np.ndarray) -> float:
@@ -358,14 +324,9 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(_row_distances(a, b))))) if len(a) else np.inf
 
 
-def _cosine(distance: float) -> float:
-    return 1 - distance**2 / 2
-
-
 def _norm_ratios(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return ‖b‖ / ‖a‖ (n,); 1 where both rows are missing."""
-    norms = [np.linalg.norm(rows, axis=1) for rows in (a, b)]
-    return (norms[1] + 1e-12) / (norms[0] + 1e-12)
+    return (np.linalg.norm(b, axis=1) + 1e-12) / (np.linalg.norm(a, axis=1) + 1e-12)
 
 
 def _rows(count: int) -> str:

@@ -1,8 +1,8 @@
 """Compare two feature files, or the files of two folders, and print a table and the causes of differences."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +17,14 @@ from clipfusionvad.io.option import Option
 from clipfusionvad.tools.features.compare import compare_rows
 
 SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two files of one video, and the other crops of the video in B."""
-
-    name: str
-    a: Path
-    b: Path
-    crops: tuple[Path, ...] = ()
+COLUMNS = {
+    "mean_cosine": ("cosine", ".4f"),
+    "min_cosine": ("lowest", ".4f"),
+    "norm_ratio": ("norm B/A", ".4g"),
+    "max_difference": ("max diff", ".2g"),
+    "offset": ("offset", "d"),
+    "cause": ("likely cause", "s"),
+}
 
 
 def compare_features(
@@ -45,75 +43,65 @@ def compare_features(
     pairs, notes = find_pairs(a, b)
     if limit and limit < len(pairs):
         pairs = [pairs[index] for index in np.linspace(0, len(pairs) - 1, limit).astype(int)]
-    results, unreadable = _compare_all(pairs)
-    for note in notes:
-        warn(note)
-    overall, causes = _overall(results), Counter(item["cause"] for item in results)
-    agree = all(item["agree"] for item in results)
-    print(_table(results))
-    print(_summary(results, overall, causes))
-    if output:
-        write_json(output, {"agree": agree, "overall": overall, "causes": dict(causes), "pairs": results})
-        print(f"figures of all {len(results)} pairs in {output}")
-    return EXIT_BAD_INPUT if unreadable else 0 if agree else 1
-
-
-def _compare_all(pairs: list[Pair]) -> tuple[list[dict[str, Any]], int]:
-    """Return the record of every pair, the worst first, and the number of pairs that could not be read."""
-    results, unreadable = [], 0
-    for pair in tqdm(pairs, "comparing", unit="file", disable=None, leave=False):
+    results = []
+    for one, other, others in tqdm(pairs, "comparing", unit="file", disable=None, leave=False):
         try:
-            a, b = (load_features(path, may_miss=True) for path in (pair.a, pair.b))
+            x, y = (load_features(path, may_miss=True) for path in (one, other))
             # A generator: other crops are read only if they may explain a difference.
-            crops = ((split_crop(path.stem)[1], load_features(path, may_miss=True)) for path in pair.crops)
-            found = compare_rows(a, b, split_crop(pair.a.stem)[1], crops)
-            results.append({"file": pair.name, "a": str(pair.a), "b": str(pair.b), **asdict(found)})
+            crops = ((split_crop(path.stem)[1], load_features(path, may_miss=True)) for path in others)
+            found = asdict(compare_rows(x, y, split_crop(one.stem)[1], crops))
+            name = one.name if one == a else str(one.relative_to(a))
+            results.append({"file": name, "a": str(one), "b": str(other), **found})
         except UserError as error:
-            unreadable += 1
             warn(str(error))
     if not results:
         raise UserError(f"none of the {len(pairs)} pairs of files could be read")
-    # Pairs without figures (NaN: other widths) come first.
-    return sorted(results, key=lambda item: (item["agree"], np.nan_to_num(item["mean_cosine"], nan=-2))), unreadable
+    for note in notes:
+        warn(note)
+    # The worst come first, before them those without figures (NaN: other widths).
+    results.sort(key=lambda item: (item["agree"], np.nan_to_num(item["mean_cosine"], nan=-2)))
+    causes, agree = Counter(item["cause"] for item in results), all(item["agree"] for item in results)
+    overall = _print_results(results, causes)
+    if output:
+        write_json(output, {"agree": agree, "overall": overall, "causes": dict(causes), "pairs": results})
+        print(f"figures of all {len(results)} pairs in {output}")
+    return EXIT_BAD_INPUT if len(results) < len(pairs) else 0 if agree else 1
 
 
-def find_pairs(a: Path, b: Path) -> tuple[list[Pair], list[str]]:
+def find_pairs(a: Path, b: Path) -> tuple[list[tuple[Path, Path, list[Path]]], list[str]]:
     """Pair the files of two folders by relative path, else by NAME__k, else by video; return pairs and notes.
 
-    Two single files form a pair under any names. Raises ``UserError`` if nothing pairs.
+    A pair has the other crops of its video in B as third. Two single files form a pair under any names. Raises
+    ``UserError`` if nothing pairs.
     """
     for path in (a, b):
         if not path.exists():
             raise UserError(f"not found: {path}")
-    if a.is_file() and b.is_file():
-        return [Pair(a.name, a, b, tuple(_other_crops(b)))], []
-    if a.is_file() or b.is_file():
+    if a.is_file() != b.is_file():
         kinds = ["file" if path.is_file() else "folder" for path in (a, b)]
         raise UserError(f"give two files or two folders: {a} is a {kinds[0]}, {b} is a {kinds[1]}")
-    left, right = list(walk_files(a, ".npy")), list(walk_files(b, ".npy"))
-    for folder, files in ((a, left), (b, right)):
-        if not files:
-            raise UserError(f"no feature files (.npy) below {folder}")
-    paired = _pair_files(left, right, a, b)
-    if not paired:
-        raise UserError(
-            f"no file below {a} has a counterpart below {b}: neither paths nor names agree "
-            f"(the first are {left[0].name} and {right[0].name})"
-        )
-    crops: dict[str, list[Path]] = {}
+    if a.is_file():
+        right, paired, notes = sorted(b.parent.glob("*.npy")), {a: b}, list[str]()
+    else:
+        left, right = list(walk_files(a, ".npy")), list(walk_files(b, ".npy"))
+        for folder, files in ((a, left), (b, right)):
+            if not files:
+                raise UserError(f"no feature files (.npy) below {folder}")
+        paired = _pair_files(left, right, a, b)
+        if not paired:
+            raise UserError(
+                f"no file below {a} has a counterpart below {b}: neither paths nor names agree "
+                f"(the first are {left[0].name} and {right[0].name})"
+            )
+        notes = [
+            f"{len(files)} files below {folder} are not compared, the first is {min(files).name}"
+            for folder, files in ((a, set(left) - paired.keys()), (b, set(right) - set(paired.values())))
+            if files
+        ]
+    crops = defaultdict(list)
     for path in right:
-        crops.setdefault(_video(path), []).append(path)
-    pairs = [
-        Pair(str(one.relative_to(a)), one, other, tuple(path for path in crops[_video(other)] if path != other))
-        for one, other in paired.items()
-    ]
-    single = {a: set(left) - paired.keys(), b: set(right) - set(paired.values())}
-    notes = [
-        f"{len(files)} files below {folder} are not compared, the first is {min(files).name}"
-        for folder, files in single.items()
-        if files
-    ]
-    return pairs, notes
+        crops[_video(path)].append(path)
+    return [(x, y, [crop for crop in crops[_video(y)] if crop != y]) for x, y in paired.items()], notes
 
 
 def _pair_files(left: list[Path], right: list[Path], a: Path, b: Path) -> dict[Path, Path]:
@@ -137,58 +125,34 @@ def _video(path: Path) -> str:
     return split_crop(path.stem)[0]
 
 
-def _other_crops(path: Path) -> list[Path]:
-    """Return the files of the other crops of a video that lie beside one of them."""
-    if split_crop(path.stem)[1] is None:
-        return []
-    files = [file for file in path.parent.glob("*.npy") if split_crop(file.stem)[1] is not None]
-    return sorted(file for file in files if file != path and _video(file) == _video(path))
-
-
-def _table(results: list[dict[str, Any]]) -> str:
+def _print_results(results: list[dict[str, Any]], causes: Counter[str]) -> dict[str, float]:
+    """Print the worst pairs, the figures of all, and each cause with its evidence; return the figures of all."""
     import pandas as pd  # here: the command's --help does not need it
 
-    table = pd.DataFrame(results[:SHOWN])
-    columns = {"file": table["file"].str[-50:], "rows A": table["rows"].str[0], "rows B": table["rows"].str[1]}
-    for title, key, digits in (
-        ("cosine", "mean_cosine", ".4f"),
-        ("lowest", "min_cosine", ".4f"),
-        ("norm B/A", "norm_ratio", ".4g"),
-        ("max diff", "max_difference", ".2g"),
-        ("offset", "offset", "d"),
-        ("likely cause", "cause", "s"),
-    ):
-        columns[title] = table[key].map(f"{{:{digits}}}".format)
-    text = pd.DataFrame(columns).to_string(index=False)
-    more = len(results) - SHOWN
-    return f"{text}\n… and {more} more that are not worse (--output writes all)" if more > 0 else text
-
-
-def _summary(results: list[dict[str, Any]], overall: dict[str, float], causes: Counter[str]) -> str:
-    """Describe all pairs together, the number of pairs by cause, and each cause's evidence in its worst pair."""
-    counted = ", ".join(f"{count} × {cause}" for cause, count in causes.most_common())
-    lines = [
+    table = pd.DataFrame(results)
+    rows, known = pd.DataFrame(table["rows"].tolist(), columns=["rows A", "rows B"]), table["mean_cosine"].notna()
+    shown = pd.concat([table["file"].str[-50:], rows], axis=1)
+    for key, (title, digits) in COLUMNS.items():
+        shown[title] = table[key].map(f"{{:{digits}}}".format)
+    print(shown.head(SHOWN).to_string(index=False))
+    if len(results) > SHOWN:
+        print(f"… and {len(results) - SHOWN} more that are not worse (--output writes all)")
+    figures = table.loc[known, list(COLUMNS)[:4]]
+    weights = rows.min(axis=1)[known]
+    means = figures.mul(weights, axis=0).sum(min_count=1) / weights.sum()
+    overall = {
+        "mean_cosine": float(means["mean_cosine"]),
+        "min_cosine": float(figures["min_cosine"].min()),
+        "norm_ratio": float(means["norm_ratio"]),
+        "max_difference": float(figures["max_difference"].max()),
+    }
+    print(
         f"\nall rows: mean cosine {overall['mean_cosine']:.4f}, lowest {overall['min_cosine']:.4f}, "
-        f"norm B/A {overall['norm_ratio']:.4g}, largest difference {overall['max_difference']:.2g}",
-        f"{len(results)} pair{'s' if len(results) > 1 else ''} compared: {counted}",
-    ]
+        f"norm B/A {overall['norm_ratio']:.4g}, largest difference {overall['max_difference']:.2g}"
+    )
+    counted = ", ".join(f"{count} × {cause}" for cause, count in causes.most_common())
+    print(f"{len(results)} pair{'s' if len(results) > 1 else ''} compared: {counted}")
     for cause, _ in causes.most_common():
         worst = next(item for item in results if item["cause"] == cause)
-        lines.append(f"  {cause}: {worst['evidence']} ({worst['file']})")
-    return "\n".join(lines)
-
-
-def _overall(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the figures over the rows of all pairs with figures."""
-    found = [item for item in results if not np.isnan(item["mean_cosine"])]
-    if not found:
-        return dict.fromkeys(("mean_cosine", "min_cosine", "norm_ratio", "max_difference"), float("nan"))
-    mean_cosine, norm_ratio = np.average(
-        [(item["mean_cosine"], item["norm_ratio"]) for item in found], axis=0, weights=[min(i["rows"]) for i in found]
-    )
-    return {
-        "mean_cosine": float(mean_cosine),
-        "min_cosine": min(item["min_cosine"] for item in found),
-        "norm_ratio": float(norm_ratio),
-        "max_difference": max(item["max_difference"] for item in found),
-    }
+        print(f"  {cause}: {worst['evidence']} ({worst['file']})")
+    return overall
