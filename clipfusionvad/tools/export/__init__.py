@@ -1,4 +1,5 @@
 """Export of trained models: the scoring path as a graph, checked against the model, with a model card."""
 
-#: The suffixes of exported files; ``forms`` has what each means.
-SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pth", ".pt")
+#: The forms of exported files by suffix.
+RELEASED = "released form"
+FORMS = {".onnx": "ONNX", ".pt2": "torch.export", ".safetensors": "safetensors", ".pth": RELEASED, ".pt": RELEASED}

@@ -1,79 +1,173 @@
-"""The file formats of an exported model, by the suffix of the file."""
+"""Write an exported model in one of its forms, and its model card: how to run it, how it was checked, its limits."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clipfusionvad.engine.checkpoint import model_content, released_state, state_without_clip
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.engine.checkpoint import ModelFile, make_hparams, model_content, released_state, state_without_clip
+from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.model_setup import load_model
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import atomic_write, write_torch
+from clipfusionvad.io.files import atomic_write, check_writable, write_text, write_torch
 from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safetensors, unpack_safetensors
-from clipfusionvad.io.provenance import code
+from clipfusionvad.io.provenance import code, short_hash
 from clipfusionvad.models import Method
-from clipfusionvad.models.clip import ClipWeights
-from clipfusionvad.tools.export import graph
-from clipfusionvad.tools.export.graph import Checked, Run
-from clipfusionvad.tools.export.scorer import VideoScorer
+from clipfusionvad.models.clip import TOY
+from clipfusionvad.report.table import check_metrics, metrics_table
+from clipfusionvad.tools.export import FORMS, RELEASED
+from clipfusionvad.tools.export.graph import (
+    CLASSES,
+    GRAPHS,
+    MAIN,
+    export_graph,
+    input_names,
+    random_video,
+    score_by_method,
+)
+
+_LIMITS = """\
+The scores rank snippets. They are not calibrated probabilities of an event. Choose a threshold on videos of the place
+where the model will run. The model has learned the kinds of events of its training data and the look of its cameras;
+other scenes, lenses, frame rates and compression shift its scores. Public anomaly datasets are small, old and biased
+about people and places, and so is the model.
+
+The model is for research, and for showing a person where in a recording to look. Do not use it to decide about people
+without a review of the video, or to identify people.
+"""
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """What is exported: a model, its CLIP, its hyper-parameters, and its test metrics, if known."""
+def export_model(path: Path, settings: Settings, file: ModelFile) -> tuple[Method, Path, str]:
+    """Write the model of a checkpoint in the form of the path's suffix, checked or not at all, and its card.
 
-    model: Method
-    clip: ClipWeights | None
-    hparams: Mapping[str, Any]
-    metrics: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Form:
-    """``write`` leaves a file that was checked, or none; for a graph it returns the result of the check."""
-
-    title: str
-    write: Callable[[Path, TrainedModel], Checked | None]
-
-
-def _write_graph(
-    path: Path, trained: TrainedModel, to_bytes: Callable[..., bytes], load: Callable[[bytes, VideoScorer], Run]
-) -> Checked:
-    about = {**trained.hparams, "metrics": trained.metrics, "code": code()}
-    with graph.clear_errors(trained.model):
-        scorer = VideoScorer(trained.model)
-        content = to_bytes(graph.export_program(scorer), scorer, about)
-        checked = graph.check_graph(load(content, scorer), scorer, trained.model)
-    with atomic_write(path) as file:
-        file.write(content)
-    return checked
-
-
-def _write_weights(path: Path, trained: TrainedModel) -> None:
-    state = state_without_clip(trained.model)
-    content = pack_safetensors(model_content(trained.hparams, state, metrics=trained.metrics))
-    read = unpack_safetensors(content, path)[WEIGHTS]
-    if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):
-        raise UserError(f"safetensors changes the weights: {path} not written")
-    with atomic_write(path) as file:
-        file.write(content)
+    Return the model, the path of the card (``model.onnx.md``), and the result of a graph's check.
+    """
+    suffix, card, checked = path.suffix.lower(), path.with_name(f"{path.name}.md"), ""
+    if file.metrics is not None:
+        check_metrics(file.metrics, f"metrics in {file.path}")
+    model, clip = load_model(settings, file)
+    hparams = make_hparams(model, clip, settings.dataset, settings.options())
+    for written in (path, card):
+        check_writable(written)
+    if FORMS[suffix] == RELEASED:
+        write_torch(path, released_state(model, clip))
+        note = "The file holds the model's weights; it was not run."
+    else:
+        if suffix in GRAPHS:
+            content, checked = export_graph(model, suffix, {**hparams, "metrics": file.metrics, "code": code()})
+            note = f"{checked[0].upper()}{checked[1:]}. The features were random vectors of the norm of CLIP's."
+        else:
+            state = state_without_clip(model)
+            content = pack_safetensors(model_content(hparams, state, metrics=file.metrics))
+            read = unpack_safetensors(content, path)[WEIGHTS]
+            if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):
+                raise UserError(f"safetensors changes the weights: {path} not written")
+            note = "The file was read back; all weights are the same bits."
+        with atomic_write(path) as stream:
+            stream.write(content)
+    write_text(card, _card(path, model, hparams, settings.dataset, file, note))
+    return model, card, checked
 
 
-RELEASED = Form("released form", lambda path, trained: write_torch(path, released_state(trained.model, trained.clip)))
-FORMS = {
-    ".onnx": Form("ONNX", lambda path, model: _write_graph(path, model, graph.onnx_bytes, graph.run_onnx)),
-    ".pt2": Form("torch.export", lambda path, model: _write_graph(path, model, graph.pt2_bytes, graph.run_pt2)),
-    SAFETENSORS: Form("safetensors", _write_weights),
-    ".pth": RELEASED,
-    ".pt": RELEASED,
-}
+def _card(
+    path: Path, model: Method, hparams: Mapping[str, Any], dataset: Dataset, file: ModelFile, checked: str
+) -> str:
+    version = code()
+    paper = (inspect.getdoc(inspect.getmodule(type(model))) or model.name).splitlines()[0]
+    toy = "\n- its CLIP is the small random one of the demo: only for trying out" if hparams["clip"] == TOY else ""
+    clip = (
+        f"CLIP {hparams['clip']}" if hparams["clip"] else "the CLIP of its training data, which the file does not name"
+    )
+    frames = hparams["frames_per_snippet"]
+    metrics = "Not measured: the checkpoint holds no test metrics."
+    if file.metrics:
+        table = metrics_table({"measured": file.metrics}, {})
+        metrics = f"At the end of training, on the test set of {dataset.title}:\n\n```text\n{table}\n```"
+    classes, options = (
+        "\n".join(f"- {name}: {value}" for name, value in pairs.items())
+        for pairs in (dataset.classes, hparams["options"])
+    )
+    return f"""\
+# {path.name}
+
+## What it is
+
+A detector of anomalous events in video, snippet by snippet. {paper}
+
+- form: {FORMS[path.suffix.lower()]}; SHA-256 begins with {short_hash(path)}, {path.stat().st_size} bytes
+- method: {hparams["method"]}
+- trained on: {dataset.title}, video labels only; the training features are not in this file
+- protocol: {hparams["protocol"]} (`paper`: the released code's, which selects the weights on the test set)
+- exported from: {Path(file.path).name}
+- code: clipfusionvad {version["version"]}, commit {version["commit"] or "unknown"}, sources {version["sources"]}{toy}
+
+## Inputs and outputs
+
+One whole video at a time, of any length L ≥ 1; windows and padding are inside. All values are float32.
+
+{_tensors(model)}
+
+## Features it expects
+
+Image features of {clip}, {frames or "an unknown number of"} frame{"s" if frames != 1 else ""} per snippet, \
+{model.visual_width} values each, as in the training data: released features are the mean over the frames, not \
+normalised. Features of another model or scale give meaningless scores without any error.
+
+## How to run it
+
+{_usage(path, model, dataset)}
+
+## How it was checked
+
+{checked}
+
+## Metrics
+
+{metrics}
+
+## Classes
+
+{classes}
+
+## Options
+
+{options}
+
+## Limits and intended use
+
+{_LIMITS}"""
 
 
-def form_of(path: str | Path) -> Form:
-    """Return the form of a file's suffix; ``UserError`` for an unknown one."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMS:
-        known = ", ".join(f"{suffix} ({form.title})" for suffix, form in FORMS.items())
-        raise UserError(f"--output {path}: unknown suffix; the suffixes are {known}")
-    return FORMS[suffix]
+def _tensors(model: Method) -> str:
+    lines = ["| name | shape | what |", "|---|---|---|"]
+    for name, stream in zip(input_names(model), model.streams, strict=True):
+        lines.append(f"| `{name}` (input) | (L, {model.visual_width}) | {stream} features, a row per snippet |")
+    meanings = {MAIN: "probability of an anomaly, 0 to 1", CLASSES: "probability of each class below, in that order"}
+    for name, value in score_by_method(model, [stream.numpy() for stream in random_video(model, 1)]).items():
+        shape = f"(L, {value.shape[1]})" if value.ndim == 2 else "(L,)"
+        lines.append(f"| `{name}` | {shape} | {meanings.get(name, 'the same of another branch')} |")
+    return "\n".join(lines)
+
+
+def _usage(path: Path, model: Method, dataset: Dataset) -> str:
+    names, shape, suffix = input_names(model), f"300, {model.visual_width}", path.suffix.lower()
+    if suffix == SAFETENSORS:
+        flags = f"--method {model.name} --dataset {dataset.name} --model-path {path.name}"
+        return f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` names it."
+    if suffix not in GRAPHS:
+        return "The original project's code loads it; all of CLIP is inside. In this repository: `--model-path`."
+    if suffix == ".onnx":
+        lines = ["import numpy as np", "import onnxruntime", ""]
+        lines += [f'session = onnxruntime.InferenceSession("{path.name}")', "# np.load(…) of real features here"]
+        lines += [f"{name} = np.random.randn({shape}).astype(np.float32)" for name in names]
+        fed = ", ".join(f'"{name}": {name}' for name in names)
+        lines += ["outputs = [output.name for output in session.get_outputs()]"]
+        lines += [f"scores = dict(zip(outputs, session.run(outputs, {{{fed}}})))"]
+    else:
+        lines = ["import torch", "", f'program = torch.export.load("{path.name}").module()']
+        lines += [f"{name} = torch.randn({shape})" for name in names]
+        lines += [f"scores = program({', '.join(names)})"]
+    return "\n".join(["```python", *lines, f'print(scores["{MAIN}"].shape)', "```"])

@@ -1,6 +1,10 @@
-"""The scorer as a graph of torch.export and of ONNX, and the check that it gives what the model gives."""
+"""All that a test does to one video as a graph of torch.export or of ONNX, checked against the model.
+
+L snippets of a video, D feature width of one stream, C classes (0 is *normal*).
+"""
 
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -8,33 +12,110 @@ import logging
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch.export import Dim, ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
-from clipfusionvad.tools.export.scorer import VideoScorer, random_video, score_by_method
 
-#: Arrays by the name of an input → arrays by the name of an output.
-Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-SNIPPETS = "snippets"
+#: Features of each stream (L, D) → arrays by the name of an output.
+Run = Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]]
+#: Outputs: the anomaly score of the main and of the second branch, and the class probabilities.
+MAIN, SECOND, CLASSES = "anomaly", "anomaly_fine", "classes"
 #: The key of the metadata in a file.
 ABOUT = "clipfusionvad"
 #: Largest difference of a probability.
 TOLERANCE = 1e-5
 
 
-def export_program(scorer: VideoScorer) -> ExportedProgram:
-    """Return the graph for videos of any length; each use needs a new one, because exporting it further changes it."""
+class VideoScorer(nn.Module):
+    """A method with its text features as constants: whole videos → probabilities.
+
+    Windows, padding, softmax and the way back to the video's snippets are inside; weights that scoring does not read,
+    such as CLIP's, are not. The method itself does not change, except that it is put into evaluation mode.
+    """
+
+    text: Tensor | None
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.sampling = method.sampling
+        with torch.no_grad():
+            fixed = method.eval().fixed_inputs()
+        # At most one: the text features.
+        self.register_buffer("text", fixed[0] if fixed else None)
+        self.method = method
+        with torch.no_grad(), _TensorsRead() as read:
+            self(*random_video(method, 1))
+        # A copy on the same tensors, without those that were not read.
+        self.method = copy.deepcopy(
+            method, {id(tensor): tensor for tensor in (*method.parameters(), *method.buffers())}
+        )
+        for module in self.method.modules():
+            for held in (module._parameters, module._buffers):
+                held.update({name: None for name, tensor in held.items() if id(tensor) not in read.ids})
+
+    def forward(self, *streams: Tensor) -> dict[str, Tensor]:
+        """(L, D) of each stream → anomaly (L,) of each branch and, if the method has them, classes (L, C)."""
+        count, restore = streams[0].shape[0], self.sampling.tensor_restore
+        windows, lengths = self.sampling.tensor_windows(torch.cat(streams, dim=-1))
+        fixed = () if self.text is None else (self.text,)
+        scores = self.method.scores(self.method(windows, lengths, *fixed))
+        classes = None if scores.classes is None else restore(scores.classes.flatten(0, 1), count)
+        return _by_name([restore(branch.flatten(), count) for branch in scores.anomaly], classes)
+
+
+class _TensorsRead(TorchFunctionMode):
+    """Collects the ``id`` of every tensor that an operation reads."""
+
+    def __init__(self) -> None:
+        self.ids: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ids |= {id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def _by_name(branches: Sequence[Any], classes: Any) -> dict[str, Any]:
+    names = (MAIN, SECOND, *(f"{MAIN}_{number}" for number in range(3, len(branches) + 1)))
+    return dict(zip(names, branches, strict=False)) | ({} if classes is None else {CLASSES: classes})
+
+
+def score_by_method(method: Method, streams: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what the exported graph must give, computed as in a test: (L, D) of each stream → arrays by name."""
+    joined, restore = np.concatenate(streams, axis=-1), method.sampling.restore
+    with torch.inference_mode():
+        fixed = method.eval().fixed_inputs()
+    anomaly, classes = method.score_windows(*method.sampling.windows(joined), *fixed)
+    classes = None if classes is None else restore(classes, len(joined))
+    return _by_name([restore(branch, len(joined)) for branch in anomaly], classes)
+
+
+def input_names(method: Method) -> tuple[str, ...]:
+    """Return the names of the inputs: "features" for a method of one stream, else the streams' names."""
+    return ("features",) if len(method.streams) == 1 else method.streams
+
+
+def random_video(method: Method, count: int) -> tuple[Tensor, ...]:
+    """Return random features of ``count`` snippets with the norm of CLIP's: (L, D) of each stream."""
+    shape = (len(method.streams), count, method.visual_width)
+    generator = torch.Generator().manual_seed(count)
+    return (10 / method.visual_width**0.5 * torch.randn(shape, generator=generator)).unbind(0)
+
+
+def export_program(scorer: VideoScorer) -> torch.export.ExportedProgram:
+    """Return the graph for videos of any length."""
     streams = random_video(scorer.method, 2 * scorer.sampling.length + 1)
-    shapes = ({0: Dim(SNIPPETS, min=1)},) * len(streams)
+    shapes = ({0: Dim("snippets", min=1)},) * len(streams)
     fast = torch.backends.mha.get_fastpath_enabled()
     # ONNX does not know torch's fused attention for inference.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -45,67 +126,71 @@ def export_program(scorer: VideoScorer) -> ExportedProgram:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def pt2_bytes(program: ExportedProgram, scorer: VideoScorer, about: Mapping[str, Any]) -> bytes:
+def pt2_bytes(scorer: VideoScorer, about: Mapping[str, Any]) -> bytes:
     """Return a file that ``torch.export.load`` reads; ``about`` is among its extra files."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={ABOUT: json.dumps(about)})
+    torch.export.save(export_program(scorer), buffer, extra_files={ABOUT: json.dumps(about)})
     return buffer.getvalue()
 
 
-def run_pt2(content: bytes, scorer: VideoScorer) -> Run:
+def run_pt2(content: bytes) -> Run:
     """Return the scoring path in such a file."""
     module = torch.export.load(io.BytesIO(content)).module()
 
-    def run(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            outputs = module(*(torch.from_numpy(features[name]) for name in scorer.inputs))
-        return {name: value.numpy() for name, value in outputs.items()}
+    @torch.inference_mode()
+    def run(streams: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in module(*map(torch.from_numpy, streams)).items()}
 
     return run
 
 
-def onnx_bytes(program: ExportedProgram, scorer: VideoScorer, about: Mapping[str, Any]) -> bytes:
+def onnx_bytes(scorer: VideoScorer, about: Mapping[str, Any]) -> bytes:
     """Return an ONNX model with named inputs and outputs; ``about`` is in its metadata."""
-    onnx = require_package("onnx")
-    require_package("onnxscript")
-    names = {"input_names": list(scorer.inputs), "output_names": list(scorer(*random_video(scorer.method, 1)))}
-    model = torch.onnx.export(program, (), dynamo=True, verbose=False, **names).model_proto
+    onnx, _ = require_package("onnx"), require_package("onnxscript")
+    names = {"input_names": input_names(scorer.method), "output_names": list(scorer(*random_video(scorer.method, 1)))}
+    model = torch.onnx.export(export_program(scorer), (), dynamo=True, verbose=False, **names).model_proto
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = SNIPPETS
+        value.type.tensor_type.shape.dim[0].dim_param = "snippets"
     onnx.helper.set_model_props(model, {ABOUT: json.dumps(about)})
     return model.SerializeToString()
 
 
-def run_onnx(content: bytes, scorer: VideoScorer) -> Run:
+def run_onnx(content: bytes) -> Run:
     """Return the model in onnxruntime, on the CPU."""
     session = require_package("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    return lambda features: dict(zip(names, session.run(names, dict(features)), strict=True))
+    inputs, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
+    return lambda streams: dict(
+        zip(outputs, session.run(outputs, dict(zip(inputs, streams, strict=True))), strict=True)
+    )
 
 
-@dataclass(frozen=True)
-class Checked:
-    """The largest difference of each output on random videos of these numbers of snippets."""
-
-    lengths: tuple[int, ...]
-    largest: dict[str, float]
-
-    def __str__(self) -> str:
-        found = ", ".join(f"{name} {value:.1e}" for name, value in self.largest.items())
-        return f"largest difference from PyTorch on videos of {', '.join(map(str, self.lengths))} snippets: {found}"
+#: By suffix: the bytes of a file, and the scoring path in them.
+GRAPHS = {".onnx": (onnx_bytes, run_onnx), ".pt2": (pt2_bytes, run_pt2)}
 
 
-def check_graph(run: Run, scorer: VideoScorer, method: Method) -> Checked:
-    """Compare a graph with the model on videos shorter and longer than one and two windows.
+def export_graph(method: Method, suffix: str, about: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Return the content of a graph file and the result of its check.
+
+    Raises ``UserError`` that says what and where if torch, ONNX or onnxruntime cannot export the method.
+    """
+    to_bytes, load = GRAPHS[suffix]
+    with _clear_errors(method):
+        scorer = VideoScorer(method)
+        content = to_bytes(scorer, about)
+        return content, check_graph(load(content), method)
+
+
+def check_graph(run: Run, method: Method) -> str:
+    """Compare a graph with the model on videos shorter and longer than one and two windows; return the differences.
 
     Raises ``UserError`` if an output has another shape or differs by more than ``TOLERANCE``.
     """
-    window = scorer.sampling.length
-    lengths = tuple(sorted({1, window - 1, window, window + 1, 2 * window, 2 * window + 3} - {0}))
+    window = method.sampling.length
+    lengths = sorted({1, window - 1, window, window + 1, 2 * window, 2 * window + 3} - {0})
     largest: dict[str, float] = {}
     for count in lengths:
-        streams = [stream.numpy() for stream in random_video(method, count, seed=count)]
-        found, wanted = run(dict(zip(scorer.inputs, streams, strict=True))), score_by_method(method, streams)
+        streams = [stream.numpy() for stream in random_video(method, count)]
+        found, wanted = run(streams), score_by_method(method, streams)
         shapes = [{name: value.shape for name, value in outputs.items()} for outputs in (found, wanted)]
         if shapes[0] != shapes[1]:
             raise UserError(f"the exported graph gives {shapes[0]} for {count} snippets, not {shapes[1]}; not written")
@@ -118,15 +203,17 @@ def check_graph(run: Run, scorer: VideoScorer, method: Method) -> Checked:
                     f"snippets, more than {TOLERANCE:.0e}; not written"
                 )
             largest[name] = max(largest.get(name, 0.0), difference)
-    return Checked(lengths, largest)
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in largest.items())
+    return f"largest difference from PyTorch on videos of {', '.join(map(str, lengths))} snippets: {differences}"
 
 
 @contextlib.contextmanager
-def clear_errors(method: Method) -> Iterator[None]:
-    """Turn what torch, ONNX or onnxruntime cannot export of a method into a ``UserError`` that says what and where."""
+def _clear_errors(method: Method) -> Iterator[None]:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         # torch.export prints the whole graph to stderr if it fails.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _quiet_loggers():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     except (UserError, MemoryError):
@@ -143,16 +230,18 @@ def clear_errors(method: Method) -> Iterator[None]:
             f"{method.name} cannot be exported as a graph{_place(cause)}: {reason}. Export it as .safetensors, or "
             f"replace this operation in its forward or scores"
         ) from error
+    finally:
+        logging.disable(disabled)
 
 
 def _place(error: BaseException) -> str:
     """Return the last line of code in a traceback that is not a library's, if it is a line of a method."""
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     frames = [(Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__) if frame.line]
-    frames = [(file, frame) for file, frame in frames if not any(map(file.is_relative_to, libraries))]
-    if not frames or frames[-1][0].parent == Path(__file__).parent:
+    own = [(file, frame) for file, frame in frames if not any(map(file.is_relative_to, libraries))]
+    if not own or own[-1][0] == Path(__file__):
         return ""
-    file, frame = frames[-1]
+    file, frame = own[-1]
     return f", because of line {frame.lineno} of {file.name} ({frame.line})"
 
 
@@ -163,15 +252,3 @@ def require_package(name: str) -> ModuleType:
     except ImportError as error:
         packages = "onnx onnxscript onnxruntime safetensors"
         raise UserError(f"this export needs {name}, which cannot be imported: pip install {packages}") from error
-
-
-@contextlib.contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch", "onnxscript", "onnx_ir"))}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
