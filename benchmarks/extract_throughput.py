@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.extraction.crops import cut_windows, to_canvas
-from clipfusionvad.extraction.decode import probe, read_frames
+from clipfusionvad.extraction.decode import VideoInfo, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.jobs import find_videos
 from clipfusionvad.models.clip import ClipWeights, openai_clip
@@ -65,7 +65,9 @@ def measure_decoding(videos: list[str], count: int) -> None:
         for source in tqdm(sources, "decoding", disable=None, leave=False):
             found, took = decode(source, count)
             frames, seconds = frames + found, seconds + took
-        info = probe(sources[0])
+        infos: list[VideoInfo] = []
+        next(read_frames(sources[0], infos.append))
+        (info,) = infos
         print(f"  {len(sources)} videos like {info.width}x{info.height} {info.codec:6} {frames / seconds:8.0f}")
     with tempfile.TemporaryDirectory() as folder:
         for codec, name in MADE.items():

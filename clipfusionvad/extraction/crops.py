@@ -1,4 +1,4 @@
-"""The ten crops of the released features, and CLIP's own single crop."""
+"""Pictures for the encoder: the ten crops of the released features, CLIP's own single crop, synthetic event images."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clipfusionvad.io.errors import UserError
-
 SIZE = 224
 #: Width and height to which the released code resized frames; the aspect ratio is not kept.
 CANVAS = (340, 256)
-#: Crops of CLIP's own preprocessing: the centre and its mirror image.
-CENTRE_CROPS = (0, 5)
+# Weights of R, G and B in ten-thousandths: with whole numbers, float32 arithmetic is exact.
+_GREY, _UNIT = np.array([2989, 5870, 1140], np.float32), 10_000
 
 
 def to_canvas(frame: np.ndarray, resize: str = "released", size: int = SIZE) -> np.ndarray:
@@ -48,9 +46,27 @@ def cut_windows(canvases: np.ndarray, crops: Sequence[int], size: int = SIZE) ->
     return windows
 
 
-def check_crops(crops: Sequence[int], resize: str) -> None:
-    """Raise ``UserError`` for crop numbers that do not exist, or not for this way of resizing."""
-    if not crops or len(set(crops)) != len(crops) or not set(crops) <= set(range(10)):
-        raise UserError(f"crops must be different numbers from 0 to 9, not {', '.join(map(str, crops)) or 'none'}")
-    if resize == "clip" and not set(crops) <= set(CENTRE_CROPS):
-        raise UserError("CLIP's own preprocessing has crop 0 and its mirror image 5 only; the others need 'released'")
+def count_events(frames: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+    """Return how often each pixel changes in a chunk of frames (H, W, 3) uint8: (H, W) uint16 (stream of IEF-VAD).
+
+    An event is a change of grey (0..255) by more than ``threshold`` between consecutive frames, in either direction.
+    """
+    counts = np.zeros(frames[0].shape[:2], np.uint16)
+    last = frames[0].astype(np.float32) @ _GREY
+    for frame in frames[1:]:
+        grey = frame.astype(np.float32) @ _GREY
+        counts += np.abs(grey - last) > np.float32(threshold * _UNIT)
+        last = grey
+    return counts
+
+
+def normalise_counts(counts: np.ndarray, scope: str = "block", empty: str = "zero") -> np.ndarray:
+    """Return event images (chunks, crops, H, W) float32 in 0..1 from the counts of one block.
+
+    Each crop's counts are divided by their maximum: over the whole block, as released, or over each chunk. Where
+    nothing moves, ``empty`` "zero" gives a black image; "nan" gives 0 / 0 = NaN, as the released scripts for UCF-Crime,
+    ShanghaiTech and MSAD did.
+    """
+    highest = counts.max(axis=(0, 2, 3) if scope == "block" else (2, 3), keepdims=True).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return counts / (np.maximum(highest, 1) if empty == "zero" else highest)

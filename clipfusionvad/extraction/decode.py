@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,10 +24,7 @@ _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Metadata of a video. ``width`` and ``height`` are those of upright frames.
-
-    ``frames`` is the count in the container's header, None where it has none.
-    """
+    """Metadata of a video: width and height of upright frames, frames by the container's header, None without one."""
 
     path: str
     fps: float
@@ -37,24 +35,12 @@ class VideoInfo:
 
 
 class BrokenVideo(UserError):
-    """A video that cannot be decoded to its end; ``frames`` were read before the error."""
-
-    def __init__(self, message: str, frames: int = 0):
-        super().__init__(message)
-        self.frames = frames
+    """A video that cannot be decoded to its end."""
 
 
 def is_address(source: str | Path) -> bool:
     """Return whether a source is a URL or a camera rather than a file."""
     return "://" in str(source) or str(source).startswith(_CAMERA)
-
-
-def probe(source: str | Path) -> VideoInfo:
-    """Return the metadata of a video whose first frame can be decoded; errors as of ``read_frames``."""
-    infos: list[VideoInfo] = []
-    with contextlib.closing(read_frames(source, infos.append)) as frames:
-        next(frames)
-    return infos[0]
 
 
 def read_frames(
@@ -68,11 +54,17 @@ def read_frames(
     Raises ``UserError`` if the source does not exist or is not a video, and ``BrokenVideo`` where decoding fails: at
     damaged data, at the end of a truncated file, or at the start of a video without any frame.
     """
-    _check_file(source)
-    count = 0
+    path, local = Path(source), not is_address(source)
+    if local and path.is_dir():
+        raise UserError(f"{path} is a folder, not a video")
+    if local and not path.exists():
+        raise UserError(f"video not found: {path}")
+    if local and path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes)")
+    count, reason = 0, ""
     with open_video(source) as (container, stream):
         # Decoding several frames in parallel is fastest but delays live frames.
-        stream.thread_type = "SLICE" if is_address(source) else "AUTO"
+        stream.thread_type = "AUTO" if local else "SLICE"
         try:
             for frame in container.decode(stream):
                 image = upright(frame)
@@ -81,12 +73,23 @@ def read_frames(
                 count += 1
                 yield image
         except (av.error.FFmpegError, OSError) as error:
-            raise _broken(source, stream, count, error_reason(error)) from error
-        if count == 0:
-            raise BrokenVideo(f"{source} holds no frame that can be decoded")
-        missing = 0 if is_address(source) else missing_bytes(source)
-        if missing and not (stream.frames and count >= stream.frames):
-            raise _broken(source, stream, count, f"the file lacks at least {missing} bytes: copy it again")
+            reason = error_reason(error)
+        else:
+            if count == 0:
+                raise BrokenVideo(f"{source} holds no frame that can be decoded")
+            missing = missing_bytes(source) if local else 0
+            if missing and not (stream.frames and count >= stream.frames):
+                reason = f"the file lacks at least {missing} bytes: copy it again"
+        if reason:
+            expected = f" of {stream.frames}" if stream.frames else ""
+            raise BrokenVideo(f"{source} breaks off after {count}{expected} frames ({reason})")
+
+
+def batched(frames: Iterable[np.ndarray], size: int) -> Generator[list[np.ndarray], None, None]:
+    """Yield ``size`` frames at a time; the last list may be shorter."""
+    rest = iter(frames)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 @contextlib.contextmanager
@@ -105,7 +108,10 @@ def open_video(source: str | Path, file: Any = None, input_format: str | None = 
     try:
         container = av.open(file or path, metadata_errors="replace", **options)
     except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{path} is not a video that can be read ({error_reason(error)}{_hint(path)})") from error
+        # The index of an MP4 file is written last.
+        unfinished = Path(path).is_file() and next(_boxes(path), (b"", 0))[0] == b"ftyp"
+        hint = "; an MP4 without its index: cut off, or not finished yet" if unfinished else ""
+        raise UserError(f"{path} is not a video that can be read ({error_reason(error)}{hint})") from error
     with container:
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not streams:
@@ -139,7 +145,7 @@ def missing_bytes(path: str | Path) -> int:
     Knows MP4 and QuickTime (boxes), AVI (RIFF), and Matroska with WebM (EBML). Other containers, such as MPEG
     streams, may end anywhere.
     """
-    size = Path(path).stat().st_size
+    end = 0
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF":
@@ -147,32 +153,28 @@ def missing_bytes(path: str | Path) -> int:
         elif head[:4] == _EBML.to_bytes(4, "big"):
             end = _matroska_end(file)
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            end = max((end for _, end in _boxes(file, size)), default=0)
-        else:
-            end = size
-    return max(0, end - size)
+            end = max(end for _, end in _boxes(path))
+    return max(0, end - Path(path).stat().st_size)
 
 
 def index_is_last(path: str | Path) -> bool:
     """Return whether this is an MP4 file whose data comes before its index, or whose index is not written yet."""
-    with open(path, "rb") as file:
-        for kind, _ in _boxes(file, Path(path).stat().st_size):
-            if kind not in (b"ftyp", b"free", b"skip", b"wide", b"uuid"):
-                return kind == b"mdat"
-    return False
+    small = (b"ftyp", b"free", b"skip", b"wide", b"uuid")
+    return next((kind for kind, _ in _boxes(path) if kind not in small), b"") == b"mdat"
 
 
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+def _boxes(path: str | Path) -> Iterator[tuple[bytes, int]]:
     """Yield kind and end of each MP4 box that starts within the file; a box of unknown length ends with the file."""
-    position = 0
-    while position + 8 <= size:
-        file.seek(position)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1 and len(head) == 16:
-            length = int.from_bytes(head[8:], "big")
-        position = position + length if length >= 8 else size
-        yield head[4:8], position
+    position, size = 0, Path(path).stat().st_size
+    with open(path, "rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1 and len(head) == 16:
+                length = int.from_bytes(head[8:], "big")
+            position = position + length if length >= 8 else size
+            yield head[4:8], position
 
 
 def _matroska_end(file: BinaryIO) -> int:
@@ -184,33 +186,9 @@ def _matroska_end(file: BinaryIO) -> int:
         if len(head) < 12 or int.from_bytes(head[:4], "big") != wanted or not head[4]:
             return 0
         width = 9 - head[4].bit_length()
-        length = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
-        if length == (1 << 7 * width) - 1:
+        unknown = (1 << 7 * width) - 1
+        length = int.from_bytes(head[4 : 4 + width], "big") & unknown
+        if length == unknown:
             return 0
         position += 4 + width + length
     return position
-
-
-def _check_file(source: str | Path) -> None:
-    path = Path(source)
-    if is_address(source):
-        return
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a video")
-    if not path.exists():
-        raise UserError(f"video not found: {path}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes)")
-
-
-def _broken(source: str | Path, stream: Any, count: int, reason: str) -> BrokenVideo:
-    expected = f" of {stream.frames}" if stream.frames else ""
-    return BrokenVideo(f"{source} breaks off after {count}{expected} frames ({reason})", count)
-
-
-def _hint(path: str) -> str:
-    """Explain the most common reason why an MP4 file does not open: its index, which is written last, is missing."""
-    if is_address(path) or not Path(path).is_file():
-        return ""
-    with open(path, "rb") as file:
-        return "; an MP4 without its index: cut off, or not finished yet" if file.read(8)[4:] == b"ftyp" else ""

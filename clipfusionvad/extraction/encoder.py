@@ -1,6 +1,5 @@
 """CLIP's image encoder over batches of images."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,23 +35,25 @@ class ImageEncoder:
         tower: Any = image_tower(clip)
         self.dim: int = tower.output_dim
         self.resolution: int = tower.input_resolution
-        self.tower = _lower(tower, self.dtype).to(self.device)
+        for module in tower.modules():
+            if not isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(self.dtype)
+        self.tower = tower.to(self.device)
         # Buffers that every batch reuses: on a CPU, a new allocation takes longer than a small encoder.
         self._pixels = self._scale = self._shift = torch.empty(0, device=self.device)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Return features (n, D) float32 of images (n, H, W, 3) uint8, normalised by CLIP's mean and deviation."""
-        return self._encode(images, self._normalise)
-
-    def encode_events(self, images: np.ndarray) -> np.ndarray:
-        """Return features (n, D) float32 of event images (n, H, W) in 0..1: three equal channels, not normalised."""
-        return self._encode(images, lambda batch: batch.float().unsqueeze(3).expand(-1, -1, -1, 3))
-
     @torch.inference_mode()
-    def _encode(self, images: np.ndarray, prepare: Callable[[Tensor], Tensor]) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Return features (n, D) float32 of images (n, H, W, 3) uint8, normalised by CLIP's mean and deviation.
+
+        Event images (n, H, W) in 0..1 become three equal channels and are not normalised.
+        """
         features = [torch.empty(0, self.dim, device=self.device)]
         for batch in torch.from_numpy(np.ascontiguousarray(images)).split(self.batch_size):
-            pixels = prepare(batch.to(self.device)).permute(0, 3, 1, 2)
+            batch = batch.to(self.device)
+            pixels = self._normalise(batch) if batch.ndim == 4 else batch.float()[..., None].expand(-1, -1, -1, 3)
+            pixels = pixels.permute(0, 3, 1, 2)
             if pixels.shape[-1] != self.resolution:
                 size = (self.resolution, self.resolution)
                 pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
@@ -68,12 +69,3 @@ class ImageEncoder:
         pixels = self._pixels[: len(batch)].copy_(batch)
         pixels.flatten(2).mul_(self._scale).add_(self._shift)
         return pixels
-
-
-def _lower(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast the weights to ``dtype``, except those of normalisation layers, as OpenAI's own models are stored."""
-    for module in tower.modules():
-        if not isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
-    return tower

@@ -1,17 +1,22 @@
-"""From videos to feature files: ``extract`` runs all jobs of a command, ``extract_video`` runs one of them.
+"""From videos to feature files: ``extract`` runs the jobs of a command here, in processes or on a Ray cluster.
 
 Decoding, encoding and writing of a video run at the same time and in constant memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
-import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,20 +25,11 @@ from tqdm import tqdm
 
 from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.extraction import engines
+from clipfusionvad.engine.ray_session import import_ray, session
 from clipfusionvad.extraction.crops import to_canvas
-from clipfusionvad.extraction.decode import VideoInfo, probe, read_frames
+from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
-from clipfusionvad.extraction.jobs import (
-    MANIFEST,
-    EncoderConfig,
-    ExtractConfig,
-    ExtractResult,
-    FeatureManifest,
-    Job,
-    find_videos,
-    take_shard,
-)
+from clipfusionvad.extraction.jobs import MANIFEST, EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import SnippetEncoder
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hash_file, remove_leftovers
@@ -43,32 +39,42 @@ from clipfusionvad.models.clip import image_tower, load_clip
 
 # Frames that the decoding thread hands over at once.
 _PIECE = 32
+# How often Ray restarts a video after the loss of its worker or of the worker's machine.
+RETRIES = 3
+# Ray tasks that wait for each running one: enough to keep workers busy, few enough to hold in memory.
+_WAITING = 2
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """The result of a job: its record in the manifest, or one line that says why it failed."""
+
+    job: Job
+    record: dict[str, Any] | None = None
+    error: str | None = None
 
 
 def extract(config: ExtractConfig) -> int:
     """Extract the features of all videos that are not done yet; return the exit code, 1 if a video failed."""
-    shard = _read_shard(config.shard)
-    jobs = make_jobs(config, shard)
-    check_writable(Path(config.output, MANIFEST))
-    # Shards share the folder. Each may run once at a time, and not beside a run of all videos.
-    with hold(config.output, shared=shard is not None):
-        with hold(config.output, f".lock-{shard[0]}-of-{shard[1]}") if shard else contextlib.nullcontext():
-            return _extract_jobs(config, jobs, FeatureManifest(config.output, shard))
-
-
-def make_jobs(config: ExtractConfig, shard: tuple[int, int] | None = None) -> list[Job]:
-    """Return the jobs of a command, or of one of its shards; ``UserError`` for options that contradict each other."""
     if config.ray_address and config.engine != "ray":
         raise UserError("--ray-address is for --engine ray")
-    encoder, crops = config.encoder, tuple(config.crop_ids or range(config.crops))
-    options = replace(config.options, crops=crops)
+    shard, encoder = _read_shard(config.shard), config.encoder
+    options = replace(config.options, crops=tuple(config.crop_ids or range(config.crops)))
     if options.stream == "event":
         if config.event_clip is None:
             warn(f"event images are encoded by --clip {encoder.clip}, which was trained on pictures; see --event-clip")
         encoder = replace(encoder, clip=config.event_clip or encoder.clip)
     videos = find_videos(config.videos)
     jobs = [Job(source, name, config.output, options, encoder, config.dtype) for source, name in videos]
-    return take_shard(jobs, *shard) if shard else jobs
+    check_writable(Path(config.output, MANIFEST))
+    with contextlib.ExitStack() as locks:
+        # Shards share the folder. Each may run once at a time, and not beside a run of all videos.
+        locks.enter_context(hold(config.output, shared=shard is not None))
+        if shard:
+            locks.enter_context(hold(config.output, f".lock-{shard[0]}-of-{shard[1]}"))
+            # Every N-th video, so that shards have similar sizes.
+            jobs = jobs[shard[0] - 1 :: shard[1]]
+        return _extract_jobs(config, jobs, FeatureManifest(config.output, shard))
 
 
 def _read_shard(text: str | None) -> tuple[int, int] | None:
@@ -83,27 +89,46 @@ def _read_shard(text: str | None) -> tuple[int, int] | None:
 def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureManifest) -> int:
     # A shard may have no videos. Otherwise, an encoder that cannot be loaded would fail every video.
     fingerprint = check_encoder(jobs[0].encoder) if jobs else ""
-    pending = list(jobs) if config.overwrite else _pending(jobs, manifest, fingerprint)
+    pending = jobs if config.overwrite else _pending(jobs, manifest, fingerprint)
     for job in pending:
         manifest.append(job.name, "begun", {"source": job.source})
     started, frames, failed = time.perf_counter(), 0, 0
+    size = sum(job.bytes or 0 for job in pending)
+    bar = tqdm(total=size, desc="extract", unit="B", unit_scale=True, disable=None if pending else True)
     try:
-        for result in _run(config, pending):
-            if result.record:
-                manifest.append(result.job.name, "done", result.record | {"code": code()})
-                frames += result.record["frames"]
-            else:
-                manifest.append(result.job.name, "failed", {"source": result.job.source, "error": result.error})
-                tqdm.write(f"failed: {result.error}", file=sys.stderr)
-                failed += 1
+        with bar, contextlib.closing(_run(config, pending, bar)) as results:
+            for count, result in enumerate(results, 1):
+                if result.record:
+                    manifest.append(result.job.name, "done", result.record | {"code": code()})
+                    frames += result.record["frames"]
+                else:
+                    manifest.append(result.job.name, "failed", {"source": result.job.source, "error": result.error})
+                    tqdm.write(f"failed: {result.error}", file=sys.stderr)
+                    failed += 1
+                bar.update(result.job.bytes or 0)
+                bar.set_postfix_str(f"{count} of {len(pending)} videos, {frames} frames")
     except KeyboardInterrupt:
         print(f"finished videos are kept in {config.output}; the same command continues from there", file=sys.stderr)
         raise
-    seconds = time.perf_counter() - started
-    _print_summary(config, len(pending) - failed, len(jobs) - len(pending), frames, seconds)
+    seconds, done, existing = time.perf_counter() - started, len(pending) - failed, len(jobs) - len(pending)
+    rate = f", {frames / seconds:.0f} frames/s" if frames else ""
+    print(f"{done} videos extracted ({frames} frames in {seconds:.0f} s{rate}), {existing} existed already")
+    if done + existing:
+        length = 1 if config.options.reduce == "none" else config.options.stride
+        flag = "" if length == 16 else f" --frames-per-snippet {length}"
+        print(f"features in {config.output}, with their options in {config.output}/manifest*.jsonl")
+        print(f"next: python -m clipfusionvad lists --dataset NAME --features {config.output} --output list{flag}")
     if failed:
         print(f"{failed} of {len(jobs)} videos failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check_encoder(encoder: EncoderConfig) -> str:
+    """Return the fingerprint of the image encoder; ``UserError`` if it does not exist or cannot run here."""
+    weights = _weights(encoder.clip, encoder.embed_dim)
+    image_tower(weights)
+    check_precision(pick_device(encoder.device), encoder.precision)
+    return weights.image_fingerprint
 
 
 def _pending(jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -> list[Job]:
@@ -121,69 +146,98 @@ def _pending(jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -
     return pending
 
 
-def _run(config: ExtractConfig, jobs: Sequence[Job]) -> Iterator[ExtractResult]:
-    """Yield the results of jobs under a progress bar; closing the iterator stops the work."""
-    if not jobs:
-        return
-    with _Progress(jobs) as progress:
-        if config.engine == "ray":
-            results = engines.run_on_ray(extract_job, jobs, config.workers, config.ray_address)
-        elif config.workers > 1:
-            results = engines.run_in_processes(extract_job, jobs, config.workers)
-        else:
-            results = (extract_job(job, progress.add) for job in jobs)
-        with contextlib.closing(results):
-            for result in results:
-                progress.finish(result)
+def _run(config: ExtractConfig, jobs: Sequence[Job], bar: tqdm) -> Generator[ExtractResult, None, None]:
+    """Yield a result per job in any order; closing the iterator stops the work and removes partly written files."""
+    if config.engine == "ray" and jobs:
+        return run_on_ray(jobs, config.workers, config.ray_address)
+    if config.workers > 1 and jobs:
+        return run_in_processes(jobs, config.workers)
+    return (extract_job(job, lambda frames: bar.set_postfix_str(f"{frames} frames of this video")) for job in jobs)
+
+
+def run_in_processes(jobs: Sequence[Job], workers: int) -> Generator[ExtractResult, None, None]:
+    """Run jobs in ``workers`` processes, which start them in the given order."""
+    # The cores that this process may use, not those of the machine.
+    threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (threads,))
+    unfinished = {pool.submit(extract_job, job): job for job in jobs}
+    try:
+        for future in as_completed(list(unfinished)):
+            result = future.result()
+            del unfinished[future]
+            yield result
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process died with {len(unfinished)} videos to go (out of memory?): repeat the command to "
+            f"continue, with fewer --workers if necessary"
+        ) from error
+    finally:
+        if unfinished:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+                process.join()
+        pool.shutdown()
+        _remove_partial(unfinished.values())
+
+
+def _start_worker(threads: int) -> None:
+    """Give a new worker its share of the cores. It ignores Ctrl-C and ends with the main process."""
+    import cv2
+    import torch
+
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def run_on_ray(jobs: Sequence[Job], workers: int, address: str | None = None) -> Generator[ExtractResult, None, None]:
+    """Run jobs as Ray tasks, ``workers`` at a time, in their order and with few of them waiting.
+
+    ``address`` is that of a running cluster ("auto" finds the one that this machine belongs to); without it and
+    without RAY_ADDRESS, Ray starts on this machine. Every machine of a cluster needs this package and the same paths
+    to videos, weights and output. If a worker dies, Ray starts its video again on another one. Raises ``UserError``
+    without Ray and if no cluster answers.
+    """
+    ray = import_ray()
+    waiting, running = iter(jobs), dict[Any, Job]()
+    try:
+        with session(ray, workers, address):
+            on_gpu = any(job.encoder.device != "cpu" for job in jobs)
+            gpus = ray.cluster_resources().get("GPU", 0) if on_gpu else 0
+            # A bad video is a result: only a lost worker is a reason to retry.
+            needs = {"num_cpus": 1, "num_gpus": min(1, gpus / workers)}
+            task = ray.remote(extract_job).options(**needs, max_retries=RETRIES, retry_exceptions=False)
+            while True:
+                running |= {task.remote(job): job for job in islice(waiting, (1 + _WAITING) * workers - len(running))}
+                if not running:
+                    return
+                (done, *_), _ = ray.wait(list(running), num_returns=1)
+                try:
+                    result = ray.get(done)
+                except ray.exceptions.RayTaskError:
+                    # A bug in this package, with the worker's traceback.
+                    raise
+                except ray.exceptions.RayError as error:
+                    lost = f"its worker was lost {RETRIES + 1} times ({str(error).splitlines()[0]}); out of memory?"
+                    result = ExtractResult(running[done], error=f"{running[done].source}: {lost}")
+                del running[done]
                 yield result
+    finally:
+        _remove_partial(running.values())
 
 
-def _print_summary(config: ExtractConfig, done: int, existing: int, frames: int, seconds: float) -> None:
-    rate = f", {frames / seconds:.0f} frames/s" if frames else ""
-    print(f"{done} videos extracted ({frames} frames in {seconds:.0f} s{rate}), {existing} existed already")
-    if done + existing:
-        length = 1 if config.options.reduce == "none" else config.options.stride
-        flag = "" if length == 16 else f" --frames-per-snippet {length}"
-        print(f"features in {config.output}, with their options in {config.output}/manifest*.jsonl")
-        print(f"next: python -m clipfusionvad lists --dataset NAME --features {config.output} --output list{flag}")
-
-
-class _Progress:
-    """A progress bar in frames; their total is estimated from the first video, then from the frames per byte."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self.sizes = {job.name: job.bytes or 1 for job in jobs}
-        self.all, self.bytes, self.finished, self.partial = sum(self.sizes.values()), 0, 0, 0
-        self.bar = tqdm(desc="extract", unit="frame", disable=None)
-        with contextlib.suppress(UserError):
-            self._estimate(probe(jobs[0].source).frames or 0, self.sizes[jobs[0].name])
-
-    def add(self, frames: int) -> None:
-        """Add frames of the current video."""
-        self.partial += frames
-        self.bar.update(frames)
-
-    def finish(self, result: ExtractResult) -> None:
-        self.bar.update(max(0, (result.record or {}).get("frames", 0) - self.partial))
-        self.partial = 0
-        self.finished += 1
-        size = self.sizes[result.job.name]
-        if result.record:
-            self.bytes += size
-        else:
-            self.all -= size
-        self._estimate(self.bar.n, self.bytes)
-        self.bar.set_postfix_str(f"{self.finished} of {len(self.sizes)} videos")
-
-    def _estimate(self, frames: int, size: int) -> None:
-        if frames and size:
-            self.bar.total = round(frames * self.all / size)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+def _remove_partial(jobs: Iterable[Job]) -> None:
+    """Remove the files that stopped workers were writing."""
+    for path in (path for job in jobs for path in job.paths):
+        remove_leftovers(path.parent, path.name)
 
 
 def extract_job(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> ExtractResult:
@@ -200,7 +254,7 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     """Write the feature files of a video, either all or none, and return its record.
 
     The record holds encoder, fps, frames, rows and files, size and SHA-256 of the video, and the seconds taken.
-    ``on_frames`` gets the number of frames after each piece. The encoder is built once in a process.
+    ``on_frames`` gets the number of frames so far. The encoder is built once in a process.
 
     Raises ``UserError`` for a video that cannot be read to its end (``BrokenVideo``) or that gives no row.
     """
@@ -214,11 +268,12 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     frames = rows = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_open_features(path, encoder.dim, job.dtype)) for path in job.paths]
-        pieces = stack.enter_context(contextlib.closing(prefetch(_read_pieces(job, snippets.size, infos.append))))
-        for piece in pieces:
+        decoded = stack.enter_context(contextlib.closing(read_frames(job.source, infos.append)))
+        canvases = (to_canvas(frame, job.options.resize, snippets.size) for frame in decoded)
+        for piece in stack.enter_context(contextlib.closing(prefetch(batched(canvases, _PIECE)))):
             rows += _write_rows(files, snippets.add(piece), job)
             frames += len(piece)
-            on_frames(len(piece))
+            on_frames(frames)
         rows += _write_rows(files, snippets.finish(), job)
         if rows == 0:
             raise UserError(
@@ -239,14 +294,6 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     }
 
 
-def check_encoder(encoder: EncoderConfig) -> str:
-    """Return the fingerprint of the image encoder; ``UserError`` if it does not exist or cannot run here."""
-    weights = _weights(encoder.clip, encoder.embed_dim)
-    image_tower(weights)
-    check_precision(pick_device(encoder.device), encoder.precision)
-    return weights.image_fingerprint
-
-
 # A check of an encoder is mostly followed by its use.
 _weights = functools.lru_cache(maxsize=1)(load_clip)
 
@@ -257,20 +304,6 @@ def _load(config: EncoderConfig) -> tuple[ImageEncoder, dict[str, Any]]:
     weights = _weights(config.clip, config.embed_dim)
     encoder = ImageEncoder(weights, pick_device(config.device), config.precision, config.batch_size)
     return encoder, {"clip": config.clip, "fingerprint": weights.image_fingerprint, "dim": encoder.dim}
-
-
-def _read_pieces(
-    job: Job, size: int, on_info: Callable[[VideoInfo], object]
-) -> Generator[list[np.ndarray], None, None]:
-    """Yield the video's frames, resized to the canvas of the crops, in pieces."""
-    piece: list[np.ndarray] = []
-    with contextlib.closing(read_frames(job.source, on_info)) as frames:
-        for frame in frames:
-            piece.append(to_canvas(frame, job.options.resize, size))
-            if len(piece) == _PIECE:
-                yield piece
-                piece = []
-    yield piece
 
 
 def _write_rows(files: list[BinaryIO], rows: np.ndarray, job: Job) -> int:
@@ -289,18 +322,12 @@ def _write_rows(files: list[BinaryIO], rows: np.ndarray, job: Job) -> int:
 @contextlib.contextmanager
 def _open_features(path: Path, dim: int, dtype: str) -> Iterator[BinaryIO]:
     """Open a .npy file to append rows to; it appears under its name when it is complete."""
+    head = {"descr": np.dtype(dtype).str, "fortran_order": False}
     with atomic_write(path) as file:
-        file.write(_npy_header(0, dim, dtype))
+        # numpy leaves room in the header for the number of rows to grow.
+        np.lib.format.write_array_header_1_0(file, head | {"shape": (0, dim)})
         start = file.tell()
         yield file
         rows = (file.tell() - start) // (dim * np.dtype(dtype).itemsize)
         file.seek(0)
-        file.write(_npy_header(rows, dim, dtype))
-
-
-def _npy_header(rows: int, dim: int, dtype: str) -> bytes:
-    """Return the header that ``np.save`` writes; numpy leaves room for the number of rows to grow."""
-    header = io.BytesIO()
-    shape = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, dim)}
-    np.lib.format.write_array_header_1_0(header, shape)
-    return header.getvalue()
+        np.lib.format.write_array_header_1_0(file, head | {"shape": (rows, dim)})

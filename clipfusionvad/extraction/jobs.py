@@ -21,6 +21,7 @@ SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
 MANIFEST = "manifest.jsonl"
+_PATHS = "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl"
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,7 @@ class EncoderConfig:
 class ExtractConfig:
     """What ``extract`` does: ``videos`` to features below ``output``."""
 
-    videos: Annotated[
-        tuple[str, ...],
-        Option(
-            "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl",
-            metavar="PATH",
-            required=True,
-            nonempty=True,
-        ),
-    ]
+    videos: Annotated[tuple[str, ...], Option(_PATHS, metavar="PATH", required=True, nonempty=True)]
     output: Annotated[str, Option("folder for features and manifest", metavar="DIR", required=True)]
     crops: Annotated[int, Option("1: centre; 5: and corners; 10: and mirror images", choices=(1, 5, 10))] = 10
     crop_ids: Annotated[tuple[int, ...] | None, Option("these crops instead, 0 to 9", metavar="K", nonempty=True)] = (
@@ -101,20 +94,6 @@ class Job:
         return options | {"dtype": self.dtype, "precision": self.encoder.precision}
 
 
-@dataclass(frozen=True)
-class ExtractResult:
-    """The result of a job: its record in the manifest, or one line that says why it failed."""
-
-    job: Job
-    record: dict[str, Any] | None = None
-    error: str | None = None
-
-
-def take_shard(jobs: Sequence[Job], number: int, of: int) -> list[Job]:
-    """Return every ``of``-th job from the ``number``-th (counted from 1), so that shards have similar sizes."""
-    return list(jobs[number - 1 :: of])
-
-
 def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Return the given videos as (source, name of the features), sorted by name.
 
@@ -126,7 +105,9 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
     """
     found: dict[str, str] = {}
     for source, name in (pair for item in given for pair in _expand(str(item))):
-        if name.startswith("/") or ".." in name.split("/") or not _is_file_name(name):
+        # Control characters could pass for lines of a list or for commands to a terminal.
+        hidden = any(unicodedata.category(letter) == "Cc" for letter in name)
+        if not 0 < len(name) < 1000 or name.startswith("/") or ".." in name.split("/") or hidden:
             raise UserError(f"{source}: {name!r} cannot be the name of its results")
         other = found.setdefault(name, source)
         if other != source:
@@ -151,18 +132,13 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
             yield line if is_address(line) else str(path.parent / line), _listed_name(line)
     elif path.suffix.lower() == ".jsonl":
         for number, record in _read_lines(path):
-            if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "source")):
+            if not _has_texts(record, "video", "source"):
                 raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
             yield record["source"], record["video"]
     elif path.exists():
         yield item, path.stem
     else:
         raise UserError(f"video not found: {item}")
-
-
-def _is_file_name(name: str) -> bool:
-    """Exclude control characters, which could pass for lines of a list or for commands to a terminal."""
-    return bool(name) and not any(unicodedata.category(letter) == "Cc" for letter in name) and len(name) < 1000
 
 
 def _listed_name(line: str) -> str:
@@ -217,33 +193,31 @@ class FeatureManifest:
             raise UserError(f"{present[0]} exists, but no manifest says how it was made")
         if record is None or record["state"] != "done" or not present:
             return False
-        if changes := _changes(record, job, fingerprint):
-            raise UserError(f"features of {job.name} in {self.folder} were made with other options: {changes}")
+        before, now = record["options"], job.recorded_options()
+        changed = [
+            f"{key} ({before.get(key)}, now {now.get(key)})" for key in now | before if before.get(key) != now.get(key)
+        ]
+        if record["model"]["fingerprint"] != fingerprint:
+            changed.append(f"model ({record['model']['clip']}, now {job.encoder.clip})")
+        if record["bytes"] != job.bytes:
+            changed.append(f"video ({record['source']} of {record['bytes']} bytes, now {job.source} of {job.bytes})")
+        if changed:
+            raise UserError(
+                f"features of {job.name} in {self.folder} were made with other options: {', '.join(changed)}"
+            )
         return len(present) == len(job.paths)
 
 
-def _changes(record: Mapping[str, Any], job: Job, fingerprint: str) -> str:
-    """Describe what differs from the record; empty if nothing does."""
-    before, now = record["options"], job.recorded_options()
-    changed = [
-        f"{key} ({before.get(key)}, now {now.get(key)})" for key in now | before if before.get(key) != now.get(key)
-    ]
-    if record["model"]["fingerprint"] != fingerprint:
-        changed.append(f"model ({record['model']['clip']}, now {job.encoder.clip})")
-    if record["bytes"] != job.bytes:
-        changed.append(f"video ({record['source']} of {record['bytes']} bytes, now {job.source} of {job.bytes})")
-    return ", ".join(changed)
-
-
 def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("video", "state", "time")):
+    if not _has_texts(record, "video", "state", "time"):
         return False
-    if record["state"] != "done":
-        return True
     model, options = record.get("model"), record.get("options")
-    if not isinstance(model, dict) or not isinstance(options, dict):
-        return False
-    return {"clip", "fingerprint"} <= model.keys() and {"bytes", "source"} <= record.keys()
+    known = isinstance(model, dict) and isinstance(options, dict) and {"clip", "fingerprint"} <= model.keys()
+    return record["state"] != "done" or (known and {"bytes", "source"} <= record.keys())
+
+
+def _has_texts(record: Any, *keys: str) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(key), str) for key in keys)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:

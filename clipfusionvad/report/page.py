@@ -32,7 +32,7 @@ def _url(path: str | os.PathLike[str]) -> str:
     return quote(os.fsencode(path).replace(os.sep.encode(), b"/"))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return seconds as 1:02.3 or 1:01:02.3."""
     tenths = round(10 * seconds)
     hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600
@@ -49,5 +49,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"json": _json, "url": _url, "clock": _clock}
+    environment.filters |= {"json": _json, "url": _url, "clock": clock}
     return environment

@@ -50,13 +50,19 @@ def write_video(
     return path
 
 
-def write_sound(path):
+def write_sound(path, cover=False):
+    """A second of silence, with a cover image or without."""
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("aac", rate=44100)
+        sound = file.add_stream("aac", rate=44100)
+        if cover:
+            image = file.add_stream("mjpeg", rate=1)
+            image.width, image.height, image.pix_fmt = 64, 48, "yuvj420p"
+            image.disposition = av.stream.Disposition.attached_pic
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
         frame.rate, frame.pts = 44100, 0
-        file.mux(stream.encode(frame))
-        file.mux(stream.encode())
+        file.mux(sound.encode(frame) + sound.encode())
+        if cover:
+            file.mux(image.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24")) + image.encode())
     return path
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from made_videos import opencv_frames, plain_event_rows, plain_rgb_row, write_sound, write_video
 from tiny import quietly
+from torch import save
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.data.features import load_features, read_shape
-from clipfusionvad.extraction.engines import run_in_processes
-from clipfusionvad.extraction.extract import extract_job
-from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, find_videos, take_shard
+from clipfusionvad.extraction.extract import run_in_processes
+from clipfusionvad.extraction.jobs import EncoderConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import code
@@ -30,6 +30,7 @@ from clipfusionvad.models.clip import image_tower, load_clip
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 TOY = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu"]
+ROWS = {"Abuse/a": 2, "Normal/b__1.x": 2, "Normal/c": 1}
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,8 @@ def videos(tmp_path_factory):
     return folder
 
 
-ROWS = {"Abuse/a": 2, "Normal/b__1.x": 2, "Normal/c": 1}
-
-
-def extract(output, *more, videos=(), toy=True):
-    paths = [str(path) for path in videos]
-    argv = ["extract", "--videos", *paths, "--output", str(output), *(TOY if toy else []), *map(str, more)]
+def extract(output, *flags, videos=()):
+    argv = ["extract", "--videos", *map(str, videos), "--output", str(output), *TOY, *map(str, flags)]
     return quietly(package_main, argv)
 
 
@@ -72,52 +69,43 @@ def whole(videos, tmp_path_factory):
     return output
 
 
-def test_a_file_for_each_crop_in_the_folder_of_its_class(whole, videos):
+def test_a_file_for_each_crop_in_the_folder_of_its_class(whole, tmp_path):
     files = contents(whole)
     assert sorted(files) == sorted(f"{name}__{crop}.npy" for name in ROWS for crop in range(10))
-    for name, rows in ROWS.items():
-        for crop in range(10):
-            path = whole / f"{name}__{crop}.npy"
-            assert read_shape(path) == (rows, 64)
-            features = np.load(path)
-            assert features.dtype == np.float16
-            np.save(path.parent / "again.tmp.npy", features)
-            assert (path.parent / "again.tmp.npy").read_bytes() == files[f"{name}__{crop}.npy"]
-            (path.parent / "again.tmp.npy").unlink()
+    for name, content in files.items():
+        features = np.load(whole / name)
+        assert features.shape == read_shape(whole / name) == (ROWS[name.rpartition("__")[0]], 64)
+        assert features.dtype == np.float16
+        np.save(tmp_path / "again.npy", features)
+        assert (tmp_path / "again.npy").read_bytes() == content
 
 
 @pytest.mark.parametrize("stream", ["rgb", "event"])
 def test_files_equal_the_plain_way_through_the_video(videos, tmp_path, stream):
-    flags = ["--dtype", "float32", "--stream", stream]
-    outcome = extract(tmp_path, *flags, videos=[videos / "Normal" / "c.MKV"])
+    video = videos / "Normal" / "c.MKV"
+    outcome = extract(tmp_path, "--dtype", "float32", "--stream", stream, videos=[video])
     assert outcome.code == 0 and ("--event-clip" in outcome.err) == (stream == "event")
-    tower, frames = image_tower(load_clip("toy", 64)), list(opencv_frames(videos / "Normal" / "c.MKV"))[:16]
+    tower, frames = image_tower(load_clip("toy", 64)), list(opencv_frames(video))[:16]
     for crop in range(10):
-        plain = (
-            plain_rgb_row(tower, frames, crop) if stream == "rgb" else plain_event_rows(tower, [frames], crop, 10)[0]
-        )
+        event = stream == "event"
+        plain = plain_event_rows(tower, [frames], crop, 10)[0] if event else plain_rgb_row(tower, frames, crop)
         np.testing.assert_allclose(np.load(tmp_path / f"c__{crop}.npy"), plain[None], atol=1e-5)
 
 
 def test_event_clip_is_the_encoder_of_events_only(videos, tmp_path):
-    import torch
-
-    torch.save({"checkpoint": {f"encoder_k.{k}": v for k, v in load_clip("toy", 128).state.items()}}, tmp_path / "e.pt")
-    flags = ["--event-clip", tmp_path / "e.pt", "--crops", 1]
+    save({"checkpoint": {f"encoder_k.{k}": v for k, v in load_clip("toy", 128).state.items()}}, tmp_path / "e.pt")
     for stream, width in (("rgb", 64), ("event", 128)):
-        outcome = extract(tmp_path / stream, *flags, "--stream", stream, videos=[videos / "Abuse"])
+        flags = ["--event-clip", tmp_path / "e.pt", "--crops", 1, "--stream", stream]
+        outcome = extract(tmp_path / stream, *flags, videos=[videos / "Abuse"])
         assert outcome.code == 0 and "warning" not in outcome.err
         assert read_shape(tmp_path / stream / "a__0.npy") == (2, width)
 
 
 def test_the_manifest_says_what_was_made_of_what(whole, videos):
     records = lines(whole / "manifest.jsonl")
-    assert [(record["video"], record["state"]) for record in records] == [
-        *((name, "begun") for name in ROWS),
-        *((name, "done") for name in ROWS),
-    ]
-    record = records[3]
-    source = videos / "Abuse" / "a.mp4"
+    states = [(record["video"], record["state"]) for record in records]
+    assert states == [(name, state) for state in ("begun", "done") for name in ROWS]
+    record, source = records[3], videos / "Abuse" / "a.mp4"
     assert record["source"] == str(source) and record["bytes"] == source.stat().st_size
     assert record["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert (record["fps"], record["frames"], record["rows"]) == (30, 40, 2)
@@ -146,17 +134,17 @@ def test_a_second_run_leaves_everything_alone(whole, videos):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-@pytest.mark.parametrize("missing", ["file", "line"])
-def test_what_is_missing_is_made_again(whole, videos, tmp_path, missing):
-    """A feature file is deleted, or the program was killed between the last file and its line in the manifest."""
-    assert extract(tmp_path, videos=[videos]).code == 0
-    if missing == "file":
+def test_what_is_missing_is_made_again(whole, videos, tmp_path):
+    """The program was killed between the last file and its line in the manifest, then a feature file is deleted."""
+    for name, content in contents(whole).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    *kept, _ = (whole / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "manifest.jsonl").write_text("".join(kept))
+    for _ in range(2):
+        outcome = extract(tmp_path, videos=[videos])
+        assert outcome.code == 0 and "1 videos extracted" in outcome.out and contents(tmp_path) == contents(whole)
         (tmp_path / "Normal" / "c__3.npy").unlink()
-    else:
-        *kept, _ = (tmp_path / "manifest.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / "manifest.jsonl").write_text("".join(kept))
-    outcome = extract(tmp_path, videos=[videos])
-    assert outcome.code == 0 and "1 videos extracted" in outcome.out and contents(tmp_path) == contents(whole)
 
 
 @pytest.mark.parametrize(
@@ -179,17 +167,16 @@ def test_other_options_are_refused_and_nothing_is_touched(whole, videos, flags, 
     assert (contents(whole), (whole / "manifest.jsonl").read_bytes()) == before
 
 
-def test_overwrite_replaces_and_a_changed_video_is_noticed(videos, tmp_path):
-    path = write_video(tmp_path / "v.mp4", 20)
-    output = tmp_path / "features"
-    assert extract(output, "--crops", 1, videos=[path]).code == 0
-    first = contents(output)
-    assert extract(output, "--crops", 1, "--stride", 8, "--overwrite", videos=[path]).code == 0
+def test_overwrite_replaces_and_a_changed_video_is_noticed(tmp_path):
+    video, output = write_video(tmp_path / "v.mp4", 20), tmp_path / "features"
+    assert extract(output, "--crops", 1, videos=[video]).code == 0
+    stride = ["--crops", 1, "--stride", 8]
+    assert extract(output, *stride, "--overwrite", videos=[video]).code == 0
     assert read_shape(output / "v__0.npy")[0] == 2
-    assert extract(output, "--crops", 1, "--stride", 8, videos=[path]).out.startswith("0 videos extracted")
-    write_video(path, 40)
-    refused = extract(output, "--crops", 1, "--stride", 8, videos=[path])
-    assert refused.code == 2 and "video (" in refused.err and contents(output) != first
+    assert extract(output, *stride, videos=[video]).out.startswith("0 videos extracted")
+    write_video(video, 40)
+    refused = extract(output, *stride, videos=[video])
+    assert refused.code == 2 and "video (" in refused.err and read_shape(output / "v__0.npy")[0] == 2
 
 
 def test_files_of_unknown_origin_are_not_replaced(videos, tmp_path):
@@ -201,32 +188,31 @@ def test_files_of_unknown_origin_are_not_replaced(videos, tmp_path):
     assert list(contents(tmp_path)) == ["Abuse/a__0.npy"] and not (tmp_path / "manifest.jsonl").exists()
 
 
-def test_bad_videos_are_reported_and_the_others_continue(videos, tmp_path):
-    folder = tmp_path / "mixed"
+def test_bad_videos_are_reported_and_the_others_continue(tmp_path):
+    folder, out = tmp_path / "mixed", tmp_path / "out"
     folder.mkdir()
     write_video(folder / "good.mp4", 20)
     write_video(folder / "short.mp4", 15)
     write_sound(folder / "sound.mp4")
     (folder / "text.mp4").write_text("text")
     (folder / "zero.mp4").touch()
-    content = write_video(folder / "whole.mp4", 100, movflags="faststart").read_bytes()
-    (folder / "whole.mp4").rename(folder / "cut.mp4")
+    content = write_video(folder / "cut.mp4", 100, movflags="faststart").read_bytes()
     (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
-    outcome = extract(tmp_path / "out", "--crops", 5, videos=[folder])
+    outcome = extract(out, "--crops", 5, videos=[folder])
     assert outcome.code == 1
     bad = ["cut", "short", "sound", "text", "zero"]
     failed = [line for line in outcome.err.splitlines() if line.startswith("failed: ")]
     assert [line.split("/")[-1].split()[0] for line in failed] == [f"{name}.mp4" for name in bad]
     assert "5 of 6 videos failed" in outcome.err and "Traceback" not in outcome.err
-    assert sorted(contents(tmp_path / "out")) == [f"good__{crop}.npy" for crop in range(5)]
-    records = {record["video"]: record for record in lines(tmp_path / "out" / "manifest.jsonl")}
+    assert sorted(contents(out)) == [f"good__{crop}.npy" for crop in range(5)]
+    records = {record["video"]: record for record in lines(out / "manifest.jsonl")}
     assert {name: record["state"] for name, record in records.items()} == dict.fromkeys(bad, "failed") | {
         "good": "done"
     }
     assert "of 100 frames" in records["cut"]["error"] and "--tail ceil" in records["short"]["error"]
     # Failed videos are tried again.
     write_video(folder / "zero.mp4", 20)
-    again = extract(tmp_path / "out", "--crops", 5, videos=[folder])
+    again = extract(out, "--crops", 5, videos=[folder])
     assert again.code == 1 and "1 videos extracted" in again.out and "4 of 6 videos failed" in again.err
 
 
@@ -255,20 +241,17 @@ def test_videos_and_the_names_of_their_features(videos, tmp_path):
     assert "video not found" in extract(tmp_path / "out", videos=[tmp_path / "absent.mp4"]).err
     assert [name for _, name in find_videos([videos])] == list(ROWS)
     assert [name for _, name in find_videos([videos / "Abuse", videos / "Normal" / "c.MKV"])] == ["a", "c"]
+    write_video(tmp_path / "a.avi", 2, codec="mpeg4")
     with pytest.raises(UserError, match="both become a:"):
-        write_video(tmp_path / "a.avi", 2, codec="mpeg4")
         find_videos([videos / "Abuse", tmp_path])
-    listing = tmp_path / "list.txt"
-    listing.write_text(f"{videos}/Abuse/a.mp4\n\nhttps://host/bucket/Normal/Normal%20Video.mp4?key=1\na.avi\n")
-    assert find_videos([listing]) == [
-        (f"{videos}/Abuse/a.mp4", "Abuse/a"),
-        ("https://host/bucket/Normal/Normal%20Video.mp4?key=1", "Normal/Normal Video"),
-        (str(tmp_path / "a.avi"), "a"),
-    ]
+    address, listing = "https://host/bucket/Normal/Normal%20Video.mp4?key=1", tmp_path / "list.txt"
+    listing.write_text(f"{videos}/Abuse/a.mp4\n\n{address}\na.avi\n")
+    named = [(f"{videos}/Abuse/a.mp4", "Abuse/a"), (address, "Normal/Normal Video"), (str(tmp_path / "a.avi"), "a")]
+    assert find_videos([listing]) == named
 
 
 def test_shards_make_the_same_files_and_a_manifest_each(whole, videos, tmp_path):
-    for shard in ("2/2", "1/2"):
+    for shard in ("2/2", "1/2", "4/4"):
         assert extract(tmp_path, "--shard", shard, videos=[videos]).code == 0
     assert contents(tmp_path) == contents(whole)
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["manifest-1-of-2.jsonl", "manifest-2-of-2.jsonl"]
@@ -278,26 +261,13 @@ def test_shards_make_the_same_files_and_a_manifest_each(whole, videos, tmp_path)
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
-def jobs_of(videos, output, count=10):
-    options, model = ExtractOptions(crops=tuple(range(count))), EncoderConfig("toy", 64, "cpu")
-    return [Job(source, name, str(output), options, model) for source, name in find_videos([videos])]
-
-
-def test_every_job_is_in_one_shard():
-    jobs = list(range(15))
-    for of in (1, 2, 4, 20):
-        parts = [take_shard(jobs, number, of) for number in range(1, of + 1)]
-        assert sorted(sum(parts, [])) == jobs
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 def test_workers_make_the_same_files_and_leave_nothing_half_written(whole, videos, tmp_path, monkeypatch):
     """One of them is killed while it makes a fourth, long video."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    long = write_video(tmp_path / "long.mp4", 900)
-    output = tmp_path / "out"
-    jobs = jobs_of(videos, output) + jobs_of(long, output)
-    with closing(run_in_processes(extract_job, jobs, 2)) as outcomes:
+    options, output = (ExtractOptions(crops=tuple(range(10))), EncoderConfig("toy", 64, "cpu")), tmp_path / "out"
+    found = [*find_videos([videos]), *find_videos([write_video(tmp_path / "long.mp4", 900)])]
+    jobs = [Job(source, name, str(output), *options) for source, name in found]
+    with closing(run_in_processes(jobs, 2)) as outcomes:
         made = [next(outcomes) for _ in ROWS]
         assert {outcome.job.name for outcome in made} == set(ROWS) and not any(outcome.error for outcome in made)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -333,17 +303,15 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path):
     assert contents(output) == contents(tmp_path / "straight")
 
 
-def test_a_line_that_was_cut_off_is_no_line(videos, tmp_path):
-    (job, *_) = jobs_of(videos, tmp_path, 1)
+def test_a_line_that_was_cut_off_is_no_line(tmp_path):
     manifest = FeatureManifest(tmp_path)
-    manifest.append(job.name, "begun", {})
+    manifest.append("first", "begun", {})
     manifest.append("other", "done", {"model": {}, "options": {}, "bytes": 1, "source": "x"})
-    content = manifest.path.read_bytes()
-    manifest.path.write_bytes(content[:-20])
+    manifest.path.write_bytes(manifest.path.read_bytes()[:-20])
     again = FeatureManifest(tmp_path)
-    assert list(again.records) == [job.name]
+    assert list(again.records) == ["first"]
     again.append("third", "begun", {})
-    assert list(FeatureManifest(tmp_path).records) == [job.name, "third"]
+    assert list(FeatureManifest(tmp_path).records) == ["first", "third"]
     manifest.path.write_text('{"something": "else"}\n')
     with pytest.raises(UserError, match="line 1, is not from a manifest"):
         FeatureManifest(tmp_path)
@@ -356,6 +324,5 @@ def test_real_clips_give_the_rows_of_the_benchmark(tmp_path):
     names = ["RoadAccidents017_x264", "RoadAccidents133_x264"]
     clips = [SHARED / "ucf_clips" / f"{name}.mp4" for name in names]
     assert extract(tmp_path, "--crop-ids", 5, "--reduce", "middle", videos=clips).code == 0
-    for name in names:
-        assert read_shape(tmp_path / f"{name}__5.npy")[0] == frames[name] // 16
+    assert [read_shape(tmp_path / f"{name}__5.npy")[0] for name in names] == [frames[name] // 16 for name in names]
     assert [record["frames"] for record in lines(tmp_path / "manifest.jsonl")[2:]] == [frames[name] for name in names]

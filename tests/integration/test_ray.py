@@ -10,8 +10,7 @@ import pytest
 from made_videos import write_video
 from ray_workers import needs_proc, needs_ray, working_processes
 
-from clipfusionvad.extraction.engines import run_on_ray
-from clipfusionvad.extraction.extract import extract_job
+from clipfusionvad.extraction.extract import extract_job, run_on_ray
 from clipfusionvad.extraction.jobs import EncoderConfig, Job, find_videos
 from clipfusionvad.extraction.snippets import ExtractOptions
 from clipfusionvad.io.errors import UserError
@@ -54,7 +53,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
 
     watcher = threading.Thread(target=kill_one, args=(there, killed))
     watcher.start()
-    outcomes = {result.job.name: result for result in run_on_ray(extract_job, jobs([*videos, bad], there), 2)}
+    outcomes = {result.job.name: result for result in run_on_ray(jobs([*videos, bad], there), 2)}
     watcher.join()
     assert killed, "no worker was seen at work"
     assert "bad.mp4" in outcomes["bad"].error and outcomes["bad"].record is None
@@ -68,14 +67,14 @@ def test_a_killed_worker_loses_nothing(tmp_path, monkeypatch):
 def test_without_ray_one_line_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray"):
-        next(run_on_ray(extract_job, jobs([tmp_path / "v.mp4"], tmp_path), 1))
+        next(run_on_ray(jobs([tmp_path / "v.mp4"], tmp_path), 1))
 
 
 @needs_ray
 def test_no_cluster_at_an_address(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="no Ray cluster at auto"):
-        next(run_on_ray(extract_job, jobs([tmp_path / "v.mp4"], tmp_path), 1, "auto"))
+        next(run_on_ray(jobs([tmp_path / "v.mp4"], tmp_path), 1, "auto"))
 
 
 def test_a_manifest_is_a_list_of_videos(tmp_path):

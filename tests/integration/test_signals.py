@@ -12,7 +12,7 @@ from tiny import package_main, quietly, strings
 from clipfusionvad.cli import training
 from clipfusionvad.data import packed
 from clipfusionvad.extraction import extract as extract_module
-from clipfusionvad.tools.detect.detect import Detector
+from clipfusionvad.tools.detect import run as detect_module
 
 KINDS = pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 
@@ -82,7 +82,7 @@ def test_detection(tmp_path, monkeypatch, kind):
     argv = [tmp_path / "videos", "--checkpoint", tmp_path / "model.pt", "--output", tmp_path / "out"]
     argv += ["--device", "cpu", "--video", "none"]
     with monkeypatch.context() as patch:
-        signal_at(patch, Detector, "detect", 2, kind)
+        signal_at(patch, detect_module, "detect_video", 2, kind)
         assert_stopped(detect(argv), f"kept in {tmp_path / 'out'}; the same command continues")
     before = snapshot(tmp_path / "out")
     assert tmp_path / "out" / "a.json" in before and tmp_path / "out" / "b.json" not in before

@@ -1,18 +1,91 @@
-"""Rows of features: how many, from which frames, and equal to the plain way through the tower."""
+"""From frames to feature rows: crops, event images, how many rows of which frames, and the plain way through CLIP."""
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_videos import picture, plain_event_rows, plain_rgb_row
+from hypothesis.extra import numpy as arrays
+from made_videos import MEAN, STD, picture, plain_crop, plain_event_rows, plain_rgb_row
+from PIL import Image
 
+from clipfusionvad.extraction.crops import count_events, cut_windows, normalise_counts, to_canvas
 from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder, row_count
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import ClipWeights, image_tower, load_clip, openai_clip
+
+SIZES = [(320, 240), (240, 320), (1280, 720), (64, 48), (65, 47), (340, 256), (224, 224)]
+FRAMES = [picture(index, (320, 240)) for index in range(36)]
+
+# Pictures.
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ten_crops_are_those_of_the_protocol(size):
+    frames = [picture(index, size) for index in range(2)]
+    canvases = np.stack([to_canvas(frame) for frame in frames])
+    # The released code resized blue, green, red and turned that to red, green, blue.
+    np.testing.assert_array_equal(canvases[0], cv2.resize(frames[0][..., ::-1].copy(), (340, 256))[..., ::-1])
+    np.testing.assert_array_equal(to_canvas(canvases[0]), canvases[0])
+    crops = cut_windows(canvases, range(10))
+    assert crops.shape == (2, 10, 224, 224, 3) and crops.dtype == np.uint8
+    np.testing.assert_array_equal(crops, [[plain_crop(frame, crop) for crop in range(10)] for frame in frames])
+    np.testing.assert_array_equal(cut_windows(canvases, (7, 0, 5)), crops[:, [7, 0, 5]])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_clip_crop_is_clips_own(size):
+    openai_clip()
+    from clip.clip import _transform
+
+    frame = picture(0, size)
+    canvas = to_canvas(frame, "clip")
+    crop = cut_windows(canvas[None], (0, 5))[0]
+    expected = _transform(224)(Image.fromarray(frame)).numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose((crop[0] / 255 - MEAN) / STD, expected, atol=1e-5)
+    np.testing.assert_array_equal(crop[1], np.fliplr(crop[0]))
+    np.testing.assert_array_equal(to_canvas(canvas, "clip"), canvas)
+
+
+chunks = st.tuples(st.integers(1, 16), st.integers(1, 5), st.integers(1, 5)).flatmap(
+    lambda shape: arrays.arrays(np.uint8, (*shape, 3))
+)
+
+
+@given(chunks, st.sampled_from([0, 10, 25, 12.5]))
+def test_events_are_changes_beyond_the_threshold(frames, threshold):
+    grey = frames.astype(np.int64) @ [2989, 5870, 1140]
+    expected = (abs(np.diff(grey, axis=0)) > threshold * 10_000).sum(axis=0)
+    np.testing.assert_array_equal(count_events(frames, threshold), expected)
+
+
+# 2989 · 2 + 5870 · 10 + 1140 · 31 = 100038 and one blue less is 98898: 10.0038 and 9.8898 of grey. 10 steps of every
+# colour are 9.999 of grey, as the weights sum to 0.9999.
+@pytest.mark.parametrize(
+    ("colour", "threshold", "events"),
+    [((2, 10, 31), 10, 1), ((2, 10, 30), 10, 0), ((10,) * 3, 10, 0), ((10,) * 3, 9.999, 0), ((10,) * 3, 9.99, 1)],
+)
+def test_a_change_of_exactly_the_threshold_is_none(colour, threshold, events):
+    frame = np.zeros((1, 1, 3), np.uint8)
+    assert count_events([frame, frame + np.array(colour, np.uint8)], threshold) == events
+
+
+def test_counts_are_divided_by_the_maximum_of_a_crop():
+    counts = np.zeros((2, 2, 3, 3), np.uint16)
+    counts[0, 0, 1, 1], counts[1, 0, 0, 0], counts[1, 1, 2, 2] = 12, 6, 5
+    for scope, expected in (("block", (1, 0.5, 1)), ("chunk", (1, 1, 1))):
+        found = normalise_counts(counts, scope)
+        assert found.dtype == np.float32 and not found[0, 1].any()
+        assert (found[0, 0, 1, 1], found[1, 0, 0, 0], found[1, 1, 2, 2]) == expected
+        # The second crop of the first chunk does not move.
+        assert np.isnan(normalise_counts(counts, scope, "nan")[0, 1]).all() == (scope == "chunk")
+
+
+# Rows.
 
 
 class Numbers:
@@ -24,9 +97,6 @@ class Numbers:
         high, low = images[:, 0, 0, 0].astype(np.float32), images[:, 0, 0, 1].astype(np.float32)
         return (256 * high + low)[:, None]
 
-    def encode_events(self, images):
-        return images.reshape(len(images), -1).max(axis=1)[:, None]
-
 
 def numbered(count):
     """Canvases that hold their numbers, without the memory of so many pictures."""
@@ -36,9 +106,8 @@ def numbered(count):
 
 def rows_of(count, options, block=None, cuts=()):
     snippets = SnippetEncoder(Numbers(), options, block)
-    frames, parts = list(numbered(count)), []
-    for start, end in zip([0, *cuts], [*cuts, count], strict=True):
-        parts.append(snippets.add(frames[start:end]))
+    frames = list(numbered(count))
+    parts = [snippets.add(frames[start:end]) for start, end in zip([0, *cuts], [*cuts, count], strict=True)]
     return np.concatenate([*parts, snippets.finish()], axis=1)
 
 
@@ -80,11 +149,8 @@ def test_rows_depend_neither_on_blocks_nor_on_how_frames_arrive(frames, stride, 
     rows = rows_of(frames, options, stride * chunks, cuts)
     groups = [range(start, min(start + stride, frames)) for start in range(0, frames, stride)]
     groups = [group for group in groups if len(group) == stride or tail == "ceil" or reduce == "none"]
-    expected = {
-        "mean": [np.mean(group) for group in groups],
-        "middle": [group[len(group) // 2] for group in groups],
-        "none": list(range(frames)),
-    }[reduce]
+    middle = [group[len(group) // 2] for group in groups]
+    expected = {"mean": [np.mean(group) for group in groups], "middle": middle, "none": list(range(frames))}[reduce]
     np.testing.assert_allclose(rows[0, :, 0], expected, rtol=1e-6)
 
 
@@ -98,15 +164,22 @@ def test_rows_come_as_soon_as_their_block_is_full():
     np.testing.assert_allclose(snippets.finish(), [[[7.5]]])
 
 
-def test_unusable_options_are_refused():
-    event = [{"stream": "event", **option} for option in ({"reduce": "none"}, {"reduce": "middle"}, {"stride": 1})]
-    for options in (*event, {"stride": 0}, {"crops": (11,)}):
-        with pytest.raises(UserError):
-            ExtractOptions(**options)
-    with pytest.raises(UserError, match="whole number"):
-        SnippetEncoder(Numbers(), ExtractOptions(), 20)
-    with pytest.raises(UserError, match="blocks of 512"):
-        SnippetEncoder(Numbers(), ExtractOptions(tail="released"), 16)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *(({"crops": crops}, "different numbers from 0 to 9") for crops in ((), (0, 0), (10,), (-1,))),
+        ({"crops": (1,), "resize": "clip"}, "crop 0 and its mirror"),
+        *(({"stream": "event", "reduce": reduce}, f"--reduce {reduce}") for reduce in ("none", "middle")),
+        ({"stream": "event", "stride": 1}, "2 or more"),
+        ({"stride": 0}, "at least one frame"),
+    ],
+)
+def test_unusable_options_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        ExtractOptions(**options)
+
+
+# The plain way.
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +190,6 @@ def toy():
 @pytest.fixture(scope="module")
 def tower(toy):
     return image_tower(toy)
-
-
-FRAMES = [picture(index, (320, 240)) for index in range(36)]
 
 
 def extract(toy, frames, **options):
@@ -149,8 +219,7 @@ def test_batched_event_rows_equal_the_plain_way_for_all_ten_crops(toy, tower, th
     """Whole chunks are normalised together, and what is dropped does not count."""
     frames = [FRAMES[0]] * 20 + FRAMES[:12] + [np.zeros_like(FRAMES[0]), *FRAMES[:3]]
     rows = extract(toy, frames, stream="event", event_threshold=threshold, crops=tuple(range(10)))
-    chunks = [frames[:16], frames[16:32]]
-    expected = [plain_event_rows(tower, chunks, crop, threshold) for crop in range(10)]
+    expected = [plain_event_rows(tower, [frames[:16], frames[16:32]], crop, threshold) for crop in range(10)]
     np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
@@ -177,6 +246,9 @@ def test_nothing_moves(toy, tower):
     assert np.isfinite(extract(toy, one_moves, stream="event", event_empty="nan")).all()
 
 
+# The encoder.
+
+
 def test_other_sizes_of_towers_and_of_pictures(toy, tower):
     """A tower of another resolution gets pictures of its own size; other preprocessing makes other features."""
     first, rest = toy.state["visual.positional_embedding"].split([1, 49])
@@ -193,17 +265,15 @@ def test_the_image_tower_is_openais(toy):
     from clip.model import CLIP, build_model
 
     official = build_model(dict(toy.state)).float()
+    resnet = CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 100, 64, 1, 1).eval()
     pictures = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         # build_model rounds weights to half precision.
-        ours = image_tower(ClipWeights(official.state_dict(), "official"))
-        torch.testing.assert_close(ours(pictures), official.encode_image(pictures), atol=1e-5, rtol=1e-5)
-        resnet = CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 100, 64, 1, 1).eval()
-        ours = image_tower(ClipWeights(resnet.state_dict(), "resnet"))
-        small = pictures[..., :64, :64]
-        torch.testing.assert_close(ours(small), resnet.encode_image(small), atol=1e-5, rtol=1e-5)
-    assert ours.input_resolution == 64 and not ours.training
-    assert not any(parameter.requires_grad for parameter in ours.parameters())
+        for theirs, size in ((official, 224), (resnet, 64)):
+            ours, small = image_tower(ClipWeights(theirs.state_dict(), "official")), pictures[..., :size, :size]
+            torch.testing.assert_close(ours(small), theirs.encode_image(small), atol=1e-5, rtol=1e-5)
+            assert ours.input_resolution == size and not ours.training
+            assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
 def test_bf16_is_close_and_leaves_weights_and_random_state_alone_and_fp16_needs_a_gpu(toy):

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import cv2
@@ -11,48 +12,40 @@ import numpy as np
 
 from clipfusionvad.extraction.decode import BrokenVideo, read_frames
 from clipfusionvad.io.files import atomic_write
-from clipfusionvad.tools.detect.detect import Detection
-from clipfusionvad.tools.detect.page import name_of
+from clipfusionvad.tools.detect.page import Detection, name_of
 
 # RGB.
-CALM, ALARM, GROUND, CURSOR, TEXT = (90, 140, 190), (215, 70, 45), (24, 24, 28), (255, 255, 255), (255, 255, 255)
+CALM, ALARM, GROUND, WHITE = (90, 140, 190), (215, 70, 45), (24, 24, 28), (255, 255, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def write_annotated(path: Path, source: str | Path, found: Detection) -> None:
     """Write an H.264 mp4 that every browser plays, without sound and without an odd last row or column."""
-    with atomic_write(path) as file:
-        _encode(file, _annotated(source, found), found.info.fps)
-
-
-def _encode(file: BinaryIO, frames: Iterator[np.ndarray], fps: float) -> None:
-    with av.open(file, "w", format="mp4") as container:
-        stream: Any = None
-        for frame in frames:
-            if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
+    with atomic_write(path) as file, av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(found.info.fps).limit_denominator(100_000))
+        for index, frame in enumerate(_annotated(source, found)):
+            if index == 0:
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
+        container.mux(stream.encode())
 
 
 def _annotated(source: str | Path, found: Detection) -> Iterator[np.ndarray]:
     strip: np.ndarray | None = None
-    frames = read_frames(source)
-    for index in range(found.frames):
-        try:
-            frame = next(frames)
-        except (BrokenVideo, StopIteration):
-            return
-        even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
-        if strip is None:
-            strip = draw_strip(found, even.shape[1], max(16, even.shape[0] // 12 * 2))
-            size = even.shape[1::-1]
-        # A video may change its size; a stream of an mp4 may not.
-        even = even if even.shape[1::-1] == size else cv2.resize(even, size)
-        yield np.concatenate([_labelled(even, found, index), _with_cursor(strip, index / found.frames)])
+    try:
+        for index, frame in enumerate(islice(read_frames(source), found.frames)):
+            even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+            if strip is None:
+                strip = draw_strip(found, even.shape[1], max(16, even.shape[0] // 12 * 2))
+                size = even.shape[1::-1]
+            # A video may change its size; a stream of an mp4 may not.
+            even = even if even.shape[1::-1] == size else cv2.resize(even, size)
+            below, column = strip.copy(), int(index / found.frames * strip.shape[1])
+            below[:, column : column + 2] = WHITE
+            yield np.concatenate([_labelled(even, found, index), below])
+    except BrokenVideo:
+        return
 
 
 def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:
@@ -68,20 +61,13 @@ def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:
     return np.where(filled[..., None], colours, GROUND).astype(np.uint8)
 
 
-def _with_cursor(strip: np.ndarray, position: float) -> np.ndarray:
-    strip = strip.copy()
-    column = int(position * strip.shape[1])
-    strip[:, column : column + 2] = CURSOR
-    return strip
-
-
 def _labelled(frame: np.ndarray, found: Detection, index: int) -> np.ndarray:
     segment = next((s for s in found.segments if s.start_frame <= index < s.end_frame), None)
-    snippet = min(int(np.searchsorted(found.bounds, index, side="right")) - 1, len(found.anomaly) - 1)
+    snippet = int(np.searchsorted(found.bounds, index, side="right")) - 1
     text = f"{found.anomaly[snippet]:.2f}" + (f" {name_of(segment)}" if segment else "")
     scale = max(0.4, frame.shape[0] / 600)
     (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
     frame = np.ascontiguousarray(frame)
     cv2.rectangle(frame, (0, 0), (width + 12, height + base + 8), ALARM if segment else GROUND, -1)
-    cv2.putText(frame, text, (6, height + 4), _FONT, scale, TEXT, 1, cv2.LINE_AA)
+    cv2.putText(frame, text, (6, height + 4), _FONT, scale, WHITE, 1, cv2.LINE_AA)
     return frame

@@ -13,26 +13,18 @@ class ModelOptions:
 
     checkpoint: Annotated[str, Option("model file: ours, or a released one with --method and --dataset", required=True)]
     method: Annotated[str | None, Option("method of a released file", choices=method_names())] = None
-    dataset: Annotated[
-        str | None, Option("dataset of a released file, for its classes and options", metavar="NAME")
-    ] = None
-    config: Annotated[
-        str | None, Option("YAML file of model options, for a released file with other options than published")
-    ] = None
+    dataset: Annotated[str | None, Option("dataset of a released file, for its classes", metavar="NAME")] = None
+    config: Annotated[str | None, Option("YAML file of model options, if a released file has unusual ones")] = None
     classes: Annotated[
         tuple[str, ...] | None,
         Option("other classes, the normal one first; or a file of them", metavar="NAME[=PROMPT]", nonempty=True),
     ] = None
-    clip: Annotated[str | None, Option("CLIP model name, local file, or 'toy' (default: the one used in training)")] = (
-        None
-    )
+    clip: Annotated[str | None, Option("CLIP name, local file or 'toy' (default: the one of the training)")] = None
     event_clip: Annotated[str | None, Option("event-CLIP file, for methods that read event images")] = None
     normal_centroid: Annotated[
         str | None, Option("calibration.pt of a run, for a released file without it", aliases=("--calibration",))
     ] = None
-    train_list: Annotated[
-        str | None, Option("in place of --normal-centroid: a training list, to read its normal videos")
-    ] = None
+    train_list: Annotated[str | None, Option("a training list, to compute the normal centroid instead")] = None
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("arithmetic of CLIP and the model", choices=("fp32", "bf16"))] = "fp32"
     crop: Annotated[int, Option("which of the ten crops, 0 to 9", minimum=0)] = 0
@@ -56,15 +48,11 @@ class SegmentOptions:
 class StreamOptions:
     """A live source in place of videos."""
 
-    stream: Annotated[
-        str | None, Option("a growing file, a camera, an RTSP or other address, or -", metavar="SOURCE")
-    ] = None
+    stream: Annotated[str | None, Option("a growing file, a camera, an address, or -", metavar="SOURCE")] = None
     every: Annotated[float, Option("seconds between two scorings; 0: score after each snippet", minimum=0)] = 0.0
     timeout: Annotated[float, Option("seconds without data that end the stream; 0: no limit", minimum=0)] = 30.0
     fps: Annotated[float | None, Option("frame rate, if the source reports a wrong one", above=0)] = None
-    input_format: Annotated[
-        str | None, Option("ffmpeg's name of a device's format, e.g. v4l2, dshow, avfoundation")
-    ] = None
+    input_format: Annotated[str | None, Option("ffmpeg's name of a device's format: v4l2, dshow, …")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +61,7 @@ class DetectConfig:
 
     output: Annotated[str, Option("folder for the results", required=True)]
     overwrite: Annotated[bool, Option("score finished videos again")] = False
-    video: Annotated[
-        str, Option("how the video gets beside its page; none: not at all", choices=("link", "copy", "none"))
-    ] = "link"
+    video: Annotated[str, Option("how the video gets beside its page", choices=("link", "copy", "none"))] = "link"
     annotated: Annotated[bool, Option("write an mp4 with the scores drawn in, and show it on the page")] = False
     videos: tuple[str, ...]
     model: ModelOptions

@@ -1,7 +1,10 @@
-"""A model that is ready to score frames: the encoders of its streams, its class texts, its labels."""
+"""A model that is ready to score frames: the encoders of its streams, its class texts, its labels.
+
+n snippets, D width of a stream's features, C classes (0 is *normal*).
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,6 @@ import torch
 
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast, pick_device
-from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
 from clipfusionvad.io.errors import UserError
@@ -25,39 +27,49 @@ _BATCH = 64
 _CLIP_OF_WIDTH = {512: "ViT-B/16", 768: "ViT-L/14"}
 
 
-class Scorer:
-    """A model whose class texts are encoded once."""
+class DetectionModel:
+    """Everything that turns frames into scores; ``settings`` describe it in the results."""
 
-    def __init__(self, model: Method, device: torch.device, precision: str = "fp32"):
-        self.model, self.device, self.precision = model.to(device).eval(), device, precision
-        with torch.inference_mode(), autocast(device, precision):
+    def __init__(
+        self, own: ModelOptions, model: Method, clip: ClipWeights | None, clip_name: str, dataset: Dataset, frames: int
+    ):
+        """``clip``, of the name ``clip_name``, encodes the model's texts, if any; ``frames`` are those of a snippet."""
+        self.device, self.precision, self.frames_per_snippet = pick_device(own.device), own.precision, frames
+        self.model = model.to(self.device).eval()
+        with torch.inference_mode(), autocast(self.device, self.precision):
             self.fixed = model.fixed_inputs()
+        clips = _image_clips(own, model, clip, clip_name)
+        self.encoders = {stream: ImageEncoder(clip, self.device, own.precision) for stream, clip in clips.items()}
+        for stream, encoder in self.encoders.items():
+            if encoder.dim != model.visual_width:
+                raise UserError(
+                    f"CLIP {clips[stream].source} makes {stream} features of width {encoder.dim}, but "
+                    f"{own.checkpoint} reads {model.visual_width}: pass the one whose features it was trained on"
+                )
+        reduce: dict[str, Any] = {"stride": frames, "reduce": "mean"} if frames > 1 else {"reduce": "none"}
+        events: dict[str, Any] = {"event_threshold": own.event_threshold, "event_scope": own.event_scope}
+        self.options = ExtractOptions(crops=(own.crop,), tail="ceil", **reduce, **events)
+        # If labels are codes, prompts are shown in their place.
+        self.labels = tuple(dataset.prompts if dataset.multi_label else dataset.labels)
+        self.settings = {
+            "checkpoint": own.checkpoint,
+            "checkpoint_bytes": Path(own.checkpoint).stat().st_size,
+            "method": model.name,
+            "dataset": dataset.name,
+            "classes": dict(zip(self.labels, dataset.prompts, strict=True)),
+            "frames_per_snippet": frames,
+            "clip": {stream: source.source for stream, source in clips.items()},
+            "crop": own.crop,
+            "precision": own.precision,
+            **(events if "event" in clips else {}),
+        }
 
-    def __call__(self, features: np.ndarray) -> VideoScores:
-        """Score a whole video (n, streams · D) as a test does."""
-        sampling = self.model.sampling
+    def score(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Score a whole video (n, streams · D) as a test does: anomaly (n,) of the main branch, classes (n, C)."""
+        sampling, count = self.model.sampling, len(features)
         with autocast(self.device, self.precision):
             anomaly, classes = self.model.score_windows(*sampling.windows(features), *self.fixed)
-        count = len(features)
-        return VideoScores(
-            sampling.restore(anomaly.T, count).T, None if classes is None else sampling.restore(classes, count)
-        )
-
-
-@dataclass(frozen=True)
-class DetectionModel:
-    """Everything that turns frames into scores.
-
-    ``encoders`` has the name and encoder of each stream, ``options`` those of all streams; ``settings`` describe the
-    model in the results.
-    """
-
-    scorer: Scorer
-    encoders: list[tuple[str, ImageEncoder]]
-    options: ExtractOptions
-    frames_per_snippet: int
-    labels: tuple[str, ...]
-    settings: dict[str, Any]
+        return sampling.restore(anomaly[0], count), None if classes is None else sampling.restore(classes, count)
 
 
 class FrameFeatures:
@@ -66,11 +78,11 @@ class FrameFeatures:
     def __init__(self, model: DetectionModel, live: bool = False):
         """``live`` returns a row as soon as its frames are there, unless event images are normalised over blocks."""
         options = model.options
-        by_block = options.event_scope == "block" and any(stream == "event" for stream, _ in model.encoders)
-        chunks = 1 if live else max(1, _BATCH // options.stride)
-        block = None if by_block else chunks * options.stride
+        by_block = options.event_scope == "block" and "event" in model.encoders
+        block = None if by_block else (1 if live else max(1, _BATCH // options.stride)) * options.stride
         self.streams = [
-            SnippetEncoder(encoder, replace(options, stream=stream), block) for stream, encoder in model.encoders
+            SnippetEncoder(encoder, replace(options, stream=stream), block)
+            for stream, encoder in model.encoders.items()
         ]
 
     def add(self, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -78,45 +90,8 @@ class FrameFeatures:
         return np.concatenate([stream.add(frames)[0] for stream in self.streams], axis=1)
 
     def finish(self) -> np.ndarray:
-        """Return the last rows by the tail rule; the next frame starts another video."""
+        """Return the last rows by the tail rule."""
         return np.concatenate([stream.finish()[0] for stream in self.streams], axis=1)
-
-
-def make_detection_model(
-    own: ModelOptions, model: Method, clip: ClipWeights | None, clip_name: str, dataset: Dataset, frames: int
-) -> DetectionModel:
-    """Add to a loaded model what it needs to score frames.
-
-    ``clip`` is the CLIP that the model encodes texts with, if any, and ``clip_name`` its name; ``frames`` are those of
-    a snippet.
-    """
-    device = pick_device(own.device)
-    clips = _image_clips(own, model, clip, clip_name)
-    encoders = [(stream, ImageEncoder(clip, device, own.precision)) for stream, clip in clips.items()]
-    for (stream, encoder), source in zip(encoders, clips.values(), strict=True):
-        if encoder.dim != model.visual_width:
-            raise UserError(
-                f"CLIP {source.source} makes {stream} features of width {encoder.dim}, but {own.checkpoint} reads "
-                f"{model.visual_width}: pass the one whose features it was trained on"
-            )
-    reduce: dict[str, Any] = {"stride": frames, "reduce": "mean"} if frames > 1 else {"reduce": "none"}
-    events: dict[str, Any] = {"event_threshold": own.event_threshold, "event_scope": own.event_scope}
-    options = ExtractOptions(crops=(own.crop,), tail="ceil", **reduce, **events)
-    # If labels are codes, prompts are shown in their place.
-    labels = tuple(dataset.prompts if dataset.multi_label else dataset.labels)
-    settings = {
-        "checkpoint": own.checkpoint,
-        "checkpoint_bytes": Path(own.checkpoint).stat().st_size,
-        "method": model.name,
-        "dataset": dataset.name,
-        "classes": dict(zip(labels, dataset.prompts, strict=True)),
-        "frames_per_snippet": frames,
-        "clip": {stream: source.source for stream, source in clips.items()},
-        "crop": own.crop,
-        "precision": own.precision,
-        **(events if "event" in clips else {}),
-    }
-    return DetectionModel(Scorer(model, device, own.precision), encoders, options, frames, labels, settings)
 
 
 def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, clip_name: str) -> dict[str, ClipWeights]:
@@ -129,13 +104,13 @@ def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, cli
         clip = load_clip(name, width)
     clips = {}
     for stream in model.streams:
+        source = own.event_clip or (TOY if clip.source == TOY else None)
         if stream == "rgb":
             clips[stream] = clip
-            continue
-        source = own.event_clip or (TOY if clip.source == TOY else None)
-        if source is None:
+        elif source:
+            clips[stream] = load_clip(source, width)
+        else:
             raise UserError(f"{model.name} also reads {stream} images: pass the weights for them with --event-clip")
-        clips[stream] = load_clip(source, width)
     return clips
 
 
@@ -145,11 +120,10 @@ def read_classes(words: Sequence[str]) -> dict[str, str]:
         lines = [line.strip() for line in read_text(words[0], "class file").splitlines()]
         words = [line for line in lines if line and not line.startswith("#")]
     halves = [word.partition("=") for word in words]
-    pairs = [(name.strip(), prompt.strip() if equals else name.strip()) for name, equals, prompt in halves]
-    names = [name for name, _ in pairs]
-    if len(pairs) < 2 or len(set(names)) != len(names) or not all(name and prompt for name, prompt in pairs):
+    classes = {name.strip(): (prompt if equals else name).strip() for name, equals, prompt in halves}
+    if len(words) < 2 or len(classes) < len(words) or not all(name and prompt for name, prompt in classes.items()):
         raise UserError(
             f"--classes takes at least two different names, the normal one first (or a file with one per line), "
             f"each with =PROMPT if that is another text; got: {', '.join(words)}"
         )
-    return dict(pairs)
+    return classes

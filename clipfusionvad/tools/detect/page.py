@@ -1,78 +1,131 @@
-"""Write the results of detection: JSON, tables, a figure and a page for each video, and an index of a folder."""
+"""The results of detection: JSON, tables, a figure and a page for each video, and an index of a folder."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from clipfusionvad.extraction.decode import VideoInfo
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text, write_csv, write_json, write_text
-from clipfusionvad.metrics.segments import Segment
-from clipfusionvad.report.page import render
+from clipfusionvad.metrics.segments import Segment, Thresholds
+from clipfusionvad.report.page import clock, render
 from clipfusionvad.report.plots import save_figure
-from clipfusionvad.tools.detect.detect import Detection
 
 # Name of a segment if the method does not distinguish classes.
 ANOMALY = "anomaly"
 CURVE_COLOUR, THRESHOLD_COLOUR, ONE_CLASS_COLOUR = "#1f4e79", "#888888", "#c8452d"
 DIGITS = 6
+_INDEX = ["name", "verdict", "max_score", "segments", "seconds"]
 
 
-def write_detection(folder: Path, name: str, found: Detection, settings: Mapping[str, Any], video: str | None) -> None:
-    """Write all files of one video, ``NAME.json`` last: if it exists, the others are complete.
+@dataclass(frozen=True)
+class Detection:
+    """The result of one video of n snippets: ``anomaly`` (n,) of the main branch, ``classes`` (n, C) or None.
+
+    Snippet i has the frames bounds[i] … bounds[i + 1] - 1; ``broken`` says why decoding stopped early, if it did.
+    """
+
+    info: VideoInfo
+    anomaly: np.ndarray
+    classes: np.ndarray | None
+    bounds: np.ndarray
+    labels: tuple[str, ...]
+    thresholds: Thresholds
+    segments: Sequence[Segment]
+    broken: str | None = None
+
+    @property
+    def frames(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def by_label(self) -> dict[str, np.ndarray]:
+        """The class probabilities (n,) by label; empty for a method without classes."""
+        return {} if self.classes is None else dict(zip(self.labels, self.classes.T, strict=True))
+
+    def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return scores with a row per snippet, and per second that has frames: means over those frames."""
+        labels = ["anomaly", *self.by_label]
+        scores = np.stack([self.anomaly, *self.by_label.values()], axis=1).astype(np.float64)
+        seconds = self.bounds / self.info.fps
+        rows = np.column_stack([seconds[:-1], seconds[1:], scores])
+        snippets = pd.DataFrame(rows, columns=["start", "end", *labels]).rename_axis("snippet")
+        of_frames = pd.DataFrame(np.repeat(scores, np.diff(self.bounds), axis=0), columns=labels)
+        second = (np.arange(self.frames) / self.info.fps).astype(np.int64)
+        return snippets, of_frames.groupby(second).mean().rename_axis("second")
+
+
+def write_detection(
+    folder: Path, name: str, found: Detection, settings: Mapping[str, Any], video: str | None
+) -> dict[str, Any]:
+    """Write all files of one video, ``NAME.json`` last: if it exists, the others are complete. Return its content.
 
     ``settings`` describe how they were made; ``video`` is the path of the video relative to the page.
     """
-    stem, title = str(folder / name), Path(name).name
-    _write_tables(stem, found)
-    draw_scores(Path(f"{stem}.png"), title, found)
-    write_text(f"{stem}.html", detection_page(title, found, video))
-    write_json(f"{stem}.json", detection_record(found, settings))
-
-
-def detection_record(found: Detection, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a detection as plain values."""
-    seconds = found.bounds / found.info.fps
-    return {
-        "video": asdict(found.info) | {"frames_read": found.frames, "seconds": round(found.seconds, DIGITS)},
+    stem, title, seconds = str(folder / name), Path(name).name, found.bounds / found.info.fps
+    verdict = max(found.segments, key=lambda segment: segment.confidence, default=None)
+    record = {
+        "video": asdict(found.info) | {"frames_read": found.frames, "seconds": round(float(seconds[-1]), DIGITS)},
         "warning": found.broken,
         "settings": dict(settings),
         "thresholds": asdict(found.thresholds),
-        "verdict": name_of(found.verdict) if found.verdict else "normal",
+        "verdict": name_of(verdict) if verdict else "normal",
         "max_score": float(found.anomaly.max()),
         "segments": [asdict(segment) for segment in found.segments],
         "snippets": {
             "start": seconds[:-1].round(DIGITS).tolist(),
             "end": seconds[1:].round(DIGITS).tolist(),
             "anomaly": found.anomaly.tolist(),
-            "classes": None if found.classes is None else _by_label(found),
+            "classes": {label: column.tolist() for label, column in found.by_label.items()} or None,
         },
     }
+    for table, ending in zip(found.tables(), ("", "_seconds"), strict=True):
+        write_text(f"{stem}{ending}.csv", table.round(DIGITS).to_csv(lineterminator="\n"))
+    header = [field.name for field in fields(Segment)]
+    write_csv(f"{stem}_segments.csv", header, [[*asdict(segment).values()] for segment in found.segments])
+    draw_scores(Path(f"{stem}.png"), title, found)
+    info, length = found.info, float(seconds[-1])
+    facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
+    page = render(
+        "detection.html.j2",
+        title=title,
+        video=video,
+        fps=info.fps,
+        seconds=((seconds[:-1] + seconds[1:]) / 2).round(3).tolist(),
+        anomaly=found.anomaly.astype(np.float64).round(4).tolist(),
+        classes={label: np.round(column, 4).tolist() for label, column in found.by_label.items()},
+        segments=[asdict(segment) | {"label": name_of(segment)} for segment in found.segments],
+        threshold=found.thresholds.high,
+        duration=length,
+        facts=facts | ({"warning": found.broken} if found.broken else {}),
+    )
+    write_text(f"{stem}.html", page)
+    write_json(f"{stem}.json", record)
+    return record
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the ``detection_record`` of a finished video; None if the file is missing, damaged or something else."""
-    if not path.is_file():
-        return None
+    """Return the content of a finished video's JSON file; None if it is missing, damaged or something else."""
     try:
         content = json.loads(read_text(path, "detection"))
     except (ValueError, RecursionError, UserError):
         return None
     if not isinstance(content, dict) or not {"settings", "snippets", "thresholds"} <= content.keys():
         return None
+    # The index needs these.
     video, numbers = content.get("video"), [content.get("max_score")]
     numbers.append(video.get("seconds") if isinstance(video, dict) else None)
-    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
-        return None
-    # The index needs these.
-    complete = isinstance(content.get("verdict"), str) and isinstance(content.get("segments"), list)
+    complete = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
+    complete = complete and isinstance(content.get("verdict"), str) and isinstance(content.get("segments"), list)
     return content if complete else None
 
 
@@ -80,26 +133,9 @@ def name_of(segment: Segment) -> str:
     return segment.label or ANOMALY
 
 
-def _by_label(found: Detection) -> dict[str, list[float]]:
-    columns = [] if found.classes is None else found.classes.T
-    return {label: column.tolist() for label, column in zip(found.labels, columns, strict=True)}
-
-
-def _write_tables(stem: str, found: Detection) -> None:
-    """Write the scores of each snippet and of each second (means over its frames), and the segments."""
-    labels = () if found.classes is None else found.labels
-    bounds = (found.bounds / found.info.fps).round(DIGITS)
-    snippets = zip(bounds[:-1], bounds[1:], _columns(found.anomaly, found.classes), strict=True)
-    rows = [[index, start, end, *scores] for index, (start, end, scores) in enumerate(snippets)]
-    write_csv(f"{stem}.csv", ["snippet", "start", "end", "anomaly", *labels], rows)
-    second, anomaly, classes = found.by_second()
-    rows = [[index, *scores] for index, scores in zip(second, _columns(anomaly, classes), strict=True)]
-    write_csv(f"{stem}_seconds.csv", ["second", "anomaly", *labels], rows)
-    write_csv(f"{stem}_segments.csv", [field.name for field in fields(Segment)], map(astuple, found.segments))
-
-
-def _columns(anomaly: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-    return np.column_stack([anomaly] if classes is None else [anomaly, classes]).astype(np.float64).round(DIGITS)
+def short_clock(seconds: float) -> str:
+    """Return 1:02.5 or 2:01:02.5; a tenth of 0 is left out."""
+    return clock(seconds).removesuffix(".0")
 
 
 def draw_scores(path: Path, title: str, found: Detection) -> None:
@@ -110,79 +146,32 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
     axis.stairs(found.anomaly, seconds, color=CURVE_COLOUR, lw=1.6, baseline=None)
     for value, style in ((found.thresholds.high, "--"), (found.thresholds.low, ":")):
         axis.axhline(value, color=THRESHOLD_COLOUR, lw=1, ls=style)
+    patches: dict[str, Patch] = {}
     for segment in found.segments:
-        axis.axvspan(segment.start, segment.end, color=_colour(found, segment), alpha=0.35, lw=0)
-    names = {name_of(segment): _colour(found, segment) for segment in found.segments}
-    handles = [Patch(color=colour, alpha=0.35, lw=0, label=name) for name, colour in names.items()]
-    if handles:
-        figure.legend(handles=handles, loc="outside right upper", frameon=False)
-    axis.set_title(
-        f"{title}{' · decoding stopped early' if found.broken else ''}", loc="left", fontsize=11, parse_math=False
-    )
+        colour: Any = ONE_CLASS_COLOUR
+        if segment.label is not None:
+            colour = colormaps["tab20"](found.labels.index(segment.label) % 20)
+        axis.axvspan(segment.start, segment.end, color=colour, alpha=0.35, lw=0)
+        patches[name_of(segment)] = Patch(color=colour, alpha=0.35, lw=0, label=name_of(segment))
+    if patches:
+        figure.legend(handles=list(patches.values()), loc="outside right upper", frameon=False)
+    title += " · decoding stopped early" if found.broken else ""
+    axis.set_title(title, loc="left", fontsize=11, parse_math=False)
     axis.set(xlim=(0, seconds[-1]), ylim=(-0.02, 1.02), xlabel="minutes:seconds", ylabel="anomaly probability")
-    axis.xaxis.set_major_formatter(lambda value, _: clock(value))
+    axis.xaxis.set_major_formatter(lambda value, _: short_clock(value))
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 
 
-def _colour(found: Detection, segment: Segment) -> Any:
-    if segment.label is None:
-        return ONE_CLASS_COLOUR
-    return colormaps["tab20"](found.labels.index(segment.label) % 20)
-
-
-def clock(seconds: float) -> str:
-    """Return 1:02.5 or 2:01:02.5; a tenth of 0 is left out."""
-    tenths = round(seconds * 10)
-    hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600
-    text = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-    return f"{text}:{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
-
-
-def detection_page(title: str, found: Detection, video: str | None) -> str:
-    """Render the page of one video, which plays the video along its curves."""
-    seconds = found.bounds / found.info.fps
-    return render(
-        "detection.html.j2",
-        title=title,
-        video=video,
-        fps=found.info.fps,
-        seconds=((seconds[:-1] + seconds[1:]) / 2).round(3).tolist(),
-        anomaly=found.anomaly.astype(np.float64).round(4).tolist(),
-        classes={} if found.classes is None else {k: np.round(v, 4).tolist() for k, v in _by_label(found).items()},
-        segments=[
-            {"start": s.start, "end": s.end, "label": name_of(s), "confidence": s.confidence} for s in found.segments
-        ],
-        threshold=found.thresholds.high,
-        duration=found.seconds,
-        facts=_facts(found),
-    )
-
-
-def _facts(found: Detection) -> dict[str, str]:
-    info = found.info
-    facts = {"length": clock(found.seconds), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
-    return facts | ({"warning": found.broken} if found.broken else {})
-
-
-def index_row(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of a finished video in the index."""
-    return {
-        "name": name,
-        "page": f"{name}.html",
-        "verdict": record["verdict"],
-        "max_score": record["max_score"],
-        "segments": len(record["segments"]),
-        "seconds": record["video"]["seconds"],
-    }
-
-
-def failed_row(name: str, reason: str) -> dict[str, Any]:
-    return {"name": name, "page": None, "verdict": reason, "max_score": None, "segments": None, "seconds": None}
+def index_row(name: str, record: Mapping[str, Any] | None = None, error: str = "") -> dict[str, Any]:
+    """Return the row of a video in the index: of its record, or of the error that it failed with."""
+    if record is None:
+        return dict.fromkeys([*_INDEX, "page"]) | {"name": name, "verdict": error}
+    found = {"segments": len(record["segments"]), "seconds": record["video"]["seconds"], "page": f"{name}.html"}
+    return {"name": name, "verdict": record["verdict"], "max_score": record["max_score"]} | found
 
 
 def write_index(folder: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write ``index.html`` and ``index.csv`` with a row per video."""
     write_text(folder / "index.html", render("index.html.j2", title=title, rows=rows))
-    header = ["name", "verdict", "max_score", "segments", "seconds"]
-    write_csv(folder / "index.csv", header, [[row[key] for key in header] for row in rows])
+    write_csv(folder / "index.csv", _INDEX, [[row[key] for key in _INDEX] for row in rows])

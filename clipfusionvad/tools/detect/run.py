@@ -1,29 +1,31 @@
 """Run detection as the command does: score videos or a live stream and write the results."""
 
+import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
-from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.extraction.decode import VideoInfo, is_address
+from clipfusionvad.data.prefetch import prefetch
+from clipfusionvad.extraction.crops import to_canvas
+from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import find_videos
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, link_or_copy
 from clipfusionvad.io.locks import hold
 from clipfusionvad.io.signals import stop_on_signals
-from clipfusionvad.metrics.segments import Thresholds
+from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
-from clipfusionvad.tools.detect.detect import Detection, Detector
-from clipfusionvad.tools.detect.model import DetectionModel
-from clipfusionvad.tools.detect.page import failed_row, index_row, read_record, write_detection, write_index
+from clipfusionvad.tools.detect.model import DetectionModel, FrameFeatures
+from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
 from clipfusionvad.tools.detect.sources import StreamSource
-from clipfusionvad.tools.detect.stream import watch
+from clipfusionvad.tools.detect.stream import CHUNK, watch
 
 EXIT_SOME_FAILED = 1
 
@@ -41,7 +43,7 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
     if not live.stream:
         try:
             with hold(folder):
-                return _detect_videos(videos, folder, config, Detector(model, thresholds))
+                return _detect_videos(videos, folder, config, model, thresholds)
         except KeyboardInterrupt:
             print(f"finished videos are kept in {folder}; the same command continues from there", file=sys.stderr)
             raise
@@ -66,31 +68,36 @@ def _list_videos(given: Sequence[str], output: Path) -> dict[str, str]:
     return videos
 
 
-def _detect_videos(videos: Mapping[str, str], folder: Path, config: DetectConfig, detector: Detector) -> int:
+def _detect_videos(
+    videos: Mapping[str, str], folder: Path, config: DetectConfig, model: DetectionModel, thresholds: Thresholds
+) -> int:
     """Score every video that is not finished; a video that fails is reported and left out."""
     rows, failed = [], 0
     for name, path in tqdm(videos.items(), "videos", disable=None):
         source, record_path = Path(path), folder / f"{name}.json"
         try:
-            settings = detector.model.settings | {"pages": config.video, "annotated": config.annotated}
-            settings |= {"file": _stamp(source)}
+            if not source.is_file():
+                raise UserError(f"video not found: {source}")
+            # What shows whether the file has changed.
+            stamp = {"bytes": source.stat().st_size, "modified": source.stat().st_mtime_ns}
+            settings = model.settings | {"pages": config.video, "annotated": config.annotated, "file": stamp}
             record = None if config.overwrite else read_record(record_path)
-            if not record or (record["settings"], record["thresholds"]) != (settings, asdict(detector.thresholds)):
+            if not record or (record["settings"], record["thresholds"]) != (settings, asdict(thresholds)):
                 check_inside(folder, record_path.parent)
-                found = _detect_video(detector, source)
-                write_detection(folder, name, found, settings, _place_video(source, folder / name, found, config))
-                record = read_record(record_path) or {}
+                found = detect_video(source, model, thresholds)
+                if found.broken:
+                    warn(f"{found.broken}; the frames before are scored")
+                video = _place_video(source, folder / name, found, config)
+                record = write_detection(folder, name, found, settings, video)
+            rows.append(index_row(name, record))
+            score, segments = record["max_score"], rows[-1]["segments"]
+            tqdm.write(f"{name}: {record['verdict']}, highest score {score:.3f}, {segments} segments")
         except CannotWrite:
             raise
         except UserError as error:
             failed += 1
             tqdm.write(f"error: {error}", sys.stderr)
-            rows.append(failed_row(name, str(error)))
-            continue
-        rows.append(index_row(name, record))
-        tqdm.write(
-            f"{name}: {record['verdict']}, highest score {record['max_score']:.3f}, {rows[-1]['segments']} segments"
-        )
+            rows.append(index_row(name, error=str(error)))
     index = len(rows) > 1 or any(Path(item).is_dir() for item in config.videos)
     if index:
         write_index(folder, f"{config.model.checkpoint}: {len(rows)} videos", rows)
@@ -101,24 +108,36 @@ def _detect_videos(videos: Mapping[str, str], folder: Path, config: DetectConfig
     return EXIT_SOME_FAILED if failed else 0
 
 
-def _stamp(path: Path) -> dict[str, Any]:
-    """Return what shows whether a file has changed."""
-    if not path.is_file():
-        raise UserError(f"video not found: {path}")
-    return {"bytes": path.stat().st_size, "modified": path.stat().st_mtime_ns}
+def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> Detection:
+    """Score one file, under a progress bar. If decoding stops early, the frames before are scored.
 
+    ``UserError`` for a file without any frame.
+    """
+    infos: list[VideoInfo] = []
+    rows, count, broken = [], 0, ""
 
-def _detect_video(detector: Detector, path: Path) -> Detection:
-    with tqdm(desc=path.name[:30], unit="frame", disable=None, leave=False) as bar:
+    def canvases() -> Iterator[np.ndarray]:
+        nonlocal broken
+        try:
+            yield from map(to_canvas, read_frames(path, infos.append))
+        except BrokenVideo as error:
+            broken = str(error)
 
-        def advance(frames: int, info: VideoInfo) -> None:
-            bar.total = info.frames
-            bar.update(frames)
-
-        found = detector.detect(path, advance)
-    if found.broken:
-        warn(f"{found.broken}; the frames before are scored")
-    return found
+    features, bar = FrameFeatures(model), tqdm(desc=path.name[:30], unit="frame", disable=None, leave=False)
+    with bar, contextlib.closing(prefetch(batched(canvases(), CHUNK))) as chunks:
+        for chunk in chunks:
+            count += len(chunk)
+            rows.append(features.add(chunk))
+            bar.total = infos[0].frames
+            bar.update(len(chunk))
+    if not count:
+        raise UserError(broken)
+    anomaly, classes = model.score(np.concatenate([*rows, features.finish()]))
+    if not np.isfinite(anomaly).all():
+        raise UserError(f"the scores of {path} are not finite: do the weights fit this CLIP's features?")
+    bounds = np.minimum(np.arange(len(anomaly) + 1) * model.frames_per_snippet, count)
+    segments = find_segments(anomaly, classes, bounds, infos[0].fps, model.labels, thresholds)
+    return Detection(infos[0], anomaly, classes, bounds, model.labels, thresholds, segments, broken or None)
 
 
 def _place_video(path: Path, target: Path, found: Detection, config: DetectConfig) -> str | None:

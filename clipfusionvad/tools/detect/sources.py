@@ -5,9 +5,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -23,8 +23,8 @@ from clipfusionvad.extraction.decode import (
     video_info,
 )
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.tools.detect.detect import Chunk
 
+Item = TypeVar("Item")
 STDIN = "-"
 # Seconds between two checks of a file that has not grown.
 _PAUSE = 0.1
@@ -34,7 +34,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _WAITING = 8
 
 
-@dataclass(frozen=True)
 class StreamSource:
     """Where frames come from. ``timeout`` seconds without data end the stream; 0: no limit.
 
@@ -42,41 +41,60 @@ class StreamSource:
     interruption; setting ``stop`` ends the stream soon.
     """
 
-    name: str
-    timeout: float = 30.0
-    input_format: str | None = None
-    report: Callable[[str], object] = lambda line: None
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def live(self) -> bool:
-        """Whether the source sets the pace, so that frames that are not read in time are lost."""
-        device = self.input_format is not None and self.name != STDIN and not Path(self.name).is_file()
-        return is_address(self.name) or device
+    def __init__(
+        self,
+        name: str,
+        timeout: float = 30.0,
+        input_format: str | None = None,
+        report: Callable[[str], object] = lambda line: None,
+        stop: threading.Event | None = None,
+    ):
+        self.name, self.timeout, self.input_format, self.report = name, timeout, input_format, report
+        self.stop = stop or threading.Event()
+        device = input_format is not None and name != STDIN and not Path(name).is_file()
+        # A live source sets the pace: frames that are not read in time are lost.
+        self.live = is_address(name) or device
+        self._last_data, self._endless = time.monotonic(), True
 
     def frames(self, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
         """Yield RGB uint8 (H, W, 3), upright; ``on_info`` is called before the first frame of each connection.
 
         Damaged frames are left out. Raises ``UserError`` if there is no frame at all.
         """
+        stdin: Any = sys.stdin.buffer
         if self.live:
             yield from self._reconnecting(on_info)
-            return
-        stdin: Any = sys.stdin.buffer
-        file = _ForwardOnly(stdin.read1) if self.name == STDIN else self._growing(Path(self.name))
-        yield from self._decode(file, lambda info, endless: on_info(info))
+        elif self.name == STDIN:
+            yield from self._decode(SimpleNamespace(read=stdin.read1), on_info)
+        else:
+            yield from self._decode(self._growing(Path(self.name)), on_info)
+
+    def _wait(self, pause: float = _PAUSE) -> bool:
+        """Wait a little and return True; return False if the time without data is over or the stream is stopped."""
+        if self.timeout and time.monotonic() - self._last_data > self.timeout:
+            return False
+        return not self.stop.wait(pause)
 
     def _growing(self, path: Path) -> Any:
         """Return what to open: the name of a file that must be complete, else a reader that waits for more data."""
-        timer = Timer(self.timeout, self.stop)
+        self._last_data = time.monotonic()
         while not path.is_file() or path.stat().st_size == 0 or (index_is_last(path) and not self._is_complete(path)):
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} is not a file, camera or address")
-            if not timer.wait():
+            if not self._wait():
                 raise UserError(f"{path} is not a video yet: an .mp4 with its index at the end must be complete")
         if index_is_last(path):
             return str(path)
-        return _ForwardOnly(GrowingFile(open(path, "rb", buffering=0), self.timeout, self.stop).read)
+        file = open(path, "rb", buffering=0)
+
+        def read(size: int) -> bytes:
+            self._last_data = time.monotonic()
+            while not (data := file.read(size)) and self._wait():
+                pass
+            return data
+
+        # Without ``seek``, ffmpeg does not look for the end first.
+        return SimpleNamespace(read=read)
 
     def _is_complete(self, path: Path) -> bool:
         try:
@@ -86,110 +104,64 @@ class StreamSource:
             return False
 
     def _reconnecting(self, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
-        timer, pause, seen, replays = Timer(self.timeout, self.stop), _FIRST_PAUSE, False, False
-
-        def note(info: VideoInfo, endless: bool) -> None:
-            nonlocal replays
-            replays = not endless
-            on_info(info)
-
+        pause, seen, reason = _FIRST_PAUSE, False, ""
+        self._last_data = time.monotonic()
         while not self.stop.is_set():
             reason = "the stream ended"
             try:
-                for frame in self._decode(self.name, note):
-                    timer.restart()
+                for frame in self._decode(self.name, on_info):
+                    self._last_data = time.monotonic()
                     pause, seen = _FIRST_PAUSE, True
                     yield frame
             except UserError as error:
                 reason = str(error)
-            if replays or not timer.wait(pause):
+            if not self._endless or not self._wait(pause):
                 break
             self.report(f"{self.name}: {reason}; connecting again")
             pause = min(2 * pause, _LONGEST_PAUSE)
         if not seen and not self.stop.is_set():
             raise UserError(reason)
 
-    def _decode(self, file: Any, on_info: Callable[[VideoInfo, bool], object]) -> Iterator[np.ndarray]:
-        """Yield the frames of one connection; ``on_info`` also gets whether the stream has no end."""
+    def _decode(self, file: Any, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
+        """Yield the frames of all packets that can be decoded: a stream that is joined late starts with others."""
         with open_video(self.name, file, self.input_format) as (container, stream):
             # Frame threads would each delay a frame.
             stream.thread_type = "SLICE"
-            first = True
-            for frame in self._tolerant(container, stream):
-                image = upright(frame)
-                if first:
-                    on_info(video_info(self.name, stream, image), container.duration is None)
-                    first = False
-                yield image
-            if first and not self.stop.is_set():
+            packets, seen = container.demux(stream), False
+            while not self.stop.is_set():
+                try:
+                    packet = next(packets, None)
+                except (av.error.FFmpegError, OSError) as error:
+                    self.report(f"{self.name} breaks off ({error_reason(error)})")
+                    break
+                if packet is None:
+                    break
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    continue
+                for frame in frames:
+                    image = upright(frame)
+                    if not seen:
+                        # A recording has a length; connecting again would replay it.
+                        self._endless = container.duration is None
+                        on_info(video_info(self.name, stream, image))
+                    seen = True
+                    yield image
+            if not seen and not self.stop.is_set():
                 raise UserError(f"{self.name} holds no frame that can be decoded")
 
-    def _tolerant(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Yield the frames of all packets that can be decoded: a stream that is joined late starts with others."""
-        packets = container.demux(stream)
-        while not self.stop.is_set():
-            try:
-                packet = next(packets, None)
-            except (av.error.FFmpegError, OSError) as error:
-                self.report(f"{self.name} breaks off ({error_reason(error)})")
-                return
-            if packet is None:
-                return
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:
-                continue
-            yield from frames
 
-
-class Timer:
-    """The time since the last data, with a limit in seconds (0: none)."""
-
-    def __init__(self, limit: float, stop: threading.Event):
-        self.limit, self.stop = limit, stop
-        self.restart()
-
-    def restart(self) -> None:
-        self.since = time.monotonic()
-
-    def wait(self, pause: float = _PAUSE) -> bool:
-        """Wait a little and return True; return False if the limit is reached or the stream is stopped."""
-        if self.limit and time.monotonic() - self.since > self.limit:
-            return False
-        return not self.stop.wait(pause)
-
-
-class GrowingFile:
-    """Reads a file to its end, and waits there for more data."""
-
-    def __init__(self, file: BinaryIO, timeout: float, stop: threading.Event):
-        self.file, self.timeout, self.stop = file, timeout, stop
-
-    def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes, none if the file has not grown within the time limit."""
-        timer = Timer(self.timeout, self.stop)
-        while not (data := self.file.read(size)) and timer.wait():
-            pass
-        return data
-
-
-@dataclass(frozen=True)
-class _ForwardOnly:
-    """A file without ``seek``, so that ffmpeg does not look for its end first."""
-
-    read: Callable[[int], bytes]
-
-
-def keep_up(chunks: Iterable[Chunk], stop: threading.Event, waiting: int = _WAITING) -> Iterator[Chunk]:
-    """Yield chunks that a thread reads; if more than ``waiting`` wait, the oldest are left out."""
-    queue: deque[Chunk] = deque(maxlen=waiting)
+def keep_up(items: Iterable[Item], stop: threading.Event, waiting: int = _WAITING) -> Iterator[Item]:
+    """Yield items that a thread reads; if more than ``waiting`` wait, the oldest are left out."""
+    queue: deque[Item] = deque(maxlen=waiting)
     arrived = threading.Event()
     errors: list[BaseException] = []
 
     def read() -> None:
         try:
-            for chunk in chunks:
-                queue.append(chunk)
+            for item in items:
+                queue.append(item)
                 arrived.set()
         except BaseException as error:
             errors.append(error)

@@ -1,47 +1,47 @@
 """Score a live stream snippet by snippet, in bounded time and memory, and log scores and alerts.
 
 A stream is scored in the consecutive windows of a test. The last window is scored again as snippets arrive, so its
-scores are provisional; those of a complete window are final. T snippets of a window, D width of a row.
+scores are provisional; those of a complete window are final. D width of a row, C classes.
 """
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.engine.evaluator import VideoScores
-from clipfusionvad.extraction.decode import VideoInfo
+from clipfusionvad.extraction.crops import to_canvas
+from clipfusionvad.extraction.decode import VideoInfo, batched
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, without_nan
 from clipfusionvad.metrics.segments import Alert, OnlineSegments, Thresholds
-from clipfusionvad.tools.detect.detect import CHUNK, Chunk, read_chunks
 from clipfusionvad.tools.detect.model import DetectionModel, FrameFeatures
-from clipfusionvad.tools.detect.page import DIGITS, clock, name_of
+from clipfusionvad.tools.detect.page import DIGITS, name_of, short_clock
 from clipfusionvad.tools.detect.sources import StreamSource, keep_up
 
 SCORES, ALERTS = "scores.jsonl", "alerts.jsonl"
+#: Frames that are handed over together, if a snippet is a frame.
+CHUNK = 16
+#: First frame of a snippet, and the one after its last.
+Span = tuple[int, int]
 
 
 def watch(
-    source: StreamSource,
-    model: DetectionModel,
-    thresholds: Thresholds,
-    folder: Path,
-    every: float = 0.0,
-    fps: float | None = None,
+    source: StreamSource, model: DetectionModel, thresholds: Thresholds, folder: Path, every: float, fps: float | None
 ) -> None:
     """Score a source until it ends or is stopped, and append the scores to the logs in ``folder``."""
     infos: list[VideoInfo] = []
-    length, method = model.frames_per_snippet, model.scorer.model
-    chunks: Iterator[Chunk] = read_chunks(source.frames(infos.append), length if length > 1 else CHUNK)
+    length = model.frames_per_snippet
+    size = length if length > 1 else CHUNK
+    chunks: Iterator[tuple[int, list[np.ndarray]]] = enumerate(
+        batched(map(to_canvas, source.frames(infos.append)), size)
+    )
     chunks = keep_up(chunks, source.stop) if source.live else chunks
     first = next(chunks, None)
     if first is None:
@@ -49,163 +49,125 @@ def watch(
             return
         raise UserError(f"{source.name} ended before its first frame")
     fps = fps or infos[0].fps
-    rows = max(1, round(every * fps / length))
-    windows = StreamScorer(model.scorer, method.sampling.length, len(method.streams) * method.visual_width, rows)
-    with ExitStack() as stack:
-        log = StreamLog(folder, stack, fps, model.labels, thresholds)
-        log.begin(source.name, infos[0], length)
-        bar = stack.enter_context(tqdm(desc="snippets", unit="", disable=None, leave=False))
-        for scores in _score_stream(chain([first], chunks), FrameFeatures(model, live=True), windows, length):
-            log.add(scores)
-            bar.update(scores.new)
-        log.finish()
+    rows = _rows(chain([first], chunks), model, size)
+    windows = score_windows(rows, model.score, model.model.sampling.length, max(1, round(every * fps / length)))
+    head = {"stream": source.name, "started": _now(), "fps": fps, "frames_per_snippet": length}
+    write_logs(windows, folder, head | {"video": asdict(infos[0])}, model.labels, thresholds)
     print(f"results in {folder}: {SCORES}, {ALERTS}")
 
 
-@dataclass(frozen=True)
-class WindowScores:
-    """Scores of snippets of the current window.
+def _rows(
+    chunks: Iterable[tuple[int, list[np.ndarray]]], model: DetectionModel, size: int
+) -> Iterator[tuple[np.ndarray, list[Span]]]:
+    """Yield rows (n, D) and spans of the snippets that each chunk completes; chunk i starts with frame i · size."""
+    features, waiting = FrameFeatures(model, live=True), deque[Span]()
+    for number, frames in chunks:
+        end = number * size + len(frames)
+        starts = range(number * size, end, model.frames_per_snippet)
+        waiting.extend((start, min(start + model.frames_per_snippet, end)) for start in starts)
+        rows = features.add(frames)
+        yield rows, [waiting.popleft() for _ in rows]
+    yield features.finish(), list(waiting)
 
-    ``spans`` (n, 2) frames [first, last) of each snippet, ``anomaly`` (n,), ``classes`` (n, C) or None. The last
-    ``new`` of them are scored for the first time.
-    """
 
-    spans: np.ndarray
+class WindowScores(NamedTuple):
+    """Scores of n snippets of the current window, of which the last ``new`` are scored for the first time."""
+
+    spans: list[Span]
     anomaly: np.ndarray
     classes: np.ndarray | None
     new: int
     final: bool
 
 
-class StreamScorer:
-    """Turn rows that arrive one after another into scores; only the rows of one window are kept.
-
-    If the sampling spreads over a whole video, each window is scored as its own video.
-    """
-
-    def __init__(self, score: Callable[[np.ndarray], VideoScores], length: int, width: int, every: int = 1):
-        """``score`` scores the rows (n, D) of one window; a window is ``length`` rows, scored every ``every`` rows."""
-        self.score, self.length, self.every = score, length, every
-        self.rows = np.zeros((length, width), np.float32)
-        self.spans = np.zeros((length, 2), np.int64)
-        self.count = self.scored = 0
-
-    def add(self, rows: np.ndarray, spans: np.ndarray) -> Iterator[WindowScores]:
-        """Take rows (n, D) and their frames (n, 2); yield scores of complete windows and of the current one."""
-        start = 0
-        while start < len(rows):
-            taken = min(self.length - self.count, len(rows) - start)
-            here, there = slice(self.count, self.count + taken), slice(start, start + taken)
-            self.rows[here], self.spans[here] = rows[there], spans[there]
-            self.count += taken
-            start += taken
-            if self.count == self.length:
-                yield self._scores(final=True)
-            elif self.count - self.scored >= self.every:
-                yield self._scores(final=False)
-
-    def finish(self) -> Iterator[WindowScores]:
-        """Yield the final scores of the last window at the end of the stream."""
-        if self.count:
-            yield self._scores(final=True)
-
-    def _scores(self, final: bool) -> WindowScores:
-        found = self.score(self.rows[: self.count])
-        new = self.count - self.scored
-        part = slice(0 if final else self.scored, self.count)
-        classes = None if found.classes is None else found.classes[part]
-        scores = WindowScores(self.spans[part].copy(), found.anomaly[0][part], classes, new, final)
-        self.scored = self.count
-        if final:
-            self.count = self.scored = 0
-        return scores
-
-
-def _score_stream(
-    chunks: Iterable[Chunk], features: FrameFeatures, scorer: StreamScorer, frames_per_snippet: int
+def score_windows(
+    batches: Iterable[tuple[np.ndarray, list[Span]]],
+    score: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+    length: int,
+    every: int = 1,
 ) -> Iterator[WindowScores]:
-    """Score chunks (whole snippets, except for the last) as they arrive."""
-    waiting: deque[tuple[int, int]] = deque()
+    """Turn rows (n, D) and spans that arrive in batches into scores; only the rows of one window are kept.
 
-    def score(rows: np.ndarray) -> Iterator[WindowScores]:
-        spans = [waiting.popleft() for _ in rows]
-        return scorer.add(rows, np.array(spans, np.int64).reshape(-1, 2))
+    ``score`` scores the rows of one window; a window is ``length`` rows, scored every ``every`` rows. If the sampling
+    spreads over a whole video, each window is scored as its own video.
+    """
+    rows, spans, scored = list[np.ndarray](), list[Span](), 0
 
-    for chunk in chunks:
-        waiting.extend(chunk_spans(chunk, frames_per_snippet))
-        yield from score(features.add(chunk.frames))
-    yield from score(features.finish())
-    yield from scorer.finish()
+    def scores(count: int, final: bool) -> WindowScores:
+        anomaly, classes = score(np.stack(rows[:count]))
+        part = slice(0 if final else scored, count)
+        return WindowScores(
+            spans[part], anomaly[part], None if classes is None else classes[part], count - scored, final
+        )
 
-
-def chunk_spans(chunk: Chunk, frames_per_snippet: int) -> list[tuple[int, int]]:
-    """Return the frames [first, last) of each snippet in a chunk."""
-    end = chunk.first + len(chunk.frames)
-    starts = range(chunk.first, end, frames_per_snippet)
-    return [(start, min(start + frames_per_snippet, end)) for start in starts]
-
-
-class StreamLog:
-    """Write and print scores and alerts; only the current segment is kept."""
-
-    def __init__(self, folder: Path, stack: ExitStack, fps: float, labels: Sequence[str], thresholds: Thresholds):
-        self.fps, self.labels, self.thresholds = fps, labels, thresholds
-        self.online = OnlineSegments(fps, labels, thresholds)
-        self.scores, self.alerts = (_append(folder / name, stack) for name in (SCORES, ALERTS))
-        self.snippets = self.segments = self.end = self.missed = 0
-
-    def begin(self, source: str, info: VideoInfo, frames_per_snippet: int) -> None:
-        """Write the first line of a session, which describes its source."""
-        head = {"stream": source, "started": _now(), "fps": self.fps, "frames_per_snippet": frames_per_snippet}
-        _write(self.scores, head | {"video": asdict(info), "thresholds": asdict(self.thresholds)})
-
-    def add(self, scores: WindowScores) -> None:
-        """Write a line per snippet, and alerts for new snippets."""
-        for row, (start, end) in enumerate(scores.spans.tolist()):
-            anomaly, classes = float(scores.anomaly[row]), None if scores.classes is None else scores.classes[row]
-            line = {"start": round(start / self.fps, DIGITS), "end": round(end / self.fps, DIGITS)}
-            line |= {"start_frame": start, "end_frame": end, "anomaly": anomaly}
-            if classes is not None:
-                line["classes"] = dict(zip(self.labels, classes.tolist(), strict=True))
-            _write(self.scores, line | {"final": scores.final})
-            if row >= len(scores.spans) - scores.new:
-                self._judge(start, end, anomaly, classes)
-        self.scores.flush()
-
-    def _judge(self, start: int, end: int, anomaly: float, classes: np.ndarray | None) -> None:
-        if start > self.end and not self.missed:
-            tqdm.write(f"{clock(self.end / self.fps)}  scoring is slower than the source: snippets are left out")
-        self.missed += start - self.end
-        self.snippets, self.end = self.snippets + 1, end
-        self._report(self.online.add(start, end, anomaly, classes))
-
-    def _report(self, alerts: Sequence[Alert]) -> None:
-        for alert in alerts:
-            segment = alert.segment
-            self.segments += alert.kind == "start"
-            _write(self.alerts, {"alert": alert.kind, "at": _now()} | asdict(segment))
-            self.alerts.flush()
-            if alert.kind == "start":
-                words = f"{clock(segment.start)}  start  {name_of(segment)}, score {segment.confidence:.2f}"
-            else:
-                words = f"{clock(segment.end)}  end    {name_of(segment)}, since {clock(segment.start)}, "
-                words += f"mean {segment.confidence:.2f}, highest {segment.peak:.2f}"
-            tqdm.write(words)
-
-    def finish(self) -> None:
-        self._report(self.online.finish())
-        missed = f", {clock(self.missed / self.fps)} left out" if self.missed else ""
-        print(f"{self.snippets} snippets, {clock(self.end / self.fps)}{missed}; {self.segments} alerts")
+    for more, theirs in batches:
+        rows, spans = [*rows, *more], [*spans, *theirs]
+        while len(rows) >= length:
+            yield scores(length, final=True)
+            rows, spans, scored = rows[length:], spans[length:], 0
+        if len(rows) - scored >= every:
+            yield scores(len(rows), final=False)
+            scored = len(rows)
+    if rows:
+        yield scores(len(rows), final=True)
 
 
-def _append(path: Path, stack: ExitStack) -> TextIO:
-    check_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(open(path, "a", encoding="utf-8"))
+def write_logs(
+    windows: Iterable[WindowScores], folder: Path, head: dict[str, Any], labels: Sequence[str], thresholds: Thresholds
+) -> None:
+    """Append the scores and the alerts of a session to the logs, and print the alerts; ``head`` is its first line."""
+    for name in (SCORES, ALERTS):
+        check_writable(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    fps: float = head["fps"]
+    online, snippets, end, missed, alarms = OnlineSegments(fps, labels, thresholds), 0, 0, 0, 0
+    with (
+        open(folder / SCORES, "a", encoding="utf-8") as scores,
+        open(folder / ALERTS, "a", encoding="utf-8") as alerts,
+        tqdm(desc="snippets", unit="", disable=None, leave=False) as bar,
+    ):
+        _write(scores, head | {"thresholds": asdict(thresholds)})
+        for window in windows:
+            found: list[Alert] = []
+            for row, (first, last) in enumerate(window.spans):
+                anomaly = float(window.anomaly[row])
+                line: dict[str, Any] = {"start": round(first / fps, DIGITS), "end": round(last / fps, DIGITS)}
+                line |= {"start_frame": first, "end_frame": last, "anomaly": anomaly}
+                classes = None if window.classes is None else window.classes[row]
+                if classes is not None:
+                    line["classes"] = dict(zip(labels, classes.tolist(), strict=True))
+                _write(scores, line | {"final": window.final})
+                if row >= len(window.spans) - window.new:
+                    if first > end and not missed:
+                        when = short_clock(end / fps)
+                        tqdm.write(f"{when}  scoring is slower than the source: snippets are left out")
+                    snippets, missed, end = snippets + 1, missed + first - end, last
+                    found += online.add(first, last, anomaly, classes)
+            scores.flush()
+            alarms += _report(found, alerts)
+            bar.update(window.new)
+        alarms += _report(online.finish(), alerts)
+    left_out = f", {short_clock(missed / fps)} left out" if missed else ""
+    print(f"{snippets} snippets, {short_clock(end / fps)}{left_out}; {alarms} alerts")
 
 
-def _write(file: TextIO, line: Mapping[str, Any]) -> None:
-    file.write(json.dumps(without_nan(dict(line))) + "\n")
+def _report(alerts: Sequence[Alert], log: TextIO) -> int:
+    """Write and print alerts; return the number of those that start."""
+    for alert in alerts:
+        segment = alert.segment
+        _write(log, {"alert": alert.kind, "at": _now()} | asdict(segment))
+        log.flush()
+        start, name = short_clock(segment.start), name_of(segment)
+        if alert.kind == "start":
+            tqdm.write(f"{start}  start  {name}, score {segment.confidence:.2f}")
+        else:
+            mean = f"mean {segment.confidence:.2f}, highest {segment.peak:.2f}"
+            tqdm.write(f"{short_clock(segment.end)}  end    {name}, since {start}, {mean}")
+    return sum(alert.kind == "start" for alert in alerts)
+
+
+def _write(file: TextIO, line: dict[str, Any]) -> None:
+    file.write(json.dumps(without_nan(line)) + "\n")
 
 
 def _now() -> str:
