@@ -28,11 +28,7 @@ class Video:
 
 
 def find_videos(
-    folder: str | Path,
-    dataset: Dataset,
-    annotations: Annotations,
-    exclude: Sequence[str],
-    notes: list[str],
+    folder: str | Path, dataset: Dataset, annotations: Annotations, exclude: Sequence[str], notes: list[str]
 ) -> dict[str, Video]:
     """Return the videos below a folder by name, with label and crops; ``notes`` gets what is skipped."""
     if not os.path.isdir(folder):
