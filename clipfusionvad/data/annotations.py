@@ -11,10 +11,9 @@ Six formats are recognised by their content; intervals are in frames, start incl
   There ``end_frame`` is inclusive: the frame-level arrays published beside such files say so.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,13 +57,31 @@ def read_annotations(path: str | Path, dataset: Dataset) -> dict[str, Annotation
     text = read_text(path, WHAT)
     if not text.strip():
         raise UserError(f"{WHAT} {path} is empty")
-    first = text.split("\n", 1)[0]
+    parts: Iterable[tuple[str, Any]]
+    parse: Callable[[Any, Dataset, Mapping[str, Annotation]], Annotation]
     if text.lstrip()[0] in "{[":
-        annotations = _read_json(path, text, dataset)
-    elif first.replace(" ", "").startswith("video,") or str(path).endswith(".csv"):
-        annotations = _read_csv(path, dataset)
+        videos = enumerate(_json_videos(path, text), 1)
+        parts, parse = ((f"video {number}", video) for number, video in videos), _parse_video
+    elif text.split("\n", 1)[0].replace(" ", "").startswith("video,") or str(path).endswith(".csv"):
+        rows = read_csv(path, WHAT, ("video", "label", "start", "end"))
+        parts, parse = ((f"row {row}", cells) for row, cells in rows), _parse_row
     else:
-        annotations = _read_lines(path, text, dataset)
+        lines = enumerate(text.splitlines(), 1)
+        parts, parse = ((f"line {number}", line.split()) for number, line in lines if line.split()), _parse_line
+    annotations: dict[str, Annotation] = {}
+    for place, content in parts:
+        try:
+            item = parse(content, dataset, annotations)
+            if not item.video:
+                raise UserError("the name of the video is empty")
+            label = item.label or dataset.label_of(item.video)
+            # A plain list of names is not an annotation file.
+            if label and not item.segments and not dataset.is_normal(label):
+                raise UserError(f"{item.video} is {label}, but no interval says when")
+            if annotations.setdefault(item.video, item) != item:
+                raise UserError(f"{item.video} is annotated a second time, differently")
+        except UserError as error:
+            raise UserError(f"{WHAT} {path}, {place}: {error}") from error
     if not annotations:
         raise UserError(f"{WHAT} {path} holds no videos")
     return annotations
@@ -99,28 +116,17 @@ def write_annotations_csv(path: str | Path, annotations: Iterable[Annotation]) -
     write_csv(path, COLUMNS, rows)
 
 
-def _read_lines(path: str | Path, text: str, dataset: Dataset) -> dict[str, Annotation]:
-    annotations: dict[str, Annotation] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if tokens := line.split():
-            with _located(path, f"line {number}"):
-                item = _parse_line(tokens, dataset)
-                _check(item, dataset)
-                if annotations.setdefault(item.video, item) != item:
-                    raise UserError(f"{item.video} is annotated a second time, differently")
-    return annotations
-
-
-def _parse_line(tokens: list[str], dataset: Dataset) -> Annotation:
+def _parse_line(tokens: list[str], dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
     name, *words = tokens
     item = Annotation(video_key(name))
     label: str | None = None
     bounds: list[int] = []
-    if dataset.scene_in_annotation and words and not _is_number(words[0]):
+    is_number = re.compile(r"[-+.\d]").match
+    if dataset.scene_in_annotation and words and not is_number(words[0]):
         del words[0]
-    # Intervals are complete when the next class comes, or with the None at the end.
-    for token in [*words, None]:
-        if token is not None and _is_number(token):
+    # Intervals are complete when the next class comes, or with the empty word at the end.
+    for token in [*words, ""]:
+        if is_number(token):
             bounds.append(_integer(token))
             continue
         if len(bounds) % 2:
@@ -130,37 +136,31 @@ def _parse_line(tokens: list[str], dataset: Dataset) -> Annotation:
             if not unused:
                 _add(item, start, end, label, dataset)
         bounds = []
-        if token is not None:
+        if token:
             label = _label(token, dataset)
             _name_label(item, label, dataset)
     return item
 
 
-def _read_csv(path: str | Path, dataset: Dataset) -> dict[str, Annotation]:
-    annotations: dict[str, Annotation] = {}
-    silent: set[str] = set()
-    for row, cells in read_csv(path, WHAT, ("video", "label", "start", "end")):
-        with _located(path, f"row {row}"):
-            if not cells["video"]:
-                raise UserError("the video is empty")
-            frames = _frames(cells["frames"]) if cells.get("frames") else None
-            video = video_key(cells["video"])
-            label = _label(cells["label"], dataset) if cells["label"] else None
-            item = annotations.setdefault(video, Annotation(video, frames=frames))
-            if item.frames != frames:
-                raise UserError(f"{video} has {frames} frames here and {item.frames} in a row before")
-            _name_label(item, label, dataset)
-            if cells["start"] or cells["end"]:
-                _add(item, _integer(cells["start"]), _integer(cells["end"]), label, dataset)
-            else:
-                silent.add(video)
-            if video in silent and item.segments:
-                raise UserError(f"{video} has rows with an interval and a row without one")
-            _check(item, dataset)
-    return annotations
+def _parse_row(cells: dict[str, str], dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
+    if not cells["video"]:
+        raise UserError("the video is empty")
+    frames = _frames(cells["frames"]) if cells.get("frames") else None
+    video = video_key(cells["video"])
+    label = _label(cells["label"], dataset) if cells["label"] else None
+    item = before.get(video, Annotation(video, frames=frames))
+    if item.frames != frames:
+        raise UserError(f"{video} has {frames} frames here and {item.frames} in a row before")
+    _name_label(item, label, dataset)
+    has_interval = bool(cells["start"] or cells["end"])
+    if video in before and has_interval != bool(item.segments):
+        raise UserError(f"{video} has rows with an interval and a row without one")
+    if has_interval:
+        _add(item, _integer(cells["start"]), _integer(cells["end"]), label, dataset)
+    return item
 
 
-def _read_json(path: str | Path, text: str, dataset: Dataset) -> dict[str, Annotation]:
+def _json_videos(path: str | Path, text: str) -> list[Any]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -170,30 +170,18 @@ def _read_json(path: str | Path, text: str, dataset: Dataset) -> dict[str, Annot
     videos = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(videos, list):
         raise UserError(f"{WHAT} {path} has no list named 'videos'")
-    annotations: dict[str, Annotation] = {}
-    for number, video in enumerate(videos, 1):
-        with _located(path, f"video {number}"):
-            item = Annotation(video_key(_member(video, "video_name", str)))
-            label = _label(_member(video, "label", str), dataset)
-            _name_label(item, label, dataset)
-            if video.get("num_frames") is not None:
-                item.frames = _frames(video["num_frames"])
-            for event in _member(video, "anomalous", list):
-                start, end = (_integer(_member(event, key, int)) for key in ("start_frame", "end_frame"))
-                _add(item, start, end + 1, label, dataset)
-            _check(item, dataset)
-            if annotations.setdefault(item.video, item) != item:
-                raise UserError(f"{item.video} is annotated a second time, differently")
-    return annotations
+    return videos
 
 
-@contextlib.contextmanager
-def _located(path: str | Path, place: str) -> Iterator[None]:
-    """Put the file and the place in it before the message of an error raised inside."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{WHAT} {path}, {place}: {error}") from error
+def _parse_video(video: Any, dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
+    item = Annotation(video_key(_member(video, "video_name", str)))
+    item.label = _label(_member(video, "label", str), dataset)
+    if video.get("num_frames") is not None:
+        item.frames = _frames(video["num_frames"])
+    for event in _member(video, "anomalous", list):
+        start, end = (_integer(_member(event, key, int)) for key in ("start_frame", "end_frame"))
+        _add(item, start, end + 1, item.label, dataset)
+    return item
 
 
 def _add(item: Annotation, start: int, end: int, label: str | None, dataset: Dataset) -> None:
@@ -220,25 +208,12 @@ def _name_label(item: Annotation, label: str | None, dataset: Dataset) -> None:
         item.label = "-".join(dict.fromkeys([*item.label.split("-"), *label.split("-")]))
 
 
-def _check(item: Annotation, dataset: Dataset) -> None:
-    """Raise ``UserError`` for an anomalous video without intervals: a plain list of names is not an annotation file."""
-    if not item.video:
-        raise UserError("the name of the video is empty")
-    label = item.label or dataset.label_of(item.video)
-    if label and not item.segments and not dataset.is_normal(label):
-        raise UserError(f"{item.video} is {label}, but no interval says when")
-
-
 def _label(word: str, dataset: Dataset) -> str:
     label = dataset.match_label(word)
     if label is None:
         known = ", ".join(dataset.labels)
         raise UserError(f"unknown class {word!r}{nearest(word, dataset.labels)}; known: {known}")
     return label
-
-
-def _is_number(token: str) -> bool:
-    return re.match(r"[-+.\d]", token) is not None
 
 
 def _integer(value: str | int) -> int:

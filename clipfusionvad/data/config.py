@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from clipfusionvad.io.option import LARGEST_SIZE, MOST_LAYERS, Option
+from clipfusionvad.io.option import Option, layers, size
 
 #: Frames that one row of features covers, unless an option says otherwise.
 FRAMES_PER_SNIPPET = 16
@@ -20,8 +20,8 @@ class DataConfig:
     gt_path: Annotated[
         str,
         Option(
-            "frame-level truth (.npy), or one keyed annotation file (.csv, .json), or 'none': only whole videos are "
-            "judged"
+            "frame-level truth (.npy), or one keyed annotation file (.csv, .json), "
+            "or 'none': only whole videos are judged"
         ),
     ]
     gt_segment_path: Annotated[str, Option("segments of each test video (.npy)")]
@@ -33,17 +33,11 @@ class DataConfig:
         tuple[str, ...] | None,
         Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),
     ] = None
-    frames_per_snippet: Annotated[
-        int, Option("frames that one feature row covers", minimum=1, maximum=LARGEST_SIZE)
-    ] = FRAMES_PER_SNIPPET
+    frames_per_snippet: Annotated[int, size("frames that one feature row covers")] = FRAMES_PER_SNIPPET
     check: Annotated[bool, Option("read and check every feature before the start")] = True
     packed: Annotated[bool, Option("use the features packed by 'pack', where there are any")] = True
     packed_dir: Annotated[str | None, Option("the --output folder of 'pack' (default: beside the lists)")] = None
     workers: Annotated[
         int | None,
-        Option(
-            "processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)",
-            minimum=0,
-            maximum=MOST_LAYERS,
-        ),
+        layers("processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)"),
     ] = None

@@ -1,43 +1,36 @@
 """Feature files: one .npy array (snippets, dim) per crop of a video and stream; a row is a snippet."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.npy import read_npy_header
+
+# Files of one extraction have norms within a factor of two; a normalised file among others is ten times off.
+NORM_RANGE = 5
 
 
 class NotOneCrop(UserError):
     """The array is not two-dimensional, so the file is something else than one crop of one video."""
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a feature file says of itself; ``start`` is the position of its first data byte."""
-
-    rows: int
-    dim: int
-    dtype: np.dtype
-    fortran: bool
-    start: int
-
-
 def read_shape(path: str | Path) -> tuple[int, int]:
-    """Snippets and dim of a feature file, from its header: no data is read or allocated.
+    """Return snippets and dim of a feature file from its header: no data is read or allocated.
 
     Raises ``UserError`` unless it is a float16/32/64 array with at least one row and the file is as long as
     its header says (``NotOneCrop`` for an array that is not 2-D).
     """
-    header = _read_header(path)
-    return header.rows, header.dim
+    return _read_header(path)[0]
 
 
-def _read_header(path: str | Path) -> _Header:
+def _read_header(path: str | Path) -> tuple[tuple[int, int], bool, np.dtype, int]:
+    """Return shape, Fortran order, dtype, and the position of the first data byte."""
     try:
         with open(path, "rb") as file:
             shape, fortran, dtype = read_npy_header(file)
@@ -63,43 +56,41 @@ def _read_header(path: str | Path) -> _Header:
         raise UserError(
             f"{path} is {state}: it has {present} bytes of data, shape {shape} {dtype} takes {announced}; copy it again"
         )
-    return _Header(rows, dim, dtype, fortran, start)
+    return (rows, dim), fortran, dtype, start
 
 
 def read_video_shape(paths: Sequence[Path], dim: int | None = None) -> int:
-    """Snippets of a video by the headers of its streams' files; ``UserError`` where they differ or do not fit."""
-    counts = []
-    for path in paths:
-        rows, found = read_shape(path)
+    """Return the snippets of a video by its streams' headers; ``UserError`` where they differ or do not fit."""
+    shapes = [read_shape(path) for path in paths]
+    for path, (_, found) in zip(paths, shapes, strict=True):
         check_dim(path, found, dim)
-        counts.append(rows)
-    _check_counts(paths, counts)
-    return counts[0]
+    return _same_count(paths, [rows for rows, _ in shapes])
 
 
 def load_video(paths: Sequence[Path], dim: int | None = None) -> np.ndarray:
     """Load a video's features, the streams side by side: (snippets, streams · dim).
 
     In further streams a snippet may be missing, its row all NaN (released event features have such rows where
-    nothing moves); it becomes zeros. Errors as of ``load_features``, and streams of different length.
+    nothing moves); it becomes zeros. Errors as of ``load_features``, and streams of different length or width.
     """
-    first, *others = paths
-    streams = [load_features(first, dim), *(load_features(path, dim, may_miss=True) for path in others)]
-    _check_counts(paths, [len(stream) for stream in streams])
-    return streams[0] if not others else np.concatenate(streams, axis=1)
+    first = load_features(paths[0], dim)
+    streams = [first, *(load_features(path, first.shape[1], may_miss=True) for path in paths[1:])]
+    _same_count(paths, [len(stream) for stream in streams])
+    return np.concatenate(streams, axis=1) if len(streams) > 1 else first
 
 
 def load_entry(entry: Entry, dim: int | None = None) -> np.ndarray:
-    """The features of a list's video, from its store where they are packed, else from its files (``load_video``)."""
+    """Return the features of a list's video, from its store if they are packed, else from its files."""
     return load_video(entry.paths, dim) if entry.packed is None else entry.packed()
 
 
-def _check_counts(paths: Sequence[Path], counts: Sequence[int]) -> None:
+def _same_count(paths: Sequence[Path], counts: Sequence[int]) -> int:
     for path, count in zip(paths, counts, strict=True):
         if count != counts[0]:
             raise UserError(
                 f"{path} has {count} snippets, but {paths[0]} has {counts[0]}: extract both from the same video"
             )
+    return counts[0]
 
 
 def load_features(path: str | Path, dim: int | None = None, may_miss: bool = False) -> np.ndarray:
@@ -108,14 +99,14 @@ def load_features(path: str | Path, dim: int | None = None, may_miss: bool = Fal
     Raises ``UserError`` where ``read_shape`` does, where the file's dim is not ``dim``, and for NaN or
     infinite values (naming the first snippet that has one). With ``may_miss`` a row that is all NaN is zeros.
     """
-    header = _read_header(path)
-    check_dim(path, header.dim, dim)
+    shape, fortran, dtype, start = _read_header(path)
+    check_dim(path, shape[1], dim)
     try:
-        values = np.fromfile(path, header.dtype, header.rows * header.dim, offset=header.start)
-        stored = values.reshape((header.rows, header.dim), order="F" if header.fortran else "C")
+        values = np.fromfile(path, dtype, shape[0] * shape[1], offset=start)
+        stored = values.reshape(shape, order="F" if fortran else "C")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    features = np.ascontiguousarray(stored, dtype=header.dtype.newbyteorder("="))
+    features = np.ascontiguousarray(stored, dtype=dtype.newbyteorder("="))
     if may_miss:
         features[np.isnan(features).all(axis=1)] = 0
     finite = np.isfinite(features).all(axis=1)
@@ -133,4 +124,59 @@ def check_dim(path: str | Path, found: int, wanted: int | None) -> None:
         raise UserError(
             f"{path} has features of dim {found}, but {wanted} are expected: "
             f"they come from another CLIP model than the one in use (--clip, --visual-width)"
+        )
+
+
+def check_features(
+    entries: Sequence[Entry],
+    dim: int | None,
+    list_name: str,
+    read: bool = True,
+    note: Callable[[Path], None] = lambda path: None,
+) -> list[int]:
+    """Verify every feature file of a list, so that a bad one does not end a run after hours; return their snippets.
+
+    Checks shape, dtype, dim and completeness, and with ``read`` that all values are finite. Raises one
+    ``UserError`` that names the list, the row and the file of the first bad entry and counts the others.
+    With ``read`` also warns where some files have far larger features than others. ``note`` is called with every file,
+    by several threads, after it has been read.
+    """
+
+    def check(entry: Entry) -> tuple[int, float] | UserError:
+        try:
+            if read:
+                features = load_video(entry.paths, dim)
+                found = len(features), median_norm(features)
+            else:
+                found = read_video_shape(entry.paths, dim), 1.0
+            for path in entry.paths:
+                note(path)
+            return found
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        # disable=None: no bar where stderr is not a terminal.
+        progress = tqdm(pool.map(check, entries), "checking features", len(entries), disable=None, leave=False)
+        results = list(zip(entries, progress, strict=True))
+    bad = [f"{list_name}, row {entry.row}: {error}" for entry, error in results if isinstance(error, UserError)]
+    if bad:
+        raise UserError(bad[0] + (f" ({len(bad) - 1} other files of the list are bad too)" if len(bad) > 1 else ""))
+    found = [result for _, result in results if not isinstance(result, UserError)]
+    compare_norms(entries, np.array([norm for _, norm in found]), list_name)
+    return [rows for rows, _ in found]
+
+
+def median_norm(features: np.ndarray) -> float:
+    """Return the median norm of the snippets of a video (L, D)."""
+    return float(np.median(np.linalg.norm(features.astype(np.float32), axis=1)))
+
+
+def compare_norms(entries: Sequence[Entry], norms: np.ndarray, list_name: str) -> None:
+    """Warn where the norms (N,) of a list's videos lie far apart."""
+    low, high = int(norms.argmin()), int(norms.argmax())
+    if norms[high] > NORM_RANGE * norms[low]:
+        warn(
+            f"{list_name}: features differ in scale, with norms from {norms[low]:.3g} ({entries[low].path.name}) to "
+            f"{norms[high]:.3g} ({entries[high].path.name}): are some normalised, or from another model?"
         )

@@ -2,14 +2,16 @@
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import read_csv, walk_files, write_csv
 
 
@@ -17,9 +19,9 @@ from clipfusionvad.io.files import read_csv, walk_files, write_csv
 class Entry:
     """One row of a list: one crop of one video.
 
-    ``path`` is the feature file that the list names, ``further`` those of the method's other streams (see
-    ``add_streams``); ``row`` is the line number in the CSV file, of which the header is line 1. ``packed`` returns
-    the features (snippets, streams · dim) of a list that is packed with whole videos.
+    ``path`` is the feature file that the list names, ``further`` those of the method's other streams; ``row`` is the
+    line number in the CSV file, of which the header is line 1. ``packed`` returns the features (snippets,
+    streams · dim) of a list that is packed with whole videos.
     """
 
     path: Path
@@ -61,41 +63,36 @@ def read_list(
     A path is used as it is if that file exists; else relative to the folder of the list, then to the folder above
     it; else it is searched below ``feature_root`` by its longest matching tail, so that lists written on another
     machine work unedited. With ``dataset`` every label must be one of its labels. With ``may_lack_files`` a file
-    that is not found keeps the path in the list.
-
-    Raises ``UserError`` for a list that is unreadable or empty, lacks a column or a cell, has an unknown
-    label or names files that are not found (all of them in one message).
+    that is not found keeps the path in the list. Raises ``UserError``, for missing files one that counts them.
     """
     if not Path(path).is_file():
         raise UserError(f"list not found: {path}; 'python -m clipfusionvad lists' makes lists from features")
     rows = read_csv(path, "list", ("path", "label"))
     if not rows:
         raise UserError(f"list {path} holds no videos")
-    if may_lack_files and feature_root is not None and not os.path.isdir(feature_root):
+    if feature_root is not None and not os.path.isdir(feature_root):
+        if not may_lack_files:
+            raise UserError(f"feature root not found: {feature_root}")
         feature_root = None
     finder = _Finder(Path(path).parent, feature_root)
     known: set[str] = set()
     entries, missing = [], []
     for row, cells in rows:
         listed, label = cells["path"], cells["label"]
-        place = f"list {path}, row {row}"
-        for column in ("path", "label"):
-            if not cells[column]:
-                raise UserError(f"{place}: the {column} is empty")
-        if dataset and label not in known:
-            try:
+        try:
+            for column in ("path", "label"):
+                if not cells[column]:
+                    raise UserError(f"the {column} is empty")
+            if dataset and label not in known:
                 dataset.encode(label)
-            except UserError as error:
-                raise UserError(f"{place}: {error}") from error
-            known.add(label)
-        found = finder.find(listed, place)
-        if found is None and may_lack_files:
-            entries.append(Entry(Path(listed.replace("\\", "/")), label, row))
-        elif found is None:
+                known.add(label)
+            found = finder.find(listed)
+        except UserError as error:
+            raise UserError(f"list {path}, row {row}: {error}") from error
+        if found is None:
             missing.append(f"row {row}: {listed}")
-        else:
-            entries.append(Entry(Path(found), label, row))
-    if missing:
+        entries.append(Entry(Path(listed.replace("\\", "/") if found is None else found), label, row))
+    if missing and not may_lack_files:
         where = f"nor below {feature_root}, see" if feature_root else "name the folder that holds them with"
         raise UserError(
             f"list {path}: {len(missing)} of {len(rows)} feature files not found, the first in {missing[0]} "
@@ -114,35 +111,32 @@ def add_streams(
     the released code of IEF-VAD does). Raises ``UserError`` for the first file that is missing; with
     ``may_lack_files`` its entry is left as it is.
     """
-    first, *others = folders
     found = []
     for entry in entries:
         try:
-            further = tuple(_beside(entry, first, other, list_name) for other in others)
-        except UserError:
+            further = tuple(_beside(entry.path, folders[0], other) for other in folders[1:])
+        except UserError as error:
             if not may_lack_files:
-                raise
+                raise UserError(f"list {list_name}, row {entry.row}: {error}") from error
             further = ()
         found.append(replace(entry, further=further))
     return found
 
 
-def _beside(entry: Entry, first: str, other: str, list_name: str) -> Path:
-    folders, name = entry.path.parts[:-1], entry.path.name
-    holding = [index for index, folder in enumerate(folders) if first in folder]
+def _beside(path: Path, first: str, other: str) -> Path:
+    holding = [index for index, folder in enumerate(path.parts[:-1]) if first in folder]
     if not holding:
         raise UserError(
-            f"list {list_name}, row {entry.row}: no folder on the path {entry.path} has {first!r} in its name, so the "
-            f"features in {other!r} cannot be found beside it; set both with --stream-folders"
+            f"no folder on the path {path} has {first!r} in its name, so the features in {other!r} cannot be found "
+            f"beside it; set both with --stream-folders"
         )
     for chosen in ({holding[-1]}, set(holding)):
-        moved = [part.replace(first, other) if index in chosen else part for index, part in enumerate(folders)]
-        path = Path(*moved, name)
-        if path.is_file():
-            return path
+        parts = (part.replace(first, other) if index in chosen else part for index, part in enumerate(path.parts))
+        moved = Path(*parts)
+        if moved.is_file():
+            return moved
     raise UserError(
-        f"list {list_name}, row {entry.row}: {path} not found beside {entry.path}; "
-        f"--stream-folders sets the folders of the streams (now {first} {other})"
+        f"{moved} not found beside {path}; --stream-folders sets the folders of the streams (now {first} {other})"
     )
 
 
@@ -150,52 +144,74 @@ def write_list(path: str | Path, entries: Iterable[Entry]) -> None:
     write_csv(path, ("path", "label"), ((entry.path.as_posix(), entry.label) for entry in entries))
 
 
+def check_overlap(train: Sequence[Entry], test: Sequence[Entry]) -> None:
+    """Warn where videos of the test list, by name, are in the training list as well."""
+    if shared := sorted({entry.video for entry in test} & {entry.video for entry in train}):
+        warn(
+            f"{len(shared)} test videos are in the training list as well, the first is {shared[0]}: "
+            f"the results will look better than they are"
+        )
+
+
+def split_holdout(
+    entries: Sequence[Entry], normal: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on and the rows held out to select checkpoints without the test set, each sorted.
+
+    ``normal`` (N,) marks normal entries. Whole videos are held out, of every label its share (of a label with two or
+    more at least one, and never all), and each with one crop only; their other crops are used for neither. Raises
+    ``UserError`` where normal or anomalous videos have none to spare.
+    """
+    first: dict[str, int] = {}
+    videos: dict[str, list[str]] = defaultdict(list)
+    for row, entry in enumerate(entries):
+        if first.setdefault(entry.video, row) == row:
+            videos[entry.label].append(entry.video)
+    rng = np.random.default_rng(seed)
+    held_out: set[str] = set()
+    for _, names in sorted(videos.items()):
+        count = min(max(round(share * len(names)), 1), len(names) - 1)
+        held_out.update(rng.permutation(names)[:count].tolist())
+    rows = np.array(sorted(first[video] for video in held_out), dtype=np.int64)
+    if len(set(normal[rows].tolist())) < 2:
+        raise UserError(
+            "--protocol clean holds out normal and anomalous videos, but the training list has no two normal videos, "
+            "or no two of any anomalous label"
+        )
+    return np.array([row for row, entry in enumerate(entries) if entry.video not in held_out]), rows
+
+
+@dataclass
 class _Finder:
     """Finds listed files on this machine; see ``read_list`` for the order in which places are tried."""
 
-    def __init__(self, folder: Path, feature_root: str | Path | None) -> None:
-        if feature_root is not None and not os.path.isdir(feature_root):
-            raise UserError(f"feature root not found: {feature_root}")
-        self.bases = (str(folder), os.path.join(folder, os.pardir))
-        self.root = feature_root
-        self.index: dict[str, list[Path]] | None = None
+    folder: Path
+    root: str | Path | None
 
-    def find(self, listed: str, place: str) -> str | Path | None:
-        if os.path.isfile(listed):
-            return listed
-        if not os.path.isabs(listed):
-            for base in self.bases:
-                if os.path.isfile(joined := os.path.join(base, listed)):
-                    return joined
-        if self.root is None:
-            return None
+    @cached_property
+    def below(self) -> dict[str, list[Path]]:
+        """All feature files below the root by their names."""
+        files = defaultdict(list)
+        for file in walk_files(self.root or "", ".npy"):
+            files[file.name].append(file)
+        return files
+
+    def find(self, listed: str) -> str | Path | None:
+        for base in ("",) if os.path.isabs(listed) else ("", self.folder, self.folder / os.pardir):
+            if os.path.isfile(joined := os.path.join(base, listed)):
+                return joined
         # Lists come from Windows machines too; ".." must not lead out of the root.
-        parts = [part for part in re.split(r"[\\/]", listed) if part not in ("", ".", "..")]
+        parts = tuple(part for part in re.split(r"[\\/]", listed) if part not in ("", ".", ".."))
+        if self.root is None or not parts:
+            return None
         for start in range(len(parts)):
             if os.path.isfile(joined := os.path.join(self.root, *parts[start:])):
                 return joined
-        return self._search(self.root, parts, place) if parts else None
-
-    def _search(self, root: str | Path, parts: list[str], place: str) -> Path | None:
-        """The file of that name anywhere below the root whose folders agree best with the listed ones."""
-        if self.index is None:
-            self.index = {}
-            for file in walk_files(root, ".npy"):
-                self.index.setdefault(file.name, []).append(file)
-        candidates = self.index.get(parts[-1], [])
-        if len(candidates) > 1:
-            tails = [_common_tail(file.parts, parts) for file in candidates]
-            candidates = [file for file, tail in zip(candidates, tails, strict=True) if tail == max(tails)]
-        for other in candidates[1:]:
-            if not os.path.samefile(candidates[0], other):
-                raise UserError(f"{place}: {'/'.join(parts)} may be {candidates[0]} or {other}; remove one")
-        return candidates[0] if candidates else None
-
-
-def _common_tail(one: Iterable[str], other: Iterable[str]) -> int:
-    length = 0
-    for a, b in zip(reversed(list(one)), reversed(list(other)), strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
+        # The file of that name whose folders agree best with the listed ones.
+        files = self.below.get(parts[-1], [])
+        tails = [len(os.path.commonprefix([file.parts[::-1], parts[::-1]])) for file in files]
+        best = [file for file, tail in zip(files, tails, strict=True) if tail == max(tails)]
+        for other in best[1:]:
+            if not os.path.samefile(best[0], other):
+                raise UserError(f"{'/'.join(parts)} may be {best[0]} or {other}; remove one")
+        return best[0] if best else None

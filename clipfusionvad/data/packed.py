@@ -29,8 +29,7 @@ from typing import get_type_hints
 import numpy as np
 from tqdm import tqdm, trange
 
-from clipfusionvad.data.checks import check_features, compare_norms, median_norm
-from clipfusionvad.data.features import load_video
+from clipfusionvad.data.features import check_features, compare_norms, load_video, median_norm
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.io.errors import UserError

@@ -18,9 +18,8 @@ class Sampling(Protocol):
     @property
     def length(self) -> int: ...
 
-    @property
-    def is_random(self) -> bool:
-        """Whether training inputs are rows drawn at random; else a video always gives the same input."""
+    #: Whether training inputs are rows drawn at random; else a video always gives the same input.
+    is_random: ClassVar[bool]
 
     def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the rows (T,) of a training input from a video of ``count`` snippets, if ``is_random``."""
@@ -155,15 +154,13 @@ def average_chunks(features: np.ndarray, length: int) -> np.ndarray:
 
 
 def split_windows(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
-    """Return the test input of one video: (L, D) → windows (N, T, D), zero-padded, and L.
+    """Return the test input of one video: (L, D) → floor(L / T) + 1 windows (N, T, D), zero-padded, and L.
 
-    A video shorter than T is one window; any other makes floor(L / T) + 1, so an exact multiple of T gets one
-    more window of zeros (released code; its scores are cut off again).
+    An exact multiple of T gets one more window of zeros (released code; its scores are cut off again).
     """
     count = _snippets(features)
-    windows = 1 if count < length else count // length + 1
-    padded = _pad(features, windows * length)
-    return padded.reshape(windows, length, features.shape[1]), count
+    windows = count // length + 1
+    return _pad(features, windows * length).reshape(windows, length, features.shape[1]), count
 
 
 def window_lengths(count: int, length: int) -> np.ndarray:
@@ -171,11 +168,8 @@ def window_lengths(count: int, length: int) -> np.ndarray:
 
     The extra window of an exact multiple counts as full, as in the released code.
     """
-    if count < length:
-        return np.array([count], dtype=np.int64)
     lengths = np.full(count // length + 1, length, dtype=np.int64)
-    if count % length:
-        lengths[-1] = count % length
+    lengths[-1] = count % length or length
     return lengths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.data.annotations import read_annotations
+from clipfusionvad.data.annotations import Annotation, read_annotations
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
@@ -36,11 +37,7 @@ class Truth:
 
     def only(self, chosen: Sequence[int]) -> Truth:
         """Return the truth of some of the videos."""
-        return Truth(
-            [self.frames[index] for index in chosen],
-            [self.segments[index] for index in chosen],
-            [self.labels[index] for index in chosen],
-        )
+        return Truth(**{name: [values[index] for index in chosen] for name, values in vars(self).items()})
 
 
 def read_truth(
@@ -61,34 +58,41 @@ def read_truth(
     made for. Raises ``UserError`` where the files do not fit, naming the video as far as that can be
     determined; ``tell`` is called with what only looks wrong.
     """
+    lengths = [frames_per_snippet * count for count in snippets]
     if str(frames_path).lower().endswith(KEYED_SUFFIXES):
-        return _read_keyed(frames_path, entries, snippets, dataset, frames_per_snippet, tell)
+        truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, max(frames_per_snippet, 2))
+        if doubt:
+            tell(doubt)
+        return truth
     frames = read_array(frames_path, "frame truth")
+    if frames.ndim != 1 or frames.dtype.kind not in "fiub":
+        raise UserError(f"{frames_path} has shape {frames.shape} {frames.dtype}, not a 0 or 1 for each frame")
+    if (wrong := (frames != 0) & (frames != 1)).any():
+        at = int(np.argmax(wrong))
+        raise UserError(f"{frames_path} holds {frames[at]} at frame {at}; only 0 and 1 are allowed")
     segments = _read_per_video(segments_path, "segment truth")
     labels = _read_per_video(labels_path, "label truth")
-    _check_frames(frames_path, frames)
-    lengths = [frames_per_snippet * count for count in snippets]
     if len(frames) != sum(lengths):
-        raise UserError(_explain(frames_path, frames, segments, labels, entries, lengths, frames_per_snippet))
+        why = _explain(len(frames), segments, labels, entries, lengths, frames_per_snippet)
+        raise UserError(f"{frames_path} holds {why}")
     for path, array in ((segments_path, segments), (labels_path, labels)):
         if len(array) != len(entries):
             raise UserError(f"{path} holds {len(array)} videos, but the test list has {len(entries)}")
-    truth = Truth(
-        np.split(frames.astype(np.uint8), np.cumsum(lengths)[:-1]),
-        [_segments(item, segments_path, entry) for item, entry in zip(segments, entries, strict=True)],
-        [_labels(item, labels_path, entry) for item, entry in zip(labels, entries, strict=True)],
-    )
+    truth = Truth(np.split(frames.astype(np.uint8), np.cumsum(lengths)[:-1]), [], [])
     known = [*dataset.labels, NORMAL_IN_TRUTH]
-    for entry, intervals, names in zip(entries, truth.segments, truth.labels, strict=True):
-        if len(intervals) != len(names):
-            raise UserError(
-                f"{segments_path} and {labels_path} differ for {entry.video} (list row {entry.row}): "
-                f"{len(intervals)} intervals, {len(names)} labels"
-            )
-        for label in names:
+    for entry, intervals, names in zip(entries, segments, labels, strict=True):
+        where = f"{entry.video} (list row {entry.row})"
+        truth.segments.append(_segments(intervals, f"{segments_path}: the item of {where}"))
+        if not isinstance(names, list | tuple | np.ndarray) or not all(isinstance(label, str) for label in names):
+            raise UserError(f"{labels_path}: the item of {where} is {str(names)[:60]}, not a list of class names")
+        truth.labels.append([str(label) for label in names])
+        if len(truth.segments[-1]) != len(names):
+            counts = f"{len(truth.segments[-1])} intervals, {len(names)} labels"
+            raise UserError(f"{segments_path} and {labels_path} differ for {where}: {counts}")
+        for label in truth.labels[-1]:
             if label not in known:
                 raise UserError(f"{labels_path}: unknown label {label!r} of {entry.video}{nearest(label, known)}")
-    if off := _normal_lengths_off(truth.segments, truth.labels, entries, lengths):
+    if off := _normal_lengths_off(segments, labels, entries, lengths):
         tell(
             f"{frames_path} is as long as the features, but {len(off)} normal videos are not as long as "
             f"{segments_path} says: {_worst(off)}; frames may be judged by another video's truth"
@@ -97,7 +101,7 @@ def read_truth(
 
 
 def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray:
-    """Frame truth (length,) uint8: 1 inside any interval [start, end); what lies past the end is cut off."""
+    """Return frame truth (length,) uint8: 1 inside any interval [start, end); what lies past the end is cut off."""
     frames = np.zeros(length, dtype=np.uint8)
     for start, end in segments:
         frames[start:end] = 1
@@ -105,13 +109,9 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
 
 
 def _read_keyed(
-    path: str | Path,
-    entries: Sequence[Entry],
-    snippets: Sequence[int],
-    dataset: Dataset,
-    frames_per_snippet: int,
-    tell: Callable[[str], None],
-) -> Truth:
+    path: str | Path, entries: Sequence[Entry], lengths: Sequence[int], dataset: Dataset, least_off: int
+) -> tuple[Truth, str]:
+    """Return the truth, and a warning where lengths differ by ``least_off`` frames or more."""
     annotations = read_annotations(path, dataset)
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
@@ -121,28 +121,20 @@ def _read_keyed(
         )
     truth = Truth([], [], [])
     off: list[tuple[int, int, str]] = []
-    for entry, count in zip(entries, snippets, strict=True):
-        item = annotations.get(entry.video)
-        covered = frames_per_snippet * count
-        length = item.frames if item and item.frames else covered
-        if abs(length - covered) >= max(frames_per_snippet, 2):
+    for entry, covered in zip(entries, lengths, strict=True):
+        item = annotations.get(entry.video, Annotation(entry.video))
+        length = item.frames or covered
+        if abs(length - covered) >= least_off:
             off.append((length, covered, entry.video))
-        segments, labels = (item.segments, item.labels) if item else ([], [])
-        if dataset.is_normal(entry.label):
-            if segments:
-                raise UserError(
-                    f"{path} has intervals for {entry.video}, which the test list calls {entry.label} "
-                    f"(list row {entry.row})"
-                )
-            truth.segments.append([(0, length)])
-            truth.labels.append([NORMAL_IN_TRUTH])
-        else:
-            truth.segments.append(segments)
-            truth.labels.append(labels)
-        truth.frames.append(frames_from_segments(segments, length))
-    if off:
-        tell(f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}")
-    return truth
+        normal = dataset.is_normal(entry.label)
+        if normal and item.segments:
+            where = f"{entry.video}, which the test list calls {entry.label} (list row {entry.row})"
+            raise UserError(f"{path} has intervals for {where}")
+        truth.frames.append(frames_from_segments(item.segments, length))
+        truth.segments.append([(0, length)] if normal else item.segments)
+        truth.labels.append([NORMAL_IN_TRUTH] if normal else item.labels)
+    doubt = f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}" if off else ""
+    return truth, doubt
 
 
 def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
@@ -156,16 +148,7 @@ def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
     return array
 
 
-def _check_frames(path: str | Path, frames: np.ndarray) -> None:
-    if frames.ndim != 1 or frames.dtype.kind not in "fiub":
-        raise UserError(f"{path} has shape {frames.shape} {frames.dtype}, not a 0 or 1 for each frame")
-    wrong = (frames != 0) & (frames != 1)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise UserError(f"{path} holds {frames[at]} at frame {at}; only 0 and 1 are allowed")
-
-
-def _segments(item: Any, path: str | Path | None, entry: Entry) -> list[Segment]:
+def _segments(item: Any, where: str) -> list[Segment]:
     try:
         # Released bounds are text for anomalous videos and numbers for normal ones.
         spans = [(int(start), int(end)) for start, end in item]
@@ -176,28 +159,22 @@ def _segments(item: Any, path: str | Path | None, entry: Entry) -> list[Segment]
         return spans
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{path}: the item of {entry.video} (list row {entry.row}) is {str(item)[:60]}, "
-            f"not a list of [start, end] in whole frames, 0 or more, that do not end before they start"
+            f"{where} is {str(item)[:60]}, not a list of [start, end] in whole frames, 0 or more, that do not end "
+            f"before they start"
         ) from error
 
 
-def _labels(item: Any, path: str | Path | None, entry: Entry) -> list[str]:
-    if not isinstance(item, list | tuple | np.ndarray) or not all(isinstance(label, str) for label in item):
-        raise UserError(
-            f"{path}: the item of {entry.video} (list row {entry.row}) is {str(item)[:60]}, not a list of class names"
-        )
-    return [str(label) for label in item]
-
-
 def _normal_lengths_off(
-    segments: list[list[Segment]], labels: list[list[str]], entries: Sequence[Entry], lengths: Sequence[int]
+    segments: np.ndarray, labels: np.ndarray, entries: Sequence[Entry], lengths: Sequence[int]
 ) -> list[tuple[int, int, str]]:
-    """(frames in the truth, frames in the features, name) of normal videos where the two differ."""
-    return [
-        (intervals[0][1], length, entry.video)
-        for intervals, names, entry, length in zip(segments, labels, entries, lengths, strict=True)
-        if names == [NORMAL_IN_TRUTH] and len(intervals) == 1 and intervals[0][1] != length
-    ]
+    """Return (frames in the truth, frames in the features, name) of normal videos where the two differ."""
+    off = []
+    for item, names, entry, length in zip(segments, labels, entries, lengths, strict=True):
+        # Items that are invalid, too, are reported once the frames fit.
+        with contextlib.suppress(UserError, TypeError):
+            if list(names) == [NORMAL_IN_TRUTH] and len(item) == 1 and (end := _segments(item, "")[0][1]) != length:
+                off.append((end, length, entry.video))
+    return off
 
 
 def _worst(off: list[tuple[int, int, str]]) -> str:
@@ -206,49 +183,26 @@ def _worst(off: list[tuple[int, int, str]]) -> str:
 
 
 def _explain(
-    path: str | Path,
-    frames: np.ndarray,
-    segments: np.ndarray,
-    labels: np.ndarray,
-    entries: Sequence[Entry],
-    lengths: Sequence[int],
-    frames_per_snippet: int,
+    count: int, segments: np.ndarray, labels: np.ndarray, entries: Sequence[Entry], lengths: Sequence[int], size: int
 ) -> str:
     """Explain why frame truth and features differ in length, as far as arrays without names show it."""
-    total, difference = sum(lengths), len(frames) - sum(lengths)
-    parts = [
-        f"{path} holds {len(frames)} frames, but the features of the test list cover {total} "
-        f"({frames_per_snippet} x {total // frames_per_snippet} snippets): {difference:+d} frames"
-    ]
-    if abs(difference) < frames_per_snippet * len(entries):
+    total, difference, known = sum(lengths), count - sum(lengths), 0
+    snippets = f"{size} x {total // size} snippets"
+    parts = [f"{count} frames, but the features of the test list cover {total} ({snippets}): {difference:+d} frames"]
+    if abs(difference) < size * len(entries):
         kind = "longer" if difference < 0 else "shorter"
-        parts.append(
-            f"less than a snippet per video, as where each video's last, incomplete snippet makes "
-            f"the features {kind} than the truth"
-        )
-    known = 0
+        why = f"each video's last, incomplete snippet makes the features {kind} than the truth"
+        parts.append(f"less than a snippet per video, as where {why}")
     if not len(segments) == len(labels) == len(entries):
-        parts.append(
-            f"the truth is of {len(segments)} videos by its segments and {len(labels)} by its labels, "
-            f"the test list has {len(entries)}"
-        )
-    else:
-        try:
-            per_video = [_segments(item, "", entry) for item, entry in zip(segments, entries, strict=True)]
-            names = [_labels(item, "", entry) for item, entry in zip(labels, entries, strict=True)]
-            off = _normal_lengths_off(per_video, names, entries, lengths)
-        except UserError:
-            # The segments are invalid, too; that is reported once the frames fit.
-            off = []
-        if off:
-            known = sum(truth - features for truth, features, _ in off)
-            parts.append(f"{len(off)} normal videos differ, by {known:+d} frames together: {_worst(off)}")
+        videos = f"{len(segments)} videos by its segments and {len(labels)} by its labels"
+        parts.append(f"the truth is of {videos}, the test list has {len(entries)}")
+    elif off := _normal_lengths_off(segments, labels, entries, lengths):
+        known = sum(truth - features for truth, features, _ in off)
+        parts.append(f"{len(off)} normal videos differ, by {known:+d} frames together: {_worst(off)}")
+    advice = "make truth for these features with 'python -m clipfusionvad lists'"
     if known != difference:
-        parts.append(
-            f"in which videos the {'other ' if known else ''}{difference - known:+d} frames are these arrays "
-            f"cannot tell, as they hold no names: give an annotation file (.csv, .json) as the frame truth, "
-            f"or make truth for these features with 'python -m clipfusionvad lists'"
+        advice = (
+            f"in which videos the {'other ' if known else ''}{difference - known:+d} frames are these arrays cannot "
+            f"tell, as they hold no names: give an annotation file (.csv, .json) as the frame truth, or {advice}"
         )
-    else:
-        parts.append("make truth for these features with 'python -m clipfusionvad lists'")
-    return "; ".join(parts)
+    return "; ".join([*parts, advice])

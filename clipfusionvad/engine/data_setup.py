@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from clipfusionvad.data.checks import check_features
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
+from clipfusionvad.data.features import check_features
 from clipfusionvad.data.lists import Entry, add_streams, read_list
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import read_truth

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfusionvad.data.checks import check_overlap
-from clipfusionvad.data.holdout import split_holdout
-from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.lists import Entry, check_overlap, split_holdout
 from clipfusionvad.data.loaders import (
     BagDataset,
     BalancedBatchSampler,

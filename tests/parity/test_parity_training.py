@@ -10,8 +10,7 @@ import pytest
 import torch
 from originals import dataset_of, difference, each_case, float64, load_original, read_config, separation, tolerance
 
-from clipfusionvad.data.checks import check_features
-from clipfusionvad.data.features import load_features
+from clipfusionvad.data.features import check_features, load_features
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.loaders import BagDataset, make_packed_batches
 from clipfusionvad.data.packed import open_store, write_store

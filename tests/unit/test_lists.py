@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfusionvad.data import checks
-from clipfusionvad.data.features import load_features, read_shape
-from clipfusionvad.data.lists import Entry, read_list, split_crop, write_list
+from clipfusionvad.data.features import check_features, load_features, read_shape
+from clipfusionvad.data.lists import Entry, check_overlap, read_list, split_crop, write_list
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.io.errors import UserError
 
@@ -211,27 +210,27 @@ def entries_of(*paths):
 @pytest.mark.parametrize("read", [True, False])
 def test_check_features_counts_snippets_in_order_without_a_bar_in_logs(tmp_path, read, capfd):
     entries = entries_of(*(save(tmp_path / f"{k}.npy", rows=k) for k in range(1, 30)))
-    assert checks.check_features(entries, 3, "l.csv", read) == list(range(1, 30))
+    assert check_features(entries, 3, "l.csv", read) == list(range(1, 30))
     assert capfd.readouterr().err == ""
 
 
 def test_check_features_names_the_first_bad_row_and_counts_the_rest(tmp_path):
     narrow, empty = save(tmp_path / "b.npy", dim=2), save(tmp_path / "c.npy", rows=0)
-    text = message(checks.check_features, entries_of(save(tmp_path / "a.npy"), narrow, empty), 3, "train.csv")
+    text = message(check_features, entries_of(save(tmp_path / "a.npy"), narrow, empty), 3, "train.csv")
     assert text.startswith("train.csv, row 3:") and str(narrow) in text and "1 other" in text
 
 
 def test_check_features_reads_values_only_when_asked(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[np.nan, 1]], np.float32))
-    assert checks.check_features(entries_of(tmp_path / "a.npy"), 2, "l.csv", read=False) == [1]
-    assert "NaN" in message(checks.check_features, entries_of(tmp_path / "a.npy"), 2, "l.csv")
+    assert check_features(entries_of(tmp_path / "a.npy"), 2, "l.csv", read=False) == [1]
+    assert "NaN" in message(check_features, entries_of(tmp_path / "a.npy"), 2, "l.csv")
 
 
 def test_overlap_is_warned_about(tmp_path, capsys):
     train = entries_of(tmp_path / "a__0.npy", tmp_path / "b__1.npy")
-    checks.check_overlap(train, entries_of(tmp_path / "other/b__5.npy", tmp_path / "c__5.npy"))
+    check_overlap(train, entries_of(tmp_path / "other/b__5.npy", tmp_path / "c__5.npy"))
     assert capsys.readouterr().err.startswith("warning: 1 test videos")
-    checks.check_overlap(train, entries_of(tmp_path / "c__5.npy"))
+    check_overlap(train, entries_of(tmp_path / "c__5.npy"))
     assert capsys.readouterr().err == ""
 
 
@@ -240,11 +239,11 @@ def test_features_of_another_scale_are_pointed_out(tmp_path, capsys):
     for name, scale in scales.items():
         np.save(tmp_path / f"{name}__0.npy", (scale * rng.normal(size=(5, 8))).astype(np.float32))
     entries = entries_of(*(tmp_path / f"{name}__0.npy" for name in scales))
-    assert checks.check_features(entries[:2], 8, "a.csv") == [5, 5]
+    assert check_features(entries[:2], 8, "a.csv") == [5, 5]
     assert capsys.readouterr().err == ""
-    assert checks.check_features(entries, 8, "a.csv") == [5, 5, 5]
+    assert check_features(entries, 8, "a.csv") == [5, 5, 5]
     warning = capsys.readouterr().err
     assert warning.startswith("warning: a.csv: features differ in scale")
     assert "normalised__0.npy" in warning and "close__0.npy" in warning
-    checks.check_features(entries, 8, "a.csv", read=False)
+    check_features(entries, 8, "a.csv", read=False)
     assert capsys.readouterr().err == ""

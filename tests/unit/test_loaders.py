@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfusionvad.data.holdout import split_holdout
-from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.lists import Entry, split_holdout
 from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, ShuffledBatchSampler, load_batches
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD

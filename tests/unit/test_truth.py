@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfusionvad.data.checks import check_features
+from clipfusionvad.data.features import check_features
 from clipfusionvad.data.lists import Entry, read_list
 from clipfusionvad.data.truth import frames_from_segments, read_truth
 from clipfusionvad.datasets import UCF

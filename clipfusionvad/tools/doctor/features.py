@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clipfusionvad.data.checks import NORM_RANGE
-from clipfusionvad.data.features import check_dim, load_features
+from clipfusionvad.data.features import NORM_RANGE, check_dim, load_features
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.tools.doctor.dataset_scan import DatasetScan, ScannedList, ScannedRow
 from clipfusionvad.tools.doctor.findings import ERROR, WARNING, Finding
