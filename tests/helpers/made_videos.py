@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import torch
 
-CANVAS_WIDTH, CANVAS_HEIGHT = 340, 256
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 
 
@@ -20,30 +19,21 @@ def picture(index, size=(64, 48), still=False):
 
 
 def write_video(
-    path,
-    frames=20,
-    codec="libx264",
-    rate=30,
-    size=(64, 48),
-    times=None,
-    rotation=None,
-    pix_fmt="yuv420p",
-    still=False,
-    **options,
+    path, frames=20, codec="libx264", rate=30, size=(64, 48), times=None, rotation=None, still=False, **options
 ):
     """Write a video and return its path; ``times`` are those of the frames in milliseconds."""
     rate = Fraction(rate).limit_denominator(100_000)
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream(codec, rate=rate, options={"x265-params": "log-level=none"} if "265" in codec else {})
-        (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv444p" if size[0] % 2 else "yuv420p"
         if rotation is not None:
             stream.set_display_rotation(rotation)
-        if times is not None:
+        if times:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for index in range(frames):
+        for index, time in enumerate(times or range(frames)):
             frame = av.VideoFrame.from_ndarray(picture(index, size, still), format="rgb24")
-            frame.pts = index if times is None else times[index]
-            if times is not None:
+            frame.pts = time
+            if times:
                 frame.time_base = Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -75,7 +65,7 @@ def opencv_frames(path):
 
 def plain_crop(frame, crop):
     """One crop of a frame, with the numbers of the protocol."""
-    canvas = cv2.resize(frame, (CANVAS_WIDTH, CANVAS_HEIGHT))
+    canvas = cv2.resize(frame, (340, 256))
     top, left = {0: (16, 58), 1: (0, 0), 2: (0, 116), 3: (32, 0), 4: (32, 116)}[crop % 5]
     cut = canvas[top : top + 224, left : left + 224]
     return np.fliplr(cut) if crop >= 5 else cut
@@ -83,29 +73,19 @@ def plain_crop(frame, crop):
 
 @torch.no_grad()
 def embed(tower, image):
-    """One image (3, R, R) through the tower."""
-    return tower(torch.from_numpy(image.astype(np.float32))[None])[0].double().numpy()
+    """One image (R, R, 3) through the tower."""
+    return tower(torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1))[None])[0].double().numpy()
 
 
-def plain_rgb_row(tower, frames, crop):
-    """The mean embedding of a chunk's frames."""
-    embedded = []
-    for frame in frames:
-        pixels = (plain_crop(frame, crop) / 255 - MEAN) / STD
-        embedded.append(embed(tower, pixels.transpose(2, 0, 1)))
-    return np.mean(embedded, axis=0)
+def plain_rows(tower, chunks, crop):
+    """The mean embedding of each chunk's frames."""
+    pixels = [[(plain_crop(frame, crop) / 255 - MEAN) / STD for frame in frames] for frames in chunks]
+    return np.array([np.mean([embed(tower, image) for image in images], axis=0) for images in pixels])
 
 
-def plain_counts(frames, crop, threshold):
-    """Events of a chunk by pixel. Whole numbers: the protocol's weights end in ties that rounding would decide."""
-    cut = [plain_crop(frame, crop).astype(np.int64) for frame in frames]
-    grey = [2989 * image[..., 0] + 5870 * image[..., 1] + 1140 * image[..., 2] for image in cut]
-    changes = [np.abs(after - before) > threshold * 10_000 for before, after in zip(grey, grey[1:], strict=False)]
-    return np.sum(changes, axis=0) if changes else np.zeros((224, 224), np.int64)
-
-
-def plain_event_rows(tower, chunks, crop, threshold):
+def plain_event_rows(tower, chunks, crop, threshold=10):
     """Rows of a block of chunks, normalised by the block's maximum."""
-    counts = np.array([plain_counts(chunk, crop, threshold) for chunk in chunks])
-    images = counts / max(counts.max(), 1)
-    return np.array([embed(tower, np.stack([image] * 3)) for image in images])
+    # Whole numbers: the protocol's weights end in ties that rounding would decide.
+    grey = [[plain_crop(frame, crop).astype(np.int64) @ [2989, 5870, 1140] for frame in frames] for frames in chunks]
+    counts = np.array([(abs(np.diff(shades, axis=0)) > threshold * 10_000).sum(axis=0) for shades in grey])
+    return np.array([embed(tower, np.stack([image] * 3, axis=2)) for image in counts / max(counts.max(), 1)])

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import tracemalloc
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,8 +24,6 @@ from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.tools.detect.sources import StreamSource, keep_up
 from clipfusionvad.tools.detect.stream import score_windows, write_logs
 
-SHARED = Path(os.environ.get("SHARED_DIR") or Path(__file__).resolve().parents[3] / "shared")
-REAL = SHARED / "data" / "ucf_clips"
 HEAD = {"stream": "x", "fps": 16.0}
 
 
@@ -126,23 +123,12 @@ def test_a_stream_of_a_file_ends_with_the_scores_of_the_file(models, tmp_path, m
     assert lines(live / "scores.jsonl")[0]["stream"] == str(video)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"needs real videos in {REAL} (SHARED_DIR)")
-def test_a_stream_of_a_real_video_is_scored_as_the_file(models, tmp_path):
-    video, flags = REAL / "Fighting033_x264.mp4", flags_of(models)
-    assert detect(["--stream", video, *flags, "--output", tmp_path / "live", "--timeout", 0.3]).code == 0
-    assert_as_offline(tmp_path / "live", video, flags)
-    assert len(final_scores(tmp_path / "live")) == 70  # 1105 frames
-
-
-def grow(path, content, pieces=6, pause=0.15):
+def grow(path, content):
     """Write a file bit by bit."""
-    step = -(-len(content) // pieces)
-    with open(path, "wb") as file:
-        for start in range(0, len(content), step):
-            time.sleep(pause)
-            file.write(content[start : start + step])
-            file.flush()
+    with open(path, "wb", buffering=0) as file:
+        for piece in np.array_split(np.frombuffer(content, np.uint8), 6):
+            time.sleep(0.15)
+            file.write(piece.tobytes())
 
 
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
@@ -238,34 +224,25 @@ def test_damaged_frames_are_left_out(tmp_path):
     np.testing.assert_array_equal(frames[-1], list(read_frames(tmp_path / "video.ts"))[-1])
 
 
-def test_what_a_slow_scorer_cannot_take_is_left_out_oldest_first():
+def test_what_a_slow_scorer_cannot_take_is_left_out_oldest_first_and_errors_come_through():
     taken, made = [], threading.Event()
 
     def chunks():
         yield from range(50)
         made.set()
-
-    for chunk in keep_up(chunks(), threading.Event(), waiting=4):
-        made.wait(5)
-        taken.append(chunk)
-    assert taken[-4:] == [46, 47, 48, 49] and len(taken) <= 5
-
-
-def test_errors_and_the_wish_to_stop_come_through():
-    def failing():
-        yield 0
         raise UserError("the camera is gone")
 
     with pytest.raises(UserError, match="camera"):
-        list(keep_up(failing(), threading.Event()))
+        for chunk in keep_up(chunks(), threading.Event(), waiting=4):
+            made.wait(5)
+            taken.append(chunk)
+    assert taken[-4:] == [46, 47, 48, 49] and len(taken) <= 5
+
+
+def test_a_silent_source_can_be_stopped():
     stop, hold = threading.Event(), threading.Event()
-
-    def silent():
-        hold.wait(20)
-        yield 0
-
     threading.Timer(0.2, stop.set).start()
-    assert list(keep_up(silent(), stop)) == []
+    assert list(keep_up(iter(lambda: hold.wait(20), True), stop)) == []
     hold.set()
 
 

@@ -33,34 +33,30 @@ def test_the_other_stream_is_found(tmp_path, rgb, event):
 
 def test_what_cannot_be_found_is_said(tmp_path):
     first = write(tmp_path / "rgb/v__0.npy", np.ones((3, 2), np.float16))
-    with pytest.raises(UserError, match="list.csv, row 7.*event.*not found beside.*--stream-folders"):
-        add_streams([Entry(first, "Abuse", 7)], ["rgb", "event"], "list.csv")
-    with pytest.raises(UserError, match="row 7.*no folder.*'image'"):
-        add_streams([Entry(first, "Abuse", 7)], ["image", "event"], "list.csv")
+    says = "list.csv, row 7.*event.*not found beside.*--stream-folders"
+    for folders, words in ((["rgb", "event"], says), (["image", "event"], "row 7.*no folder.*'image'")):
+        with pytest.raises(UserError, match=words):
+            add_streams([Entry(first, "Abuse", 7)], folders, "list.csv")
 
 
 def test_streams_stand_side_by_side_and_missing_rows_are_zeros(tmp_path):
-    rgb = np.arange(6, dtype=np.float16).reshape(3, 2)
     event = np.full((3, 2), 5, np.float32)
     event[1] = np.nan
-    paths = (write(tmp_path / "rgb/v.npy", rgb), write(tmp_path / "event/v.npy", event))
-    joined = load_video(paths, 2)
-    np.testing.assert_array_equal(joined, [[0, 1, 5, 5], [2, 3, 0, 0], [4, 5, 5, 5]])
+    paths = (write(tmp_path / "rgb/v.npy", np.arange(6.0).reshape(3, 2)), write(tmp_path / "event/v.npy", event))
+    np.testing.assert_array_equal(load_video(paths, 2), [[0, 1, 5, 5], [2, 3, 0, 0], [4, 5, 5, 5]])
     assert read_video_shape(paths, 2) == 3
     with pytest.raises(UserError, match="NaN"):
         load_features(paths[1], 2)
     event[2, 0] = np.nan
-    write(tmp_path / "event/v.npy", event)
+    write(paths[1], event)
     with pytest.raises(UserError, match="event/v.npy: snippet 2"):
         load_video(paths, 2)
 
 
-def test_streams_of_different_length_or_width_are_refused(tmp_path):
+@pytest.mark.parametrize("read", [load_video, read_video_shape])
+def test_streams_of_different_length_or_width_are_refused(tmp_path, read):
     rgb = write(tmp_path / "rgb/v.npy", np.ones((3, 2), np.float16))
-    shorter = write(tmp_path / "event/v.npy", np.ones((2, 2), np.float16))
-    wider = write(tmp_path / "wide/v.npy", np.ones((3, 4), np.float16))
-    for read in (load_video, read_video_shape):
-        with pytest.raises(UserError, match="event/v.npy has 2 snippets, but .*rgb/v.npy has 3"):
-            read((rgb, shorter), 2)
-        with pytest.raises(UserError, match="wide/v.npy has features of dim 4, but 2"):
-            read((rgb, wider), 2)
+    says = "event/v.npy has 2 snippets, but .*rgb/v.npy has 3"
+    for shape, words in (((2, 2), says), ((3, 4), "event/v.npy has features of dim 4, but 2")):
+        with pytest.raises(UserError, match=words):
+            read((rgb, write(tmp_path / "event/v.npy", np.ones(shape, np.float16))), 2)

@@ -13,7 +13,7 @@ from clipfusionvad.io.errors import UserError
 KINDS = {
     "h264.mp4": {},
     "hevc.mp4": {"codec": "libx265", "rate": Fraction(2700003, 100000)},
-    "odd.mkv": {"size": (65, 47), "pix_fmt": "yuv444p"},
+    "odd.mkv": {"size": (65, 47)},
     "mpeg4.avi": {"codec": "mpeg4", "rate": Fraction(30067, 1000)},
     "vp9.webm": {"codec": "libvpx-vp9"},
     "mpeg2.mpg": {"codec": "mpeg2video", "rate": 25},
