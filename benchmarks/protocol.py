@@ -36,9 +36,9 @@ from benchmarks.training_step import step_of
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler
 from clipfusionvad.datasets import UCF
+from clipfusionvad.engine.config import TrainingConfig
 from clipfusionvad.engine.device import compile_model, pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
-from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models import Method
 
@@ -113,11 +113,11 @@ class Run:
         half = self.args.rows // 2
         normal, anomalous = (np.arange(start, start + (rows or 2 * half) // 2) for start in (0, half))
         plan = BalancedBatchSampler(normal, anomalous, self.each, seed)
-        schedule = Schedule(
-            max_epoch=epochs or self.args.epochs, lr=2e-5, eval_every=EVAL_EVERY, select="auc1", paper=True,
-            milestones=(4, 8),
+        config = TrainingConfig(
+            seed=seed, max_epoch=epochs or self.args.epochs, batch_size=self.each, balanced=True, lr=2e-5,
+            eval_every=EVAL_EVERY, select="auc1", scheduler_milestones=(4, 8), scheduler_rate=0.1,
         )  # fmt: skip
-        return Trainer(model, bags, plan, schedule, self.evaluate, {}, self.device, self.args.precision)
+        return Trainer(model, bags, plan, config, self.evaluate, {}, self.device, self.args.precision)
 
     def evaluate(self, model: Method) -> dict[str, Any]:
         found: dict[str, Any] = {}

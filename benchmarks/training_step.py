@@ -22,11 +22,15 @@ from benchmarks.flops import Products, count
 from benchmarks.machine import gemm_rate, held_gemm_rate, in_turns, peaks_apart, print_peak, rate_at, ratio, seconds
 from benchmarks.made import made_batch, made_model, pick_size
 from benchmarks.report import Report, main_options, model_flags
+from clipfusionvad.engine.config import TrainingConfig
 from clipfusionvad.engine.device import autocast, compile_model, pick_device
-from clipfusionvad.engine.optim import Schedule, make_optimizer
+from clipfusionvad.engine.trainer import make_optimizer
 
 TIMES_FASTER, SHARE_OF_GEMM = 2.8, 75
-SCHEDULE = Schedule(max_epoch=1, lr=2e-5, eval_every=0, select="auc1", paper=True)
+CONFIG = TrainingConfig(
+    seed=0, max_epoch=1, batch_size=1, balanced=True, lr=2e-5, eval_every=0, select="auc1", scheduler_milestones=(),
+    scheduler_rate=0.1,
+)  # fmt: skip
 Losses = dict[str, torch.Tensor]
 
 
@@ -93,9 +97,9 @@ def make_step(args: argparse.Namespace, device: torch.device, plain: bool) -> Ca
     batch = [part.to(device) for part in made_batch(size, args.videos)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if plain:
-        return step_of(model, torch.optim.AdamW(trained, lr=SCHEDULE.lr), batch, "fp32")
+        return step_of(model, torch.optim.AdamW(trained, lr=CONFIG.lr), batch, "fp32")
     compile_model(model, args.compile)
-    return step_of(model, make_optimizer(trained, SCHEDULE), batch, args.precision)
+    return step_of(model, make_optimizer(trained, CONFIG), batch, args.precision)
 
 
 def step_of(

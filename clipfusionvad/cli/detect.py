@@ -35,7 +35,7 @@ def make_parser() -> Parser:
 def load(own: ModelOptions) -> DetectionModel:
     """Load the model that the options describe, with other classes if none of its weights belong to its own."""
     from clipfusionvad.cli.trained_model import open_checkpoint
-    from clipfusionvad.engine.model_setup import class_weight, load_model
+    from clipfusionvad.engine.setup import class_weight, load_model
     from clipfusionvad.models import find_method
     from clipfusionvad.tools.detect.model import DetectionModel, read_classes
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.cli.trained_model import find_source, parse_over_checkpoint
-from clipfusionvad.engine.data_setup import read_test_set
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.model_setup import load_model
+from clipfusionvad.engine.setup import load_model, read_test_set
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import check_writable
 from clipfusionvad.io.option import add_arguments, declared_options

@@ -8,8 +8,8 @@ from clipfusionvad.cli.option_files import find_option_file
 from clipfusionvad.cli.options import settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.data.packed import DTYPES, Manifest, open_store, store_folder, write_store
-from clipfusionvad.engine.data_setup import read_entries
 from clipfusionvad.engine.device import count_cores
+from clipfusionvad.engine.setup import read_entries
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.models import find_method
 

@@ -6,16 +6,13 @@ Separate from the command, whose --help must not wait for the imports of this fi
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, make_hparams
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.data_setup import read_test_set
 from clipfusionvad.engine.device import compile_model, deterministic
 from clipfusionvad.engine.distributed import distributed_context, local_main_first
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset
-from clipfusionvad.engine.model_setup import build_model, load_model, result_environment
 from clipfusionvad.engine.run_folder import record_dataset
+from clipfusionvad.engine.setup import build_model, load_model, read_test_set, result_environment
 from clipfusionvad.io.files import check_writable, write_json
 from clipfusionvad.io.provenance import Sources
 from clipfusionvad.io.rank import is_main
@@ -31,51 +28,47 @@ FILE_OPTIONS = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_lab
 
 def run_test(settings: Settings, file: ModelFile) -> int:
     """Score the test set with a checkpoint; return the exit code."""
-    with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
-        return _test(settings, file, device)
-
-
-def _test(settings: Settings, file: ModelFile, device: torch.device) -> int:
     dataset, run, protocol = settings.dataset, settings.run, settings.training.protocol
     folder = Path(run.output_dir) if run.output_dir else None
-    for path in (run.metrics_json, folder and folder / TEST_METRICS):
-        if path:
-            check_writable(path)
-    with local_main_first():
-        if run.demo:
-            from clipfusionvad.tools.demo import make_demo
+    with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
+        for path in (run.metrics_json, folder and folder / TEST_METRICS):
+            if path:
+                check_writable(path)
+        with local_main_first():
+            if run.demo:
+                from clipfusionvad.tools.demo import make_demo
 
-            make_demo(dataset)
-        model, clip = load_model(settings, file)
-    compile_model(model, settings.device.compile)
-    sources = Sources()
-    sources.add_options(settings.options(), FILE_OPTIONS)
-    # One process reads all files.
-    data = replace(settings.data, check=settings.data.check and is_main())
-    test_set = read_test_set(dataset, settings.model, data, sources)
-    models = {"here": model}
-    if run.demo:
-        # What the numbers would be by chance, for a reader who does not know this data.
-        untrained = build_model(settings.model, dataset, settings.training.seed)[0]
-        untrained.load_state_dict(centroid_content(model), strict=False)
-        models = {"untrained": untrained, "trained": model}
-    results = {}
-    for name, candidate in models.items():
-        scores = score_dataset(candidate.to(device), test_set, device, settings.device.precision)
-        results[name] = evaluate(scores, test_set, protocol) | evaluate_classes(scores, test_set)
-    if not is_main():
-        return 0
-    print(f"{model.name} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
-    print(metrics_table(results, {} if run.demo else published(model.name, dataset.name, protocol)))
-    if run.metrics_json:
-        write_json(run.metrics_json, results[name])
-    if folder:
-        write_json(folder / TEST_METRICS, results[name])
-        sources.write(folder / TEST_DATA)
-        record_dataset(folder, dataset)
-        draw_score_curves(folder / "test_scores.png", scores, test_set)
-        here = result_environment(make_hparams(model, clip, dataset, settings.options()), device)
-        save_scores(folder / TEST_SCORES, scores, test_set, settings.record(), here)
-        page = write_report(folder)
-        print(f"\nresults in {folder}: {page.name}, {TEST_METRICS}, test_scores.png, {TEST_SCORES}")
+                make_demo(dataset)
+            model, clip = load_model(settings, file)
+        compile_model(model, settings.device.compile)
+        sources = Sources()
+        sources.add_options(settings.options(), FILE_OPTIONS)
+        # One process reads all files.
+        data = replace(settings.data, check=settings.data.check and is_main())
+        test_set = read_test_set(dataset, settings.model, data, sources)
+        models = {"here": model}
+        if run.demo:
+            # What the numbers would be by chance, for a reader who does not know this data.
+            untrained = build_model(settings.model, dataset, settings.training.seed)[0]
+            untrained.load_state_dict(centroid_content(model), strict=False)
+            models = {"untrained": untrained, "trained": model}
+        results = {}
+        for name, candidate in models.items():
+            scores = score_dataset(candidate.to(device), test_set, device, settings.device.precision)
+            results[name] = evaluate(scores, test_set, protocol) | evaluate_classes(scores, test_set)
+        if not is_main():
+            return 0
+        print(f"{model.name} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
+        print(metrics_table(results, {} if run.demo else published(model.name, dataset.name, protocol)))
+        if run.metrics_json:
+            write_json(run.metrics_json, results[name])
+        if folder:
+            write_json(folder / TEST_METRICS, results[name])
+            sources.write(folder / TEST_DATA)
+            record_dataset(folder, dataset)
+            draw_score_curves(folder / "test_scores.png", scores, test_set)
+            here = result_environment(make_hparams(model, clip, dataset, settings.options()), device)
+            save_scores(folder / TEST_SCORES, scores, test_set, settings.record(), here)
+            page = write_report(folder)
+            print(f"\nresults in {folder}: {page.name}, {TEST_METRICS}, test_scores.png, {TEST_SCORES}")
     return 0

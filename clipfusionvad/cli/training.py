@@ -4,42 +4,64 @@ Separate from the command, whose --help must not wait for the imports of this fi
 """
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.data.lists import Entry
-from clipfusionvad.engine.checkpoint import run_of
+import numpy as np
+import torch
+
+from clipfusionvad.data.lists import Entry, check_overlap, split_holdout
+from clipfusionvad.data.loaders import (
+    BagDataset,
+    BalancedBatchSampler,
+    BatchSampler,
+    PackedBatches,
+    ShuffledBatchSampler,
+    make_packed_batches,
+)
+from clipfusionvad.engine.checkpoint import centroid_content, make_hparams, model_content, state_without_clip
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.device import deterministic, pick_device
-from clipfusionvad.engine.distributed import distributed_context, exit_if_lost, gather_objects, local_main_first
-from clipfusionvad.engine.model_setup import result_environment
+from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
+from clipfusionvad.engine.distributed import (
+    barrier,
+    distributed_context,
+    exit_if_lost,
+    gather_objects,
+    local_main_first,
+)
+from clipfusionvad.engine.evaluator import VideoDataset, evaluate, evaluate_classes, evaluate_videos, score_dataset
 from clipfusionvad.engine.run_folder import (
     BEST,
     LAST,
     METRICS,
+    NORMAL_CENTROID,
     check_folder,
-    check_seeds_folder,
     choose_folder,
-    record_dataset,
+    clear_run,
     record_run,
     seed_folder,
     states_in,
 )
-from clipfusionvad.engine.trainer import Stopped, Trainer
-from clipfusionvad.engine.training_setup import (
-    TrainingData,
-    build_trainer,
-    evaluate_final_weights,
-    read_training_data,
-    start_run,
+from clipfusionvad.engine.setup import (
+    build_model,
+    check_list,
+    find_normal_centroid,
+    open_list,
+    read_test_set,
+    result_environment,
 )
+from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.io.files import check_writable, link_or_copy, remove_leftovers, write_json
+from clipfusionvad.io.files import check_writable, link_or_copy, remove_leftovers, without_nan, write_json, write_torch
 from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
 from clipfusionvad.io.locks import hold
 from clipfusionvad.io.provenance import Sources, environment
 from clipfusionvad.io.rank import is_main, rank_info
+from clipfusionvad.models import Method, find_method
+from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.results import RUN_SCORES
@@ -48,93 +70,215 @@ from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.seeds import seeds_table, summarise_seeds
 from clipfusionvad.report.table import metrics_table, published
 
+#: Options that name files which a training reads beside features.
+FILE_OPTIONS = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
+
+
+@dataclass
+class TrainingData:
+    """What the trainings of several seeds share, read and checked once.
+
+    ``from_store`` says whether the training features are packed, ``packed`` gathers batches from their store.
+    ``sources`` are all files that were read. ``clip``, only the text tower, comes with the first model.
+    """
+
+    device: torch.device
+    entries: list[Entry]
+    test_set: VideoDataset
+    from_store: bool
+    packed: PackedBatches | None
+    sources: Sources
+    clip: ClipWeights | None = None
+
 
 def run_training(settings: Settings) -> int:
     """Run one training, or one for each of ``--seeds``; return the exit code."""
+    run, seeds = settings.run, settings.training.seeds
     with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
-        if settings.training.seeds and rank_info().world_size > 1:
+        if seeds and rank_info().world_size > 1:
             raise UserError("--seeds trains all seeds in one process: start it without torchrun")
         # One process reads all files.
         settings = replace(settings, data=replace(settings.data, check=settings.data.check and is_main()))
-        if settings.run.demo:
+        if run.demo:
             from clipfusionvad.tools.demo import make_demo
 
             with local_main_first():
                 make_demo(settings.dataset)
         data = read_training_data(settings, device)
-        return _train_seeds(settings, data) if settings.training.seeds else _train_one(settings, data)
+        # Options that do not fit end it before anything is written.
+        trainer, entries = (None, data.entries) if seeds else build_trainer(settings, data)
+        for path in filter(None, (run.model_path, None if seeds else run.checkpoint_path, run.metrics_json)):
+            check_writable(path)
+        with contextlib.ExitStack() as locks:
+            # The folder that rank 0 has taken.
+            folder = gather_objects(_take_folder(settings, locks) if is_main() else None)[0]
+            print(
+                f"{settings.model.method} on {settings.dataset.title}: {len(entries)} training rows, "
+                f"{len(data.test_set.entries)} test videos, {device}\nrun folder: {folder}"
+            )
+            try:
+                if trainer:
+                    _train_one(settings, data, trainer, entries, folder)
+                else:
+                    _train_seeds(settings, data, folder)
+            except (Stopped, KeyboardInterrupt) as stop:
+                # Interrupted while it tested the weights, a process must tell the others.
+                if isinstance(stop, KeyboardInterrupt) and rank_info().world_size > 1:
+                    raise
+                print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
+                return EXIT_INTERRUPTED
+            except RuntimeError as error:
+                exit_if_lost(error, lambda: _saved(folder))
+                raise
+    return 0
 
 
-def write_summary(settings: Settings, folder: Path, sources: Sources) -> dict[str, Any]:
-    """Write metrics.json and the page of the runs of several seeds in a folder; return the metrics."""
-    summary = summarise_seeds(folder, settings.training.seeds or (), settings.training.select)
-    record_run(folder, settings.record(), environment(pick_device(settings.device.device)), sources)
-    record_dataset(folder, settings.dataset)
-    write_json(folder / METRICS, summary)
-    write_report(folder)
-    return summary
+def read_training_data(settings: Settings, device: torch.device) -> TrainingData:
+    """Read and check the lists, features and truth that the options name."""
+    dataset, model, data, sources = settings.dataset, settings.model, settings.data, Sources()
+    entries, store = open_list(data.train_list, dataset, model, data, training=True)
+    check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
+    test_set = read_test_set(dataset, model, data, sources)
+    sources.add_options(settings.options(), FILE_OPTIONS)
+    check_overlap(entries, test_set.entries)
+    packed = make_packed_batches(store, find_method(model.method).sampling_of(model.options), device)
+    return TrainingData(device, entries, test_set, store is not None, packed, sources)
 
 
-def _train_one(settings: Settings, data: TrainingData) -> int:
-    run = settings.run
-    trainer, entries = build_trainer(settings, data)
-    for path in filter(None, (run.model_path, run.checkpoint_path, run.metrics_json)):
-        check_writable(path)
-    with contextlib.ExitStack() as locks:
-        # The folder that rank 0 has taken.
-        folder = gather_objects(_take_folder(settings, locks) if is_main() else None)[0]
-        return _train_in(folder, settings, data, trainer, entries)
+def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list[Entry]]:
+    """Return the trainer that the options describe, and the entries that it trains on."""
+    dataset, training, device = settings.dataset, settings.training, data.device
+    width, seed, precision = settings.model.visual_width, training.seed, settings.device.precision
+    with local_main_first():
+        model, clip = build_model(settings.model, dataset, seed, clip=data.clip)
+    data.clip = clip and clip.text_tower
+    compile_model(model, settings.device.compile)
+    bags = BagDataset(data.entries, dataset, model.sampling, width, seed, data.packed)
+    rows = np.arange(len(data.entries))
+    selection_set = data.test_set
+    judge: Callable[..., dict[str, Any]] = partial(evaluate, protocol=training.protocol)
+    if training.protocol == "clean":
+        rows, held_out = split_holdout(data.entries, bags.targets[:, 0] > 0, training.holdout, seed)
+        selection_set = VideoDataset([data.entries[row] for row in held_out], dataset, width)
+        if data.from_store and selection_set.entries[0].packed is None:
+            path, read = settings.data.train_list, settings.data.check
+            check_list(path, selection_set.entries, None, width, read, "held-out features", data.sources)
+        judge = evaluate_videos
+    normal, size = bags.targets[rows, 0] > 0, training.batch_size
+    plan: BatchSampler = ShuffledBatchSampler(rows, size, seed)
+    if training.balanced:
+        plan = BalancedBatchSampler(rows[normal], rows[~normal], size, seed, training.cycle)
+
+    def score(model: Method) -> dict[str, Any]:
+        return judge(score_dataset(model, selection_set, device, precision), selection_set)
+
+    workers = settings.data.workers
+    if workers is None:
+        # None beside a model on the CPU.
+        workers = 0 if device.type == "cpu" else min(8, count_cores() - 1)
+    hparams = make_hparams(model, clip, dataset, settings.options())
+    trainer = Trainer(model, bags, plan, training, score, hparams, device, precision, workers)
+    trainer.trackers = settings.run.track or ()
+    return trainer, [data.entries[row] for row in rows]
 
 
 def _take_folder(settings: Settings, locks: contextlib.ExitStack) -> Path:
     """Return the folder of the run, or of the runs of several seeds, locked against other processes."""
-    run, seeds = settings.run, settings.training.seeds
-    may_be_taken = run.use_checkpoint or run.overwrite
+    run, seeds = settings.run, settings.training.seeds or ()
     stem = f"{settings.dataset.name}_{settings.model.method}" + "_seeds" * bool(seeds)
     folder = choose_folder(run.output_dir, stem, run.use_checkpoint)
     check_writable(folder / (METRICS if seeds else LAST))
     locks.enter_context(hold(folder))
-    if seeds:
-        check_seeds_folder(folder, may_be_taken, seeds)
-        for seed in seeds:
-            locks.enter_context(hold(seed_folder(folder, seed)))
-    else:
-        check_folder(folder, may_be_taken)
+    check_folder(folder, run.use_checkpoint or run.overwrite, seeds)
+    for seed in seeds:
+        locks.enter_context(hold(seed_folder(folder, seed)))
     for path in map(Path, filter(None, (run.model_path, run.checkpoint_path, run.metrics_json))):
         remove_leftovers(path.parent, path.name)
     return folder
 
 
-def _train_in(folder: Path, settings: Settings, data: TrainingData, trainer: Trainer, entries: list[Entry]) -> int:
+def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries: list[Entry], folder: Path) -> None:
     checkpoint_path = Path(settings.run.checkpoint_path)
     if settings.run.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
-    start_run(settings, data, trainer, entries, folder)
-    _announce(settings, data, len(entries), folder)
-    try:
-        trainer.fit(folder, checkpoint_path)
-        results = _conclude(settings, data, trainer, folder)
-    except Stopped:
-        return _say_stopped(folder)
-    except KeyboardInterrupt:
-        # While the weights were tested. Of several processes, the others must be told.
-        if rank_info().world_size > 1:
-            raise
-        return _say_stopped(folder)
-    except RuntimeError as error:
-        exit_if_lost(error, lambda: _saved(folder))
-        raise
+    results = _train(settings, data, trainer, entries, folder, checkpoint_path)
     if is_main():
         print(metrics_table(results, _published(settings)))
         print(f"\nfinal model   {settings.run.model_path}")
         print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
-    return 0
 
 
-def _conclude(settings: Settings, data: TrainingData, trainer: Trainer, folder: Path) -> dict[str, dict[str, Any]]:
-    """Test the final weights and write the figures, scores and page of a run; return its metrics."""
-    results, scores = evaluate_final_weights(settings, data, trainer, folder)
+def _train_seeds(settings: Settings, data: TrainingData, folder: Path) -> None:
+    """Train one seed after another, each into its own folder, and summarise their metrics."""
+    run = settings.run
+    for seed in settings.training.seeds or ():
+        own = seed_folder(folder, seed)
+        alone = replace(
+            settings,
+            training=replace(settings.training, seed=seed, seeds=None),
+            run=replace(run, output_dir=str(own), model_path=str(own / BEST), metrics_json=None),
+        )
+        trainer, entries = build_trainer(alone, data)
+        trainer.label = f"seed {seed}, "
+        # A stop leaves seeds that have not begun.
+        if run.use_checkpoint and states_in(own):
+            _resume(trainer, own)
+            # All that follows training must have been written since.
+            paths = [own / name for name in (LAST, METRICS, RUN_SCORES, PAGE)]
+            times = [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
+            if trainer.progress.epoch >= trainer.config.max_epoch and min(times) == times[0] > 0:
+                print(f"seed {seed} is finished already")
+                continue
+        _train(alone, data, trainer, entries, own)
+    summary = write_summary(settings, folder, data.sources)
+    if run.metrics_json:
+        write_json(run.metrics_json, summary)
+    seed, by = summary["model_seed"], summary["model_by"]
+    link_or_copy(seed_folder(folder, seed) / BEST, Path(run.model_path))
+    print(seeds_table(summary, _published(settings)))
+    print(f"\nfinal model   {run.model_path}: that of seed {seed}, the median by {by}")
+    print(f"run folder    {folder}: {PAGE}, {METRICS}, and the run of each seed in a folder of its own")
+
+
+def write_summary(settings: Settings, folder: Path, sources: Sources) -> dict[str, Any]:
+    """Write metrics.json and the page of the runs of several seeds in a folder; return the metrics."""
+    summary = summarise_seeds(folder, settings.training.seeds or (), settings.training.select)
+    about = environment(pick_device(settings.device.device))
+    record_run(folder, settings.dataset, settings.record(), about, sources)
+    write_json(folder / METRICS, summary)
+    write_report(folder)
+    return summary
+
+
+def _train(
+    settings: Settings,
+    data: TrainingData,
+    trainer: Trainer,
+    entries: list[Entry],
+    folder: Path,
+    checkpoint_path: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Train in a folder, test the final weights, and write all files of the run; return metrics by weights."""
+    start_run(settings, data, trainer, entries, folder)
+    states = dict(zip(("last", "best"), trainer.fit(folder, checkpoint_path), strict=True))
+    if settings.run.demo:
+        # What chance would give, for a reader who does not know this data.
+        untrained = build_model(settings.model, settings.dataset, settings.training.seed, clip=data.clip)[0]
+        states = {"untrained": state_without_clip(untrained) | centroid_content(trainer.model), **states}
+    results = {}
+    for name, state in states.items():
+        trainer.model.load_state_dict(state, strict=False)
+        scores = score_dataset(trainer.model, data.test_set, data.device, settings.device.precision)
+        results[name] = evaluate(scores, data.test_set, settings.training.protocol)
+        results[name] |= evaluate_classes(scores, data.test_set)
     if is_main():
+        metrics = without_nan(results["best"])
+        final = model_content(trainer.hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)
+        for path in (folder / BEST, Path(settings.run.model_path)):
+            write_torch(path, final)
+        write_json(folder / METRICS, results)
+        if settings.run.metrics_json:
+            write_json(settings.run.metrics_json, results["best"])
         draw_score_curves(folder / "scores.png", scores, data.test_set)
         draw_training(folder / "training.png", folder)
         here = result_environment(trainer.hparams, data.device)
@@ -143,81 +287,28 @@ def _conclude(settings: Settings, data: TrainingData, trainer: Trainer, folder: 
     return results
 
 
-def _saved(folder: Path) -> str:
-    """What has been saved of a run, and how to continue it."""
-    for path in states_in(folder):
-        with contextlib.suppress(Damaged):
-            step = read_checkpoint(path, "checkpoint")["progress"]["step"]
-            return f"the state of step {step} is in {path}; start again with --use-checkpoint --output-dir {folder}"
-    return "nothing is saved yet; start again"
-
-
-def _train_seeds(settings: Settings, data: TrainingData) -> int:
-    """Train one seed after another, each into its own folder, and summarise their metrics."""
-    run = settings.run
-    for path in filter(None, (run.model_path, run.metrics_json)):
-        check_writable(path)
-    with contextlib.ExitStack() as locks:
-        folder = _take_folder(settings, locks)
-        _announce(settings, data, len(data.entries), folder)
-        try:
-            for seed in settings.training.seeds or ():
-                own = seed_folder(folder, seed)
-                _train_seed(settings.for_seed(seed, own, own / BEST), data, own)
-        except (Stopped, KeyboardInterrupt):
-            return _say_stopped(folder)
-        summary = write_summary(settings, folder, data.sources)
-        if run.metrics_json:
-            write_json(run.metrics_json, summary)
-        seed, by = summary["model_seed"], summary["model_by"]
-        link_or_copy(seed_folder(folder, seed) / BEST, Path(run.model_path))
-    print(seeds_table(summary, _published(settings)))
-    print(f"\nfinal model   {run.model_path}: that of seed {seed}, the median by {by}")
-    print(f"run folder    {folder}: {PAGE}, {METRICS}, and the run of each seed in a folder of its own")
-    return 0
-
-
-def _train_seed(settings: Settings, data: TrainingData, folder: Path) -> None:
-    """Train and test one seed, unless that has been done already."""
-    seed = settings.training.seed
-    trainer, entries = build_trainer(settings, data)
-    trainer.label = f"seed {seed}, "
-    # A stop leaves seeds that have not begun.
-    if settings.run.use_checkpoint and states_in(folder):
-        _resume(trainer, folder)
-        if _is_finished(trainer, folder):
-            print(f"seed {seed} is finished already")
-            return
-    start_run(settings, data, trainer, entries, folder)
-    trainer.fit(folder)
-    _conclude(settings, data, trainer, folder)
-
-
-def _is_finished(trainer: Trainer, folder: Path) -> bool:
-    """Whether nothing is left to train, and all that follows training has been written since."""
-    paths = [folder / name for name in (LAST, METRICS, RUN_SCORES, PAGE)]
-    if trainer.progress.epoch < trainer.schedule.max_epoch or not all(map(Path.is_file, paths)):
-        return False
-    return all(path.stat().st_mtime_ns >= paths[0].stat().st_mtime_ns for path in paths)
-
-
-def _announce(settings: Settings, data: TrainingData, rows: int, folder: Path) -> None:
-    videos = len(data.test_set.entries)
-    title = f"{settings.model.method} on {settings.dataset.title}"
-    print(f"{title}: {rows} training rows, {videos} test videos, {data.device}")
-    print(f"run folder: {folder}")
-
-
-def _say_stopped(folder: Path) -> int:
-    print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
-    return EXIT_INTERRUPTED
+def start_run(settings: Settings, data: TrainingData, trainer: Trainer, entries: list[Entry], folder: Path) -> None:
+    """Find the normal centroid and write the run's records, before the first step or after resuming."""
+    # Nothing is written before every process has looked for a state to resume.
+    barrier()
+    if not is_main():
+        return
+    find_normal_centroid(trainer.model, entries, settings.dataset, settings.run.normal_centroid)
+    if not settings.run.use_checkpoint:
+        clear_run(folder)
+    if trainer.model.centroid_buffers:
+        write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
+    about = result_environment(trainer.hparams, data.device)
+    record_run(folder, settings.dataset, settings.record(), about, data.sources)
 
 
 def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path | None = None) -> None:
     """Continue from the newest undamaged state in the folder, else from ``--checkpoint-path``, else from the start."""
     found, damaged = states_in(folder), []
     if not found and checkpoint_path and checkpoint_path.is_file():
-        if (run := run_of(checkpoint_path)) not in (None, str(folder.resolve())):
+        content = read_checkpoint(checkpoint_path, "checkpoint")
+        run = content.get("run") if isinstance(content, dict) else None
+        if run not in (None, str(folder.resolve())):
             warn(f"{checkpoint_path} is the state of the run {run}, to be continued with --output-dir; not used here")
             return
         found = [checkpoint_path]
@@ -235,6 +326,15 @@ def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path | None = None)
         raise UserError(f"{' and '.join(map(str, damaged))}; start anew with --overwrite in place of --use-checkpoint")
     places = dict.fromkeys(map(str, filter(None, (folder / LAST, checkpoint_path))))
     warn(f"nothing to resume: no {' and no '.join(places)}; starting anew")
+
+
+def _saved(folder: Path) -> str:
+    """What has been saved of a run, and how to continue it."""
+    for path in states_in(folder):
+        with contextlib.suppress(Damaged):
+            step = read_checkpoint(path, "checkpoint")["progress"]["step"]
+            return f"the state of step {step} is in {path}; start again with --use-checkpoint --output-dir {folder}"
+    return "nothing is saved yet; start again"
 
 
 def _published(settings: Settings) -> dict[str, float]:

@@ -26,9 +26,8 @@ def main(argv: list[str]) -> int:
     folder = Path(settings.run.output_dir)
     check_writable(folder / "uncertainty.csv")
 
-    from clipfusionvad.engine.data_setup import read_test_set
     from clipfusionvad.engine.device import pick_device
-    from clipfusionvad.engine.model_setup import load_model
+    from clipfusionvad.engine.setup import load_model, read_test_set
     from clipfusionvad.tools.demo import make_demo
     from clipfusionvad.tools.uncertainty.figures import CURVES, sweep_table, write_analysis
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from clipfusionvad.data.config import DataConfig
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.option import Option, declared_options
 from clipfusionvad.models.config import ModelConfig
+
+#: The value of ``TrainingConfig.select`` that takes the last weights instead of the best ones.
+LAST_WEIGHTS = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +98,9 @@ class DeviceConfig:
 
 
 #: The configs whose fields are options, by the title of their group in --help.
-CONFIGS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "training": TrainingConfig,
-    "run": RunConfig,
-    "device": DeviceConfig,
-}
+CONFIGS: dict[str, type] = dict(
+    model=ModelConfig, data=DataConfig, training=TrainingConfig, run=RunConfig, device=DeviceConfig
+)
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,6 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Return what a run records: plain values that are a valid --config again."""
         return recorded(self.options())
-
-    def for_seed(self, seed: int, folder: Path, model_path: Path) -> Settings:
-        """Return the settings of one of several seeds, which is trained in its own folder."""
-        training = replace(self.training, seed=seed, seeds=None)
-        run = replace(self.run, output_dir=str(folder), model_path=str(model_path), metrics_json=None)
-        return replace(self, training=training, run=run)
 
 
 def recorded(options: Mapping[str, Any]) -> dict[str, Any]:

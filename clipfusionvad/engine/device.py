@@ -59,13 +59,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def pick_workers(asked: int | None, device: torch.device) -> int:
-    """How many processes load features: as asked, else none beside a model on the CPU and up to 8 beside a GPU."""
-    if asked is not None:
-        return asked
-    return 0 if device.type == "cpu" else min(8, count_cores() - 1)
-
-
 def count_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,20 +66,10 @@ def count_cores() -> int:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """bf16 autocast for ``precision`` "bf16", nothing for "fp32"."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-#: The modes of torch.compile that replay CUDA graphs. Those of all models of a process share one memory.
-GRAPH_MODES = ("reduce-overhead", "max-autotune")
+    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def compile_model(model: nn.Module, mode: str | None) -> None:
-    """Have ``torch.compile`` make a model's forward pass when it is first run; nothing for None.
-
-    ``mode`` is torch's own: "default" fuses operations, "reduce-overhead" also replays them as CUDA graphs,
-    "max-autotune" tries out kernels as well.
-    """
+    """Have ``torch.compile`` make a model's forward pass when it is first run, in one of its modes, if one is given."""
     if mode:
         model.compile(mode=mode)

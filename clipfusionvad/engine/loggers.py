@@ -1,27 +1,133 @@
-"""Curves sent to Weights & Biases and MLflow, besides those of TensorBoard.
+"""The records that a run appends to, and its curves: TensorBoard, Weights & Biases, MLflow.
 
 The service and the project are set as for any other program: by ``wandb login``, ``WANDB_PROJECT`` and ``WANDB_MODE``,
 or by ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``.
 """
 
+from __future__ import annotations
+
+import contextlib
 import importlib
+import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from clipfusionvad.engine.run_folder import CURVES, EVALUATIONS, EVALUATIONS_TABLE, IDS, LOSSES, OPTIONS, flat_metrics
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import read_json, write_json
+from clipfusionvad.io.files import (
+    read_json,
+    read_text,
+    read_yaml,
+    remove_leftovers,
+    without_nan,
+    write_json,
+    write_text,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from clipfusionvad.io.event_log import Curves
 
 #: The project of the runs where the environment names none.
 PROJECT = "clipfusionvad"
-#: The id of a run at each service, so that a resumed run continues there.
-IDS = "trackers.json"
 # The most points that MLflow takes in one message.
 _MOST_POINTS = 1000
+
+
+class RunLog:
+    """Writes a run's records. Opened at a step, after some evaluations, it drops later records of an interrupted run.
+
+    ``metrics.jsonl`` one line per evaluation, ``metrics.csv`` the same as a table, ``losses.csv`` one line per
+    step, ``tensorboard/`` both as curves, which go to ``trackers`` (names of ``TRACKERS``) too.
+    ``checksums`` are those that the first and the third must have then.
+
+    Raises ``UserError`` for records that have changed since, and where they cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        evaluations: int = 0,
+        checksums: Mapping[str, int] | None = None,
+        trackers: Sequence[str] = (),
+    ):
+        # TensorBoard takes a second to import.
+        from clipfusionvad.io.event_log import AppendedText, Curves
+
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        # A killed run may have left the last line incomplete.
+        lines = {
+            name: [line for line in read_text(path, "record").splitlines(keepends=True) if line.endswith("\n")]
+            for name in (EVALUATIONS, LOSSES)
+            if (path := folder / name).exists()
+        }
+        name, kept = EVALUATIONS, lines.get(EVALUATIONS, [])[:evaluations]
+        try:
+            self.evaluations = [json.loads(line) for line in kept]
+            name, (header, *rows) = LOSSES, lines.get(LOSSES) or [""]
+            rows = [row for row in rows if int(row.split(",", 1)[0]) <= step]
+            texts = {EVALUATIONS: "".join(kept), LOSSES: "".join([header, *rows]) if rows else ""}
+            # A state may be resumed without its records; they then begin here.
+            for name, crc32 in (checksums or {}).items():
+                if name in lines and zlib.crc32(texts[name].encode()) != crc32:
+                    raise ValueError
+        except ValueError as error:
+            raise UserError(
+                f"{folder / name} is damaged: it has changed since the state was saved; restore the file, "
+                f"or move it away to continue with a new record"
+            ) from error
+        options = read_yaml(folder / OPTIONS, "options") if trackers else {}
+        sent = [open_tracker(name, folder, options) for name in trackers]
+        self._metrics, self._losses = (AppendedText(folder / name, text) for name, text in texts.items())
+        self._curves: list[Curves | WandB | MLflow] = [Curves(folder / CURVES, step), *sent]
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """Checksums of the records so far."""
+        return {EVALUATIONS: self._metrics.crc32, LOSSES: self._losses.crc32}
+
+    def log_step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float) -> None:
+        values = {"loss": sum(losses.values()), **losses, "lr": lr}
+        if not self._losses.size:
+            self._losses.write(",".join(["step", "epoch", *values]) + "\n")
+        self._losses.write(",".join([str(step), str(epoch), *map(repr, values.values())]) + "\n")
+        self._draw({f"train/{name}": value for name, value in values.items()}, step)
+
+    def log_evaluation(self, record: dict[str, Any]) -> None:
+        """``record`` holds "step", "epoch", "metrics" and whether it "improved"."""
+        # It takes a second to import.
+        import pandas as pd
+
+        self.evaluations.append(record)
+        self._metrics.write(json.dumps(without_nan(record)) + "\n")
+        found = flat_metrics(record["metrics"])
+        self._draw({f"eval/{key}": value for key, value in found.items() if value is not None}, record["step"])
+        rows = [{"step": r["step"], "epoch": r["epoch"], **flat_metrics(r["metrics"])} for r in self.evaluations]
+        write_text(self.folder / EVALUATIONS_TABLE, pd.DataFrame(rows).to_csv(index=False))
+
+    def _draw(self, values: Mapping[str, float], step: int) -> None:
+        for curves in self._curves:
+            curves.add(values, step)
+
+    def flush(self) -> None:
+        """Write everything to the disk."""
+        for file in (self._metrics, self._losses, *self._curves):
+            file.flush()
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for file in (self._metrics, self._losses, *self._curves):
+                stack.callback(file.close)
 
 
 class WandB:
@@ -103,8 +209,6 @@ class MLflow:
 
 
 TRACKERS: dict[str, type[WandB] | type[MLflow]] = {"wandb": WandB, "mlflow": MLflow}
-#: The folder of the event files in that of a run.
-CURVES = "tensorboard"
 
 
 def open_tracker(name: str, folder: Path, options: Mapping[str, Any]) -> WandB | MLflow:

@@ -5,7 +5,7 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
@@ -26,9 +27,10 @@ from clipfusionvad.engine.checkpoint import (
     model_content,
     state_without_clip,
 )
+from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig
 from clipfusionvad.engine.distributed import gather_objects, rank_slice
-from clipfusionvad.engine.optim import LAST_WEIGHTS, Schedule, make_optimizer, make_scheduler
-from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS, RunLog
+from clipfusionvad.engine.loggers import RunLog
+from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.engine.training_step import TrainingStep
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import link_or_copy, write_torch
@@ -60,23 +62,17 @@ class Progress:
     best_step: int = 0
 
 
-@dataclass(frozen=True)
-class _StepRecord:
-    """A step whose losses may still be on the GPU; ``rows`` of the training list are its batch."""
-
-    step: int
-    rows: np.ndarray
-    losses: Mapping[str, Tensor]
-    gradient_norm: Tensor
-    lr: float
-
-
 class Trainer:
     """Train ``model`` on the batches of ``batch_sampler``.
 
-    ``evaluate`` scores the model and returns metrics. ``schedule.select`` names the one that selects the best weights
+    ``evaluate`` scores the model and returns metrics. ``config.select`` names the one that selects the best weights
     (strictly greater than before, starting at 0; "last": the newest weights). ``hparams`` are written into its files.
-    Several processes have a trainer each, and all of them take the same decisions.
+    An evaluation follows batch i of an epoch where i · samples is a multiple of ``config.eval_every`` and i > 0
+    (released code); an epoch without any such batch is followed by one.
+
+    The protocol "paper" keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
+    eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best weights so
+    far, while the optimizer goes on. Several processes have a trainer each, and all of them take the same decisions.
     """
 
     def __init__(
@@ -84,18 +80,18 @@ class Trainer:
         model: Method,
         bags: BagDataset,
         batch_sampler: BatchSampler,
-        schedule: Schedule,
+        config: TrainingConfig,
         evaluate: Callable[[Method], dict[str, Any]],
         hparams: Mapping[str, Any],
         device: torch.device,
         precision: str = "fp32",
         workers: int = 0,
     ):
-        self.model, self.bags, self.batch_sampler, self.schedule = model, bags, batch_sampler, schedule
+        self.model, self.bags, self.batch_sampler, self.config = model, bags, batch_sampler, config
         self.evaluate, self.hparams, self.device, self.workers = evaluate, hparams, device, workers
         self.training_step: nn.Module = TrainingStep(model, device, precision)
-        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], schedule)
-        self.scheduler = make_scheduler(self.optimizer, schedule)
+        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], config)
+        self.scheduler = make_scheduler(self.optimizer, config)
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self.last_state: dict[str, Tensor] | None = None
@@ -108,12 +104,14 @@ class Trainer:
         self._checksums: Mapping[str, int] = {}
         # Whether this process wrote ``last.pt``, so that it is worth keeping as ``previous.pt``.
         self._has_saved = False
-        self._pending: list[_StepRecord] = []
+        # Steps whose losses may still be on the GPU: number, rows of the training list, losses, gradient norm, rate.
+        self._pending: list[tuple[int, np.ndarray, Mapping[str, Tensor], Tensor, float]] = []
 
-    def fit(self, folder: Path, checkpoint_path: Path | None = None) -> None:
-        """Train to the end and record in ``folder``; ``final_states`` then holds the weights.
+    def fit(self, folder: Path, checkpoint_path: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Train to the end and record in ``folder``; return the last weights and the best ones.
 
-        SIGINT and SIGTERM raise ``Stopped`` after the step in progress, once everything is saved.
+        The best are the last where no evaluation scored above 0. SIGINT and SIGTERM raise ``Stopped`` after the step in
+        progress, once everything is saved.
         """
         self.folder, self.checkpoint_path = folder, checkpoint_path
         self.wrap_data_parallel()
@@ -124,14 +122,14 @@ class Trainer:
                 self._log = RunLog(folder, progress.step, progress.evaluations, self._checksums, self.trackers)
                 stack.callback(self._log.close)
             self._save()
-            while self.progress.epoch < self.schedule.max_epoch:
+            while self.progress.epoch < self.config.max_epoch:
                 self._train_epoch()
                 self._end_epoch()
                 self._save()
-        if self.last_state is None:
-            self.last_state = state_without_clip(self.model)
-        if self.schedule.select == LAST_WEIGHTS:
+        self.last_state = self.last_state or state_without_clip(self.model)
+        if self.config.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
+        return self.last_state, self.best_state or self.last_state
 
     def wrap_data_parallel(self) -> None:
         """Let several processes average their gradients, starting with the weights of rank 0."""
@@ -139,20 +137,12 @@ class Trainer:
             # Ablations leave parameters unused.
             self.training_step = DistributedDataParallel(self.training_step, find_unused_parameters=True)
 
-    @property
-    def final_states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """After training: the last weights, and the best ones (the last where no evaluation scored above 0)."""
-        if self.last_state is None:
-            raise ValueError("the training has not ended")
-        return self.last_state, self.best_state or self.last_state
-
     def _train_epoch(self) -> None:
         progress, batches = self.progress, self.batch_sampler.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
         on_gpu = self.device.type == "cuda"
-        start = progress.epoch, progress.batch
-        loader = load_batches(self.bags, batches, self.workers, *start, rank_slice, pin=on_gpu)
-        title = f"{self.label}epoch {progress.epoch + 1}/{self.schedule.max_epoch}"
+        loader = load_batches(self.bags, batches, self.workers, progress.epoch, progress.batch, rank_slice, pin=on_gpu)
+        title = f"{self.label}epoch {progress.epoch + 1}/{self.config.max_epoch}"
         totals: list[float] = []
         with (
             # The loading processes end here, also where an error keeps this frame alive.
@@ -164,8 +154,10 @@ class Trainer:
                 losses = self._step(*batch, len(rows))
                 progress.batch += 1
                 progress.step += 1
-                lr = self.optimizer.param_groups[0]["lr"]
-                self._pending.append(_StepRecord(progress.step, rows, losses, self._gradient_norm(), lr))
+                gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+                # On the device. It is infinite, too, where its square overflows.
+                norm = torch.nn.utils.get_total_norm(gradients)
+                self._pending.append((progress.step, rows, losses, norm, self.optimizer.param_groups[0]["lr"]))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
                 log_now = not on_gpu or due or progress.batch == len(batches) or len(self._pending) >= GPU_LOG_EVERY
                 # Several processes only ask each other when they log: GPUs work ahead of Python in between.
@@ -175,7 +167,7 @@ class Trainer:
                 if due:
                     self._keep_if_best()
                     # The evaluation has put the model into eval mode.
-                    progress.eval_mode = self.schedule.paper
+                    progress.eval_mode = self.config.protocol == "paper"
                     self.model.train(not progress.eval_mode)
                 if due or stop:
                     self._save()
@@ -196,63 +188,53 @@ class Trainer:
         self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _gradient_norm(self) -> Tensor:
-        """Return the norm of the last gradient, on the device. It is infinite, too, where its square overflows."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
-
     def _log_losses(self, bar: tqdm) -> list[float]:
         """Log the steps since the last call and return their total losses.
 
         Raises ``UserError`` for a step whose loss or gradient is not finite; weights are only saved after this check.
         """
         pending, self._pending = self._pending, []
-        values = torch.stack([torch.stack([*record.losses.values(), record.gradient_norm]) for record in pending])
+        values = torch.stack([torch.stack([*losses.values(), norm]) for _, _, losses, norm, _ in pending]).tolist()
         totals = []
-        for record, (*row, norm) in zip(pending, values.tolist(), strict=True):
-            losses = dict(zip(record.losses, row, strict=True))
-            if not all(map(math.isfinite, row)):
-                raise self._diverged(f"loss is not finite at step {record.step} ({losses})", record.rows)
-            if not math.isfinite(norm):
-                raise self._diverged(
-                    f"loss is finite at step {record.step} ({losses}), but not its gradient", record.rows
+        for (step, rows, terms, _, lr), (*row, norm) in zip(pending, values, strict=True):
+            losses, finite = dict(zip(terms, row, strict=True)), all(map(math.isfinite, row))
+            if not (finite and math.isfinite(norm)):
+                what = "is finite" if finite else "is not finite"
+                videos = list(dict.fromkeys(self.bags.entries[row].video for row in rows))
+                more = f" and {len(videos) - _VIDEOS_NAMED} more" if len(videos) > _VIDEOS_NAMED else ""
+                raise UserError(
+                    f"{self.label}loss {what} at step {step} ({losses}){', but not its gradient' if finite else ''}; "
+                    f"nothing of this step is saved: lower --lr, or look at the features of its videos, "
+                    f"{', '.join(videos[:_VIDEOS_NAMED])}{more} ('python -m clipfusionvad doctor' does)"
                 )
             if self._log:
-                self._log.log_step(record.step, self.progress.epoch, losses, record.lr)
+                self._log.log_step(step, self.progress.epoch, losses, lr)
             totals.append(sum(row))
         bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
         bar.update(len(pending))
         return totals
 
-    def _diverged(self, what: str, rows: np.ndarray) -> UserError:
-        videos = list(dict.fromkeys(self.bags.entries[row].video for row in rows))
-        more = f" and {len(videos) - _VIDEOS_NAMED} more" if len(videos) > _VIDEOS_NAMED else ""
-        return UserError(
-            f"{self.label}{what}; nothing of this step is saved: lower --lr, or look at the features of its videos, "
-            f"{', '.join(videos[:_VIDEOS_NAMED])}{more} ('python -m clipfusionvad doctor' does)"
-        )
-
     def _evaluation_due(self, index: int, samples: int) -> bool:
         """Return whether an evaluation follows batch ``index`` of an epoch, which has that many samples."""
-        return bool(self.schedule.eval_every) and index > 0 and index * samples % self.schedule.eval_every == 0
+        return bool(self.config.eval_every) and index > 0 and index * samples % self.config.eval_every == 0
 
     def _end_epoch(self) -> None:
         self._step_scheduler()
         batches = self.batch_sampler.epoch(self.progress.epoch)
         if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(batches)):
             self._keep_if_best()
-        if self.progress.epoch + 1 == self.schedule.max_epoch:
-            self.last_state = state_without_clip(self.model)
-        if self.schedule.paper and self.best_state is not None and self.schedule.select != LAST_WEIGHTS:
-            self.model.load_state_dict(self.best_state, strict=False)
         self.progress.epoch += 1
         self.progress.batch, self.progress.eval_mode = 0, False
+        if self.progress.epoch == self.config.max_epoch:
+            self.last_state = state_without_clip(self.model)
+        if self.config.protocol == "paper" and self.best_state is not None and self.config.select != LAST_WEIGHTS:
+            self.model.load_state_dict(self.best_state, strict=False)
 
     def _keep_if_best(self) -> None:
         """Evaluate the model, log the metrics, and keep the weights where they are the best so far."""
         metrics, progress = self.evaluate(self.model), self.progress
-        takes_last = self.schedule.select == LAST_WEIGHTS
-        select = next(iter(metrics)) if takes_last else self.schedule.select
+        takes_last = self.config.select == LAST_WEIGHTS
+        select = next(iter(metrics)) if takes_last else self.config.select
         score = metrics[select]
         improved = takes_last or score > progress.best_score
         if improved:
@@ -283,7 +265,7 @@ class Trainer:
             device_rng_state=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             same_run=self._same_run,
             run=str(self.folder.resolve()),
-            records=dict(self._log.checksums),
+            records=self._log.checksums,
         )
         if self._has_saved:
             link_or_copy(self.folder / LAST, self.folder / PREVIOUS)
@@ -314,7 +296,7 @@ class Trainer:
                 f"{path} is the state of a run with another {' and '.join(differing)}: "
                 f"resume it with the options that its options.yaml records"
             )
-        self._load_weights(content["model_state_dict"], path)
+        load_model_file(self.model, ModelFile(str(path), content["model_state_dict"]))
         self.optimizer.load_state_dict(content["optimizer_state_dict"])
         self.scheduler.load_state_dict(content["scheduler_state_dict"])
         self.progress = Progress(**content["progress"])
@@ -333,7 +315,7 @@ class Trainer:
         if absent:
             raise UserError(f"{path} is not a training checkpoint: it holds no {absent[0]}")
         state = content["model_state_dict"]
-        self._load_weights(state, path)
+        load_model_file(self.model, ModelFile(str(path), state))
         # The released optimizer numbers all parameters in the order of the state dict, frozen CLIP included.
         buffers = ("running_mean", "running_var", "num_batches_tracked")
         names = [key for key in state if not key.endswith(buffers)]
@@ -347,9 +329,6 @@ class Trainer:
             self._step_scheduler()
         self.best_state = state_without_clip(self.model)
 
-    def _load_weights(self, state: dict[str, Tensor], path: Path) -> None:
-        load_model_file(self.model, ModelFile(str(path), state))
-
     def _step_scheduler(self) -> None:
         with warnings.catch_warnings():
             # A resumed training may end an epoch before it has taken a step.
@@ -362,8 +341,34 @@ class Trainer:
         videos = [(entry.path.name, entry.label) for entry in self.bags.entries]
         batches = hashlib.sha256(repr((videos, [batch.tolist() for batch in self.batch_sampler.epoch(0)])).encode())
         hparams = {key: value for key, value in self.hparams.items() if key != "clip"}
+        config = self.config
+        schedule = {name: getattr(config, name) for name in ("lr", "eval_every", "select", "optimizer", "weight_decay")}
+        schedule |= {"lr_schedule": config.lr_schedule, "warmup_epochs": config.warmup_epochs}
+        schedule |= {"betas": list(config.betas), "milestones": list(config.scheduler_milestones)}
+        schedule |= {"rate": config.scheduler_rate, "paper": config.protocol == "paper"}
         # A cosine falls until the last epoch: with more epochs all rates differ.
-        may_differ = () if self.schedule.lr_schedule == "cosine" else ("max_epoch",)
-        schedule = {key: value for key, value in asdict(self.schedule).items() if key not in may_differ}
-        schedule |= {"milestones": list(schedule["milestones"]), "betas": list(schedule["betas"])}
+        schedule |= {"max_epoch": config.max_epoch} if config.lr_schedule == "cosine" else {}
         return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW, or Adam with the weight decay added to the gradient."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LRScheduler:
+    """Learning rates by epoch: drops at milestones, or warm-up and cosine."""
+    if config.lr_schedule == "cosine":
+        return LambdaLR(optimizer, lambda epoch: cosine_factor(epoch, config.warmup_epochs, config.max_epoch))
+    return MultiStepLR(optimizer, config.scheduler_milestones, config.scheduler_rate)
+
+
+def cosine_factor(epoch: int, warmup: int, total: int) -> float:
+    """Share of the base rate in an epoch: e/w rising from 0 during w epochs, then half a cosine down to 0 at E.
+
+    Source: released code of AnomalyCLIP. Its first epoch has rate 0 and only moves BatchNorm's statistics.
+    """
+    if epoch < warmup:
+        return epoch / warmup
+    return (1 + math.cos(math.pi * (epoch - warmup) / max(total - warmup, 1))) / 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.engine.optim import LAST_WEIGHTS
+from clipfusionvad.engine.config import LAST_WEIGHTS
 from clipfusionvad.engine.run_folder import METRICS, seed_folder
 from clipfusionvad.io.files import read_json
 from clipfusionvad.report.table import metrics_table

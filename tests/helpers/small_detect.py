@@ -10,7 +10,7 @@ from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import settings_of
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
-from clipfusionvad.engine.model_setup import build_model
+from clipfusionvad.engine.setup import build_model
 from clipfusionvad.io.files import write_torch
 
 

@@ -16,7 +16,7 @@ from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import settings_of
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import released_state
-from clipfusionvad.engine.model_setup import build_model
+from clipfusionvad.engine.setup import build_model
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models.clip import toy_state
 

@@ -12,11 +12,11 @@ from tiny import make_tiny, skip_without_packages
 from clipfusionvad.cli import sweep
 from clipfusionvad.cli.option_files import option_file_of
 from clipfusionvad.cli.options import build_parser, config_tokens, find_method, settings_of
+from clipfusionvad.cli.training import build_trainer, read_training_data
 from clipfusionvad.data.loaders import load_batches
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.model_setup import find_normal_centroid
-from clipfusionvad.engine.training_setup import build_trainer, read_training_data
+from clipfusionvad.engine.setup import find_normal_centroid
 from clipfusionvad.io import config_files
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import method_names

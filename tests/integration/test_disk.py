@@ -15,7 +15,7 @@ from test_resume import assert_same
 from tiny import make_tiny, package_main, quietly, strings
 from warm import warm_context
 
-from clipfusionvad.engine.run_folder import RunLog
+from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.event_log import AppendedText, Curves
 from clipfusionvad.io.files import write_torch

@@ -9,7 +9,7 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import Truth
 from clipfusionvad.datasets import DATASETS, UCF
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate
-from clipfusionvad.engine.run_folder import RunLog
+from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.models import method_names
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.table import metrics_table, published

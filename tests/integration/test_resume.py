@@ -21,8 +21,8 @@ from clipfusionvad.cli import training
 from clipfusionvad.cli.options import settings_of
 from clipfusionvad.engine import trainer as trainer_module
 from clipfusionvad.engine.checkpoint import released_state, state_without_clip
-from clipfusionvad.engine.model_setup import build_model
-from clipfusionvad.engine.run_folder import RunLog
+from clipfusionvad.engine.loggers import RunLog
+from clipfusionvad.engine.setup import build_model
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.models.clip import load_clip
 

@@ -17,7 +17,7 @@ from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli import training
 from clipfusionvad.data.lists import read_list, split_crop
 from clipfusionvad.datasets import DATASETS
-from clipfusionvad.engine import evaluator, training_setup
+from clipfusionvad.engine import evaluator
 from clipfusionvad.metrics import frame_metrics
 from clipfusionvad.models.clip import load_clip
 
@@ -196,7 +196,7 @@ def test_two_videos_of_any_length(trained, tmp_path, length):
 def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_path, no_plots, monkeypatch):
     tiny, method = trained
     trained_on, scored = set(), []
-    load = training_setup.BagDataset.__getitem__
+    load = training.BagDataset.__getitem__
     score, fit = evaluator.score_videos, training.Trainer.fit
 
     def watched_load(self, item):
@@ -210,10 +210,11 @@ def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_pat
     selection = []
 
     def watched_fit(self, *args):
-        fit(self, *args)
+        states = fit(self, *args)
         selection.extend(scored)
+        return states
 
-    monkeypatch.setattr(training_setup.BagDataset, "__getitem__", watched_load)
+    monkeypatch.setattr(training.BagDataset, "__getitem__", watched_load)
     monkeypatch.setattr(evaluator, "score_videos", watched_score)
     monkeypatch.setattr(training.Trainer, "fit", watched_fit)
     work = tiny.at(tmp_path)

@@ -155,14 +155,12 @@ def test_finished_seeds_are_not_repeated_and_others_join_them(one, tmp_path, mon
     (tmp_path / f"run/seed{SEEDS[1]}/scores.npz").unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / f"run/seed{SEEDS[0]}").rglob("*")}
     labels, tested = interrupt(monkeypatch, 0, None), []
-    test = training.evaluate_final_weights
-    noted = lambda settings, *rest: tested.append(settings.training.seed) or test(settings, *rest)  # noqa: E731
-    monkeypatch.setattr(training, "evaluate_final_weights", noted)
+    monkeypatch.setattr(training, "draw_training", lambda path, folder: tested.append(folder.name))
     outcome = one.train(tmp_path, "--use-checkpoint", seeds=(*SEEDS, 7))
     assert outcome.code == 0, outcome.err
     assert set(labels) == {"seed 7, "}
     # The one whose last files are missing is only tested again.
-    assert tested == [SEEDS[1], 7]
+    assert tested == [f"seed{SEEDS[1]}", "seed7"]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / f"run/seed{SEEDS[0]}").rglob("*")}
     for seed in SEEDS:
         assert_same_runs(tmp_path / f"run/seed{seed}", one.whole.work / f"run/seed{seed}")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny
 
-from clipfusionvad.engine.loggers import IDS, TRACKERS
-from clipfusionvad.engine.run_folder import RunLog
+from clipfusionvad.engine.loggers import TRACKERS, RunLog
+from clipfusionvad.engine.run_folder import IDS
 from clipfusionvad.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,9 @@ from clipfusionvad.data.loaders import BagDataset, make_packed_batches
 from clipfusionvad.data.packed import open_store, write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
+from clipfusionvad.engine.config import TrainingConfig
 from clipfusionvad.engine.distributed import distributed_context
 from clipfusionvad.engine.evaluator import VideoDataset, evaluate, score_dataset
-from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.rank import is_main
 
@@ -43,18 +43,20 @@ class RecordedPlan:
         return self.epochs[epoch]
 
 
-def make_schedule(config):
+def training_config(config):
     # "evaluation after batch i … when i*batch_size*2 % 1280 == 0 and i != 0" or "one evaluation at each epoch end"
     words = config["cadence"].replace("%", " ").split()
     every = int(words[words.index("==") - 1]) if "==" in words else 0
-    return Schedule(
+    return TrainingConfig(
+        seed=0,
         max_epoch=config["epochs"],
+        batch_size=1,
+        balanced=True,
         lr=config["optimizer"]["lr"],
-        milestones=tuple(config["scheduler"]["milestones"]),
-        rate=config["scheduler"]["gamma"],
+        scheduler_milestones=tuple(config["scheduler"]["milestones"]),
+        scheduler_rate=config["scheduler"]["gamma"],
         eval_every=every,
         select=METRICS[config["selection"].split()[0]],
-        paper=True,
     )
 
 
@@ -103,7 +105,7 @@ def train_again(case, folder, model):
     def score(model):
         return evaluate(score_dataset(model, videos, CPU), videos)
 
-    Trainer(model, bags, plan, make_schedule(config), score, {"method": model.name}, CPU).fit(folder)
+    Trainer(model, bags, plan, training_config(config), score, {"method": model.name}, CPU).fit(folder)
     return modes, lengths
 
 

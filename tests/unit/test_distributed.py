@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_loaders import training_config
 from tiny import METHOD_FLAGS, small_options
 from torch import nn
 
@@ -20,7 +21,6 @@ from clipfusionvad.engine.distributed import (
     rank_slices,
     sync_batchnorm,
 )
-from clipfusionvad.engine.optim import Schedule
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.engine.training_step import TrainingStep
 from clipfusionvad.io.rank import RankInfo, is_main, rank_info
@@ -61,8 +61,8 @@ def make_steps(case):
             module.p = 0.0  # each process draws its own
     for name in model.centroid_buffers:
         model.get_buffer(name).zero_()
-    schedule = Schedule(max_epoch=1, lr=1e-3, eval_every=0, select="auc1", paper=True)
-    trainer = Trainer(model, None, None, schedule, None, {}, torch.device("cpu"))
+    config = training_config(max_epoch=1, lr=1e-3)
+    trainer = Trainer(model, None, None, config, None, {}, torch.device("cpu"))
     trainer.wrap_data_parallel()
     generator = torch.Generator().manual_seed(1)
     found = []

@@ -13,7 +13,8 @@ from clipfusionvad.data.lists import Entry, split_holdout
 from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, ShuffledBatchSampler, load_batches
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
-from clipfusionvad.engine.optim import Schedule, cosine_factor, make_optimizer, make_scheduler
+from clipfusionvad.engine.config import TrainingConfig
+from clipfusionvad.engine.trainer import cosine_factor, make_optimizer, make_scheduler
 from clipfusionvad.io.errors import UserError
 
 sizes = st.integers(1, 40)
@@ -91,30 +92,31 @@ def test_holdout_needs_two_kinds_of_videos():
         split_holdout(entries, normal, 0.3, 0)
 
 
-def rates(schedule):
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = make_optimizer([weight], schedule)
-    scheduler = make_scheduler(optimizer, schedule)
+def training_config(**options):
+    needed = {"seed": 0, "max_epoch": 10, "batch_size": 2, "balanced": True, "lr": 2e-5, "eval_every": 0}
+    needed |= {"select": "auc1", "scheduler_milestones": (), "scheduler_rate": 0.1}
+    return TrainingConfig(**needed | options)
+
+
+def rates(**options):
+    config = training_config(**options)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    scheduler = make_scheduler(optimizer, config)
     found = []
-    for _ in range(schedule.max_epoch):
+    for _ in range(config.max_epoch):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     return found
 
 
-def schedule(**other):
-    return Schedule(**{"max_epoch": 10, "lr": 2e-5, "eval_every": 0, "select": "auc1", "paper": True} | other)
-
-
 def test_milestones_drop_the_rate_at_the_end_of_their_epochs():
-    found = rates(schedule(milestones=(4, 8), rate=0.1))
-    assert found == pytest.approx([2e-5] * 4 + [2e-6] * 4 + [2e-7] * 2)
+    assert rates(scheduler_milestones=(4, 8)) == pytest.approx([2e-5] * 4 + [2e-6] * 4 + [2e-7] * 2)
 
 
 def test_cosine_is_the_released_one():
     base, warmup, total = 1e-5, 5, 50
-    found = rates(schedule(lr=base, lr_schedule="cosine", warmup_epochs=warmup, max_epoch=total))
+    found = rates(lr=base, lr_schedule="cosine", warmup_epochs=warmup, max_epoch=total)
     expected = [base * epoch / warmup for epoch in range(warmup)]
     expected += [base * (1 + math.cos(math.pi * n / (total - warmup))) / 2 for n in range(total - warmup)]
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-20)
@@ -130,8 +132,8 @@ def test_cosine_rises_then_falls(warmup, total):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
-def test_optimizer_has_what_the_schedule_says(name, kind):
-    options = schedule(optimizer=name, betas=(0.9, 0.98), weight_decay=0.2)
+def test_optimizer_is_that_of_the_options(name, kind):
+    options = training_config(optimizer=name, betas=(0.9, 0.98), weight_decay=0.2)
     optimizer = make_optimizer([torch.nn.Parameter(torch.ones(1))], options)
     assert type(optimizer) is kind
     group = optimizer.param_groups[0]

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from clipfusionvad.datasets import UCF
 from clipfusionvad.engine import run_folder
-from clipfusionvad.engine.run_folder import LAST, PREVIOUS, RunLog, check_folder, choose_folder
+from clipfusionvad.engine.loggers import RunLog
+from clipfusionvad.engine.run_folder import LAST, PREVIOUS, check_folder, choose_folder
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import Sources, environment
 
@@ -100,7 +102,7 @@ def test_the_curves_are_those_of_tensorboard(tmp_path):
 
 
 def test_the_environment_is_recorded(tmp_path):
-    run_folder.record_run(tmp_path, {"lr": 1e-3, "method": "x"}, environment(), Sources())
+    run_folder.record_run(tmp_path, UCF, {"lr": 1e-3, "method": "x"}, environment(), Sources())
     written = json.loads((tmp_path / "environment.json").read_text())
     assert written["packages"]["torch"] and written["python"] and written["command"] and written["sources"]
     assert (tmp_path / "options.yaml").read_text() == "lr: 0.001\nmethod: x\n"

@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from clipfusionvad.engine.checkpoint import ModelFile
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.data_setup import read_test_set
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
-from clipfusionvad.engine.model_setup import class_weight, load_model
+from clipfusionvad.engine.setup import class_weight, load_model, read_test_set
 from clipfusionvad.tools.analysis.figures import GREY, Figure, draw_matrix, new_figure
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.demo import make_demo

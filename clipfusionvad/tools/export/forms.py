@@ -10,7 +10,7 @@ import torch
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, make_hparams, model_content, released_state, state_without_clip
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.model_setup import load_model
+from clipfusionvad.engine.setup import load_model
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, check_writable, write_text, write_torch
 from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safetensors, unpack_safetensors

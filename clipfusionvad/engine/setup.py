@@ -1,0 +1,141 @@
+"""Opens the data and builds the model that the options name, and checks both before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from clipfusionvad.data.config import NO_TRUTH, DataConfig
+from clipfusionvad.data.features import check_features, load_entry
+from clipfusionvad.data.lists import Entry, add_streams, read_list
+from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
+from clipfusionvad.data.truth import read_truth
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.engine.checkpoint import ModelFile, check_clip, load_centroid, load_model_file
+from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.evaluator import VideoDataset
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.provenance import CRC, Sources, environment
+from clipfusionvad.models import Method, build_method, find_method
+from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
+from clipfusionvad.models.config import ModelConfig
+
+
+def read_entries(
+    path: str, dataset: Dataset, model: ModelConfig, data: DataConfig, may_lack_files: bool = False
+) -> list[Entry]:
+    """Return a list's entries, with the files of all streams that the method reads."""
+    entries = read_list(path, data.feature_root, dataset, may_lack_files)
+    streams = find_method(model.method).streams
+    if len(streams) == 1:
+        return entries
+    folders = data.stream_folders or streams
+    if len(folders) != len(streams):
+        raise UserError(f"--stream-folders takes {len(streams)} words, for {', '.join(streams)}")
+    return add_streams(entries, folders, path, may_lack_files)
+
+
+def open_list(
+    path: str, dataset: Dataset, model: ModelConfig, data: DataConfig, training: bool = False
+) -> tuple[list[Entry], Store | None]:
+    """Return a list's entries, and its packed features where there are some and they may be used.
+
+    Training needs model inputs, so a store of sampled inputs serves if the method always samples the same ones; a test
+    needs whole videos.
+    """
+    folder = store_folder(path, data.packed_dir)
+    if not (data.packed and folder.is_dir()):
+        return read_entries(path, dataset, model, data), None
+    method = find_method(model.method)
+    store = open_store(folder)
+    store.check_fit(path, method.streams, model.visual_width, method.sampling_of(model.options) if training else None)
+    entries = read_entries(path, dataset, model, data, may_lack_files=True)
+    store.check_sources(entries)
+    print(f"features of {path} from {folder}")
+    return store.attach(entries), store
+
+
+def check_list(
+    path: str, entries: Sequence[Entry], store: Store | None, width: int, read: bool, part: str, sources: Sources
+) -> list[int]:
+    """Check a list's features and note them in ``sources`` under ``part``; return the snippets of each video.
+
+    Without ``read`` only their sizes are looked at.
+    """
+    if store is None:
+        return check_features(entries, width, path, read=read, note=sources.reader(part, read=read))
+    sources.add(part, store.folder / FEATURES, f"{CRC}{store.manifest.crc32:08x}")
+    return store.lengths.tolist()
+
+
+def read_test_set(
+    dataset: Dataset, model: ModelConfig, data: DataConfig, sources: Sources | None = None
+) -> VideoDataset:
+    """Read and check the test list, its features and its truth, if there is one; note the files in ``sources``."""
+    entries, store = open_list(data.test_list, dataset, model, data)
+    noted = sources or Sources()
+    snippets = check_list(data.test_list, entries, store, model.visual_width, data.check, "test features", noted)
+    truth = None
+    if data.gt_path != NO_TRUTH:
+        truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)
+        truth = read_truth(*truth_paths, entries, snippets, dataset, data.frames_per_snippet)
+    return VideoDataset(entries, dataset, model.visual_width, truth, data.frames_per_snippet)
+
+
+def build_model(
+    config: ModelConfig, dataset: Dataset, seed: int, file: ModelFile | None = None, clip: ClipWeights | None = None
+) -> tuple[Method, ClipWeights | None]:
+    """Build a model and return it with its CLIP: ``clip``, else that inside a checkpoint, else ``config.clip``."""
+    if find_method(config.method).needs_clip and clip is None:
+        clip = clip_in_checkpoint(file.state, file.path) if file else None
+        clip = clip or load_clip(config.clip, width=config.embed_dim)
+    torch.manual_seed(seed)
+    return build_method(config.method, dataset.prompts, clip, **config.options), clip
+
+
+def load_model(settings: Settings, file: ModelFile) -> tuple[Method, ClipWeights | None]:
+    """Build the model that the options describe with the weights of a checkpoint, on the CPU."""
+    model, clip = build_model(settings.model, settings.dataset, settings.training.seed, file)
+    check_clip(file, clip)
+    load_model_file(model, file)
+    # Released files of some methods lack the normal centroid.
+    path, data, entries = settings.run.normal_centroid, settings.data, []
+    if not (model.has_normal_centroid or path):
+        if not Path(data.train_list).is_file():
+            raise UserError(
+                f"{file.path} does not hold {', '.join(model.centroid_buffers)}, the mean of the normal training "
+                f"videos: give the training list with --train-list, or the file of a run with --normal-centroid"
+            )
+        entries = open_list(data.train_list, settings.dataset, settings.model, data)[0]
+    find_normal_centroid(model, entries, settings.dataset, path)
+    return model, clip
+
+
+def find_normal_centroid(model: Method, entries: Sequence[Entry], dataset: Dataset, path: str | None = None) -> None:
+    """Fill a model's normal centroid from a file, else from the normal videos of ``entries``."""
+    if model.has_normal_centroid:
+        return
+    if path:
+        load_centroid(model, path)
+        return
+    normal = [entry for entry in entries if dataset.is_normal(entry.label)]
+    if not normal:
+        raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
+    progress = tqdm(normal, "normal videos", disable=None, leave=False)
+    model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in progress)
+
+
+def class_weight(settings: Settings, file: ModelFile) -> str | None:
+    """Return the first weight of the model whose shape depends on the number of classes, if there is one."""
+    dataset, seed = settings.dataset, settings.training.seed
+    more = replace(dataset, classes={**dataset.classes, "one more": "something else"})
+    here, there = (build_model(settings.model, known, seed, file)[0].state_dict() for known in (dataset, more))
+    return next((name for name in here if here[name].shape != there[name].shape), None)
+
+
+def result_environment(hparams: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the environment of a result, with the CLIP of its model."""
+    return environment(device) | {"clip": hparams["clip"], "clip_fingerprint": hparams["clip_fingerprint"]}
