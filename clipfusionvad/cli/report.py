@@ -9,9 +9,9 @@ from clipfusionvad.report import FORMATS, PAGE
 
 def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
-    from clipfusionvad.report.paper_figures import draw_figures
+    from clipfusionvad.report.figures import draw_figures
+    from clipfusionvad.report.page import write_report
     from clipfusionvad.report.results import read_run
-    from clipfusionvad.report.run_page import write_report
 
     output = args.output or args.run / PAGE
     check_writable(output)

@@ -16,9 +16,9 @@ from clipfusionvad.engine.setup import build_model, load_model, read_test_set, r
 from clipfusionvad.io.files import check_writable, write_json
 from clipfusionvad.io.provenance import Sources
 from clipfusionvad.io.rank import is_main
+from clipfusionvad.report.page import write_report
 from clipfusionvad.report.plots import draw_score_curves
 from clipfusionvad.report.results import TEST_DATA, TEST_METRICS, TEST_SCORES
-from clipfusionvad.report.run_page import write_report
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
 

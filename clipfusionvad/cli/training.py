@@ -63,11 +63,10 @@ from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method, find_method
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.report import PAGE
+from clipfusionvad.report.page import write_report
 from clipfusionvad.report.plots import draw_score_curves, draw_training
-from clipfusionvad.report.results import RUN_SCORES
-from clipfusionvad.report.run_page import write_report
+from clipfusionvad.report.results import RUN_SCORES, seeds_table, summarise_seeds
 from clipfusionvad.report.scores import save_scores
-from clipfusionvad.report.seeds import seeds_table, summarise_seeds
 from clipfusionvad.report.table import metrics_table, published
 
 #: Options that name files which a training reads beside features.

@@ -35,28 +35,22 @@ def pool(scores: Sequence[VideoScores], videos: VideoDataset) -> PooledScores:
     """Join the scores of videos whose truth is known."""
     snippets = [video.anomaly.shape[1] for video in scores]
     counted = [_count_truth(videos, index, count) for index, count in enumerate(snippets)]
+    anomaly = np.concatenate([video.anomaly for video in scores], axis=1)
+    classes = None if scores[0].classes is None else np.concatenate([video.classes for video in scores])
     positives, frames, truth = (np.concatenate(part) for part in zip(*counted, strict=True))
-    return PooledScores(
-        np.concatenate([video.anomaly for video in scores], axis=1),
-        None if scores[0].classes is None else np.concatenate([video.classes for video in scores]),
-        positives,
-        frames,
-        truth,
-        np.array(snippets),
-    )
+    return PooledScores(anomaly, classes, positives, frames, truth, np.array(snippets))
 
 
 def _count_truth(videos: VideoDataset, index: int, snippets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count frames behind one video's snippets: abnormal ones (n,), all (n,), those of each class (n, C)."""
-    truth, labels = videos.known_truth, videos.dataset.labels
-    positives, frames = count_frames(truth.frames[index], snippets, videos.frames_per_snippet)
+    truth, labels, stride = videos.known_truth, videos.dataset.labels, videos.frames_per_snippet
+    positives, frames = count_frames(truth.frames[index], snippets, stride)
     table = np.zeros((snippets, len(labels)), dtype=np.int64)
     table[:, 0] = frames - positives
     for label in set(truth.labels[index]) & set(labels[1:]):
         named = zip(truth.segments[index], truth.labels[index], strict=True)
-        spans = [span for span, name in named if name == label]
-        of_class = frames_from_segments(spans, len(truth.frames[index]))
-        table[:, labels.index(label)] = count_frames(of_class, snippets, videos.frames_per_snippet)[0]
+        of_class = frames_from_segments([span for span, name in named if name == label], len(truth.frames[index]))
+        table[:, labels.index(label)] = count_frames(of_class, snippets, stride)[0]
     return positives, frames, table
 
 
@@ -73,31 +67,28 @@ def roc(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve 
     from sklearn.metrics import roc_curve
 
     weighted = _by_kind(scores, positives, frames)
-    return Curve(*roc_curve(*weighted[:2], sample_weight=weighted[2])) if weighted else None
+    return Curve(*roc_curve(**weighted)) if weighted else None
 
 
 def precision_recall(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> Curve | None:
     """Return recall and precision over all frames; None where all frames are abnormal or all normal."""
     from sklearn.metrics import precision_recall_curve
 
-    weighted = _by_kind(scores, positives, frames)
-    if not weighted:
+    if not (weighted := _by_kind(scores, positives, frames)):
         return None
-    precision, recall, thresholds = precision_recall_curve(*weighted[:2], sample_weight=weighted[2])
+    precision, recall, thresholds = precision_recall_curve(**weighted)
     # The last point, precision 1 at recall 0, is a convention without a threshold.
     return Curve(recall, precision, np.append(thresholds, np.inf))
 
 
-def _by_kind(
-    scores: np.ndarray, positives: np.ndarray, frames: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Split every snippet into its abnormal and its normal frames: truth, scores, and weights above 0."""
+def _by_kind(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Split every snippet into its abnormal and its normal frames, with their numbers as weights."""
     weights = np.concatenate([positives, frames - positives])
-    truth, counted = np.repeat([1, 0], len(scores)), weights > 0
-    truth = truth[counted]
-    if truth.all() or not truth.any():
-        return None
-    return truth, np.tile(scores, 2)[counted].astype(np.float64), weights[counted]
+    counted = weights > 0
+    truth = np.repeat([1, 0], len(scores))[counted]
+    scores = np.tile(scores, 2)[counted].astype(np.float64)
+    both = truth.any() and not truth.all()
+    return {"y_true": truth, "y_score": scores, "sample_weight": weights[counted]} if both else None
 
 
 def thin(curve: Curve, points: int = 400) -> Curve:
@@ -138,24 +129,14 @@ def class_confusion(labels: Sequence[str], pooled: PooledScores) -> Confusion | 
     ``labels`` (C,), the normal one first. Without class probabilities there are two classes, normal and anomalous.
     None where all frames are abnormal or all normal.
     """
-    curve = roc(pooled.anomaly[0], pooled.positives, pooled.frames)
-    if curve is None:
+    if (curve := roc(pooled.anomaly[0], pooled.positives, pooled.frames)) is None:
         return None
     truth, threshold = pooled.truth, best_threshold(curve)
     if pooled.classes is None:
         labels, truth = [labels[0], "anomalous"], np.stack([truth[:, 0], pooled.positives], axis=1)
-    table = confusion(truth, predicted_classes(pooled.anomaly[0], pooled.classes, threshold))
+    table = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(table.T, predicted_classes(pooled.anomaly[0], pooled.classes, threshold), truth)
     return Confusion(list(labels), table, threshold)
-
-
-def confusion(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Count frames of each true class (rows) by predicted class (columns): (C, C).
-
-    truth (S, C) frames of each class, predicted (S,) a class.
-    """
-    table = np.zeros((truth.shape[1], truth.shape[1]), dtype=np.int64)
-    np.add.at(table.T, predicted, truth)
-    return table
 
 
 def video_error(anomaly: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> float:
@@ -166,7 +147,6 @@ def video_error(anomaly: np.ndarray, positives: np.ndarray, frames: np.ndarray) 
 
 def bucket_means(steps: np.ndarray, values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Average a long series over at most ``points`` equal stretches: their last steps (n,), their means (n, k)."""
-    size = -(-len(steps) // points)
-    starts = np.arange(0, len(steps), max(size, 1))
+    starts = np.arange(0, len(steps), max(-(-len(steps) // points), 1))
     counts = np.diff(starts, append=len(steps))
     return steps[starts + counts - 1], np.add.reduceat(values, starts, axis=0) / counts[:, None]

@@ -1,15 +1,33 @@
-"""HTML pages in one file each: styles, the script and the data are inside, nothing is loaded."""
+"""HTML pages in one file each, styles, script and data inside, nothing loaded; the page of a run or a test."""
 
 import os
+import shlex
+from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
+import numpy as np
 
-from clipfusionvad.io.files import without_nan
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.io.files import without_nan, write_text
+from clipfusionvad.report import PAGE
+from clipfusionvad.report.curves import PooledScores, class_confusion, pool, video_error
+from clipfusionvad.report.results import Run, read_run
+from clipfusionvad.report.scores import TestResult, abnormal_spans
+from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, percent, published
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+# Scores in the page are whole multiples of 1 / SCALE.
+SCALE = 10_000
+# Shown large, beside what the paper has a figure for.
+_HEADLINES = {"auc1", "ap1", "map_average"}
+_PER_CLASS = {"video_auc": "video AUC", "video_ap": "video AP", "auc": "class AUC", "ap": "class AP"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -22,8 +40,24 @@ def render(template: str, **values: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _json(value: Any) -> Markup:
+@cache
+def _environment() -> "Environment":
+    # Here: the commands that may write a page do not load Jinja at their start.
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    packages = ("clipfusionvad.report", "clipfusionvad.tools.detect")
+    loader = ChoiceLoader([PackageLoader(package) for package in packages])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"json": _json, "url": _url, "clock": clock, "zip": zip}
+    return environment
+
+
+def _json(value: Any) -> "Markup":
     """Return compact strict JSON that is safe inside a script element."""
+    from jinja2.utils import htmlsafe_json_dumps
+
     return htmlsafe_json_dumps(without_nan(value), allow_nan=False, separators=(",", ":"))
 
 
@@ -36,18 +70,146 @@ def clock(seconds: float) -> str:
     """Return seconds as 1:02.3 or 1:01:02.3."""
     tenths = round(10 * seconds)
     hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600
-    head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
-    return f"{head}:{rest // 10:02}.{rest % 10}"
+    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{rest // 10:02}.{rest % 10}"
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("clipfusionvad.report"), PackageLoader("clipfusionvad.tools.detect")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Write the page of a run's or a test's folder (default: into that folder); return its path."""
+    output = output or folder / PAGE
+    write_text(output, report_page(read_run(folder)))
+    return output
+
+
+def report_page(run: Run) -> str:
+    """Return the page as HTML."""
+    from clipfusionvad.report.figures import ranking_figures, training_figures
+
+    tested, options, results = run.tested, run.options, run.results
+    pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
+    method, name, protocol = (str(options.get(key, "unknown")) for key in ("method", "dataset", "protocol"))
+    dataset = tested.videos.dataset if tested else DATASETS.get(name)
+    # Made-up data have no published figures.
+    paper = {} if options.get("demo") else published(method, name, protocol)
+    videos, scores = _videos(tested, pooled) if tested else ([], None)
+    return render(
+        "report.html.j2",
+        title=f"{method} on {dataset.title if dataset else name}",
+        facts=_facts(run),
+        numbers=_numbers(results, paper) if results else None,
+        ranking=ranking_figures(pooled) if pooled else [],
+        classes=_classes(results, tested, pooled) if tested and pooled else None,
+        detection=_detection(results, paper),
+        videos=videos,
+        scores=scores,
+        training=training_figures(run.losses, run.evaluations),
+        options=sorted((str(name), _shown(value)) for name, value in options.items()),
+        environment=_environment_rows(run.environment),
     )
-    environment.filters |= {"json": _json, "url": _url, "clock": clock}
-    return environment
+
+
+def _facts(run: Run) -> list[str]:
+    facts = [f"protocol {run.options.get('protocol', 'unknown')}"]
+    if run.options.get("demo"):
+        facts.append("made-up data: numbers say nothing about the method")
+    if run.tested:
+        anomalous = int(run.tested.videos.anomalous.sum())
+        facts.append(f"{len(run.tested.scores)} test videos, {anomalous} of them anomalous")
+        if run.tested.videos.truth is None:
+            facts.append("no truth of frames: whole videos are judged")
+        facts.append(f"model {run.options.get('model_path')}")
+    elif isinstance(seeds := run.options.get("seeds"), list):
+        facts.append(f"{len(seeds)} seeds, each with its own page in its folder; the cards show their mean")
+    else:
+        facts.append("not tested yet, or tested by an older version: no scores.npz in the folder")
+    return facts
+
+
+def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any]:
+    """Return cards of the last result and the table that a test prints, without the rows of the table by IoU."""
+    rows = metrics_rows(results, paper)
+    cards = [
+        {"name": title, "value": values[len(results) - 1], "paper": values[-1] if paper else "-"}
+        for title, key, values in rows
+        if key in _HEADLINES | paper.keys() and "@" not in key
+    ]
+    # The variants of detection mAP are indented under their heading in the printed table.
+    lines = [(title.replace("  ", "detection mAP, "), values) for title, key, values in rows if "map@" not in key]
+    return {"cards": cards, "columns": [*results, *(["paper"] if paper else [])], "rows": lines}
+
+
+def _classes(results: Mapping[str, Mapping[str, Any]], tested: TestResult, pooled: PooledScores) -> dict[str, Any]:
+    """Return the metrics of each class, and the confusion of classes."""
+    per_class = list(results.values())[-1].get("per_class", {}) if results else {}
+    columns = {key: title for key, title in _PER_CLASS.items() if any(key in found for found in per_class.values())}
+    rows = [(label, [percent(key, found.get(key)) for key in columns]) for label, found in per_class.items()]
+    confusion = class_confusion(tested.videos.dataset.labels, pooled)
+    return {"columns": list(columns.values()), "rows": rows, "confusion": confusion}
+
+
+def _detection(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any] | None:
+    """Return detection mAP of the last result in its variants, by IoU."""
+    metrics = list(results.values())[-1] if results else {}
+    if "map" not in metrics:
+        return None
+    keys = [*IOUS, "average"]
+    rows = [(title, [percent("map", metrics[name][key]) for key in keys]) for name, title in VARIANTS.items()]
+    figures = [paper.get("map_released@average" if key == "average" else f"map@{key}") for key in keys]
+    if any(figures):
+        rows.append(("paper", [percent("map", value) for value in figures]))
+    return {"columns": [f"IoU {iou}" for iou in IOUS] + ["mean"], "rows": rows}
+
+
+def _videos(tested: TestResult, pooled: PooledScores | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a row for each test video, and the curves of all for ``videos.js``, compact.
+
+    An ``error`` is None where the truth is unknown. Scores (branches, n) are packed branch by branch, as two bytes
+    each, the lower first, in base64. Spans are the abnormal intervals in seconds, with the classes annotated there.
+    """
+    videos, fps, rows = tested.videos, tested.videos.dataset.fps, []
+    scores: dict[str, Any] = {
+        "branches": [
+            BRANCHES.get(str(number + 1), f"branch {number + 1}") for number in range(len(tested.scores[0].anomaly))
+        ],
+        "step": videos.frames_per_snippet / fps,
+        "scale": SCALE,
+        "seconds": [],
+        "curves": [],
+        "spans": [],
+    }
+    start = 0
+    for index, (entry, found) in enumerate(zip(videos.entries, tested.scores, strict=True)):
+        snippets, error = found.anomaly.shape[1], None
+        # The length is that of the truth, or else of the snippets.
+        frames = snippets * videos.frames_per_snippet
+        if videos.truth and pooled:
+            own, frames = slice(start, start + snippets), len(videos.truth.frames[index])
+            error = video_error(found.anomaly[0], pooled.positives[own], pooled.frames[own])
+            named = list(zip(videos.truth.segments[index], videos.truth.labels[index], strict=True))
+            spans = []
+            for begin, end in abnormal_spans(videos.truth.frames[index]):
+                labels = dict.fromkeys(label for (first, last), label in named if first < end and begin < last)
+                spans.append((round(begin / fps, 3), round(end / fps, 3), ", ".join(labels)))
+            scores["spans"].append(spans)
+        start += snippets
+        packed = np.rint(SCALE * np.clip(np.nan_to_num(found.anomaly.ravel()), 0, 1)).astype("<u2")
+        scores["curves"].append(b64encode(packed.tobytes()).decode("ascii"))
+        scores["seconds"].append(round(frames / fps, 3))
+        row = {"name": entry.video, "label": entry.label, "groups": videos.dataset.codes(entry.label), "error": error}
+        rows.append(row | {"max_score": float(found.anomaly[0].max()), "seconds": frames / fps})
+    return rows, scores
+
+
+def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values, the command as a shell line, packages one by one."""
+    known = dict(environment)
+    packages = known.pop("packages", None)
+    known |= packages if isinstance(packages, dict) else {}
+    if isinstance(known.get("command"), list):
+        known["command"] = shlex.join(map(str, known["command"]))
+    return [(name, _shown(value)) for name, value in known.items()]
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "-"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

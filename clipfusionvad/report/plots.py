@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,8 @@ from clipfusionvad.io.files import atomic_write
 from clipfusionvad.report.scores import abnormal_spans
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES = 12
 TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"
 
 
@@ -26,48 +23,39 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoDa
     """Draw the anomaly probability over time of up to twelve test videos, with the annotated frames shaded."""
     from matplotlib.figure import Figure
 
-    chosen = _varied(videos, CURVES)
+    chosen, fps = _varied(videos, 12), videos.dataset.fps
     rows = -(-len(chosen) // 3)
     figure = Figure(figsize=(15, 2.3 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, 3, sharey=True, squeeze=False).flat
-    for axis, index in zip(axes, chosen, strict=False):
-        _draw_video(axis, scores[index], videos, index)
-    for axis in list(axes)[len(chosen) :]:
+    axes = figure.subplots(rows, 3, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(chosen) :]:
         axis.remove()
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    for axis, index in zip(axes, chosen, strict=False):
+        entry, anomaly = videos.entries[index], scores[index].anomaly
+        truth = videos.truth.frames[index] if videos.truth else np.zeros(0, np.uint8)
+        seconds = (np.arange(anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
+        for number, (start, end) in enumerate(abnormal_spans(truth)):
+            label = "_repeated" if number else "annotated anomaly"
+            axis.axvspan(start / fps, end / fps, color=TRUTH_COLOUR, lw=0, label=label)
+        for curve, colour, name in zip(anomaly, (COARSE_COLOUR, FINE_COLOUR), ("coarse", "fine"), strict=False):
+            axis.plot(seconds, curve, color=colour, lw=1.4, label=f"{name} branch")
+        name = entry.video if len(entry.video) <= 34 else f"{entry.video[:33]}…"
+        axis.set_title(f"{name} · {entry.label}", fontsize=9, loc="left")
+        axis.set(ylim=(0, 1), xlim=(0, max(len(truth) / fps, seconds[-1])))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.supxlabel("seconds")
     figure.supylabel("anomaly probability")
     save_figure(figure, path)
 
 
-def _draw_video(axis: Axes, scores: VideoScores, videos: VideoDataset, index: int) -> None:
-    entry, fps = videos.entries[index], videos.dataset.fps
-    truth = videos.truth.frames[index] if videos.truth else np.zeros(0, np.uint8)
-    seconds = (np.arange(scores.anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
-    label = "annotated anomaly"
-    for start, end in abnormal_spans(truth):
-        axis.axvspan(start / fps, end / fps, color=TRUTH_COLOUR, lw=0, label=label)
-        label = "_repeated"
-    for curve, colour, name in zip(scores.anomaly, (COARSE_COLOUR, FINE_COLOUR), ("coarse", "fine"), strict=False):
-        axis.plot(seconds, curve, color=colour, lw=1.4, label=f"{name} branch")
-    name = entry.video if len(entry.video) <= 34 else f"{entry.video[:33]}…"
-    axis.set_title(f"{name} · {entry.label}", fontsize=9, loc="left")
-    axis.set_ylim(0, 1)
-    axis.set_xlim(0, max(len(truth) / fps, seconds[-1]))
-    axis.spines[["top", "right"]].set_visible(False)
-
-
 def _varied(videos: VideoDataset, count: int) -> list[int]:
     """Choose up to ``count`` videos: anomalous ones of as many labels as possible, then two normal ones."""
-    seen: Counter[str] = Counter()
-    ranked = []
-    for index, entry in enumerate(videos.entries):
-        seen[entry.label] += 1
-        ranked.append((seen[entry.label], index))
-    ranked.sort()
-    normal = [index for _, index in ranked if not videos.anomalous[index]][:2]
-    anomalous = [index for _, index in ranked if videos.anomalous[index]][: count - len(normal)]
+    import pandas as pd
+
+    labels = pd.Series([entry.label for entry in videos.entries])
+    ranked = labels.groupby(labels).cumcount().sort_values(kind="stable").index.tolist()
+    normal = [index for index in ranked if not videos.anomalous[index]][:2]
+    anomalous = [index for index in ranked if videos.anomalous[index]][: count - len(normal)]
     return sorted(anomalous) + normal
 
 
@@ -77,12 +65,11 @@ def draw_training(path: Path, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     losses = pd.read_csv(folder / "losses.csv", index_col="step").drop(columns=["epoch", "lr"])
-    evaluations = pd.read_csv(folder / "metrics.csv", index_col="step")
-    ranking = [name for name in evaluations if "auc" in name or name.startswith("ap")]
+    evaluations = pd.read_csv(folder / "metrics.csv", index_col="step").filter(regex="auc|^ap")
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     losses.plot(ax=left, title="training loss", lw=1)
-    evaluations[ranking].plot(ax=right, title="evaluations", marker="o", ms=3, lw=1, ylim=(0, 1))
+    evaluations.plot(ax=right, title="evaluations", marker="o", ms=3, lw=1, ylim=(0, 1))
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)

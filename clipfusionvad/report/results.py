@@ -1,18 +1,20 @@
-"""Read the folder of a run or of a test for its page."""
+"""The results of a run's or a test's folder, and the summary over several seeds of one training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfusionvad.datasets import DATASETS
-from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seeds_in
+import numpy as np
+
+from clipfusionvad.engine.config import LAST_WEIGHTS
+from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seed_folder, seeds_in
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_yaml
 from clipfusionvad.report.scores import TestResult, read_scores
-from clipfusionvad.report.seeds import seeds_columns
-from clipfusionvad.report.table import check_metrics
+from clipfusionvad.report.table import check_metrics, metrics_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,12 +41,6 @@ class Run:
     losses: pd.DataFrame | None
     evaluations: pd.DataFrame | None
 
-    @property
-    def dataset_title(self) -> str:
-        name = str(self.options.get("dataset", "unknown data"))
-        known = self.tested.videos.dataset if self.tested else DATASETS.get(name)
-        return known.title if known else name
-
 
 def read_run(folder: Path) -> Run:
     """Read a folder; of a training and a later test in it, scores and results are those of the later one.
@@ -66,31 +62,22 @@ def read_run(folder: Path) -> Run:
         results = {"test": results}
     elif "seeds" in results:
         try:
-            results = seeds_columns(results)
-        except (LookupError, TypeError, AttributeError) as error:
+            folded = {title: results[name] for name, (title, _) in reversed(_FOLDS.items())}
+            results = {f"seed {seed}": found for seed, found in results["seeds"].items()} | folded
+        except (LookupError, AttributeError) as error:
             raise UserError(f"metrics {metrics} do not belong to several seeds: {error!r}") from error
     for name, found in results.items():
         check_metrics(found, f"metrics {metrics}, {name}")
-    return Run(
-        folder,
-        tested,
-        results,
-        tested.options if tested else _read_options(folder / OPTIONS),
-        tested.environment if tested else _read_json(folder / ENVIRONMENT, "environment"),
-        _read_log(folder / LOSSES),
-        _read_log(folder / "metrics.csv"),
-    )
+    options = tested.options if tested else read_yaml(folder / OPTIONS, "options")
+    if not isinstance(options, dict):
+        raise UserError(f"options {folder / OPTIONS} must hold lines of the form 'option: value'")
+    environment = tested.environment if tested else _read_json(folder / ENVIRONMENT, "environment")
+    logs = (_read_log(folder / LOSSES), _read_log(folder / "metrics.csv"))
+    return Run(folder, tested, results, options, environment, *logs)
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     return read_json(path, what) if path.is_file() else {}
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    content = read_yaml(path, "options")
-    if not isinstance(content, dict):
-        raise UserError(f"options {path} must hold lines of the form 'option: value'")
-    return content
 
 
 def _read_log(path: Path) -> pd.DataFrame | None:
@@ -107,3 +94,42 @@ def _read_log(path: Path) -> pd.DataFrame | None:
     # The reader of pandas fails in many ways.
     except Exception as error:
         raise UserError(f"{path} is not readable as the log of a run: {error}") from error
+
+
+def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str, Any]:
+    """Build the ``metrics.json`` of several seeds from that of each.
+
+    ``seeds`` holds the metrics of each seed's best model; ``mean``, ``std`` (n - 1; None for one seed), ``min`` and
+    ``max`` have the same form. ``model_seed`` is the seed whose model represents all: the median by ``model_by``, the
+    metric ``select``; of an even number, the lower one of the middle two.
+    """
+    found = {seed: read_json(seed_folder(folder, seed) / METRICS, "metrics")["best"] for seed in seeds}
+    by = next(iter(found[seeds[0]])) if select == LAST_WEIGHTS else select
+    ranked = sorted(seeds, key=lambda seed: -np.inf if found[seed][by] is None else found[seed][by])
+    return {
+        "seeds": {str(seed): metrics for seed, metrics in found.items()},
+        **{name: _fold(list(found.values()), fold) for name, (_, fold) in _FOLDS.items()},
+        "model_seed": ranked[(len(ranked) - 1) // 2],
+        "model_by": by,
+    }
+
+
+def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float]) -> str:
+    """Render the table of a test with columns over the seeds."""
+    return metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper)
+
+
+_FOLDS: dict[str, tuple[str, Callable[[Sequence[float]], Any]]] = {
+    "mean": ("mean", lambda values: float(np.mean(values))),
+    "std": ("± std", lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else None),
+    "min": ("min", min),
+    "max": ("max", max),
+}
+
+
+def _fold(values: Sequence[Any], fold: Callable[[Sequence[float]], Any]) -> Any:
+    """Reduce nested metrics of several seeds to one; None where a seed has no number."""
+    if isinstance(values[0], Mapping):
+        shared = [key for key in values[0] if all(key in value for value in values)]
+        return {key: _fold([value[key] for value in values], fold) for key in shared}
+    return None if None in values else fold(values)

@@ -78,21 +78,15 @@ def save_scores(
     }
     if scores[0].classes is not None:
         arrays["classes"] = np.concatenate([video.classes for video in scores])
-    if videos.truth is not None:
-        arrays |= _truth_arrays(videos.truth)
+    if truth := videos.truth:
+        abnormal = [abnormal_spans(frames) for frames in truth.frames]
+        arrays["frames"] = np.array([len(frames) for frames in truth.frames])
+        for name, spans in (("abnormal", abnormal), ("segments", truth.segments)):
+            rows = [(index, *span) for index, own in enumerate(spans) for span in own]
+            arrays[name] = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        arrays["segment_labels"] = np.array([label for own in truth.labels for label in own], dtype=np.str_)
     with atomic_write(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def _truth_arrays(truth: Truth) -> dict[str, np.ndarray]:
-    spans = [(index, *span) for index, frames in enumerate(truth.frames) for span in abnormal_spans(frames)]
-    segments = [(index, *span) for index, own in enumerate(truth.segments) for span in own]
-    return {
-        "frames": np.array([len(frames) for frames in truth.frames]),
-        "abnormal": np.array(spans, dtype=np.int64).reshape(-1, 3),
-        "segments": np.array(segments, dtype=np.int64).reshape(-1, 3),
-        "segment_labels": np.array([label for own in truth.labels for label in own], dtype=np.str_),
-    }
 
 
 def abnormal_spans(frames: np.ndarray) -> list[tuple[int, int]]:
@@ -107,17 +101,44 @@ def read_scores(path: Path) -> TestResult:
     try:
         check_unpacked_size(path, _LARGEST_SHARE)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return _restore(arrays)
+            return _restore({name: file[name] for name in file.files})
     # Zip, its compression, numpy's headers and our own checks raise errors of many kinds.
     except Exception as error:
         raise UserError(f"scores {path} are not readable: the file is damaged, or is not a file of scores") from error
 
 
-def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
+    about = json.loads(arrays["about"].item())
+    dataset = Dataset(**about["dataset"])
+    _check(about, dataset, arrays)
+    listed = zip(arrays["videos"].tolist(), arrays["labels"].tolist(), strict=True)
+    # The path that a list would hold, so that any name is restored.
+    entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in enumerate(listed, start=2)]
+    ends = np.cumsum(arrays["snippets"])[:-1]
+    anomaly = np.split(arrays["anomaly"], ends, axis=1)
+    classes = np.split(arrays["classes"], ends) if "classes" in arrays else [None] * len(anomaly)
+    truth = None
+    if "frames" in arrays:
+
+        def by_video(name: str, values: np.ndarray) -> list[list[Any]]:
+            parts = np.split(values, np.searchsorted(arrays[name][:, 0], np.arange(1, len(entries))))
+            return [part.tolist() for part in parts]
+
+        abnormal, segments = (by_video(name, arrays[name][:, 1:]) for name in ("abnormal", "segments"))
+        truth = Truth(
+            list(map(frames_from_segments, abnormal, arrays["frames"].tolist())),
+            [list(map(tuple, spans)) for spans in segments],
+            by_video("segments", arrays["segment_labels"]),
+        )
+    videos = VideoDataset(entries, dataset, 0, truth, about["frames_per_snippet"])
+    scores = list(map(VideoScores, anomaly, classes))
+    return TestResult(about["options"], about["environment"], scores, videos)
+
+
+def _check(about: Mapping[str, Any], dataset: Dataset, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise an error unless the arrays agree with one another."""
-    dataset, snippets, anomaly = Dataset(**about["dataset"]), arrays["snippets"], arrays["anomaly"]
-    classes, total = arrays.get("classes"), int(snippets.sum())
+    snippets, anomaly, classes = arrays["snippets"], arrays["anomaly"], arrays.get("classes")
+    total = int(snippets.sum())
     checks = [
         isinstance(about["options"], dict) and isinstance(about["environment"], dict),
         isinstance(about["frames_per_snippet"], int) and 0 < about["frames_per_snippet"] <= _MOST_FRAMES,
@@ -137,37 +158,9 @@ def _check(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         checks += [labels.dtype.kind == "U" and len(labels) == len(arrays["segments"])]
         for rows in (arrays["abnormal"], arrays["segments"]):
             checks += [rows.dtype.kind == "i" and rows.ndim == 2 and rows.shape[1] == 3 and (rows >= 0).all()]
-            checks += [(rows[:, 0] < len(frames)).all() and (rows[:, 2] >= rows[:, 1]).all()]
+            checks += [(rows[:, 0] < len(frames)).all() and (np.diff(rows[:, 0]) >= 0).all()]
+            checks += [(rows[:, 2] >= rows[:, 1]).all()]
     for label in set(arrays["labels"].tolist()):
         dataset.encode(label)
     if not all(checks):
         raise ValueError("the arrays do not come from a test")
-
-
-def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
-    about = json.loads(arrays["about"].item())
-    _check(about, arrays)
-    listed = zip(arrays["videos"].tolist(), arrays["labels"].tolist(), strict=True)
-    # The path that a list would hold, so that any name is restored.
-    entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in enumerate(listed, start=2)]
-    ends = np.cumsum(arrays["snippets"])[:-1]
-    anomaly = np.split(arrays["anomaly"], ends, axis=1)
-    classes = np.split(arrays["classes"], ends) if "classes" in arrays else [None] * len(anomaly)
-    scores = [VideoScores(*pair) for pair in zip(anomaly, classes, strict=True)]
-    truth = _restore_truth(arrays) if "frames" in arrays else None
-    videos = VideoDataset(entries, Dataset(**about["dataset"]), 0, truth, about["frames_per_snippet"])
-    return TestResult(about["options"], about["environment"], scores, videos)
-
-
-def _restore_truth(arrays: Mapping[str, np.ndarray]) -> Truth:
-    count = len(arrays["frames"])
-    abnormal: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    segments: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    labels: list[list[str]] = [[] for _ in range(count)]
-    for video, start, end in arrays["abnormal"].tolist():
-        abnormal[video].append((start, end))
-    for (video, start, end), label in zip(arrays["segments"].tolist(), arrays["segment_labels"].tolist(), strict=True):
-        segments[video].append((start, end))
-        labels[video].append(label)
-    frames = [frames_from_segments(*pair) for pair in zip(abnormal, arrays["frames"].tolist(), strict=True)]
-    return Truth(frames, segments, labels)

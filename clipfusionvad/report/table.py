@@ -3,7 +3,9 @@
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from importlib import resources
+from operator import getitem
 from typing import Any
 
 from clipfusionvad.io.errors import UserError
@@ -40,11 +42,8 @@ class PublishedFigure:
 def published_figures() -> list[PublishedFigure]:
     """Read ``published.csv``. Of several figures for one metric, the first is the paper's claimed result."""
     text = resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return [
-        PublishedFigure(row["method"], row["dataset"], row["metric"], float(row["value"]), row["source"])
-        for row in rows
-    ]
+    rows = csv.reader(text.splitlines()[1:])
+    return [PublishedFigure(row[0], row[1], row[2], float(row[3]), row[4]) for row in rows]
 
 
 def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, float]:
@@ -92,10 +91,9 @@ def metrics_rows(
     """Return the rows of that table: title, key as in ``published``, a percentage or "-" per result and the paper."""
     rows = []
     for title, keys in _rows(next(iter(results.values()))):
-        values = [_percent(keys, _value(result, keys)) for result in results.values()]
-        if paper:
-            values.append(_percent(keys, paper.get("@".join(keys))))
-        rows.append((title, "@".join(keys), values))
+        figures = [paper.get("@".join(keys))] if paper else []
+        values = [*(_value(result, keys) for result in results.values()), *figures]
+        rows.append((title, "@".join(keys), [percent(keys[0], value) for value in values]))
     return rows
 
 
@@ -116,13 +114,9 @@ def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _value(metrics: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
-    value: Any = metrics
-    for key in keys:
-        value = value[key]
-    return value
+    return reduce(getitem, keys, metrics)  # type: ignore[return-value]
 
 
-def _percent(keys: tuple[str, ...], value: float | None) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value if keys[0].startswith('map') else 100 * value:.2f}"
+def percent(key: str, value: float | None) -> str:
+    """Return a metric in percent, "-" where it is undefined."""
+    return "-" if value is None or value != value else f"{value if key.startswith('map') else 100 * value:.2f}"

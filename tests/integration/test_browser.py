@@ -12,8 +12,7 @@ import pytest
 from small_report import HOSTILE, made_test, write_test, write_training
 
 from clipfusionvad.datasets import SHANGHAITECH
-from clipfusionvad.report.page import render
-from clipfusionvad.report.run_page import write_report
+from clipfusionvad.report.page import render, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 FOUND = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome")]

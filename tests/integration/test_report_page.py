@@ -12,9 +12,8 @@ from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
 from clipfusionvad.datasets import UCF
-from clipfusionvad.report.page import render
+from clipfusionvad.report.page import SCALE, render, report_page, write_report
 from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES, read_run
-from clipfusionvad.report.run_page import SCALE, report_page, write_report
 from clipfusionvad.report.scores import save_scores
 
 

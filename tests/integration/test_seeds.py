@@ -20,7 +20,7 @@ from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.files import write_json
 from clipfusionvad.models import find_method
 from clipfusionvad.models.base import Method
-from clipfusionvad.report.seeds import seeds_table, summarise_seeds
+from clipfusionvad.report.results import seeds_table, summarise_seeds
 
 SEEDS = (5, 3)
 # Random numbers of torch in every step, and evaluations within the epoch (eval mode, reload); random samples, and a
