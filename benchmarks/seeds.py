@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import peak_memory
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.cli.train import train
 from clipfusionvad.data.annotations import Annotation, write_annotations_csv
 from clipfusionvad.datasets import UCF

@@ -1,7 +1,5 @@
 """ClipFusionVAD: CLIP-based weakly supervised video anomaly detection."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

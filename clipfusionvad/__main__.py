@@ -9,33 +9,25 @@ from clipfusionvad.io.errors import UserError, nearest, run_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    return run_main(lambda: _dispatch(argv))
+    return run_main(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
 
 
 def _dispatch(argv: list[str]) -> int:
-    names = command_names()
-    if not argv or argv[0] in ("-h", "--help"):
-        _print_commands()
-        return 0
-    if argv[0] == "--version":
+    known = {typed(name): name for name in command_names()}
+    command, *rest = argv or ["--help"]
+    if command == "--version":
         print(clipfusionvad.__version__)
-        return 0
-    name = argv[0].replace("-", "_")
-    if name not in names:
-        known = [typed(name) for name in names]
-        raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], known)}; the commands are: {', '.join(known)}")
-    return importlib.import_module(f"clipfusionvad.cli.{name}").main(argv[1:]) or 0
-
-
-def _print_commands() -> None:
-    print("usage: python -m clipfusionvad COMMAND [options]")
-    width = max(map(len, command_names()))
-    for title, names in GROUPS.items():
-        print(f"\n{title}:")
-        for name in names:
-            print(f"  {typed(name):{width}} {summary(name)}")
-    print("\nCOMMAND --help lists the options of a command; --version prints the version")
+    elif command in ("-h", "--help"):
+        print("usage: python -m clipfusionvad COMMAND [options]")
+        width = max(map(len, known))
+        for title, names in GROUPS.items():
+            print(f"\n{title}:", *(f"{typed(name):{width}} {summary(name)}" for name in names), sep="\n  ")
+        print("\nCOMMAND --help lists the options of a command; --version prints the version")
+    elif name := known.get(typed(command)):
+        return importlib.import_module(f"clipfusionvad.cli.{name}").main(rest) or 0
+    else:
+        raise UserError(f"unknown command {command!r}{nearest(command, known)}; the commands are: {', '.join(known)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -39,12 +39,10 @@ class Dataset:
     aliases: dict[str, str] = field(default_factory=dict)
     #: The crop of each video in the released test list (file name ``NAME__k.npy``).
     test_crop: int = 0
-    #: Names of the truth files in the released option files.
+    #: Names of the truth files in the released option files, and of the lists and the keyed truth beside them.
     truth_files: dict[str, str] = field(default_factory=dict)
-    #: Names of the CSV files beside them: the lists, and the truth by video name.
     list_files: dict[str, str] = field(default_factory=dict)
-    #: Order of the released lists: normal videos after the others, each by name; or by label, then by name with
-    #: numbers compared as numbers.
+    #: Order of the released lists: normal videos last, else by name; or by label, then by name, numbers as numbers.
     order: Literal["normal last", "by class"] = "normal last"
     #: In the annotation file the word after the name is the scene, not the class.
     scene_in_annotation: bool = False
@@ -84,7 +82,7 @@ class Dataset:
 
     def label_of(self, name: str, folder: str = "") -> str | None:
         """Return the list label in a video's name, else of its folder; None if neither names one."""
-        found = re.search(self.label_pattern, name) if self.label_pattern else None
+        found = re.search(self.label_pattern or "()", name)
         words = [found.group(1) if found else None, folder]
         return next(filter(None, map(self.match_label, filter(None, words))), None)
 
@@ -96,7 +94,7 @@ class Dataset:
 
     def whole_of(self, name: str) -> str:
         """Return the video that a name of the annotation file belongs to: that of a piece, else the name itself."""
-        found = re.fullmatch(self.piece_pattern, name) if self.piece_pattern else None
+        found = re.fullmatch(self.piece_pattern or "(.*)", name)
         return found.group(1) if found else name
 
     def list_order(self, label: str, name: str) -> tuple[Any, ...]:
@@ -120,41 +118,27 @@ def multi_hot(labels: list[str], class_labels: list[str], multi_label: bool = Fa
     With ``multi_label`` a label is split at "-" and each known part is set; unknown parts are ignored, as in the
     released code. With two classes any label but the first is the second. An unknown label gives a row of zeros.
     """
-    index = {label: column for column, label in enumerate(class_labels)}
-    vectors = np.zeros((len(labels), len(class_labels)), dtype=np.float32)
-    for row, label in enumerate(labels):
-        if len(class_labels) == 2:
-            vectors[row, 0 if label == class_labels[0] else 1] = 1
-            continue
-        for part in label.split("-") if multi_label else [label]:
-            if part in index:
-                vectors[row, index[part]] = 1
-    return vectors
-
-
-def _truth_files(name: str) -> dict[str, str]:
-    stems = {"frames": "gt", "segments": "gt_segment", "labels": "gt_label"}
-    return {part: f"{stem}_{name}.npy" for part, stem in stems.items()}
+    if len(class_labels) == 2:
+        labels = [label if label == class_labels[0] else class_labels[1] for label in labels]
+        multi_label = False
+    parts = [label.split("-") if multi_label else [label] for label in labels]
+    known = [[label in row for label in class_labels] for row in parts]
+    return np.array(known, np.float32).reshape(len(labels), len(class_labels))
 
 
 def _benchmark(name: str, **more: Any) -> Dataset:
-    """Return a benchmark with the file names of its released lists and, unless others are given, truth files."""
+    """Return a benchmark with the file names of its released lists and truth unless others are given."""
     lists = {"train": f"{name}_CLIP_rgb.csv", "test": f"{name}_CLIP_rgbtest.csv", "truth": f"{name}_truth.csv"}
-    return Dataset(**{"name": name, "truth_files": _truth_files(name), "list_files": lists} | more)
+    truth = {"frames": f"gt_{name}.npy", "segments": f"gt_segment_{name}.npy", "labels": f"gt_label_{name}.npy"}
+    return Dataset(**{"name": name, "truth_files": truth, "list_files": lists} | more)
 
 
-_UCF_LABELS = (
-    "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting Shoplifting Stealing "
-    "Vandalism"
-)
-_SHANGHAITECH_LABELS = (
-    "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running skateboard step stoop "
-    "throwing_object vaudeville vehicle"
-)
-_MSAD_LABELS = (
-    "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting Traffic_accident Vandalism "
-    "Water_incident"
-)
+_UCF_LABELS = "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting "
+_UCF_LABELS += "Shoplifting Stealing Vandalism"
+_SHANGHAITECH_LABELS = "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running "
+_SHANGHAITECH_LABELS += "skateboard step stoop throwing_object vaudeville vehicle"
+_MSAD_LABELS = "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting "
+_MSAD_LABELS += "Traffic_accident Vandalism Water_incident"
 
 UCF = _benchmark(
     "ucf",
@@ -179,11 +163,8 @@ XD = _benchmark(
     label_pattern=r"_label_([^_.]+)",
     truth_files={"frames": "gt.npy", "segments": "gt_segment.npy", "labels": "gt_label.npy"},
     annotation_quirks=frozenset(
-        {
-            "Ip.Man.2008__#01-40-37_01-42-07_label_B4-0-0",
-            "v=OOjjPGN8jSU__#1_label_B6-0-0",
-            "v=PRH5rYUHoVU__#00-00-25_00-02-50_label_B6-0-0",
-        }
+        "Ip.Man.2008__#01-40-37_01-42-07_label_B4-0-0 v=OOjjPGN8jSU__#1_label_B6-0-0 "
+        "v=PRH5rYUHoVU__#00-00-25_00-02-50_label_B6-0-0".split()
     ),
     demo_name="v={number:03d}__#1_label_{label}",
     anomalous_test_videos=500,
@@ -228,23 +209,14 @@ def find_dataset(name: str) -> Dataset:
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         return read_dataset(name)
     if name not in DATASETS:
-        raise UserError(
-            f"unknown dataset {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}, or your own YAML file"
-        )
+        known = f"known: {', '.join(DATASETS)}, or your own YAML file"
+        raise UserError(f"unknown dataset {name!r}{nearest(name, DATASETS)}; {known}")
     return DATASETS[name]
 
 
 #: The keys of a dataset's YAML file and their types; ``classes`` is required.
-OWN_KEYS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "title": (str,),
-    "classes": (dict,),
-    "fps": (int, float),
-    "multi_label": (bool,),
-    "label_pattern": (str,),
-    "aliases": (dict,),
-    "test_crop": (int,),
-}
+OWN_KEYS: dict[str, tuple[type, ...]] = dict(name=(str,), title=(str,), classes=(dict,), fps=(int, float))
+OWN_KEYS |= dict(multi_label=(bool,), label_pattern=(str,), aliases=(dict,), test_crop=(int,))
 
 
 def read_dataset(path: str | Path) -> Dataset:
@@ -267,14 +239,9 @@ def yaml_content(dataset: Dataset) -> dict[str, Any]:
 
 def own_dataset(name: str, classes: Mapping[str, str], **more: Any) -> Dataset:
     """Return a dataset that is not a benchmark, with file names derived from its name."""
-    defaults: dict[str, Any] = {"title": name, "fps": 30, "order": "by class"}
-    return Dataset(
-        name=name,
-        classes=dict(classes),
-        truth_files=_truth_files(name),
-        list_files={part: f"{name}_{part}.csv" for part in ("train", "test", "truth")},
-        **defaults | more,
-    )
+    lists = {part: f"{name}_{part}.csv" for part in ("train", "test", "truth")}
+    defaults = dict(title=name, fps=30, order="by class", classes=dict(classes), list_files=lists)
+    return _benchmark(name, **defaults | more)
 
 
 def _own(content: Any, stem: str) -> Dataset:
@@ -283,8 +250,7 @@ def _own(content: Any, stem: str) -> Dataset:
     for key, value in content.items():
         if key not in OWN_KEYS:
             raise UserError(f"unknown key {key!r}{nearest(str(key), OWN_KEYS)}; known: {', '.join(OWN_KEYS)}")
-        kinds = OWN_KEYS[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        if not isinstance(value, OWN_KEYS[key]) or isinstance(value, bool) != (key == "multi_label"):
             raise UserError(f"{key} cannot be {value!r}")
     given = dict(content)
     name, classes = given.pop("name", stem), _texts(given.pop("classes", None) or {}, "classes")
@@ -316,8 +282,8 @@ def _own(content: Any, stem: str) -> Dataset:
 
 def _texts(mapping: Mapping[Any, Any], where: str) -> dict[str, str]:
     """Return a mapping of text to text; YAML reads numbers and words such as no as other types."""
-    for key, value in mapping.items():
-        for word in (key, value):
+    for pair in mapping.items():
+        for word in pair:
             if not isinstance(word, str) or not word.strip():
-                raise UserError(f"{where}: {word!r} in '{key}: {value}' is not text; put it in quotes")
+                raise UserError(f"{where}: {word!r} in '{pair[0]}: {pair[1]}' is not text; put it in quotes")
     return {key.strip(): value.strip() for key, value in mapping.items()}

@@ -6,7 +6,7 @@ A table lies between <!-- options of NAME … --> and <!-- end --> lines; NAME i
 import re
 from pathlib import Path
 
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.config import CONFIGS
 from clipfusionvad.io.option import declared_options

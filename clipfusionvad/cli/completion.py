@@ -16,8 +16,17 @@ _TRAINING = {"doctor", "insight", "pack", "sweep", "test", "train", "uncertainty
 
 
 def main(argv: list[str]) -> int:
-    args = make_parser().parse_args(argv)
-    print(shtab.complete(_everything(), args.shell))
+    shell = make_parser().parse_args(argv).shell
+    everything = ArgumentParser(prog="clipfusionvad")
+    commands = everything.add_subparsers()
+    for name in command_names():
+        module = importlib.import_module(f"clipfusionvad.cli.{name}")
+        own = [module.make_parser()] if hasattr(module, "make_parser") else []
+        known = {flag for parser in own for action in parser._actions for flag in action.option_strings}
+        made = commands.add_parser(typed(name), parents=own, help=summary(name), add_help="--help" not in known)
+        if name in _TRAINING:
+            _add_training(made)
+    print(shtab.complete(everything, shell))
     return 0
 
 
@@ -27,27 +36,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def _everything() -> ArgumentParser:
-    """Return one parser of all commands, each with its options for any dataset and method."""
-    top = ArgumentParser(prog="clipfusionvad")
-    commands = top.add_subparsers()
-    for name in command_names():
-        module = importlib.import_module(f"clipfusionvad.cli.{name}")
-        own = [module.make_parser()] if hasattr(module, "make_parser") else []
-        known = {flag for parser in own for action in parser._actions for flag in action.option_strings}
-        made = commands.add_parser(typed(name), parents=own, help=summary(name), add_help="--help" not in known)
-        if name in _TRAINING:
-            _add_training(made)
-    return top
-
-
 def _add_training(parser: ArgumentParser) -> None:
-    """Add the options of all datasets and methods that the parser lacks."""
+    """Add the options that the parser lacks, of every method; those of all datasets are the same."""
     if "--dataset" not in parser._option_string_actions:
         parser.add_argument("--dataset", choices=list(DATASETS), help="which dataset")
-    # Defaults differ by dataset, which completion does not show; options do not.
     dataset, *_ = DATASETS.values()
-    for method in map(find_method, method_names()):
-        for action in build_parser(dataset, method)._actions:
-            if not any(flag in parser._option_string_actions for flag in action.option_strings):
-                parser._add_action(action)
+    for action in (action for name in method_names() for action in build_parser(dataset, find_method(name))._actions):
+        if not parser._option_string_actions.keys() & set(action.option_strings):
+            parser._add_action(action)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train

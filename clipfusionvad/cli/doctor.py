@@ -95,8 +95,7 @@ def _choose(only: Sequence[str]) -> dict[str, list[Check]]:
 
 def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yield what is checked: its title, the group of its checks, and a function that reads it."""
-    from clipfusionvad.cli.option_files import option_file_of
-    from clipfusionvad.cli.options import settings_of
+    from clipfusionvad.cli.options import option_file_of, settings_of
     from clipfusionvad.engine.run_folder import seeds_in
     from clipfusionvad.tools.doctor.dataset_scan import scan_dataset
     from clipfusionvad.tools.doctor.installation import Installation
@@ -119,8 +118,7 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
 
 def parse_recorded(path: Path) -> Settings:
     """Return the options that a run has recorded, as training would read them; ``UserError`` if it cannot."""
-    from clipfusionvad.cli.option_files import option_file_of
-    from clipfusionvad.cli.options import settings_of
+    from clipfusionvad.cli.options import option_file_of, settings_of
     from clipfusionvad.models.config import read_options
 
     recorded = read_options(str(path))

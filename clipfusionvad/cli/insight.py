@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.cli.trained_model import find_source, parse_over_checkpoint
 from clipfusionvad.engine.device import pick_device

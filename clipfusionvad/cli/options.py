@@ -5,21 +5,22 @@ pair that was not published, and the settings of --demo < the checkpoint under t
 """
 
 import argparse
+import importlib
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clipfusionvad.cli.parser import HelpFormatter, Parser, old_names
-from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.config import CONFIGS, RunConfig, Settings, recorded
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.engine.config import CONFIGS, RunConfig, Settings
 from clipfusionvad.engine.loggers import TRACKERS
-from clipfusionvad.io import config_files
-from clipfusionvad.io.config_files import find_config
+from clipfusionvad.io import option as option_io
 from clipfusionvad.io.errors import UserError, nearest, warn
-from clipfusionvad.io.option import Declared, add_arguments, declared_options
+from clipfusionvad.io.option import Declared, add_arguments, declared_options, find_config
 from clipfusionvad.models import Method, current_options, find_method, method_names, variants_of
 from clipfusionvad.models.config import ModelConfig, read_options
 
@@ -42,9 +43,8 @@ class OptionParser(Parser):
 
     def read(self, tokens: Sequence[str]) -> dict[str, Any]:
         """Return the options that are given in ``tokens``, without defaults."""
-        empty = argparse.Namespace(**{action.dest: _UNSET for action in self._actions})
-        given = vars(self.parse_args(tokens, empty))
-        return {key: value for key, value in given.items() if value is not _UNSET}
+        empty = Namespace(**{action.dest: _UNSET for action in self._actions})
+        return {key: value for key, value in vars(self.parse_args(tokens, empty)).items() if value is not _UNSET}
 
     def read_settings(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return the values of a mapping, such as a YAML file, checked like flags; ``where`` begins every error."""
@@ -56,20 +56,16 @@ class OptionParser(Parser):
 
 
 def parse_options(
-    argv: Sequence[str] | None,
-    dataset: Dataset,
-    defaults: Mapping[str, Any],
-    stored: Mapping[str, Any] | None = None,
-) -> argparse.Namespace:
+    argv: Sequence[str] | None, dataset: Dataset, defaults: Mapping[str, Any], stored: Mapping[str, Any] | None = None
+) -> Namespace:
     """Parse a script's command line over its option file.
 
     ``defaults`` are the lines of the option file, ``stored`` the options that a checkpoint was trained with.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     early = Parser(add_help=False)
-    early.add_argument("--config")
-    early.add_argument("--method")
-    early.add_argument("--variant")
+    for flag in ("--config", "--method", "--variant"):
+        early.add_argument(flag)
     early.add_argument("--demo", action=argparse.BooleanOptionalAction)
     early.add_argument("--show-options", action="store_true")
     known, _ = early.parse_known_args(argv)
@@ -81,9 +77,9 @@ def parse_options(
         warn(f"--variant {known.variant} is now called --method {name}")
     method = find_method(name)
     parser = build_parser(dataset, method)
-    own, unknown = split(defaults, parser)
-    for key in unknown:
-        if not methods_with(key):
+    own = known_settings(defaults, parser)
+    for key in defaults.keys() - own.keys():
+        if not _others(key):
             raise UserError(f"option file of {dataset.name}: unknown option {key!r}{nearest(key, own)}")
 
     values = {action.dest: action.default for action in parser.options.values()}
@@ -93,18 +89,22 @@ def parse_options(
         values.update(settings)
         layers.update(dict.fromkeys(settings, layer))
 
-    if "select" in own:
-        own["select"] = _metric_of(str(own["select"]), method)
+    # An option file may select by a branch that the method lacks.
+    metrics, first = _metrics(method), f"{own.get('select')}"[:-1] + "1"
+    if first in metrics and own["select"] not in metrics:
+        own["select"] = first
     given = {key: value for key, value in own.items() if value is not None}
     add_layer("option file", parser.read_settings(given, f"option file of {dataset.name}"))
-    path = config_of_pair(name, dataset)
+    # The file of the published pair of a method and a dataset, else the method's general settings, if any.
+    paths = (option_io.CONFIGS / f"{stem}.yaml" for stem in (f"{name}_{dataset.name}", name))
+    path = next(filter(Path.is_file, paths), None)
     add_layer(f"configs/{path.name}" if path else "configs", settings_of_pair(parser, path))
     if config.get("demo") is True if known.demo is None else known.demo:
         from clipfusionvad.tools.demo import demo_settings
 
         if path and find_config(known.config or "").resolve() == path.resolve():
             config = {}  # read already; over the demo's small settings it would be the full size again
-        add_layer("demo", split(demo_settings(dataset, method), parser)[0])
+        add_layer("demo", known_settings(demo_settings(dataset, method), parser))
     if stored:
         saved = {key: value for key, value in stored.items() if value is not None}
         add_layer("checkpoint", parser.read_settings(saved, "options in the checkpoint"))
@@ -113,18 +113,23 @@ def parse_options(
     parser.set_defaults(**values)
     add_layer("command line", {key: value for key, value in parser.read(argv).items() if key in values})
     values["method"] = name
-    args = argparse.Namespace(**values)
-    _cross_check(args, dataset)
+    args = Namespace(**values)
+    if args.classes_num != len(dataset.classes):
+        raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
+    if args.deterministic and args.compile == "max-autotune":
+        raise UserError("--deterministic and --compile max-autotune: kernels picked by their speed differ by run")
+    if twice := [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]:
+        raise UserError(f"--seeds names {twice[0]} more than once")
     if known.show_options:
         print(_table(values, layers))
         sys.exit(0)
     return args
 
 
-def split(settings: Mapping[str, Any], parser: OptionParser) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings that the parser knows, and the names of those that it does not."""
+def known_settings(settings: Mapping[str, Any], parser: OptionParser) -> dict[str, Any]:
+    """Return the settings that the parser knows."""
     known = parser.options
-    return {key: value for key, value in settings.items() if key in known}, [k for k in settings if k not in known]
+    return {key: value for key, value in settings.items() if key in known}
 
 
 def config_tokens(parser: OptionParser, settings: Mapping[str, Any], where: str) -> list[str]:
@@ -155,13 +160,9 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
     return [flag, *map(str, items)] if several else [f"{flag}={value}"]
 
 
-def methods_with(option: str) -> list[str]:
-    """Return the names of the methods that have an option."""
-    return [name for name in method_names() if option in find_method(name).option_names()]
-
-
 def _others(option: str) -> str:
-    names = methods_with(option)
+    """The methods that have an option, as a hint to append to a message."""
+    names = [name for name in method_names() if option in find_method(name).option_names()]
     return f" (an option of {', '.join(names)})" if names else ""
 
 
@@ -169,29 +170,12 @@ def _metrics(method: type[Method]) -> list[str]:
     return [f"{metric}{branch}" for branch in range(1, method.branches + 1) for metric in ("auc", "ap")]
 
 
-def _metric_of(select: str, method: type[Method]) -> str:
-    """The metric for a method without the branch that an option file selects by: that of its first branch."""
-    first = select[:-1] + "1"
-    return first if select not in _metrics(method) and first in _metrics(method) else select
-
-
-def config_of_pair(method: str, dataset: Dataset) -> Path | None:
-    """The file of the published pair of a method and a dataset, else the method's general settings, if any."""
-    paths = (config_files.CONFIGS / f"{method}_{dataset.name}.yaml", config_files.CONFIGS / f"{method}.yaml")
-    return next((path for path in paths if path.is_file()), None)
-
-
 def settings_of_pair(parser: OptionParser, path: Path | None) -> dict[str, Any]:
-    """The values in that file."""
+    """Return the values in the file of a published pair."""
     return parser.read_settings(read_options(path), f"config {path}") if path else {}
 
 
-def record(args: argparse.Namespace) -> dict[str, Any]:
-    """The resolved options as a run keeps them: plain values that are a valid --config again."""
-    return recorded(vars(args))
-
-
-def settings_of(args: argparse.Namespace, dataset: Dataset) -> Settings:
+def settings_of(args: Namespace, dataset: Dataset) -> Settings:
     """Return the configs that parsed options make."""
     return Settings.from_options(vars(args), dataset, find_method(args.method).option_names())
 
@@ -228,20 +212,16 @@ def build_parser(dataset: Dataset, method: type[Method]) -> OptionParser:
 
 def _fitted(options: Mapping[str, Declared], method: type[Method]) -> list[Declared]:
     """The options of a config with what depends on the method: choices, and which of them it reads."""
-    changes: dict[str, dict[str, Any]] = {
-        "method": {"choices": method_names()},
-        "select": {"choices": [*_metrics(method), "last"]},
-        "track": {"choices": list(TRACKERS)},
-    }
+    choices = {"method": method_names(), "select": [*_metrics(method), "last"], "track": list(TRACKERS)}
     fitted = []
     for name, declared in options.items():
-        option = replace(declared.option, **changes.get(name, {}))
+        option = replace(declared.option, choices=choices.get(name, declared.option.choices))
         if name in ("clip", "embed_dim") and not method.needs_clip:
             option = replace(option, help=f"{option.help} (not used by this method)")
-        fitted.append(replace(declared, option=option))
-    if len(method.streams) == 1:
-        return [option for option in fitted if option.name != "stream_folders"]
-    return [replace(option, default=method.streams) if option.name == "stream_folders" else option for option in fitted]
+        default = method.streams if name == "stream_folders" else declared.default
+        if name != "stream_folders" or len(method.streams) > 1:
+            fitted.append(replace(declared, option=option, default=default))
+    return fitted
 
 
 def _table(values: Mapping[str, Any], layers: Mapping[str, str]) -> str:
@@ -260,11 +240,58 @@ def _name(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
-def _cross_check(args: argparse.Namespace, dataset: Dataset) -> None:
-    if args.classes_num != len(dataset.classes):
-        raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
-    if args.deterministic and args.compile == "max-autotune":
-        raise UserError("--deterministic and --compile max-autotune: kernels picked by their speed differ by run")
-    twice = [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]
-    if twice:
-        raise UserError(f"--seeds names {twice[0]} more than once")
+class OptionFile(Protocol):
+    """What an option file such as ``ucf_option.py`` offers."""
+
+    DATASET: Dataset
+
+    def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace: ...
+
+
+@dataclass
+class GeneralOptions:
+    """The options of a dataset without an option file."""
+
+    DATASET: Dataset
+
+    def parse_args(self, argv: Sequence[str] | None = None, stored: Mapping[str, Any] | None = None) -> Namespace:
+        name, lists, truth = self.DATASET.name, self.DATASET.list_files, self.DATASET.truth_files
+        model = {"method": "clipfusionvad", "classes_num": len(self.DATASET.classes), "embed_dim": 512}
+        training = {"seed": 234, "max_epoch": 10, "batch_size": 64, "balanced": True, "eval_every": 0, "select": "auc1"}
+        rates = {"lr": 2e-5, "scheduler_rate": 0.1, "scheduler_milestones": [4, 8], "visual_width": 512}
+        written = {"model_path": f"model/model_{name}.pth", "checkpoint_path": f"model/checkpoint_{name}.pth"}
+        files = {"train_list": lists["train"], "test_list": lists["test"], "gt_path": truth["frames"]}
+        files |= {"gt_segment_path": truth["segments"], "gt_label_path": truth["labels"]}
+        read = {key: f"list/{file}" for key, file in files.items()}
+        return parse_options(argv, self.DATASET, model | training | rates | written | read, stored)
+
+
+def option_file_of(dataset: Dataset) -> OptionFile:
+    """Return the module ``NAME_option``, or the general options of a dataset that has none."""
+    name = f"{dataset.name}_option"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+    return GeneralOptions(dataset)
+
+
+def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, list[str]]:
+    """Return the option file of the dataset that ``--dataset`` names, and the rest of the command line."""
+    parser = Parser(
+        prog=f"clipfusionvad {command}",
+        usage="%(prog)s --dataset NAME [options]",
+        description=f"Defaults differ by dataset, options by method ({', '.join(method_names())}): "
+        f"with --dataset and --method, --help lists them all.",
+        add_help=False,
+    )
+    names = f"{', '.join(DATASETS)}, or a YAML file of your own"
+    parser.add_argument("--dataset", metavar="NAME", help=names)
+    known, rest = parser.parse_known_args(argv)
+    if known.dataset is not None:
+        return option_file_of(find_dataset(known.dataset)), rest
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()
+        sys.exit(0)
+    parser.error(f"--dataset is needed, one of: {names}; with it, --help lists all options")

@@ -4,8 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipfusionvad.cli.option_files import find_option_file
-from clipfusionvad.cli.options import settings_of
+from clipfusionvad.cli.options import find_option_file, settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.data.packed import DTYPES, Manifest, open_store, store_folder, write_store
 from clipfusionvad.engine.device import count_cores

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -22,22 +23,20 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_INPUT)
 
     def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
         args = sys.argv[1:] if args is None else list(args)
         for word in args:
             # Bytes that are not UTF-8 arrive as surrogates, which can be neither printed nor recorded.
             if not word.isascii() and word != word.encode("utf-8", "replace").decode("utf-8") or "\0" in word:
                 self.error(f"{word!r} is not text")
-        for flag in [word.partition("=")[0] for word in args if word.startswith("--")]:
+            flag = word.partition("=")[0]
             action = self._option_string_actions.get(flag)
             if action and flag in old_names(action):
                 warn(f"{flag} is now called {action.option_strings[0]}")
         return super().parse_known_args(args, namespace)
 
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Namespace:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"unknown argument {unknown[0]!r}{self.hint(unknown[0])}")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import record as recorded_options
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train
+from clipfusionvad.engine.config import recorded
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
 from clipfusionvad.tools.rerun import RerunOptions
 
@@ -34,7 +34,7 @@ def make_parser() -> Parser:
 
 
 def _resolve(argv: list[str], record: RunRecord) -> Mapping[str, Any]:
-    return recorded_options(option_file_of(record.dataset).parse_args(argv))
+    return recorded(vars(option_file_of(record.dataset).parse_args(argv)))
 
 
 def _start(argv: list[str], record: RunRecord) -> int:

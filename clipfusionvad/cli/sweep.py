@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.option_files import OptionFile, option_file_of
-from clipfusionvad.cli.options import build_parser, config_tokens, record
+from clipfusionvad.cli.options import OptionFile, build_parser, config_tokens, option_file_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.train import summarise_runs, train
 from clipfusionvad.datasets import find_dataset
+from clipfusionvad.engine.config import recorded
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, run_main
 from clipfusionvad.io.files import check_writable, remove_leftovers
 from clipfusionvad.io.locks import hold
@@ -54,7 +54,7 @@ class ScriptOptions:
         parser = build_parser(self.option_file.DATASET, find_method(method))
         parser.read_settings(options, source)
         flags = [*self.flags, *config_tokens(parser, options, source)]
-        return flags, record(self.option_file.parse_args(flags))
+        return flags, recorded(vars(self.option_file.parse_args(flags)))
 
     def current(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """Return recorded options under today's names."""

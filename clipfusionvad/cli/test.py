@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clipfusionvad.cli.option_files import OptionFile, find_option_file
+from clipfusionvad.cli.options import OptionFile, find_option_file
 
 
 def main(argv: list[str]) -> int:

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.option_files import find_option_file
-from clipfusionvad.cli.options import settings_of
+from clipfusionvad.cli.options import find_option_file, settings_of
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.provenance import Sources
 

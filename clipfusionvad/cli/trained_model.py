@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.option_files import OptionFile, option_file_of
-from clipfusionvad.cli.options import settings_of
+from clipfusionvad.cli.options import OptionFile, option_file_of, settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipfusionvad.cli.option_files import find_option_file
+from clipfusionvad.cli.options import find_option_file
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable

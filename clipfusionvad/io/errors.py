@@ -4,12 +4,13 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 
-from clipfusionvad.io.rank import rank_info
+from clipfusionvad.io.rank import is_main, rank_info
+from clipfusionvad.io.signals import handling
 
 EXIT_BAD_INPUT = 2
 #: Another process of a training was lost (EX_TEMPFAIL of sysexits.h: try again).
@@ -17,9 +18,6 @@ EXIT_LOST = 75
 EXIT_INTERRUPTED = 130
 # Errors of a disk that accepts no more data, raised by a library that writes.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-# Words of torch's errors when memory runs out, on a CPU and on a GPU.
-_NO_MEMORY = ("allocate memory", "out of memory")
-_LONGEST_LINE = 2000
 
 
 class UserError(Exception):
@@ -48,7 +46,7 @@ def error_line(error: Exception | str) -> str:
     """Return the report of bad input: one line of limited length, without control characters from file names."""
     line = " ".join(str(error).split())
     plain = "".join(letter if letter.isprintable() else "?" for letter in line)
-    return "error: " + (plain if len(plain) <= _LONGEST_LINE else f"{plain[:_LONGEST_LINE]} …")
+    return f"error: {plain}" if len(plain) <= 2000 else f"error: {plain[:2000]} …"
 
 
 def run_main(body: Callable[[], int | None]) -> int:
@@ -58,54 +56,39 @@ def run_main(body: Callable[[], int | None]) -> int:
     and code 130. Any other error is a bug of ours and keeps its traceback. Of several processes that torchrun started,
     only rank 0 prints, and SIGTERM keeps its default action, because a rank that waits for another cannot handle it.
     """
-    if rank_info().world_size == 1:
-        with _interrupting():
-            return _run(body)
-    if rank_info().rank == 0:
-        return _run(body)
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        return _run(body)
+    with contextlib.ExitStack() as stack:
+        if rank_info().world_size == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            stack.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
+        if not is_main():
+            nothing = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nothing))
+            stack.enter_context(contextlib.redirect_stderr(nothing))
+        try:
+            return body() or 0
+        except BrokenPipeError:
+            # The reader of the output, such as head, has closed it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except Exception as error:
+            if (reason := _reason(error)) is None:
+                raise
+            print(error_line(reason), file=sys.stderr)
+            return EXIT_BAD_INPUT
 
 
-@contextlib.contextmanager
-def _interrupting() -> Iterator[None]:
-    """Let SIGTERM raise ``KeyboardInterrupt`` as SIGINT does, unless it has a handler already."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _run(body: Callable[[], int | None]) -> int:
-    try:
-        return body() or 0
-    except UserError as error:
-        return _refuse(error)
-    except MemoryError:
-        return _refuse("more memory is needed than there is")
-    except BrokenPipeError:
-        # The reader of the output, such as head, has closed it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        # An invalid file name or a failing disk is not a bug of ours.
+def _reason(error: Exception) -> str | None:
+    """What to report of an error; None for a bug of ours, which an invalid file name or a failing disk is not."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
         file, reason = error.filename or "a file", error.strerror or error
-        return _refuse(
-            f"cannot write {file}: {reason}" if error.errno in _NO_ROOM else f"{file} cannot be used: {reason}"
-        )
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NO_MEMORY):
-            raise
-        return _refuse(f"more memory is needed than there is: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-
-
-def _refuse(error: Exception | str) -> int:
-    print(error_line(error), file=sys.stderr)
-    return EXIT_BAD_INPUT
+        return f"cannot write {file}: {reason}" if error.errno in _NO_ROOM else f"{file} cannot be used: {reason}"
+    if isinstance(error, MemoryError):
+        return "more memory is needed than there is"
+    # torch's errors when memory runs out, on a CPU and on a GPU.
+    if isinstance(error, RuntimeError) and re.search("allocate memory|out of memory", str(error)):
+        return f"more memory is needed than there is: {error}"
+    return None

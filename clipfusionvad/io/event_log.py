@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -25,7 +24,7 @@ class _Appended:
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = open(path, "ab")
+            self._file = open(path, "ab")
 
     def flush(self) -> None:
         with writing(self.path):

@@ -22,9 +22,6 @@ import yaml
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.locks import hold
 
-# Endings of unfinished files, and of a folder that is being replaced.
-_LEFTOVER, _REPLACED = ".tmp", ".old.tmp"
-
 
 class CannotWrite(UserError):
     """The system refuses to write; the next write would fail as well."""
@@ -49,7 +46,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_LEFTOVER}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager
@@ -61,13 +58,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with hold(path.parent, f".{path.name}.lock"), writing(path):
         # The lock is held, so anything found here was left by a run that was killed.
-        for leftover in path.parent.glob(f".{escape(path.name)}.*{_LEFTOVER}"):
-            if leftover.name.endswith(_REPLACED) and not path.exists():
+        for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+            if leftover.name.endswith(".old.tmp") and not path.exists():
                 os.rename(leftover, path)
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = _temporary(path)
         temporary.mkdir()
-        before = temporary.with_suffix(_REPLACED)
+        before = temporary.with_suffix(".old.tmp")
         try:
             yield temporary
             if path.exists():
@@ -89,18 +86,15 @@ def writing(path: str | Path) -> Iterator[None]:
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove unfinished files that killed runs left in a folder; with ``name``, those of that file only."""
-    for leftover in folder.glob(f".{escape(name)}.*{_LEFTOVER}" if name else f".*{_LEFTOVER}"):
+    for leftover in folder.glob(f".{escape(name)}.*.tmp" if name else ".*.tmp"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:
     """Raise ``UserError`` if a file cannot be written; create nothing."""
-    path = Path(path)
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if path.is_dir():
+    folder = next(folder for folder in Path(path).parents if folder.exists())
+    if Path(path).is_dir():
         raise UserError(f"cannot write {path}: it is a folder")
     if not folder.is_dir():
         raise UserError(f"cannot write {path}: {folder} is not a folder")
@@ -191,12 +185,12 @@ def read_text(path: str | Path, what: str) -> str:
     must_exist(path, what)
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
-        if "\0" in text:
-            raise ValueError("NUL")
-    except ValueError as error:
-        raise UserError(f"{what} {path} is not a text file") from error
+    except UnicodeDecodeError:
+        text = "\0"
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    if "\0" in text:
+        raise UserError(f"{what} {path} is not a text file")
     return text
 
 
@@ -216,9 +210,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for key, times in keys.most_common(1):
-            if times > 1:
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {key!r} appears twice")
+        for key in (key for key, times in keys.items() if times > 1):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {key!r} appears twice")
         return super().construct_mapping(node, deep)
 
 

@@ -14,7 +14,7 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -31,17 +31,9 @@ if TYPE_CHECKING:
 SAFETENSORS = ".safetensors"
 #: The key of the weights in our own checkpoints (``engine.checkpoint.model_content``).
 WEIGHTS = "model_state_dict"
-# torch compresses only the code of TorchScript, so its archives hardly grow.
-_MOST_GROWTH = 10
-# Elements of a tensor that repeats those of its storage.
-_MOST_REPEATED = 2**20
 # In a safetensors header: the metadata, our entry in it (JSON), and the hash over that entry and the weights.
 # One entry only: the library does not keep the order of several.
 _METADATA, _ENTRY, _HASH = "__metadata__", "clipfusionvad", "sha256"
-
-
-class ForeignObjects(UserError):
-    """The file pickles objects of classes that only its author's code has."""
 
 
 class Damaged(UserError):
@@ -52,7 +44,7 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
     """Return the content of a checkpoint on the CPU as tensors and plain values; ``what`` names it in messages.
 
     A TorchScript archive gives its state dict. Raises ``Damaged`` where a checksum fails (torch's older format has
-    none) and ``ForeignObjects`` where a file other than Lightning's holds more than tensors and plain values.
+    none) and ``UserError`` where a file other than Lightning's holds more than tensors and plain values.
     """
     must_exist(path, what)
     try:
@@ -86,14 +78,15 @@ def _read_torch(path: str | Path, what: str) -> Any:
         content = _read_archive(path)
         if isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys():
             return content
-        raise ForeignObjects(
+        raise UserError(
             f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
         ) from error
 
 
 def _checked_entries(path: str | Path) -> list[str]:
     """Return the names in a zip archive; an error unless every entry is whole, which torch does not check."""
-    check_unpacked_size(path, _MOST_GROWTH)
+    # torch compresses only the code of TorchScript, so its archives hardly grow.
+    check_unpacked_size(path, 10)
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as content:
@@ -135,25 +128,17 @@ class _Inert:
     def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
         return self
 
+    __setitem__ = append = add = extend = __call__
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.content = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
 
-    def append(self, item: Any) -> None:
-        pass
-
-    add = extend = append
-
-
-def _rebuild_tensor(
-    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *ignored: Any
-) -> Tensor:
+def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *ignored: Any) -> Tensor:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # Strides of 0 could let a few numbers fill the memory.
-    too_large = prod(size) > max(len(storage), _MOST_REPEATED)
+    too_large = prod(size) > max(len(storage), 2**20)
     if offset < 0 or any(n < 0 for n in (*size, *stride)) or (0 not in size and last >= len(storage)) or too_large:
         raise ValueError(f"a tensor of shape {tuple(size)} does not fit its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset).clone()
@@ -215,7 +200,6 @@ def unpack_safetensors(written: bytes, path: str | Path, what: str = "model file
     Raises ``Damaged`` where the content is not what was written.
     """
     load, _ = _safetensors()
-    damaged = f"{what} {path} is not a readable safetensors file: it is damaged or incomplete"
     try:
         # Refuses long headers, and tensors that overlap, leave gaps or end beyond the file.
         weights = load(written)
@@ -224,13 +208,13 @@ def unpack_safetensors(written: bytes, path: str | Path, what: str = "model file
             return weights
         values = json.loads(metadata[_ENTRY])
         if values.pop(_HASH) != _digest(values, written):
-            raise Damaged(damaged)
+            raise ValueError("another hash")
         return {**values, WEIGHTS: weights}
-    except (MemoryError, UserError):
+    except MemoryError:
         raise
     # The library raises errors of its own for some damage, and Python's for other.
     except Exception as error:
-        raise Damaged(damaged) from error
+        raise Damaged(f"{what} {path} is not a readable safetensors file: it is damaged or incomplete") from error
 
 
 def _safetensors() -> tuple[Any, Any]:

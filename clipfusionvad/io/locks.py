@@ -29,15 +29,15 @@ def hold(folder: str | Path, name: str = LOCK, shared: bool = False) -> Iterator
     here that are still empty. Raises ``UserError`` if another process holds the lock.
     """
     folder = Path(folder)
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    path, created = folder / name, [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _open_locked(folder / name, shared)
+        file = _open_locked(path, shared)
     except BlockingIOError as error:
         holder = ""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if process := (folder / name).read_text(encoding="utf-8"):
-                holder = f" (process {process})"
+        with contextlib.suppress(OSError):
+            holder = path.read_text(encoding="utf-8", errors="replace")
+        holder = f" (process {holder})" if holder else ""
         raise UserError(
             f"another run{holder} is using {folder}: wait for it, stop it, or name another folder"
         ) from error
@@ -46,35 +46,30 @@ def hold(folder: str | Path, name: str = LOCK, shared: bool = False) -> Iterator
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
+        with file, contextlib.suppress(OSError):
             # Fails while others share the lock. ``_open_locked`` notices that the file is gone.
             _lock(file, shared=False)
-            (folder / name).unlink(missing_ok=True)
-        file.close()
-        for path in created:
+            path.unlink(missing_ok=True)
+        for place in created:
             with contextlib.suppress(OSError):
-                path.rmdir()
+                place.rmdir()
 
 
 def _open_locked(path: Path, shared: bool) -> IO[bytes]:
     """Return the open and locked lock file; ``BlockingIOError`` if another process holds it."""
     while True:
         file = open(path, "a+b")
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(file)
             _lock(file, shared)
             # The previous holder may have removed the file between our opening and our locking it.
-            if sys.platform == "win32" or (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 if not shared:
                     file.truncate(0)
                     file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
                     file.flush()
+                closing.pop_all()
                 return file
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            file.close()
-            raise
-        file.close()
 
 
 def _lock(file: IO[bytes], shared: bool) -> None:

@@ -49,10 +49,10 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
     Raises ``ValueError`` for a damaged header.
     """
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
+    version, form = np.lib.format.read_magic(file), np.lib.format
+    read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}.get(version)
+    if read is None:
         raise ValueError(f"unsupported .npy format version {version}")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         with _PARSING:
             return read(file)
@@ -80,7 +80,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array as a pickle builds it: made empty, then filled by ``__setstate__`` with checked content."""
+    """An array as a pickle builds it: made empty, then filled with checked content."""
 
     def __new__(cls, *ignored: Any) -> _Array:
         return super().__new__(cls, (0,), np.int8)
@@ -102,13 +102,6 @@ def _scalar(dtype: _Dtype, content: bytes) -> Any:
     return np.frombuffer(content, dtype.dtype)[0]
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Take the place of ``codecs.encode``, with which old pickles hold bytes."""
-    if encoding != "latin1":
-        raise ValueError(f"encoding {encoding!r}")
-    return text.encode("latin1")
-
-
 #: What the names that numpy writes into pickles stand for here.
 NUMPY_NAMES: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -119,7 +112,8 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
 class RestrictedUnpickler(pickle._Unpickler):
     """An unpickler that raises ``ForbiddenName`` for every class and function that is not among its names."""
 
-    names: Mapping[tuple[str, str], Any] = NUMPY_NAMES | {("_codecs", "encode"): _encode}
+    # Old pickles hold bytes as encoded text.
+    names: Mapping[tuple[str, str], Any] = NUMPY_NAMES | {("_codecs", "encode"): lambda text, _: text.encode("latin1")}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:

@@ -1,4 +1,6 @@
-"""Declare an option once, where it is used: a typed keyword with its help and limits beside it.
+"""Declare an option once, where it is used; read YAML files of options.
+
+A declaration is a typed keyword with its help and limits beside it:
 
     def __init__(self, *, attn_window: Annotated[int, Option("snippets in an attention window", minimum=1)] = 8): ...
 
@@ -8,18 +10,19 @@ declaration. A frozen dataclass declares its fields in the same way.
 
 import argparse
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from clipfusionvad.io.errors import UserError, check_choice
+from clipfusionvad.io.files import read_yaml
 
 Made = TypeVar("Made")
 # Beyond these, a value is a typing mistake that would only exhaust the memory.
 LARGEST, LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 2**16, 1000
-#: The default of a keyword that has none.
-REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,8 @@ def add_arguments(group: Any, options: Iterable[Declared]) -> None:
     """Add a flag for each option to an argparse parser or group."""
     for declared in options:
         option, flags = declared.option, [declared.flag, *declared.option.aliases]
-        settings: dict[str, Any] = {"help": option.help, "dest": declared.name}
-        if option.required:
-            settings["required"] = True
-        if declared.default is not REQUIRED:
+        settings: dict[str, Any] = {"help": option.help, "dest": declared.name, "required": option.required}
+        if declared.default is not inspect.Parameter.empty:
             settings["default"] = list(declared.default) if isinstance(declared.default, tuple) else declared.default
         if declared.kind is bool:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, **settings)
@@ -121,8 +122,7 @@ def add_arguments(group: Any, options: Iterable[Declared]) -> None:
 def from_arguments(target: type[Made], args: Mapping[str, Any], **more: Any) -> Made:
     """Make a dataclass from parsed arguments by name, and from ``more`` for its fields that are not options."""
     values = {name: args[name] for name in declared_options(target)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return target(**values, **more)
+    return target(**{key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}, **more)
 
 
 def _declared(name: str, hint: Any, default: Any) -> Declared:
@@ -130,13 +130,10 @@ def _declared(name: str, hint: Any, default: Any) -> Declared:
     option = next(note for note in notes if isinstance(note, Option))
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
-    count = None
-    if get_origin(kind) is list:
-        kind, count = get_args(kind)[0], 0
-    elif get_origin(kind) is tuple:
-        parts = get_args(kind)
-        kind, count = parts[0], 0 if parts[-1] is Ellipsis else len(parts)
-    return Declared(name, kind, count, default, option)
+    count, parts = None, get_args(kind)
+    if parts:
+        count = len(parts) if get_origin(kind) is tuple and parts[-1] is not Ellipsis else 0
+    return Declared(name, parts[0] if parts else kind, count, default, option)
 
 
 def _reader(declared: Declared) -> Callable[[str], Any]:
@@ -144,16 +141,16 @@ def _reader(declared: Declared) -> Callable[[str], Any]:
     kind, option = declared.kind, declared.option
     if kind is str:
         return str
+    largest = option.maximum if option.maximum is not None else LARGEST if kind is int else math.inf
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not _within(value, option):
+            value = math.nan
+        if not _within(value, option):
             raise argparse.ArgumentTypeError(f"must be {_expected(kind, option)}, got {text!r}")
-        largest = option.maximum if option.maximum is not None else LARGEST if kind is int else None
-        if largest is not None and value > largest:
+        if value > largest:
             raise argparse.ArgumentTypeError(f"must be at most {largest}, got {text!r}")
         return value
 
@@ -163,7 +160,7 @@ def _reader(declared: Declared) -> Callable[[str], Any]:
 def _within(value: float, option: Option) -> bool:
     """Whether a number keeps every limit but ``maximum``; infinity and NaN never do."""
     return (
-        abs(value) < float("inf")
+        abs(value) < math.inf
         and (option.minimum is None or value >= option.minimum)
         and (option.above is None or value > option.above)
         and (option.below is None or value < option.below)
@@ -177,8 +174,32 @@ def _expected(kind: type, option: Option) -> str:
         return f"a {noun} between 0 and {option.below}"
     if (kind is int and low == 1) or option.above == 0:
         return f"a positive {noun}"
-    if low is not None and option.below is not None:
+    if low is None:
+        return f"a {noun}"
+    if option.below is not None:
         return f"a {noun} from {low} to less than {option.below}"
-    if low is not None and high is not None:
-        return f"a {noun} from {low} to {high}"
-    return f"a {noun}, {low} or more" if low is not None else f"a {noun}"
+    return f"a {noun}, {low} or more" if high is None else f"a {noun} from {low} to {high}"
+
+
+# Inside the package where it is installed, beside it in the repository.
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "configs")), _PACKAGE / "configs")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of flat ``option: value`` lines; dashes and underscores in names are the same.
+
+    ``configs/NAME`` that does not exist in the current folder is read from the package.
+    """
+    content = read_yaml(find_config(path), "config")
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"config {path} must hold lines of the form 'option: value'")
+    return {str(key).replace("-", "_"): value for key, value in (content or {}).items()}
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the file that ``configs/NAME`` names: in the current folder, else in the package."""
+    path = Path(path)
+    top, *inner = path.parts or [""]
+    own = CONFIGS.joinpath(*inner)
+    return own if top == "configs" and not path.exists() and own.is_file() else path

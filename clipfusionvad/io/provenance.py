@@ -10,11 +10,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import clipfusionvad
 from clipfusionvad.io.files import hash_file, read_csv, write_csv
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "openai-clip", "transformers")
-_COLUMNS = ("part", "path", "bytes", "sha256")
 # Hexadecimal digits of a SHA-256 that are recorded: enough to tell files apart and to compare with ``sha256sum``.
 _DIGITS = 16
 #: Precedes the checksum that packed features store of themselves.
@@ -58,8 +57,14 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 @cache
 def code() -> dict[str, Any]:
-    """Return the version of this package, its git commit (None without git) and a hash of its source files."""
-    return {"version": clipfusionvad.__version__, "commit": _commit(), "sources": hash_sources(PACKAGE)}
+    """Return the version of this package, its git commit (None without git) and a hash of its source files.
+
+    The commit ends in "-dirty" where tracked files differ from it.
+    """
+    command, commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"], None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        commit = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10).stdout.strip()
+    return {"version": clipfusionvad.__version__, "commit": commit or None, "sources": hash_sources(PACKAGE)}
 
 
 def hash_sources(folder: Path) -> str:
@@ -87,16 +92,7 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _commit() -> str | None:
-    """Return the commit, with "-dirty" where tracked files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    return None
-
-
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A file that a result was made from: its role (``part``) and its content.
 
     ``sha256`` is empty where the whole file was not read, and "crc32:…" for packed features, which store their own.
@@ -138,10 +134,10 @@ class Sources:
 
     def write(self, path: Path) -> None:
         """Write a CSV file, sorted by part and path."""
-        write_csv(path, _COLUMNS, sorted(map(astuple, self.found.values())))
+        write_csv(path, Source._fields, sorted(self.found.values()))
 
 
 def read_sources(path: Path) -> list[Source]:
     """Return the files that ``Sources.write`` recorded; ``UserError`` for any other file."""
-    rows = read_csv(path, "record of data", _COLUMNS)
+    rows = read_csv(path, "record of data", Source._fields)
     return [Source(row["part"], row["path"], int(row["bytes"] or 0), row["sha256"]) for _, row in rows]

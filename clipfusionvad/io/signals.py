@@ -3,36 +3,38 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: threading.Event, second_interrupts: bool = True) -> Iterator[None]:
+def handling(kinds: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Handle signals in the main thread, the only one where Python can; then restore the previous handlers."""
+    main = threading.current_thread() is threading.main_thread()
+    previous = {kind: signal.signal(kind, handler) for kind in kinds if main}
+    try:
+        yield
+    finally:
+        for kind, before in previous.items():
+            signal.signal(kind, before)
+
+
+def stop_on_signals(stop: threading.Event, second_interrupts: bool = True) -> contextlib.AbstractContextManager[None]:
     """Set ``stop`` on the first SIGINT or SIGTERM; a second one then acts as it did before.
 
     Without ``second_interrupts`` all signals only set ``stop``: a launcher may pass on a signal that this process has
-    received already. Does nothing outside the main thread, where Python cannot set handlers.
+    received already.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {kind: signal.getsignal(kind) for kind in STOP_SIGNALS}
+    previous: dict[int, Any] = {kind: signal.getsignal(kind) for kind in STOP_SIGNALS}
 
     def handle(kind: int, frame: Any) -> None:
         stop.set()
         if second_interrupts:
-            signal.signal(kind, previous[signal.Signals(kind)])
+            signal.signal(kind, previous[kind])
 
-    for kind in STOP_SIGNALS:
-        signal.signal(kind, handle)
-    try:
-        yield
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
+    return handling(STOP_SIGNALS, handle)
 
 
 def ignore_stop_signals(worker: int = 0) -> None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from clipfusionvad.io.config_files import read_config
-from clipfusionvad.io.option import LARGEST_SIZE, Option
+from clipfusionvad.io.option import LARGEST_SIZE, Option, read_config
 from clipfusionvad.models import current_options
 
 

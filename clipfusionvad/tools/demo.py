@@ -15,8 +15,8 @@ import numpy as np
 from clipfusionvad.data.annotations import Annotation, write_annotations_csv
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.io.config_files import CONFIGS, read_config
 from clipfusionvad.io.files import write_array, write_text
+from clipfusionvad.io.option import CONFIGS, read_config
 from clipfusionvad.tools.lists.build import ListsConfig, build_lists
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import torch
 from tiny import METHOD_FLAGS, SHARED_FLAGS, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import settings_of
+from clipfusionvad.cli.options import option_file_of, settings_of
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
 from clipfusionvad.engine.setup import build_model

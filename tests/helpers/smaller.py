@@ -20,7 +20,7 @@ def shrink(patch=setattr):
 
     def small(parser, path):
         sizes = SMALL | demo.method_settings(parser.get_default("method"))
-        return published(parser, path) | options.split(sizes, parser)[0]
+        return published(parser, path) | options.known_settings(sizes, parser)
 
     patch(options, "settings_of_pair", small)
     patch(demo, "demo_settings", lambda *given: of_demo(*given) | {"max_epoch": 1})

@@ -12,8 +12,7 @@ import yaml
 from made_videos import write_video
 from smaller import WIDTH
 
-from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import settings_of
+from clipfusionvad.cli.options import option_file_of, settings_of
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import released_state
 from clipfusionvad.engine.setup import build_model

@@ -10,14 +10,13 @@ import yaml
 from tiny import make_tiny, skip_without_packages
 
 from clipfusionvad.cli import sweep
-from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import build_parser, config_tokens, find_method, settings_of
+from clipfusionvad.cli.options import build_parser, config_tokens, find_method, option_file_of, settings_of
 from clipfusionvad.cli.training import build_trainer, read_training_data
 from clipfusionvad.data.loaders import load_batches
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.setup import find_normal_centroid
-from clipfusionvad.io import config_files
+from clipfusionvad.io import option
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import method_names
 from clipfusionvad.report.table import published
@@ -110,7 +109,7 @@ def test_says_what_the_parser_understands(path, dataset):
 def test_holds_only_what_differs_from_the_option_file(path, monkeypatch, tmp_path):
     """A cell, or a general setting, may be the default of one dataset, if it is not that of another."""
     if path.parent.name == "configs":  # read automatically; all others override them
-        monkeypatch.setattr(config_files, "CONFIGS", tmp_path)
+        monkeypatch.setattr(option, "CONFIGS", tmp_path)
     for name, setting in settings_in(path).items():
         plain = [parse(dataset, ["--method", setting.get("method", DEFAULT_METHOD)]) for dataset in datasets_of(path)]
         for key in setting.keys() - {"method"}:

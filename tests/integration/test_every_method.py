@@ -14,7 +14,7 @@ from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, skip_without_p
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli import training
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import add_streams, read_list
 from clipfusionvad.datasets import find_dataset

@@ -13,7 +13,7 @@ import pytest
 from clipfusionvad import __main__ as program
 from clipfusionvad import create_model, models
 from clipfusionvad.cli import command_names
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import UCF, Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import state_without_clip

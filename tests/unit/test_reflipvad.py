@@ -20,7 +20,7 @@ from small_reflip import (
 )
 
 from clipfusionvad import create_model, load_weights
-from clipfusionvad.cli.option_files import option_file_of
+from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.checkpoint import model_content, read_model_file, released_state, state_without_clip
 from clipfusionvad.io.errors import UserError

@@ -11,8 +11,7 @@ import yaml
 from tiny import Tiny
 
 from clipfusionvad.cli import compare_features, detect, export, extract, lists, report, table
-from clipfusionvad.cli.option_files import option_file_of
-from clipfusionvad.cli.options import build_parser
+from clipfusionvad.cli.options import build_parser, option_file_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import run_main
