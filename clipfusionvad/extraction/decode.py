@@ -16,8 +16,6 @@ from clipfusionvad.io.errors import UserError
 
 #: Assumed for a file that declares no frame rate; ffmpeg's own value for raw streams.
 DEFAULT_FPS = 25.0
-# Seconds without data after which a connection to an address is closed.
-_SILENCE = 10.0
 _CAMERA = "/dev/video"
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
@@ -102,7 +100,7 @@ def open_video(source: str | Path, file: Any = None, input_format: str | None = 
     if input_format or path.startswith(_CAMERA):
         options["format"] = input_format or "v4l2"
     if "://" in path:
-        options["timeout"] = _SILENCE
+        options["timeout"] = 10.0  # seconds without data that close a connection
     if path.startswith("rtsp"):
         options["options"] = {"rtsp_transport": "tcp"}
     try:

@@ -17,9 +17,7 @@ from clipfusionvad.io.files import check_writable, read_text, walk_files, withou
 from clipfusionvad.io.option import Option, size
 
 #: Suffixes of the files that are videos when a folder is given.
-SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
-)
+SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 MANIFEST = "manifest.jsonl"
 _PATHS = "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl"
 
@@ -42,19 +40,13 @@ class ExtractConfig:
     videos: Annotated[tuple[str, ...], Option(_PATHS, metavar="PATH", required=True, nonempty=True)]
     output: Annotated[str, Option("folder for features and manifest", metavar="DIR", required=True)]
     crops: Annotated[int, Option("1: centre; 5: and corners; 10: and mirror images", choices=(1, 5, 10))] = 10
-    crop_ids: Annotated[tuple[int, ...] | None, Option("these crops instead, 0 to 9", metavar="K", nonempty=True)] = (
-        None
-    )
+    crop_ids: Annotated[tuple[int, ...] | None, Option("these instead, 0 to 9", metavar="K", nonempty=True)] = None
     dtype: Annotated[str, Option("type of the stored rows", choices=("float16", "float32"))] = "float16"
-    event_clip: Annotated[
-        str | None, Option("encoder of event images: a file of event-CLIP or CLIP, or a name", metavar="CLIP")
-    ] = None
+    event_clip: Annotated[str | None, Option("encoder of event images: a file or a name", metavar="CLIP")] = None
     workers: Annotated[int, Option("videos that are extracted at the same time, each in a process", minimum=1)] = 1
     shard: Annotated[str | None, Option("extract only the I-th of N parts, counted from 1", metavar="I/N")] = None
     engine: Annotated[str, Option("run on this machine, or on a Ray cluster", choices=("local", "ray"))] = "local"
-    ray_address: Annotated[
-        str | None, Option("address of the Ray cluster, or auto (default: Ray on this machine)", metavar="HOST:PORT")
-    ] = None
+    ray_address: Annotated[str | None, Option("a cluster, or auto (default: this machine)", metavar="HOST:PORT")] = None
     overwrite: Annotated[bool, Option("replace features that exist")] = False
     options: ExtractOptions = field(default_factory=ExtractOptions)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

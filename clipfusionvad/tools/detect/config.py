@@ -21,9 +21,7 @@ class ModelOptions:
     ] = None
     clip: Annotated[str | None, Option("CLIP name, local file or 'toy' (default: the one of the training)")] = None
     event_clip: Annotated[str | None, Option("event-CLIP file, for methods that read event images")] = None
-    normal_centroid: Annotated[
-        str | None, Option("calibration.pt of a run, for a released file without it", aliases=("--calibration",))
-    ] = None
+    normal_centroid: Annotated[str | None, Option("calibration.pt of a run", aliases=("--calibration",))] = None
     train_list: Annotated[str | None, Option("a training list, to compute the normal centroid instead")] = None
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("arithmetic of CLIP and the model", choices=("fp32", "bf16"))] = "fp32"

@@ -3,7 +3,7 @@
 n snippets, D width of a stream's features, C classes (0 is *normal*).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,27 +71,18 @@ class DetectionModel:
             anomaly, classes = self.model.score_windows(*sampling.windows(features), *self.fixed)
         return sampling.restore(anomaly[0], count), None if classes is None else sampling.restore(classes, count)
 
+    def rows(self, chunks: Iterable[Sequence[np.ndarray]], live: bool = False) -> Iterator[np.ndarray]:
+        """Yield the rows (n, streams · D) that each chunk of frames completes, and the last ones by the tail rule.
 
-class FrameFeatures:
-    """The features of a model's streams, side by side, all from the same frames."""
-
-    def __init__(self, model: DetectionModel, live: bool = False):
-        """``live`` returns a row as soon as its frames are there, unless event images are normalised over blocks."""
-        options = model.options
-        by_block = options.event_scope == "block" and "event" in model.encoders
-        block = None if by_block else (1 if live else max(1, _BATCH // options.stride)) * options.stride
-        self.streams = [
-            SnippetEncoder(encoder, replace(options, stream=stream), block)
-            for stream, encoder in model.encoders.items()
-        ]
-
-    def add(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """Take frames (H, W, 3) uint8; return the rows that they complete, (rows, streams · D) float32."""
-        return np.concatenate([stream.add(frames)[0] for stream in self.streams], axis=1)
-
-    def finish(self) -> np.ndarray:
-        """Return the last rows by the tail rule."""
-        return np.concatenate([stream.finish()[0] for stream in self.streams], axis=1)
+        ``live`` yields a row as soon as its frames are there, unless event images are normalised over blocks.
+        """
+        stride, by_block = self.options.stride, self.options.event_scope == "block" and "event" in self.encoders
+        block = None if by_block else (1 if live else max(1, _BATCH // stride)) * stride
+        options = {stream: replace(self.options, stream=stream) for stream in self.encoders}
+        encoders = [SnippetEncoder(self.encoders[stream], options[stream], block) for stream in options]
+        for frames in chunks:
+            yield np.concatenate([encoder.add(frames)[0] for encoder in encoders], axis=1)
+        yield np.concatenate([encoder.finish()[0] for encoder in encoders], axis=1)
 
 
 def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, clip_name: str) -> dict[str, ClipWeights]:

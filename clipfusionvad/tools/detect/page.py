@@ -1,6 +1,5 @@
 """The results of detection: JSON, tables, a figure and a page for each video, and an index of a folder."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +14,7 @@ from matplotlib.patches import Patch
 
 from clipfusionvad.extraction.decode import VideoInfo
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import read_text, write_csv, write_json, write_text
+from clipfusionvad.io.files import read_json, write_csv, write_json, write_text
 from clipfusionvad.metrics.segments import Segment, Thresholds
 from clipfusionvad.report.page import clock, render
 from clipfusionvad.report.plots import save_figure
@@ -116,16 +115,18 @@ def write_detection(
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the content of a finished video's JSON file; None if it is missing, damaged or something else."""
     try:
-        content = json.loads(read_text(path, "detection"))
-    except (ValueError, RecursionError, UserError):
+        content = read_json(path, "detection")
+    except UserError:
         return None
-    if not isinstance(content, dict) or not {"settings", "snippets", "thresholds"} <= content.keys():
-        return None
-    # The index needs these.
-    video, numbers = content.get("video"), [content.get("max_score")]
-    numbers.append(video.get("seconds") if isinstance(video, dict) else None)
-    complete = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
-    complete = complete and isinstance(content.get("verdict"), str) and isinstance(content.get("segments"), list)
+    video = content.get("video")
+    numbers = [content.get("max_score"), video.get("seconds") if isinstance(video, dict) else None]
+    complete = (
+        {"settings", "snippets", "thresholds"} <= content.keys()
+        # The index needs these.
+        and isinstance(content.get("verdict"), str)
+        and isinstance(content.get("segments"), list)
+        and all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
+    )
     return content if complete else None
 
 

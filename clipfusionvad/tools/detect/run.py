@@ -22,12 +22,10 @@ from clipfusionvad.io.signals import stop_on_signals
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
-from clipfusionvad.tools.detect.model import DetectionModel, FrameFeatures
+from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
 from clipfusionvad.tools.detect.sources import StreamSource
 from clipfusionvad.tools.detect.stream import CHUNK, watch
-
-EXIT_SOME_FAILED = 1
 
 
 def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel]) -> int:
@@ -105,7 +103,7 @@ def _detect_videos(
         print(f"{failed} of {len(rows)} failed", file=sys.stderr)
     if failed < len(rows):
         print(f"results in {folder}: {'index.html, ' if index else ''}NAME.html, .png, .json, .csv for each video")
-    return EXIT_SOME_FAILED if failed else 0
+    return 1 if failed else 0
 
 
 def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> Detection:
@@ -114,25 +112,24 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> D
     ``UserError`` for a file without any frame.
     """
     infos: list[VideoInfo] = []
-    rows, count, broken = [], 0, ""
+    count, broken = 0, ""
 
     def canvases() -> Iterator[np.ndarray]:
-        nonlocal broken
+        nonlocal count, broken
         try:
-            yield from map(to_canvas, read_frames(path, infos.append))
+            for frame in read_frames(path, infos.append):
+                count, bar.total = count + 1, infos[0].frames
+                bar.update()
+                yield to_canvas(frame)
         except BrokenVideo as error:
             broken = str(error)
 
-    features, bar = FrameFeatures(model), tqdm(desc=path.name[:30], unit="frame", disable=None, leave=False)
-    with bar, contextlib.closing(prefetch(batched(canvases(), CHUNK))) as chunks:
-        for chunk in chunks:
-            count += len(chunk)
-            rows.append(features.add(chunk))
-            bar.total = infos[0].frames
-            bar.update(len(chunk))
+    with tqdm(desc=path.name[:30], unit="frame", disable=None, leave=False) as bar:
+        with contextlib.closing(prefetch(batched(canvases(), CHUNK))) as chunks:
+            rows = np.concatenate(list(model.rows(chunks)))
     if not count:
         raise UserError(broken)
-    anomaly, classes = model.score(np.concatenate([*rows, features.finish()]))
+    anomaly, classes = model.score(rows)
     if not np.isfinite(anomaly).all():
         raise UserError(f"the scores of {path} are not finite: do the weights fit this CLIP's features?")
     bounds = np.minimum(np.arange(len(anomaly) + 1) * model.frames_per_snippet, count)

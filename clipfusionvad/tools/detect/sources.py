@@ -25,7 +25,6 @@ from clipfusionvad.extraction.decode import (
 from clipfusionvad.io.errors import UserError
 
 Item = TypeVar("Item")
-STDIN = "-"
 # Seconds between two checks of a file that has not grown.
 _PAUSE = 0.1
 # Seconds between attempts to connect: twice as long each time, up to the longest.
@@ -51,7 +50,7 @@ class StreamSource:
     ):
         self.name, self.timeout, self.input_format, self.report = name, timeout, input_format, report
         self.stop = stop or threading.Event()
-        device = input_format is not None and name != STDIN and not Path(name).is_file()
+        device = input_format is not None and name != "-" and not Path(name).is_file()
         # A live source sets the pace: frames that are not read in time are lost.
         self.live = is_address(name) or device
         self._last_data, self._endless = time.monotonic(), True
@@ -61,10 +60,10 @@ class StreamSource:
 
         Damaged frames are left out. Raises ``UserError`` if there is no frame at all.
         """
-        stdin: Any = sys.stdin.buffer
         if self.live:
             yield from self._reconnecting(on_info)
-        elif self.name == STDIN:
+        elif self.name == "-":
+            stdin: Any = sys.stdin.buffer
             yield from self._decode(SimpleNamespace(read=stdin.read1), on_info)
         else:
             yield from self._decode(self._growing(Path(self.name)), on_info)

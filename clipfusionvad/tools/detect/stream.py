@@ -21,7 +21,7 @@ from clipfusionvad.extraction.decode import VideoInfo, batched
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, without_nan
 from clipfusionvad.metrics.segments import Alert, OnlineSegments, Thresholds
-from clipfusionvad.tools.detect.model import DetectionModel, FrameFeatures
+from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import DIGITS, name_of, short_clock
 from clipfusionvad.tools.detect.sources import StreamSource, keep_up
 
@@ -30,6 +30,8 @@ SCORES, ALERTS = "scores.jsonl", "alerts.jsonl"
 CHUNK = 16
 #: First frame of a snippet, and the one after its last.
 Span = tuple[int, int]
+#: Frames with the number of their chunk.
+Chunk = tuple[int, list[np.ndarray]]
 
 
 def watch(
@@ -39,9 +41,7 @@ def watch(
     infos: list[VideoInfo] = []
     length = model.frames_per_snippet
     size = length if length > 1 else CHUNK
-    chunks: Iterator[tuple[int, list[np.ndarray]]] = enumerate(
-        batched(map(to_canvas, source.frames(infos.append)), size)
-    )
+    chunks: Iterator[Chunk] = enumerate(batched(map(to_canvas, source.frames(infos.append)), size))
     chunks = keep_up(chunks, source.stop) if source.live else chunks
     first = next(chunks, None)
     if first is None:
@@ -56,18 +56,18 @@ def watch(
     print(f"results in {folder}: {SCORES}, {ALERTS}")
 
 
-def _rows(
-    chunks: Iterable[tuple[int, list[np.ndarray]]], model: DetectionModel, size: int
-) -> Iterator[tuple[np.ndarray, list[Span]]]:
+def _rows(chunks: Iterable[Chunk], model: DetectionModel, size: int) -> Iterator[tuple[np.ndarray, list[Span]]]:
     """Yield rows (n, D) and spans of the snippets that each chunk completes; chunk i starts with frame i · size."""
-    features, waiting = FrameFeatures(model, live=True), deque[Span]()
-    for number, frames in chunks:
-        end = number * size + len(frames)
-        starts = range(number * size, end, model.frames_per_snippet)
-        waiting.extend((start, min(start + model.frames_per_snippet, end)) for start in starts)
-        rows = features.add(frames)
+    waiting = deque[Span]()
+
+    def frames() -> Iterator[list[np.ndarray]]:
+        for number, chunk in chunks:
+            end, length = number * size + len(chunk), model.frames_per_snippet
+            waiting.extend((start, min(start + length, end)) for start in range(number * size, end, length))
+            yield chunk
+
+    for rows in model.rows(frames(), live=True):
         yield rows, [waiting.popleft() for _ in rows]
-    yield features.finish(), list(waiting)
 
 
 class WindowScores(NamedTuple):
