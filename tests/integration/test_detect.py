@@ -73,7 +73,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def slow_features(path, per_frame=False, crop=0):
+def slow_features(path, per_frame, crop):
     """One frame at a time: its crop, its embedding, then means of 16."""
     encoder = ImageEncoder(load_clip("toy", WIDTH), "cpu")
     rows = [encoder.encode(cut_windows(to_canvas(frame)[None], [crop])[:, 0])[0] for frame in read_frames(path)]
@@ -85,8 +85,9 @@ def test_scores_are_those_of_slowly_made_features(method, place, tmp_path, score
     skip_without_packages(method)
     model, video = write_model(tmp_path / "model.pt", method), place / "video.mp4"
     # A model without class texts does not know the CLIP of its features.
-    out = scored("out", *["--clip", "toy"] * (not model.needs_clip), model=tmp_path / "model.pt")
-    features = slow_features(video, per_frame=method == "anomalyclip")
+    flags = ["--crop", 6] if model.needs_clip else ["--clip", "toy"]
+    out = scored("out", *flags, model=tmp_path / "model.pt")
+    features = slow_features(video, method == "anomalyclip", 6 * model.needs_clip)
     if len(model.streams) > 1:
         options = ExtractOptions(stream="event", tail="ceil")
         events = SnippetEncoder(ImageEncoder(load_clip("toy", WIDTH), "cpu"), options)
@@ -109,12 +110,6 @@ def test_scores_are_those_of_slowly_made_features(method, place, tmp_path, score
     assert (out / "video.mp4").read_bytes() == video.read_bytes()
 
 
-def test_another_crop_is_read_as_asked(place, tmp_path, scored):
-    anomaly, _ = write_model(tmp_path / "model.pt", "vadclip").score_video(slow_features(place / "video.mp4", crop=6))
-    found = described(scored("out", "--crop", 6))
-    np.testing.assert_allclose(found["snippets"]["anomaly"], anomaly, atol=1e-4)
-
-
 @pytest.fixture(scope="module")
 def odd(place, tmp_path_factory):
     """What a folder of odd files gives, scored once."""
@@ -129,18 +124,15 @@ def odd(place, tmp_path_factory):
     (folder / "deep").mkdir()
     write_video(folder / "deep" / "short.mp4", 20)
     flags = ["--checkpoint", place / "vadclip.pt", "--device", "cpu", "--threshold", 0, "--low-threshold", 0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "draw_scores", lambda *args: None)
-        return out, detect([folder, *flags, "--output", out])
+    return out, detect([folder, *flags, "--output", out])
 
 
 def test_bad_files_cost_a_line_each_and_the_others_are_scored(odd):
     out, outcome = odd
     assert outcome.code == 1
-    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2 and "2 of 7 failed" in outcome.err and "Traceback" not in outcome.err
-    assert any("sound.mp4" in line and "no video stream" in line for line in errors)
-    assert any("text.mp4" in line for line in errors)
+    sound, text = sorted(line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert "2 of 7 failed" in outcome.err and "Traceback" not in outcome.err
+    assert "sound.mp4 has no video stream" in sound and "text.mp4" in text
     assert not (out / "sound.json").exists() and not (out / "text.html").exists()
     listed = {row["name"]: row for row in table(out / "index.csv")}
     assert listed.keys() == {"hevc", "rate", "short", "cut", "sound", "text", "deep/short"}
@@ -151,8 +143,8 @@ def test_bad_files_cost_a_line_each_and_the_others_are_scored(odd):
     found = described(out, "cut")
     read = found["video"]["frames_read"]
     assert 16 < read < 200 and len(found["snippets"]["anomaly"]) == -(-read // 16)
-    warnings = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1 and found["warning"] in warnings[0] and "cut.mp4" in found["warning"]
+    (warning,) = (line for line in outcome.err.splitlines() if line.startswith("warning: "))
+    assert found["warning"] in warning and "cut.mp4" in warning
     assert "breaks off" in (out / "cut.html").read_text()
 
 
