@@ -7,7 +7,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-
 
 # Reading, computing and writing: the part that is tested with the oldest packages.
 CORE := $(addprefix tests/unit/test_,$(addsuffix .py,decode detection frame_metrics lists losses npy options pack runs \
-	snippets truth)) tests/integration/test_scripts.py tests/integration/test_report_page.py
+	snippets truth)) tests/integration/test_scripts.py tests/integration/test_report.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo matrix test test-all fuzz torture lint coverage oldest audit clean

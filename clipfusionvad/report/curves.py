@@ -143,10 +143,3 @@ def video_error(anomaly: np.ndarray, positives: np.ndarray, frames: np.ndarray) 
     """Return the mean |score - truth| over one video's frames; NaN for a video without frames."""
     total = frames.sum()
     return float((positives * (1 - anomaly) + (frames - positives) * anomaly).sum() / total) if total else float("nan")
-
-
-def bucket_means(steps: np.ndarray, values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Average a long series over at most ``points`` equal stretches: their last steps (n,), their means (n, k)."""
-    starts = np.arange(0, len(steps), max(-(-len(steps) // points), 1))
-    counts = np.diff(starts, append=len(steps))
-    return steps[starts + counts - 1], np.add.reduceat(values, starts, axis=0) / counts[:, None]

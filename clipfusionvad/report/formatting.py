@@ -32,12 +32,18 @@ def to_markdown(table: Table, width: int | None = None) -> str:
     Given a ``width`` in characters, a wider table is split into several, each with the labels repeated.
     """
     lines = [[_clean(cell).replace("|", "\\|") for cell in line] for line in (table.header, *table.rows)]
-    parts = _split_columns(lines, table.labels, width) if width else [lines]
-    blocks = []
-    for number, part in enumerate(parts):
+    # The renderer pads a cell with 3 characters, and a header with 2 more.
+    widths = [max(len(head) + 2, *map(len, cells), 3) + 3 for head, *cells in zip(*lines, strict=True)]
+    labels, parts = range(table.labels), [list[int]()]
+    for column in range(table.labels, len(widths)):
+        if width and parts[-1] and 1 + sum(widths[i] for i in (*labels, *parts[-1], column)) > width:
+            parts.append([])
+        parts[-1].append(column)
+    blocks: list[str] = []
+    for part in parts:
         if table.title:
-            blocks.append(f"**{table.title}{' (continued)' if number else ''}**")
-        blocks.append(_tabulate(part, table.labels, "pipe"))
+            blocks.append(f"**{table.title}{' (continued)' if blocks else ''}**")
+        blocks.append(_tabulate([[line[i] for i in (*labels, *part)] for line in lines], table.labels, "pipe"))
     return "\n\n".join([*blocks, *([table.note] if table.note else [])]) + "\n"
 
 
@@ -61,27 +67,13 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in _clean(text))
 
 
-def _split_columns(lines: Sequence[Sequence[str]], labels: int, width: int) -> list[list[list[str]]]:
-    """Split the columns into parts that are at most ``width`` characters wide, where a single one allows it."""
-    # The renderer pads a cell with 3 characters, and a header with 2 more.
-    widths = [max(len(head) + 2, *map(len, cells), 3) + 3 for head, *cells in zip(*lines, strict=True)]
-    parts: list[list[int]] = [[]]
-    for column in range(labels, len(widths)):
-        if parts[-1] and 1 + sum(widths[:labels]) + sum(widths[i] for i in (*parts[-1], column)) > width:
-            parts.append([])
-        parts[-1].append(column)
-    return [[[line[i] for i in (*range(labels), *part)] for line in lines] for part in parts]
-
-
 def _tabulate(lines: Sequence[Sequence[str]], labels: int, form: str) -> str:
     from tabulate import tabulate
 
-    align = ["left" if column < labels else "right" for column in range(len(lines[0]))]
+    header, *rows = lines
+    align = ["left"] * labels + ["right"] * (len(header) - labels) if rows else None
     # Numbers are formatted already, and the indent of a label has a meaning.
-    text: str = tabulate(
-        lines[1:], lines[0], form, disable_numparse=True, preserve_whitespace=True,
-        colalign=align if len(lines) > 1 else None,
-    )  # fmt: skip
+    text: str = tabulate(rows, header, form, disable_numparse=True, preserve_whitespace=True, colalign=align)
     return text
 
 

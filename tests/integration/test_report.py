@@ -1,30 +1,26 @@
-"""The printed table and the pictures."""
+"""The printed table, the pictures, and the page of a run: what is in it, and that nothing in it is taken for code."""
 
+import base64
+import json
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from small_report import HOSTILE, OPTIONS, made_test, write_test, write_training
+from tiny import quietly, strings
 
-from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.truth import Truth
+from clipfusionvad.__main__ import main
 from clipfusionvad.datasets import DATASETS, UCF
-from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate
-from clipfusionvad.engine.loggers import RunLog
+from clipfusionvad.engine.evaluator import VideoDataset, evaluate
 from clipfusionvad.models import method_names
+from clipfusionvad.report.page import SCALE, render, report_page, write_report
 from clipfusionvad.report.plots import draw_score_curves, draw_training
+from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES, read_run
+from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
 
-
-@pytest.fixture
-def judged(tmp_path):
-    rng = np.random.default_rng(0)
-    labels = [*UCF.labels[1:], "Abuse", "Normal", "Normal", "Normal"]
-    entries = [Entry(tmp_path / f"v{i}__5.npy", label, i + 2) for i, label in enumerate(labels)]
-    scores = [VideoScores(rng.random((2, 8)), rng.dirichlet(np.ones(14), 8).astype(np.float32)) for _ in labels]
-    truth = [np.repeat(np.arange(8) == 3, 16).astype(np.uint8) * (label != "Normal") for label in labels]
-    segments = [[(0, 128)] if label == "Normal" else [(48, 64)] for label in labels]
-    names = [["A"] if label == "Normal" else [label] for label in labels]
-    return scores, VideoDataset(entries, UCF, 4, Truth(truth, segments, names))
+# The printed table and the pictures.
 
 
 def cells(table):
@@ -33,8 +29,8 @@ def cells(table):
     return {title: values for title, *values in rows}
 
 
-def test_the_table_holds_the_metrics_in_percent_and_the_papers_beside_them(judged):
-    metrics = evaluate(*judged)
+def test_the_table_holds_the_metrics_in_percent_and_the_papers_beside_them():
+    metrics = evaluate(*made_test())
     table = cells(metrics_table({"last": metrics, "best": metrics}, {"auc1": 0.8677, "map@0.3": 6.4}))
     assert table["percent"] == ["last", "best", "paper"]
     assert table["AUC, coarse branch"] == [f"{100 * metrics['auc1']:.2f}"] * 2 + ["86.77"]
@@ -45,12 +41,8 @@ def test_the_table_holds_the_metrics_in_percent_and_the_papers_beside_them(judge
 
 def test_a_metric_that_is_undefined_is_a_dash_and_a_method_without_classes_has_no_map():
     table = cells(metrics_table({"here": {"auc1": 0.5, "ap1": float("nan"), "ano_auc1": None}}, {}))
-    assert table == {
-        "percent": ["here"],
-        "AUC, coarse branch": ["50.00"],
-        "AP, coarse branch": ["-"],
-        "Ano-AUC, coarse branch": ["-"],
-    }
+    shown = {"AUC, coarse branch": ["50.00"], "AP, coarse branch": ["-"], "Ano-AUC, coarse branch": ["-"]}
+    assert table == {"percent": ["here"]} | shown
 
 
 def test_published_figures_are_of_known_methods_and_in_range():
@@ -68,26 +60,227 @@ def png_size(path):
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
-@pytest.mark.parametrize("videos", [1, 2, 17])
-def test_score_curves_of_few_and_many_videos(judged, videos, tmp_path):
-    scores, all_videos = judged
-    truth = all_videos.truth
-    part = VideoDataset(
-        all_videos.entries[-videos:],
-        UCF,
-        4,
-        Truth(truth.frames[-videos:], truth.segments[-videos:], truth.labels[-videos:]),
-    )
-    draw_score_curves(tmp_path / "scores.png", scores[-videos:], part)
-    width, height = png_size(tmp_path / "scores.png")
-    assert width > 1000 and (height > 800) == (videos > 6)
-
-
-def test_training_curves(judged, tmp_path):
-    log = RunLog(tmp_path)
-    for step in (1, 2):
-        log.log_step(step, 0, {"coarse": 0.5, "fine": 0.2}, lr=1e-3)
-        log.log_evaluation({"step": step, "epoch": 0, "improved": False, "metrics": evaluate(*judged)})
-    log.close()
+def test_pictures_of_few_and_many_videos_and_of_a_training(tmp_path):
+    for count in (1, 2, 17):
+        scores, videos = made_test(count)
+        draw_score_curves(tmp_path / "scores.png", scores, VideoDataset(videos.entries, UCF, 4, videos.truth))
+        width, height = png_size(tmp_path / "scores.png")
+        assert width > 1000 and (height > 800) == (count > 6)
+    write_training(tmp_path)
     draw_training(tmp_path / "training.png", tmp_path)
     assert png_size(tmp_path / "training.png")[0] > 1000
+
+
+# Pages.
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements with their attributes, scripts, and its words."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.scripts, self.styles, self._words, self._inside = [], [], [], [], (None, {})
+        self.feed(text)
+        self.close()
+        self.words = " ".join(" ".join(self._words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = (tag, dict(attributes))
+        self.elements.append(self._inside)
+
+    def handle_endtag(self, tag):
+        self._inside = (None, {})
+
+    def handle_data(self, data):
+        tag, attributes = self._inside
+        if tag == "script":
+            self.scripts.append((attributes, data))
+        else:
+            (self.styles if tag == "style" else self._words).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def data(self, name):
+        return json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == name))
+
+
+def detection(**changed):
+    values = {
+        "title": HOSTILE,
+        "video": "a b/#1 100%?.mp4",
+        "fps": 30.0,
+        "seconds": [0.27, 0.8, 1.33],
+        "anomaly": [0.1, 0.9, float("nan")],
+        "classes": {"normal": [0.5, 0.2, 0.3], "</script>" + HOSTILE: [0.5, 0.8, 0.7]},
+        "segments": [{"start": 0.5, "end": 1.1, "label": "</script>" + HOSTILE, "confidence": 0.9}],
+        "threshold": 0.5,
+    }
+    return render("detection.html.j2", **values | changed)
+
+
+def index(name=HOSTILE):
+    row = {"name": name, "page": "a b#.html", "verdict": HOSTILE, "max_score": 0.5, "segments": 1, "seconds": 3725.04}
+    failed = dict.fromkeys(row) | {"name": "broken", "verdict": "no"}
+    return render("index.html.j2", title=HOSTILE, rows=[row, failed])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The page of a test into the folder of a training run, and its metrics."""
+    folder = tmp_path_factory.mktemp("report")
+    write_training(folder)
+    metrics = write_test(folder)
+    return write_report(folder).read_text(encoding="utf-8"), metrics
+
+
+@pytest.mark.parametrize(("name", "largest"), [("report", 250_000), ("detection", 50_000), ("index", 50_000)])
+def test_pages_are_small_need_nothing_else_and_take_no_name_for_code(name, largest, report):
+    text = {"report": lambda: report[0], "detection": detection, "index": index}[name]()
+    found = Page(text)
+    assert len(text) < largest
+    assert not found.all("img") and HOSTILE.split('"')[0] in found.words
+    assert not any(key.startswith("on") for _, attributes in found.elements for key in attributes)
+    places = [value for _, attributes in found.elements for name in ("src", "href") if (value := attributes.get(name))]
+    assert all(re.match(r"#|data:,$|a%20b", place) for place in places), places
+    (own,) = (text for attributes, text in found.scripts if "type" not in attributes)
+    assert not re.search(r"https?:|fetch\(|XMLHttp|import\(|alert", own)
+    assert not any("@import" in text or "url(" in text for text in found.styles)
+
+
+def test_report_holds_the_numbers_beside_the_papers(report):
+    words, metrics = Page(report[0]).words, report[1]
+    assert f"AUC, coarse branch {100 * metrics['auc1']:.2f} 88.02" in words
+    assert f"AUC, coarse branch {100 * metrics['auc1']:.2f} paper 88.02" in words
+    assert f"as released {' '.join(f'{value:.2f}' for value in metrics['map_released'].values())}" in words
+    assert "paper 11.72 7.83 6.40 4.53 2.93 6.68" in words
+    judged = {label: values for label, values in metrics["per_class"].items() if "video_auc" in values}
+    assert len(judged) == 4
+    for label, values in judged.items():
+        assert f"{label} {100 * values['video_auc']:.2f} {100 * values['video_ap']:.2f}" in words
+
+
+def test_report_holds_every_video_with_its_curve_truth_and_error(report):
+    scores, videos = made_test()
+    found = Page(report[0])
+    data = found.data("scores")
+    assert sum("data-index" in element for element in found.all("tbody")) == len(scores)
+    errors = [element["data-value"] for element in found.all("td") if element.get("data-name") == "error"]
+    shown = zip(scores, data["curves"], videos.truth.frames, data["spans"], errors, strict=True)
+    for video, packed, truth, spans, error in shown:
+        curve = np.frombuffer(base64.b64decode(packed), "<u2").reshape(2, -1) / data["scale"]
+        assert np.abs(curve - video.anomaly).max() <= 0.5 / SCALE + 1e-7
+        abnormal = np.zeros(len(truth), int)
+        for begin, end, label in spans:
+            abnormal[round(begin * UCF.fps) : round(end * UCF.fps)] = 1
+            assert label
+        assert (abnormal == truth).all()
+        snippet = np.minimum(np.arange(len(truth)) // 16, video.anomaly.shape[1] - 1)
+        assert float(error) == pytest.approx(np.abs(video.anomaly[0][snippet] - truth).mean(), abs=1e-5)
+
+
+def test_report_shows_charts_in_the_colours_of_the_page_options_and_environment(report):
+    found = Page(report[0])
+    training = ["Training loss", "Learning rate", "Evaluations", "Detection mAP, average"]
+    assert [element["aria-label"] for element in found.all("svg")] == ["ROC", "Precision and recall", *training]
+    assert OPTIONS["model_path"] in found.words and "vadclip on UCF-Crime" in found.words and "numpy" in found.words
+    charts = re.findall(r"<svg class=.*?</svg>", report[0], re.DOTALL)
+    for chart in charts:
+        assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) <= {"#000000"} and "var(--text)" in chart
+    hints = [re.findall(r"<title>(.*?)</title>", chart) for chart in charts]
+    assert re.fullmatch(r"coarse: threshold \S+, false positive rate \S+, true positive rate \S+", hints[0][3])
+    assert "AUC coarse, step 300, AUC, AP 0.65" in hints[4] and len(hints[2]) == 80
+    # Each row of the confusion is a class that occurs, its own column marked.
+    own = [cell["title"].split(":")[0] for cell in found.all("td") if cell.get("class") == "correct"]
+    occurring = {label for label in UCF.labels if any(label in labels for labels in made_test()[1].truth.labels)}
+    assert own == [f"{name} predicted as {name}" for name in UCF.labels if name in occurring | {UCF.labels[0]}]
+
+
+def test_long_series_are_shown_as_means_over_stretches(tmp_path):
+    write_training(tmp_path, steps=1601)
+    chart = re.findall(r"<svg class=.*?</svg>", report_page(read_run(tmp_path)), re.DOTALL)[0]
+    rows = np.genfromtxt(tmp_path / "losses.csv", delimiter=",", names=True)
+    assert f"coarse, step 4, loss {rows['coarse'][:4].mean():.4g}" in re.findall(r"<title>(.*?)</title>", chart)
+
+
+def test_report_without_classes_without_truth_and_of_an_interrupted_run(tmp_path):
+    plain, unjudged, broken = (tmp_path / name for name in ("plain", "unjudged", "broken"))
+    write_test(plain, *made_test(classes=False), options=OPTIONS | {"demo": True})
+    text = report_page(read_run(plain))
+    words = Page(text).words
+    assert 'id="detection"' not in text and "88.02" not in words and "made-up data" in words
+    assert len(re.findall(r"<th><span>", text)) == 2
+    scores, videos = made_test(truth=False)
+    save_scores(unjudged / TEST_SCORES, scores, videos, OPTIONS)
+    text = report_page(read_run(unjudged))
+    assert len(re.findall("data-index=", text)) == len(scores)
+    assert 'data-name="error"' not in text and 'id="ranking"' not in text and 'id="classes"' not in text
+    outcome = quietly(main, strings(["report", unjudged, "--formats", "png"]))
+    assert outcome.code == 2 and "truth" in outcome.err
+    write_training(broken)
+    (broken / "metrics.csv").write_text("")
+    text = report_page(read_run(broken))
+    assert "Training loss" in text and "not tested yet" in text and "ucf_train.py &#39;a b&#39;" in text
+
+
+def test_results_are_those_of_the_later_test(tmp_path):
+    write_training(tmp_path)
+    scores, videos = made_test(4)
+    save_scores(tmp_path / RUN_SCORES, scores, videos, OPTIONS)
+    (tmp_path / "metrics.json").write_text('{"last": {"auc1": 0.1}, "best": {"auc1": 0.2}}')
+    assert list(read_run(tmp_path).results) == ["last", "best"]
+    write_test(tmp_path)
+    run = read_run(tmp_path)
+    assert list(run.results) == ["test"] and len(run.tested.scores) == 8
+    save_scores(tmp_path / RUN_SCORES, scores, videos, OPTIONS)
+    assert len(read_run(tmp_path).tested.scores) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "no such folder"),
+        ({}, "neither a run"),
+        ({"options.yaml": ": ["}, "not readable YAML"),
+        ({"options.yaml": "- 1"}, "option: value"),
+        ({"options.yaml": "seed: 1", "metrics.json": "{"}, "not readable JSON"),
+        ({"options.yaml": "seed: 1", "environment.json": "3"}, "names and values"),
+        ({"options.yaml": "seed: 1", "losses.csv": "a,b\n1,2\n"}, "log of a run"),
+        ({"test_scores.npz": "x"}, "not readable"),
+    ],
+)
+def test_bad_folders_are_one_clear_line(tmp_path, files, said):
+    folder = tmp_path / "run"
+    if files is not None:
+        folder.mkdir()
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text)
+    outcome = quietly(main, strings(["report", folder]))
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+    assert not (folder / "report.html").exists()
+
+
+def test_command_writes_page_and_figures(tmp_path):
+    write_test(tmp_path / "test")
+    argv = ["report", tmp_path / "test", "--output", tmp_path / "page.html", "--formats", "png", "pdf"]
+    outcome = quietly(main, strings(argv, ["--videos", "v1.a__#1_Normal", HOSTILE]))
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "page.html").is_file() and not (tmp_path / "test/report.html").exists()
+    for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        for name in ("roc", "precision_recall", "confusion", "curves"):
+            path = tmp_path / "figures" / f"{name}.{suffix}"
+            assert path.read_bytes().startswith(magic) and str(path) in outcome.out
+    outcome = quietly(main, strings(argv, ["--videos", "v1.a__#1_Norma"]))
+    assert outcome.code == 2 and "did you mean 'v1.a__#1_Normal'" in outcome.err
+
+
+def test_detection_page_and_index_hold_what_they_are_given():
+    found = Page(detection())
+    data = found.data("detection")
+    assert data["curves"][0]["values"] == [0.1, 0.9, None] and data["duration"] == 1.33
+    assert found.all("video")[0]["src"] == "a%20b/%231%20100%25%3F.mp4"
+    assert "0:00.5" in found.words and "1 anomalous segment" in found.words
+    without = detection(video=None, segments=[], classes={}, seconds=[], anomaly=[], duration=2.0, facts={"x": HOSTILE})
+    assert not Page(without).all("video") and "nothing anomalous" in without
+    # A name of bytes that are not text can be shown.
+    assert "v?.mp4" in index("v\udcff.mp4") and "1:02:05.0" in index()

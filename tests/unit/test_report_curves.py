@@ -106,17 +106,6 @@ def test_video_error_is_a_mean_over_frames():
     assert np.isnan(curves.video_error(np.ones(2), np.zeros(2), np.zeros(2)))
 
 
-@given(st.integers(1, 500), st.integers(1, 50))
-def test_bucket_means(count, points):
-    steps, values = np.arange(1, count + 1), np.random.default_rng(count).random((count, 2))
-    last, means = curves.bucket_means(steps, values, points)
-    size = -(-count // points)
-    assert len(last) <= points and last[-1] == count
-    for end, mean in zip(last, means, strict=True):
-        start = (end - 1) // size * size
-        assert np.allclose(mean, values[start:end].mean(axis=0))
-
-
 @pytest.mark.parametrize("classes", [True, False])
 @pytest.mark.parametrize("truth", [True, False])
 def test_scores_come_back(tmp_path, classes, truth):
