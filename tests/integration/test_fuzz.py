@@ -1,17 +1,21 @@
-"""The short version of ``make fuzz``: kinds that need no process of their own, and that failures are noticed."""
+"""The short version of ``make fuzz``: some cases of every target, and that failures are noticed."""
 
-import signal
+import contextlib
+import random
+from unittest import mock
 
 import pytest
-from fuzz.case import OUTCOMES, REFUSED, RIGHT, Failure, read_or_refuse
-from fuzz.run import KINDS, Kind, counts_of, run_case, table_text
+from fuzz.mutate import READ, mutate
+from fuzz.run import FAILED, report, run_case
 from fuzz.seeds import make_seeds
+from fuzz.targets import TARGETS
 
 from clipfusionvad.io.errors import UserError
 
-SHORT = 600
-# Each of their cases takes a tenth of a second or more.
-SLOW = {"clips", "resumed", "commands", "extractions", "runs", "contents", "released"}
+# Their cases take a tenth of a second or more.
+SLOW = {"clips", "resumed", "commands", "models"}
+FILES = ["shop.yaml", "detection.json", "extracted/manifest.jsonl", "data/ucf/truth.csv", "annotations/xd.txt"]
+FILES += ["data/ucf/gt.npy", "runs/test/test_scores.npz", "models/iefvad.safetensors", "models/vadclip.pth"]
 
 
 @pytest.fixture(scope="module")
@@ -21,62 +25,40 @@ def seeds(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def own_alarm():
-    """What else uses the alarm has it back."""
-    before = signal.getsignal(signal.SIGALRM)
-    yield
-    signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARGETS)
 def test_every_case_ends_well(kind, seeds, tmp_path):
-    count = 6 if kind in SLOW else counts_of(SHORT, list(KINDS))[kind]
-    outcomes = [run_case(kind, number, 0, seeds, tmp_path / "work") for number in range(count)]
-    bad = [
-        f"--seed 0 --kind {kind} --case {n}: {why}" for n, (found, why) in enumerate(outcomes) if found not in OUTCOMES
-    ]
-    assert not bad, "\n".join(bad)
+    count = 12 if kind in SLOW else TARGETS[kind][1]
+    failures, _ = report({kind: [run_case(kind, number, 0, seeds, tmp_path / "work") for number in range(count)]}, 0)
+    assert not failures, "\n".join(failures)
 
 
-def test_failures_are_noticed(monkeypatch, tmp_path):
-    def crash(case):
-        raise KeyError("x")
-
-    def hang(case):
+def test_failures_are_noticed_and_refusals_are_one_line(monkeypatch, tmp_path):
+    def hangs(case):
         while True:
             pass
 
     monkeypatch.setattr("fuzz.run.SECONDS", 0.2)
-    for run, says in ((crash, "KeyError"), (hang, "hangs"), (lambda case: "fine", "no outcome")):
-        monkeypatch.setitem(KINDS, "made", Kind("made", 1, run))
+    refusal = UserError("two\nlines")
+    cases = [(hangs, FAILED, "hangs"), (mock.Mock(side_effect=KeyError("x")), FAILED, "KeyError: 'x'")]
+    cases += [(mock.Mock(return_value="fine"), FAILED, "no outcome: 'fine'")]
+    cases += [(mock.Mock(side_effect=refusal), "refused", ""), (mock.Mock(return_value="right"), "right", "")]
+    for run, expected, says in cases:
+        monkeypatch.setitem(TARGETS, "made", (run, 1))
         outcome, why = run_case("made", 0, 0, tmp_path, tmp_path / "work")
-        assert outcome == "failed" and says in why
+        assert outcome == expected and says in why
+    found = {"features": [("right", ""), ("refused", "")], "videos": [("right", ""), (FAILED, "why")]}
+    failures, table = report(found, 7)
+    assert failures == ["--seed 7 --kind videos --case 1: why"]
+    assert table.splitlines()[-1].split() == ["all", "4", "2", "1", "0", "1"]
 
 
-def test_a_reader_is_right_or_refuses():
-    def refuse():
-        raise UserError("two\nlines")
-
-    assert read_or_refuse(refuse, lambda found: None) == REFUSED
-    assert read_or_refuse(lambda: 3, lambda found: None) == RIGHT
-    with pytest.raises(Failure):
-        read_or_refuse(lambda: 3, lambda found: (_ for _ in ()).throw(Failure("wrong")))
-
-
-def test_a_case_is_the_same_every_time(seeds, tmp_path):
-    for number in range(8):
-        found = []
-        for name in ("a", "b"):
-            run_case("features", number, 5, seeds, tmp_path / name)
-            found.append((tmp_path / name / "a__0.npy").read_bytes())
-        assert found[0] == found[1]
-
-
-def test_table_counts_all():
-    from collections import Counter
-
-    text = table_text({"features": Counter(right=2, refused=3), "videos": Counter(failed=1)})
-    assert text.splitlines()[-1].split() == ["all", "6", "2", "3", "0", "1"]
-    assert sum(counts_of(20_600, list(KINDS)).values()) >= 20_000
+@pytest.mark.parametrize("path", FILES)
+def test_mutations_are_reproducible_and_reach_the_values_of_a_format(path, seeds):
+    path, values = seeds / path, 0
+    mutated = [mutate(path, random.Random(number)) for number in range(20)]
+    assert mutated[:3] == [mutate(path, random.Random(number)) for number in range(3)]
+    for content in mutated:
+        with contextlib.suppress(Exception):
+            values += content != path.read_bytes() and READ[path.suffix](content) is not None
+    assert values > 2
