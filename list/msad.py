@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-# Works from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
 from clipfusionvad.cli.lists import main
 

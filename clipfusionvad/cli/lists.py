@@ -4,7 +4,7 @@ from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import run_main
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
-from clipfusionvad.tools.lists.build import ListsConfig, build_lists
+from clipfusionvad.tools.lists import ListsConfig, build_lists
 
 
 def main(argv: list[str]) -> int:

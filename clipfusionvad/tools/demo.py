@@ -17,7 +17,7 @@ from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.files import write_array, write_text
 from clipfusionvad.io.option import CONFIGS, read_config
-from clipfusionvad.tools.lists.build import ListsConfig, build_lists
+from clipfusionvad.tools.lists import ListsConfig, build_lists
 
 if TYPE_CHECKING:
     from clipfusionvad.models import Method

@@ -13,7 +13,7 @@ from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, MSAD, SHANGHAITECH, XD
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.demo import demo_folder, make_demo
-from clipfusionvad.tools.lists.videos import Video, split_videos
+from clipfusionvad.tools.lists import Video, split_videos
 
 CROPS = (0, 5)
 # A test video as released, one in two pieces, a normal one, and training videos.

@@ -17,7 +17,7 @@ from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
-from clipfusionvad.tools.lists.videos import read_split
+from clipfusionvad.tools.lists import read_split
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SHARED_DIR") or ROOT.parent / "shared")

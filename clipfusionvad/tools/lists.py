@@ -1,0 +1,345 @@
+"""Build a dataset's lists and ground truth from a folder of features and the official annotation files."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotations, video_key, write_annotations_csv
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
+from clipfusionvad.data.features import NotOneCrop, read_shape
+from clipfusionvad.data.lists import Entry, split_crop, write_list
+from clipfusionvad.data.truth import frames_from_segments
+from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
+from clipfusionvad.io.errors import UserError, warn
+from clipfusionvad.io.files import read_csv, read_text, walk_files, write_array
+from clipfusionvad.io.option import Option, size
+
+Annotations = dict[str, Annotation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListsConfig:
+    """What lists are built from, and how."""
+
+    features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
+    output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
+    annotations: Annotated[
+        tuple[str, ...], Option("official annotation files, one or two", metavar="FILE", nonempty=True)
+    ] = ()
+    split: Annotated[
+        tuple[str, ...],
+        Option(
+            "names of the test videos, or of the training videos if the file's name contains 'train' "
+            "(default: the annotated videos are the test set)",
+            metavar="FILE",
+            nonempty=True,
+        ),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Option("files to leave out, by name or path", metavar="GLOB", nonempty=True)
+    ] = ()
+    test_crop: Annotated[int | None, Option("crop used for test videos (default: the dataset's)", metavar="K")] = None
+    protocol: Annotated[
+        str,
+        Option(
+            "clean: correct videos on the wrong side in the released lists; paper: as released",
+            choices=("clean", "paper"),
+        ),
+    ] = "clean"
+    single_label: Annotated[bool, Option("leave out videos of several classes")] = False
+    truth: Annotated[
+        bool,
+        Option(
+            "no: write only lists, for test videos without annotation; test with --gt-path none judges whole videos"
+        ),
+    ] = True
+    frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
+
+
+@dataclass
+class Video:
+    """One video's feature files: ``crops`` maps the crop number (None: no suffix) to (path, snippets)."""
+
+    name: str
+    label: str
+    #: "train" or "test" if the name of a folder contains it.
+    folder_split: str | None = None
+    crops: dict[int | None, tuple[Path, int]] = field(default_factory=dict)
+
+
+def build_lists(dataset: Dataset, config: ListsConfig) -> str:
+    """Write training list, test list and ground truth of a dataset; return a table of what was written.
+
+    Files, order and arrays are those that the dataset's original projects released, fitted to these features.
+    ``protocol`` "clean" corrects videos that the released lists have on the wrong side, and joins videos that the
+    annotation has in pieces. Nothing is written unless everything has been checked (``UserError``).
+    """
+    notes: list[str] = []
+    clean = config.protocol == "clean"
+    for_frames, for_classes = _read_annotation_files(config.annotations, dataset)
+    if clean:
+        for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
+    videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
+    for video in videos.values() if clean else ():
+        if (whole := dataset.whole_of(video.name)) != video.name:
+            raise UserError(
+                f"{_first_file(video)}: {video.name} is a piece of {whole}, but annotations are in frames of the whole "
+                f"video: give features of that, or --exclude the pieces"
+            )
+    _note_missing(for_classes, videos, "annotated videos", notes)
+    train, test = split_videos(videos, for_classes, dataset, config.split, clean, config.single_label, notes)
+
+    train_rows = [
+        (path, video.label)
+        for video in train
+        for _, (path, _) in sorted(video.crops.items(), key=lambda item: -1 if item[0] is None else item[0])
+    ]
+    test_rows, frames, keyed = [], [], []
+    for video in test:
+        path, snippets = _choose_crop(video, dataset.test_crop if config.test_crop is None else config.test_crop)
+        test_rows.append((path, video.label))
+        if config.truth:
+            _check_annotation(video, (for_frames, for_classes), dataset)
+            length = config.frames_per_snippet * snippets
+            timed, item = (read.get(video.name, Annotation(video.name)) for read in (for_frames, for_classes))
+            frames.append(frames_from_segments(timed.segments, length))
+            keyed.append(replace(item, frames=item.frames or length, label=video.label))
+    pairs = list(zip(frames, keyed, strict=True))
+    counts = [int((frames_from_segments(item.segments, len(truth)) != truth).sum()) for truth, item in pairs]
+    if any(counts):
+        notes.append(
+            f"the annotation files disagree in {sum(counts)} frames of {sum(map(bool, counts))} videos: "
+            f"{dataset.truth_files['frames']} follows the one without classes, "
+            f"{dataset.list_files['truth']} the one with classes"
+        )
+
+    base = Path(os.path.realpath(config.output))
+    for side, rows in (("train", train_rows), ("test", test_rows)):
+        # Paths are relative if lists and features are neighbours, which can move together.
+        paths = [Path(os.path.relpath(path, base)) if path.is_relative_to(base.parent) else path for path, _ in rows]
+        entries = [Entry(path, label, row) for row, (path, (_, label)) in enumerate(zip(paths, rows, strict=True), 2)]
+        if entries:
+            write_list(base / dataset.list_files[side], entries)
+    if not train:
+        notes.append(f"no training videos: {dataset.list_files['train']} not written")
+    if not test:
+        notes.append("no test videos: test list and ground truth not written")
+    if keyed:
+        write_annotations_csv(base / dataset.list_files["truth"], keyed)
+        write_array(base / dataset.truth_files["frames"], np.concatenate(frames).astype(np.float32))
+        # As released: arrays of objects, in which bounds are text for annotated videos and numbers for normal ones.
+        segments, labels = np.empty((2, len(keyed)), dtype=object)
+        for index, (truth, item) in enumerate(pairs):
+            texts = [[str(start), str(end)] for start, end in item.segments]
+            segments[index] = texts if texts else [[0, len(truth)]]
+            labels[index] = item.labels or [NORMAL_IN_TRUTH]
+        write_array(base / dataset.truth_files["segments"], segments)
+        write_array(base / dataset.truth_files["labels"], labels)
+    for note in notes:
+        warn(note)
+    return f"{_table(dataset, train, test, len(train_rows), frames)}\nwritten to {config.output}"
+
+
+def _read_annotation_files(paths: Sequence[str], dataset: Dataset) -> tuple[Annotations, Annotations]:
+    """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
+    if len(paths) > 2:
+        raise UserError(f"{len(paths)} annotation files given; at most two can be used")
+    read = [read_annotations(path, dataset) for path in paths] or [{}]
+    if len(read) == 1:
+        return read[0], read[0]
+    # The file for frame truth names no class in any line.
+    read.sort(key=_names_classes)
+    if _names_classes(read[0]) == _names_classes(read[1]):
+        raise UserError(
+            f"of two annotation files one must name the class of each interval and one must not: "
+            f"{paths[0]} and {paths[1]} are of the same kind"
+        )
+    return read[0], read[1]
+
+
+def _names_classes(annotations: Annotations) -> bool:
+    return any(item.label is not None for item in annotations.values())
+
+
+def _first_file(video: Video) -> Path:
+    return next(iter(video.crops.values()))[0]
+
+
+def _choose_crop(video: Video, crop: int) -> tuple[Path, int]:
+    for wanted in (crop, None):
+        if wanted in video.crops:
+            return video.crops[wanted]
+    present = ", ".join(sorted(map(str, video.crops)))
+    raise UserError(f"test video {video.name} has no crop {crop}, only {present}; see --test-crop")
+
+
+def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset: Dataset) -> None:
+    normal = dataset.is_normal(video.label)
+    for source in annotations:
+        item = source.get(video.name)
+        if normal and item and item.segments:
+            raise UserError(f"test video {video.name} is {video.label}, but its annotation has intervals")
+        if not normal and item is None:
+            raise UserError(
+                f"test video {video.name} is {video.label}, but no annotation says when ({_first_file(video)}); give "
+                f"one with --annotations, or --no-truth to judge only whole videos"
+            )
+
+
+def _table(dataset: Dataset, train: list[Video], test: list[Video], rows: int, frames: list[np.ndarray]) -> str:
+    """Render the number of videos of each class, of rows and of abnormal frames."""
+    import pandas as pd  # here: the command's --help does not need it
+
+    counts = [Counter(code for video in part for code in dataset.codes(video.label)) for part in (train, test)]
+    table = {label: [count[label] for count in counts] for label in dataset.labels if any(c[label] for c in counts)}
+    table |= {"videos": [len(train), len(test)], "rows": [rows, len(test)]}
+    frame = pd.DataFrame.from_dict(table, orient="index", columns=["train", "test"])
+    text = frame.rename_axis(columns=dataset.title).to_string()
+    if frames:
+        total, abnormal = sum(map(len, frames)), sum(int(truth.sum()) for truth in frames)
+        text += f"\ntest frames: {total}, {100 * abnormal / total:.3f} % abnormal"
+    return text
+
+
+def _find_videos(
+    folder: str | Path, dataset: Dataset, annotations: Annotations, exclude: Sequence[str], notes: list[str]
+) -> dict[str, Video]:
+    """Return the videos below a folder by name, with label and crops; ``notes`` gets what is skipped."""
+    if not os.path.isdir(folder):
+        raise UserError(f"feature folder not found: {folder}")
+    # Links above the folder are resolved, but the folder keeps its name, so that lists stay portable.
+    named = Path(os.path.abspath(folder))
+    root = named.parent.resolve() / named.name
+    videos: dict[str, Video] = {}
+    excluded, skipped = 0, []
+    for path in walk_files(root, ".npy"):
+        inside = path.relative_to(root)
+        if any(fnmatchcase(path.name, glob) or fnmatchcase(inside.as_posix(), glob) for glob in exclude):
+            excluded += 1
+            continue
+        try:
+            snippets, _ = read_shape(path)
+        except NotOneCrop:
+            skipped.append(path)
+            continue
+        name, crop = split_crop(path.stem)
+        label = dataset.label_of(name, path.parent.name) or annotations.get(name, Annotation(name)).label
+        if label is None:
+            raise UserError(
+                f"{path}: neither its name, its folder nor an annotation gives the class of {name}; "
+                f"classes of {dataset.title}: {', '.join(dataset.labels)} (--exclude leaves files out)"
+            )
+        video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1], dataset)))
+        if crop in video.crops:
+            raise UserError(_same_crop(video.crops[crop][0], path, name))
+        video.crops[crop] = (path, snippets)
+    if excluded:
+        notes.append(f"{excluded} files left out by --exclude")
+    if skipped:
+        notes.append(f"{len(skipped)} files skipped that are not (snippets, dim), the first is {skipped[0]}")
+    if not videos:
+        raise UserError(f"no feature files (.npy, one per crop, of shape (snippets, dim)) below {folder}")
+    return videos
+
+
+def _same_crop(first: Path, second: Path, name: str) -> str:
+    index = next(index for index, (a, b) in enumerate(zip(first.parts, second.parts, strict=False)) if a != b)
+    return (
+        f"{first} and {second} are the same crop of {name}: if {first.parts[index]} and {second.parts[index]} are two "
+        f"streams of features, give one of them (--features {Path(*second.parts[: index + 1])}); else --exclude one"
+    )
+
+
+def _split_of(folders: Sequence[str], dataset: Dataset) -> str | None:
+    """Return the split in the folder names, the innermost first; a class such as "Protest" does not count."""
+    labels = {label.lower() for label in dataset.labels}
+    for word in map(str.lower, reversed(folders)):
+        for split in ("train", "test"):
+            if word not in labels and (word.startswith(split) or (split in word and word not in dataset.aliases)):
+                return split
+    return None
+
+
+def split_videos(
+    videos: dict[str, Video],
+    annotations: Annotations,
+    dataset: Dataset,
+    split_files: Sequence[str | Path],
+    clean: bool,
+    single_label: bool,
+    notes: list[str],
+) -> tuple[list[Video], list[Video]]:
+    """Return training and test videos, each in the order of the released lists.
+
+    Split files decide if there are any, else annotations and folders. ``clean`` moves videos that the released lists
+    have on the wrong side; ``single_label`` leaves out videos of several classes.
+    """
+    normal = {name for name, video in videos.items() if dataset.is_normal(video.label)}
+    train: set[str] = set()
+    test: set[str] = set()
+    for path in split_files:
+        names = read_split(path)
+        _note_missing(names, videos, f"videos in {path}", notes)
+        side = train if "train" in Path(path).name.lower() else test
+        side |= names
+    if both := sorted(train & test):
+        raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
+    if split_files:
+        train, test = train or videos.keys() - test, test or videos.keys() - train
+        if neither := sorted(videos.keys() - train - test):
+            notes.append(f"{len(neither)} videos are in no split file and left out, the first is {neither[0]}")
+        if names := train & videos.keys() & annotations.keys() - dataset.misplaced.keys():
+            notes.append(f"{len(names)} annotated videos are in the training list, the first is {min(names)}")
+    else:
+        test = {name for name, video in videos.items() if name in annotations or video.folder_split == "test"}
+        train = videos.keys() - test
+        if train and test and train <= normal:
+            notes.append("no anomalous video is left for training, so all videos become the test set")
+            train, test = set(), set(videos)
+        elif test and not test & normal:
+            notes.append(
+                "the test set has no normal video: if annotations name only anomalous videos, normal test videos end "
+                "up in the training list; name the test videos with --split"
+            )
+    for wrong, right, side_name in ((train, test, "test"), (test, train, "training")) if clean else ():
+        moved = {name for name in wrong & videos.keys() if side_name.startswith(dataset.misplaced.get(name, "-"))}
+        if moved:
+            names_moved = ", ".join(sorted(moved))
+            official = "as in the official split (--protocol paper does not)"
+            notes.append(f"moved to the {side_name} list, {official}: {names_moved}")
+            wrong -= moved
+            right |= moved
+    parts = [[video for name, video in videos.items() if name in side] for side in (train, test)]
+    if single_label:
+        chosen = [[video for video in part if len(dataset.codes(video.label)) == 1] for part in parts]
+        if left_out := sum(map(len, parts)) - sum(map(len, chosen)):
+            notes.append(f"{left_out} videos of several classes left out by --single-label")
+        parts = chosen
+    for part in parts:
+        part.sort(key=lambda video: dataset.list_order(video.label, video.name))
+    return parts[0], parts[1]
+
+
+def read_split(path: str | Path) -> set[str]:
+    """Return the video names of a split file: a name or path per line, or CSV with a column ``video`` or ``path``."""
+    lines = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
+    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
+    for column in ("video", "path"):
+        if column in header:
+            lines = [cells[column] for _, cells in read_csv(path, "split file", (column,)) if cells[column]]
+            break
+    if not lines:
+        raise UserError(f"split file {path} is empty")
+    names = map(video_key, lines)
+    return {split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name for name in names}
+
+
+def _note_missing(names: Iterable[str], videos: dict[str, Video], what: str, notes: list[str]) -> None:
+    if missing := sorted(set(names) - videos.keys()):
+        notes.append(f"{len(missing)} {what} have no feature file, the first is {missing[0]}")
