@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from clipfusionvad.cli.lists import main
+from clipfusionvad.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(["--dataset", "xd", *sys.argv[1:]]))
+    sys.exit(main(["lists", "--dataset", "xd", *sys.argv[1:]]))

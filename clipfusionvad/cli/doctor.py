@@ -17,7 +17,7 @@ from clipfusionvad.io.errors import UserError, nearest
 # The rest is imported after the command line is parsed: the checks need torch, --help does not.
 if TYPE_CHECKING:
     from clipfusionvad.engine.config import Settings
-    from clipfusionvad.tools.doctor.findings import Check, Finding
+    from clipfusionvad.tools.doctor import Check, Finding
 
 EXIT_ERRORS_FOUND = 1
 _RENAMED = {"calibration-file": "normal-centroid-file"}
@@ -26,24 +26,29 @@ _RENAMED = {"calibration-file": "normal-centroid-file"}
 def main(argv: list[str]) -> int:
     args, rest = make_parser().parse_known_args(argv)
     from clipfusionvad.io.files import check_writable, write_json
-    from clipfusionvad.tools.doctor.findings import ERROR, LEVELS, lines, name_of, run_checks, summary
+    from clipfusionvad.tools.doctor import ERROR, LEVELS, lines, run_checks
 
+    known = groups()
     if args.list:
-        named = [(group, name_of(check), summary(check)) for group, checks in groups().items() for check in checks]
+        named = [(group, name, check) for group, checks in known.items() for name, check in checks.items()]
         width = max(len(name) for _, name, _ in named)
-        print("\n".join(f"{group:12}  {name:{width}}  {about}" for group, name, about in named))
+        print("\n".join(f"{group:12}  {name:{width}}  {check.__doc__}" for group, name, check in named))
         return 0
     if args.json:
         check_writable(args.json)
-    chosen = _choose(args.only or ())
+    chosen = {_RENAMED.get(word, word) for word in args.only or ()}
+    names = known.keys() | {name for checks in known.values() for name in checks}
+    for word in chosen - names:
+        raise UserError(f"--only: unknown check {word!r}{nearest(word, names)}; see --list")
     if rest and not args.dataset:
         raise UserError(f"--dataset is needed beside {rest[0]}, one of: {', '.join(DATASETS)}, or a YAML file")
     start = time.perf_counter()
     findings: list[Finding] = []
     for title, group, read in _subjects(args, rest):
-        if chosen[group]:
+        checks = {name: check for name, check in known[group].items() if not chosen or chosen & {group, name}}
+        if checks:
             print(title)
-            found = run_checks(chosen[group], read())
+            found = run_checks(checks, read())
             print("".join(f"{line}\n" for line in lines(found)), end="")
             findings += found
     if args.json:
@@ -70,36 +75,20 @@ def make_parser() -> Parser:
     return parser
 
 
-def groups() -> dict[str, list[Check]]:
-    """Return all checks by their subject."""
-    from clipfusionvad.tools.doctor import features, installation, lists, run, truth
-    from clipfusionvad.tools.doctor.findings import checks_in
+def groups() -> dict[str, dict[str, Check]]:
+    """Return all checks by their subject and name."""
+    from clipfusionvad.tools.doctor import checks_in, data, installation, run, truth
 
-    modules = {"installation": (installation,), "data": (lists, features, truth), "run": (run,)}
-    return {group: checks_in(*chosen) for group, chosen in modules.items()}
-
-
-def _choose(only: Sequence[str]) -> dict[str, list[Check]]:
-    """Return the checks that are named, by their own name or that of their group; all by default."""
-    from clipfusionvad.tools.doctor.findings import name_of
-
-    known, chosen = groups(), {_RENAMED.get(word, word) for word in only}
-    names = known.keys() | {name_of(check) for checks in known.values() for check in checks}
-    for word in chosen - names:
-        raise UserError(f"--only: unknown check {word!r}{nearest(word, names)}; see --list")
-    return {
-        group: [check for check in checks if not chosen or chosen & {group, name_of(check)}]
-        for group, checks in known.items()
-    }
+    return {"installation": checks_in(installation), "data": checks_in(data, truth), "run": checks_in(run)}
 
 
 def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yield what is checked: its title, the group of its checks, and a function that reads it."""
     from clipfusionvad.cli.options import option_file_of, settings_of
     from clipfusionvad.engine.run_folder import seeds_in
-    from clipfusionvad.tools.doctor.dataset_scan import scan_dataset
     from clipfusionvad.tools.doctor.installation import Installation
     from clipfusionvad.tools.doctor.run import RunFolder
+    from clipfusionvad.tools.doctor.scan import DatasetScan
 
     yield "installation", "installation", Installation
     datasets = [find_dataset(args.dataset)] if args.dataset else [] if args.run else DATASETS.values()
@@ -108,7 +97,7 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
         if args.dataset or any(Path(path).is_file() for path in (options.train_list, options.test_list)):
             settings = settings_of(options, option_file.DATASET)
             title = f"{option_file.DATASET.title}: {options.train_list}, {options.test_list}, {options.gt_path}"
-            yield title, "data", partial(scan_dataset, settings)
+            yield title, "data", partial(DatasetScan, settings)
     if args.run:
         if not args.run.is_dir():
             raise UserError(f"no such folder: {args.run}; give the folder of a run")

@@ -2,18 +2,13 @@
 
 from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
-from clipfusionvad.io.errors import run_main
 from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
 from clipfusionvad.tools.lists import ListsConfig, build_lists
 
 
-def main(argv: list[str]) -> int:
-    def run() -> None:
-        args = vars(make_parser().parse_args(argv))
-        print(build_lists(find_dataset(args["dataset"]), from_arguments(ListsConfig, args)))
-
-    # The scripts in list/ call this function.
-    return run_main(run)
+def main(argv: list[str]) -> None:
+    args = vars(make_parser().parse_args(argv))
+    print(build_lists(find_dataset(args["dataset"]), from_arguments(ListsConfig, args)))
 
 
 def make_parser() -> Parser:

@@ -25,7 +25,7 @@ from clipfusionvad.models.config import ModelConfig
 
 
 def read_entries(
-    path: str, dataset: Dataset, model: ModelConfig, data: DataConfig, may_lack_files: bool = False
+    path: str, dataset: Dataset | None, model: ModelConfig, data: DataConfig, may_lack_files: bool = False
 ) -> list[Entry]:
     """Return a list's entries, with the files of all streams that the method reads."""
     entries = read_list(path, data.feature_root, dataset, may_lack_files)

@@ -12,7 +12,7 @@ from tiny import quietly
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.io.files import write_torch
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING
+from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING
 
 
 def overlap_same_row(demo):

@@ -12,7 +12,7 @@ from clipfusionvad.cli.options import settings_of
 from clipfusionvad.datasets import UCF
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.demo import demo_folder
-from clipfusionvad.tools.doctor.dataset_scan import scan_dataset
+from clipfusionvad.tools.doctor.scan import DatasetScan
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Demo:
         return self.train.parent / row[0]
 
     def scan(self):
-        return scan_dataset(settings_of(ucf_option.parse_args(["--demo", *self.flags]), UCF))
+        return DatasetScan(settings_of(ucf_option.parse_args(["--demo", *self.flags]), UCF))
 
 
 def rows_of(path):

@@ -16,7 +16,7 @@ from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli.doctor import groups
 from clipfusionvad.datasets import UCF
 from clipfusionvad.tools.demo import make_demo
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, SHOWN, WARNING, Finding, lines, name_of, run_checks
+from clipfusionvad.tools.doctor import ERROR, NOTE, SHOWN, WARNING, Finding, lines, run_checks
 
 GROUPS = groups()
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def test_features_that_point_elsewhere_are_found(demo):
             save(demo.file(row), ((0 if strange else 0.5) * features + away).astype(np.float16))
             if strange:
                 number = at(rows_of(path), "Arson009_x264__1")
-    (found,) = run_checks([check for check in GROUPS["data"] if name_of(check) == "feature-direction"], demo.scan())
+    (found,) = run_checks({"feature-direction": GROUPS["data"]["feature-direction"]}, demo.scan())
     assert (found.level, found.file, found.row) == (WARNING, str(demo.train), number)
 
 
@@ -119,7 +119,7 @@ def test_without_options_the_lists_that_are_there_are_looked_at(demo, monkeypatc
 
 
 def test_many_findings_of_a_check_are_counted():
-    findings = [Finding(NOTE, "last", check="b")] + [Finding(ERROR, str(i), "f", i + 1, check="a") for i in range(20)]
+    findings = [Finding(NOTE, "last", check="b")] + [Finding(ERROR, str(i), "", "f", i + 1, "a") for i in range(20)]
     shown = list(lines(findings))
     assert len(shown) == SHOWN + 2 and "and 12 more" in shown[SHOWN] and shown[-1].startswith("note")
 
@@ -127,7 +127,7 @@ def test_many_findings_of_a_check_are_counted():
 def test_every_check_is_listed_here_and_in_the_docs():
     listed = quietly(package_main, ["doctor", "--list"]).out
     page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
-    names = [name_of(check) for checks in GROUPS.values() for check in checks]
+    names = [name for checks in GROUPS.values() for name in checks]
     assert len(set(names)) == len(names) >= 20
     for name, line in zip(names, listed.splitlines(), strict=True):
         group, told, about = line.split(maxsplit=2)

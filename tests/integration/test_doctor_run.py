@@ -17,8 +17,7 @@ from clipfusionvad.cli.doctor import groups, parse_recorded
 from clipfusionvad.datasets import DATASETS, SHANGHAITECH, UCF, XD
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import write_torch
-from clipfusionvad.tools.doctor import installation
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, run_checks
+from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, installation, run_checks
 from clipfusionvad.tools.doctor.installation import Installation, read_requirements
 from clipfusionvad.tools.doctor.run import RunFolder
 
@@ -163,7 +162,7 @@ def test_clip_that_cannot_be_imported_says_what_to_do(monkeypatch):
         raise UserError("CLIP needs the Python module 'pkg_resources': pip install 'setuptools<81'")
 
     monkeypatch.setattr(installation, "openai_clip", missing)
-    (finding,) = run_checks([installation.clip_import], Installation())
+    (finding,) = run_checks({"clip-import": installation.clip_import}, Installation())
     assert finding.level == ERROR and "setuptools<81" in finding.what
 
 

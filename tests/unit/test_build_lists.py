@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipfusionvad.cli.lists import main
+from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.truth import read_truth
@@ -47,7 +47,7 @@ def project(tmp_path):
 
 
 def run(folder, *more, dataset="ucf", annotations="annotations.txt"):
-    argv = ["--dataset", dataset, "--features", str(folder / "features"), "--output", str(folder / "list")]
+    argv = ["lists", "--dataset", dataset, "--features", str(folder / "features"), "--output", str(folder / "list")]
     if annotations:
         argv += ["--annotations", str(folder / annotations)]
     return main([*argv, *map(str, more)])

@@ -2,10 +2,8 @@
 
 import importlib
 import os
-import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,23 +16,12 @@ from packaging.utils import canonicalize_name
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable
 from clipfusionvad.models.clip import openai_clip
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
+from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, Finding
 
-OLDEST_PYTHON = (3, 10)
 # Bytes of memory, of disk (low, none), and of shared memory below which a training has failed.
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHARED = 2 * 2**30, 5 * 2**30, 2**28, 2**27
 # Largest error of a product of two matrices of 64 rows in float32, TF32 included.
 PRODUCT_ERROR = 0.1
-
-
-@dataclass(frozen=True)
-class Installation:
-    """What the checks read; the defaults are this machine's."""
-
-    folder: Path = field(default_factory=Path.cwd)
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    requirements: Sequence[str] = field(default_factory=lambda: read_requirements())
-    versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
 
 def read_requirements() -> list[str]:
@@ -44,11 +31,11 @@ def read_requirements() -> list[str]:
     except metadata.PackageNotFoundError:
         path = Path(__file__).parents[3] / "pyproject.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    needed = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    extras = re.search(r"^\[project.optional-dependencies\](.*?)^\[", text, re.MULTILINE | re.DOTALL)
-    found = re.findall(r'"([^"]+)"', needed.group(1)) if needed else []
-    for extra, line in re.findall(r"^(\w+) = \[(.*)\]", extras.group(1) if extras else "", re.MULTILINE):
-        found += [f"{item}; extra == '{extra}'" for item in re.findall(r'"([^"]+)"', line)]
+    found = []
+    tables = text[text.find("dependencies = [") : text.find("[project.scripts]")]
+    for extra, items in re.findall(r"^(\w+) = \[(.*?)\]$", tables, re.MULTILINE | re.DOTALL):
+        marker = "" if extra == "dependencies" else f"; extra == '{extra}'"
+        found += [item + marker for item in re.findall(r'"([^"]+)"', items)]
     return found
 
 
@@ -58,11 +45,14 @@ def installed_versions() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in named if name and version}
 
 
-def python_version(machine: Installation) -> Iterator[Finding]:
-    """Python is older than the code is written for."""
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        advice = "make a .venv of {}.{} or later".format(*OLDEST_PYTHON)
-        yield Finding(ERROR, f"this is Python {platform.python_version()}", advice=advice)
+@dataclass(frozen=True)
+class Installation:
+    """What the checks read; the defaults are this machine's."""
+
+    folder: Path = field(default_factory=Path.cwd)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    requirements: Sequence[str] = field(default_factory=read_requirements)
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
 
 
 def package_versions(machine: Installation) -> Iterator[Finding]:
@@ -75,12 +65,12 @@ def package_versions(machine: Installation) -> Iterator[Finding]:
         there = machine.versions.get(canonicalize_name(needed.name))
         advice = f"pip install '{needed.name}{needed.specifier}'"
         if there is None and extra:
-            yield Finding(NOTE, f"{needed.name} is not installed: only {extra.group(1)} needs it", advice=advice)
+            yield Finding(NOTE, f"{needed.name} is not installed: only {extra.group(1)} needs it", advice)
         elif there is None:
-            yield Finding(ERROR, f"{needed.name} is not installed", advice=advice)
+            yield Finding(ERROR, f"{needed.name} is not installed", advice)
         elif not needed.specifier.contains(there, prereleases=True):
             what = f"{needed.name} is {there}, but {needed.specifier} is required"
-            yield Finding(WARNING if extra else ERROR, what, advice=advice)
+            yield Finding(WARNING if extra else ERROR, what, advice)
 
 
 def clip_import(machine: Installation) -> Iterator[Finding]:
@@ -88,29 +78,20 @@ def clip_import(machine: Installation) -> Iterator[Finding]:
     try:
         openai_clip()
     except (UserError, RuntimeError, OSError) as error:
-        yield Finding(ERROR, str(error), advice="" if isinstance(error, UserError) else "reinstall torchvision")
+        yield Finding(ERROR, str(error), "" if isinstance(error, UserError) else "reinstall torchvision")
 
 
 def torchvision_pairing(machine: Installation) -> Iterator[Finding]:
-    """torchvision was built for another version of torch, or for another CUDA."""
-    torch_version, vision = machine.versions.get("torch"), machine.versions.get("torchvision")
-    if not (torch_version and vision):
-        return
+    """torchvision was built for another version of torch."""
+    torch_version, vision = machine.versions.get("torch", ""), machine.versions.get("torchvision", "")
     try:
         pins = [Requirement(text) for text in metadata.requires("torchvision") or ()]
     except (metadata.PackageNotFoundError, InvalidRequirement):
         return
     for pin in pins:
-        if pin.name == "torch" and not pin.specifier.contains(torch_version, prereleases=True):
+        if torch_version and pin.name == "torch" and not pin.specifier.contains(torch_version, prereleases=True):
             what = f"torchvision {vision} is built for torch{pin.specifier}, not for {torch_version}"
-            yield Finding(ERROR, what, advice="install both from one index: pip install torch torchvision")
-    # ``clip_import`` has imported it, if that is possible.
-    build = getattr(sys.modules.get("torchvision.version"), "cuda", torch.version.cuda)
-    if build != torch.version.cuda:
-        builds = [f"CUDA {cuda}" if cuda else "CPUs" for cuda in (build, torch.version.cuda)]
-        advice = "harmless for the parts used here; install both from one index to be sure"
-        level = WARNING if torch.version.cuda else NOTE
-        yield Finding(level, "torchvision is built for {}, torch for {}".format(*builds), advice=advice)
+            yield Finding(ERROR, what, "install both from one index: pip install torch torchvision")
 
 
 def clip_weights(machine: Installation) -> Iterator[Finding]:
@@ -119,49 +100,38 @@ def clip_weights(machine: Installation) -> Iterator[Finding]:
     files = list(cache.glob("*.pt"))
     if not files:
         what = f"no CLIP weights in {cache}: they are downloaded on first use"
-        yield Finding(NOTE, what, advice="without a network, copy the file there or give --clip FILE")
+        yield Finding(NOTE, what, "without a network, copy the file there or give --clip FILE")
     for path in files:
         if path.stat().st_size < 2**26:
-            advice = "delete it: the download broke off"
-            yield Finding(WARNING, "too small for weights of CLIP", str(path), advice=advice)
+            yield Finding(WARNING, "too small for weights of CLIP", "delete it: the download broke off", str(path))
 
 
 def gpu(machine: Installation) -> Iterator[Finding]:
     """torch cannot use a GPU, or a GPU computes another result than the CPU."""
-    cuda = torch.version.cuda
     if not torch.cuda.is_available():
-        if cuda:
+        if cuda := torch.version.cuda:
             what = f"torch is built for CUDA {cuda}, but finds no GPU that it can use"
-            yield Finding(WARNING, what, advice="compare the driver (nvidia-smi) with it; a CPU needs nothing")
+            yield Finding(WARNING, what, "compare the driver (nvidia-smi) with it; a CPU needs nothing")
         elif shutil.which("nvidia-smi"):
             what = f"there is a GPU driver, but torch {torch.__version__} is built for CPUs"
-            yield Finding(WARNING, what, advice="install the CUDA build of torch and torchvision (pytorch.org)")
+            yield Finding(WARNING, what, "install the CUDA build of torch and torchvision (pytorch.org)")
         return
     for index in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(index)
+        name = f"GPU {index} ({torch.cuda.get_device_name(index)})"
         try:
             ours = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
             theirs = (ours.to(f"cuda:{index}") @ ours.to(f"cuda:{index}")).cpu()
             free = torch.cuda.mem_get_info(index)[0]
         except RuntimeError as error:
-            what = f"GPU {index} ({name}) cannot compute: {str(error).splitlines()[0]}"
-            yield Finding(ERROR, what, advice="is torch built for this GPU, and is its memory free (nvidia-smi)?")
+            advice = "is torch built for this GPU, and is its memory free (nvidia-smi)?"
+            yield Finding(ERROR, f"{name} cannot compute: {str(error).splitlines()[0]}", advice)
             continue
         if not (theirs - ours @ ours).abs().max() < PRODUCT_ERROR:
-            yield Finding(ERROR, f"GPU {index} ({name}) computes a wrong product", advice="do not use it")
+            yield Finding(ERROR, f"{name} computes a wrong product", "do not use it")
         if free < LITTLE_MEMORY:
-            what = f"GPU {index} ({name}) has {_size(free)} free"
-            yield Finding(WARNING, what, advice="see nvidia-smi for other programs")
+            yield Finding(WARNING, f"{name} has {_size(free)} free", "see nvidia-smi for other programs")
     if not torch.backends.cudnn.is_available():
-        yield Finding(WARNING, "torch finds no cuDNN", advice="reinstall torch: convolutions are slow without it")
-
-
-def numpy_bridge(machine: Installation) -> Iterator[Finding]:
-    """torch and numpy cannot exchange arrays, because they are built for different major versions of numpy."""
-    try:
-        torch.zeros(1).numpy()
-    except RuntimeError as error:
-        yield Finding(ERROR, f"torch cannot use numpy: {error}", advice="pip install the versions of requirements.txt")
+        yield Finding(WARNING, "torch finds no cuDNN", "reinstall torch: convolutions are slow without it")
 
 
 def video_decoding(machine: Installation) -> Iterator[Finding]:
@@ -169,34 +139,31 @@ def video_decoding(machine: Installation) -> Iterator[Finding]:
     try:
         importlib.import_module("av").codec.Codec("h264", "r")
     except (ImportError, ValueError, AttributeError) as error:
-        yield Finding(ERROR, f"PyAV cannot decode H.264 ({error})", advice="pip install --force-reinstall av")
+        yield Finding(ERROR, f"PyAV cannot decode H.264 ({error})", "pip install --force-reinstall av")
 
 
 def memory(machine: Installation) -> Iterator[Finding]:
     """There is little memory, or little shared memory for loader processes."""
-    try:
-        known = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        known = None
-    if known and 1024 * int(known.group(1)) < LITTLE_MEMORY:
-        yield Finding(WARNING, f"{_size(1024 * int(known.group(1)))} of memory free", advice="end other programs")
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.is_file() else None
+    if found and (available := 1024 * int(found.group(1))) < LITTLE_MEMORY:
+        yield Finding(WARNING, f"{_size(available)} of memory free", "end other programs")
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free) < LITTLE_SHARED:
         advice = "use --workers 0, or give the container more (--shm-size)"
-        yield Finding(WARNING, f"{_size(free)} free in {shared}, which loader processes use", advice=advice)
+        yield Finding(WARNING, f"{_size(free)} free in {shared}, which loader processes use", advice)
 
 
 def disk(machine: Installation) -> Iterator[Finding]:
     """There is little room on the disk, or the folders for runs and models cannot be written to."""
-    free = shutil.disk_usage(machine.folder).free
-    if free < LITTLE_DISK:
+    if (free := shutil.disk_usage(machine.folder).free) < LITTLE_DISK:
         what = f"{_size(free)} free on the disk of {machine.folder}"
-        yield Finding(ERROR if free < NO_DISK else WARNING, what, advice="make room, or use another --output-dir")
+        yield Finding(ERROR if free < NO_DISK else WARNING, what, "make room, or use another --output-dir")
     for name in ("runs", "model"):
         try:
             check_writable(machine.folder / name / "file")
         except UserError as error:
-            yield Finding(ERROR, str(error), advice="use another --output-dir and --model-path")
+            yield Finding(ERROR, str(error), "use another --output-dir and --model-path")
 
 
 def threads(machine: Installation) -> Iterator[Finding]:
@@ -205,18 +172,10 @@ def threads(machine: Installation) -> Iterator[Finding]:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         value = machine.environ.get(name)
         if value is not None and not value.replace(",", "").isdigit():
-            yield Finding(WARNING, f"{name} is {value!r}, which is not a number", advice="unset it, or give a number")
+            yield Finding(WARNING, f"{name} is {value!r}, which is not a number", "unset it, or give a number")
         elif value is not None and not 1 <= int(value.split(",")[0] or 0) <= 2 * cores:
             what = f"{name} is {value}, but there are {cores} cores"
-            yield Finding(WARNING, what, advice="unset it: more threads than cores are slower")
-
-
-def denormals(machine: Installation) -> Iterator[Finding]:
-    """The processor cannot flush denormals, which may make training on a CPU tens of times slower."""
-    before = bool(torch.tensor(1e-39) * 1 == 0)
-    if not torch.set_flush_denormal(True):
-        yield Finding(NOTE, "this processor cannot flush denormals", advice="training may slow down on this CPU")
-    torch.set_flush_denormal(before)
+            yield Finding(WARNING, what, "unset it: more threads than cores are slower")
 
 
 def _size(count: int) -> str:

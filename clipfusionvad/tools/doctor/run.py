@@ -1,11 +1,8 @@
 """Checks of the folder of a run: complete, finite, and made with what is used now."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -19,41 +16,35 @@ from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.provenance import environment
 from clipfusionvad.models import find_method
 from clipfusionvad.models.clip import TOY, load_clip
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
+from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, Finding
 
 _RESUME = "repeat the command with --use-checkpoint"
 
 
-@dataclass
 class RunFolder:
-    """A folder of a run; ``parse`` reads its options as training would."""
+    """A folder of a run; ``parse`` reads its options as training would.
 
-    folder: Path
-    parse: Callable[[Path], Settings]
-    now: Mapping[str, Any] = field(default_factory=environment)
+    ``settings`` are None, with the reason in ``problem``, if they cannot be read; ``models`` are the model files that
+    can be read.
+    """
 
-    @cached_property
-    def settings(self) -> Settings | None:
-        """None if they cannot be read, which ``run_options`` reports."""
+    def __init__(self, folder: Path, parse: Callable[[Path], Settings]) -> None:
+        self.folder, self.problem = folder, ""
+        self.settings: Settings | None = None
+        self.models: list[ModelFile] = []
         try:
-            return self.parse(self.folder / OPTIONS)
-        except UserError:
-            return None
-
-    @cached_property
-    def models(self) -> list[ModelFile]:
-        """The model files that can be read."""
-        found = []
+            self.settings = parse(folder / OPTIONS)
+        except UserError as error:
+            self.problem = str(error)
         for name in (BEST, LAST):
             with contextlib.suppress(UserError):
-                found.append(read_model_file(self.folder / name))
-        return found
+                self.models.append(read_model_file(folder / name))
 
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
     def finding(self, level: str, what: str, name: str, advice: str = "", row: int | None = None) -> Finding:
-        return Finding(level, what, str(self.folder / name), row, advice)
+        return Finding(level, what, advice, str(self.folder / name), row)
 
 
 def run_files(run: RunFolder) -> Iterator[Finding]:
@@ -69,18 +60,15 @@ def run_files(run: RunFolder) -> Iterator[Finding]:
             try:
                 (read_json if name.endswith(".json") else read_checkpoint)(run.folder / name, "run's file")
             except UserError as error:
-                yield Finding(ERROR, str(error), advice="train again, or put a copy back")
+                yield Finding(ERROR, str(error), "train again, or put a copy back")
     for leftover in run.folder.glob(".*.tmp"):
         yield run.finding(NOTE, "it was being written when a run was killed", leftover.name, "delete it")
 
 
 def run_options(run: RunFolder) -> Iterator[Finding]:
     """The recorded options cannot be read, or are unknown here."""
-    if run.has(OPTIONS):
-        try:
-            run.parse(run.folder / OPTIONS)
-        except UserError as error:
-            yield Finding(ERROR, str(error), advice="it is not a valid --config any more: correct or restore it")
+    if run.has(OPTIONS) and run.problem:
+        yield Finding(ERROR, run.problem, "it is not a valid --config any more: correct or restore it")
 
 
 def run_data(run: RunFolder) -> Iterator[Finding]:
@@ -104,7 +92,7 @@ def run_models(run: RunFolder) -> Iterator[Finding]:
         centroid = find_method(file.method).centroid_buffers if file.method else ()
         for key, value in file.state.items():
             if value.is_floating_point() and key not in centroid and not torch.isfinite(value).all():
-                yield Finding(ERROR, f"{key} holds NaN or infinity", file.path, advice="train again with a lower --lr")
+                yield Finding(ERROR, f"{key} holds NaN or infinity", "train again with a lower --lr", file.path)
                 break
         if run.settings is None:
             continue
@@ -115,7 +103,7 @@ def run_models(run: RunFolder) -> Iterator[Finding]:
         trained_on = file.hparams.get("dataset")
         if trained_on and trained_on != run.settings.dataset.name:
             what = f"it was trained on {trained_on}, but the options say {run.settings.dataset.name}"
-            yield Finding(ERROR, what, file.path, advice="give the model of this dataset")
+            yield Finding(ERROR, what, "give the model of this dataset", file.path)
 
 
 def run_clip(run: RunFolder) -> Iterator[Finding]:
@@ -156,15 +144,15 @@ def run_losses(run: RunFolder) -> Iterator[Finding]:
 def run_environment(run: RunFolder) -> Iterator[Finding]:
     """The run was made with other versions than those installed now."""
     try:
-        then = read_json(run.folder / ENVIRONMENT, "environment")
+        then, now = read_json(run.folder / ENVIRONMENT, "environment"), environment()
     except UserError:
         return
     packages = then.get("packages")
     recorded = packages if isinstance(packages, dict) else {}
-    pairs = {name: (version, run.now["packages"].get(name)) for name, version in recorded.items()}
-    pairs["python"] = (then.get("python"), run.now["python"])
+    pairs = {name: (version, now["packages"].get(name)) for name, version in recorded.items()}
+    pairs["python"] = (then.get("python"), now["python"])
     changed = [f"{name} was {old} and is {new}" for name, (old, new) in pairs.items() if old and old != new]
     if changed:
         yield run.finding(WARNING, ", ".join(changed), ENVIRONMENT, "numbers may differ in their last digits")
-    if then.get("commit") and then["commit"] != run.now["commit"]:
-        yield run.finding(NOTE, f"the code was at {then['commit']} and is at {run.now['commit']}", ENVIRONMENT)
+    if then.get("commit") and then["commit"] != now["commit"]:
+        yield run.finding(NOTE, f"the code was at {then['commit']} and is at {now['commit']}", ENVIRONMENT)

@@ -1,19 +1,17 @@
 """Checks of the truth of the test list: mistakes that change the metrics without any error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from clipfusionvad.data.annotations import read_annotations, video_key
 from clipfusionvad.data.truth import KEYED_SUFFIXES, Segment, frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
-from clipfusionvad.tools.doctor.dataset_scan import DatasetScan, ScannedRow
-from clipfusionvad.tools.doctor.findings import ERROR, NOTE, WARNING, Finding
+from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, Finding, some
+from clipfusionvad.tools.doctor.scan import DatasetScan, ScannedRow
 
 # The share of the frames abnormal in either that frame truth and segments may disagree on.
 MOST_DIFFERING = 0.5
@@ -27,35 +25,40 @@ def truth_unreadable(scan: DatasetScan) -> Iterator[Finding]:
     elif scan.has_truth and scan.test.rows and not scan.truth:
         count = len(scan.test.rows) - len(scan.test.read)
         what = f"it was not checked, because {count} feature files of the test list could not be read"
-        yield Finding(NOTE, what, scan.config.gt_path)
+        yield Finding(NOTE, what, file=scan.config.gt_path)
 
 
 def truth_length(scan: DatasetScan) -> Iterator[Finding]:
     """Videos are longer or shorter in the truth than their features by a snippet or more."""
     for note in scan.truth_notes:
-        yield Finding(WARNING, note, advice="make truth for these features with 'python -m clipfusionvad lists'")
+        yield Finding(WARNING, note, "make truth for these features with 'python -m clipfusionvad lists'")
 
 
 def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     """The truth has another number of frames per snippet than --frames-per-snippet says."""
-    used, found = scan.config.frames_per_snippet, _frames_per_snippet(scan)
+    path, used = scan.config.gt_path, scan.config.frames_per_snippet
+    if not scan.has_truth or not scan.test_is_whole:
+        return
+    counts = [row.features.snippets for row in scan.test.rows]
+    items = [scan.annotated.get(row.video) for row in scan.test.rows]
+    ratios = [item.frames / count for item, count in zip(items, counts, strict=True) if item and item.frames]
+    if not path.lower().endswith(KEYED_SUFFIXES):
+        try:
+            ratios = [len(read_array(path, "frame truth")) / sum(counts)]
+        except (UserError, TypeError):
+            return
+    found = float(np.median(ratios)) if ratios else 0
     if found and not 1 / 1.25 < found / used < 1.25:
         what = f"there are {found:.4g} frames of truth per feature row, but --frames-per-snippet is {used}"
         advice = f"give --frames-per-snippet {round(found)}" if found > 0.9 else "look at the truth's lengths"
-        yield Finding(ERROR, what, scan.config.gt_path, advice=advice)
+        yield Finding(ERROR, what, advice, path)
 
 
 def truth_of_training_videos(scan: DatasetScan) -> Iterator[Finding]:
     """The truth file is that of training videos."""
-    path = scan.config.gt_path
-    if scan.has_truth and Path(path).suffix.lower() in KEYED_SUFFIXES:
-        try:
-            named = {video_key(name).casefold() for name in read_annotations(path, scan.dataset)}
-        except UserError:
-            return
-        if trained := sorted(named & scan.train.videos.keys() - scan.test.videos.keys()):
-            what = f"it has {len(trained)} videos of the training list, the first is {trained[0]}"
-            yield Finding(WARNING, what, path, advice="are the lists swapped, or test videos trained on?")
+    if trained := sorted(scan.annotated.keys() & scan.train.videos.keys() - scan.test.videos.keys()):
+        what = f"it has {len(trained)} videos of the training list, the first is {trained[0]}"
+        yield Finding(WARNING, what, "are the lists swapped, or test videos trained on?", scan.config.gt_path)
 
 
 def normal_with_truth(scan: DatasetScan) -> Iterator[Finding]:
@@ -66,11 +69,10 @@ def normal_with_truth(scan: DatasetScan) -> Iterator[Finding]:
         if video.frames.any():
             yield video.about_frames(ERROR, f"is {video.row.label}, but has {int(video.frames.sum())} abnormal frames")
         if not video.normal:
-            what = f"is {video.row.label}, but has segments of {_some(video.labels)}"
-            yield video.about_segments(ERROR, what, _REORDER)
+            yield video.about_segments(ERROR, f"is {video.row.label}, but has segments of {some(video.labels)}")
         elif video.segments[0][0] != 0 or len(video.segments) > 1:
             what = f"is {video.row.label}, but its segment is not the whole video: {video.segments}"
-            yield video.about_segments(WARNING, what)
+            yield video.about_segments(WARNING, what, "")
 
 
 def anomalous_without_truth(scan: DatasetScan) -> Iterator[Finding]:
@@ -78,34 +80,22 @@ def anomalous_without_truth(scan: DatasetScan) -> Iterator[Finding]:
     for video in _videos(scan):
         if not scan.dataset.is_normal(video.row.label):
             if not video.segments or video.normal:
-                yield video.about_segments(ERROR, f"is {video.row.label}, but has no segment", _REORDER)
+                yield video.about_segments(ERROR, f"is {video.row.label}, but has no segment")
             elif not video.frames.any():
                 yield video.about_frames(ERROR, f"is {video.row.label}, but has no abnormal frame")
 
 
 def segment_bounds(scan: DatasetScan) -> Iterator[Finding]:
-    """A segment is empty, or lies past the end of the video."""
+    """A segment is empty, lies past the end of the video, or runs past it: the rest is cut off, as released."""
     for video in _videos(scan):
         for start, end in [] if video.normal else video.segments:
+            place = f"has {len(video.frames)} frames; the segment {start} to {end}"
             if end == start and not scan.dataset.empty_intervals:
                 yield video.about_segments(ERROR, f"has the empty segment {start} to {end}", "correct it")
             elif start >= len(video.frames):
-                what = f"has {len(video.frames)} frames; the segment {start} to {end} lies past its end"
-                yield video.about_segments(ERROR, what, _REORDER)
-
-
-def segments_past_the_end(scan: DatasetScan) -> Iterator[Finding]:
-    """Segments run past the end of their videos; the rest is cut off, as in the released truth."""
-    past = [
-        (end - len(video.frames), video.name)
-        for video in _videos(scan)
-        for start, end in video.segments
-        if not video.normal and start < len(video.frames) < end
-    ]
-    if past:
-        most, name = max(past, key=lambda item: item[0])
-        what = f"segments that run past the end of their videos: {len(past)}, the furthest by {most} frames ({name})"
-        yield Finding(NOTE, what, scan.segments_file, advice="the rest is cut off")
+                yield video.about_segments(ERROR, f"{place} lies past its end")
+            elif end > len(video.frames):
+                yield video.about_segments(NOTE, f"{place} runs past its end", "the rest is cut off")
 
 
 def segment_order(scan: DatasetScan) -> Iterator[Finding]:
@@ -115,21 +105,20 @@ def segment_order(scan: DatasetScan) -> Iterator[Finding]:
             pairs = zip(video.segments, video.labels, strict=True)
             segments = [segment for segment, label in pairs if label == name]
             if any(after[0] < before[1] for before, after in pairwise(sorted(segments))):
-                what = f"has segments of {name} that overlap: {_some(segments)}"
+                what = f"has segments of {name} that overlap: {some(segments)}"
                 yield video.unless_known(video.about_segments(WARNING, what, "join them: detection mAP counts both"))
             elif segments != sorted(segments):
-                what = f"has segments of {name} that are not in order: {_some(segments)}"
+                what = f"has segments of {name} that are not in order: {some(segments)}"
                 yield video.about_segments(NOTE, what, "this is harmless, unless a digit is wrong")
 
 
 def segment_labels(scan: DatasetScan) -> Iterator[Finding]:
     """A segment is of a class that the video's label does not name."""
     for video in _videos(scan):
-        label = video.row.label
-        odd = sorted({*video.labels} - {*scan.dataset.codes(label), NORMAL_IN_TRUTH})
-        if odd and not scan.dataset.is_normal(label):
-            what = f"is {label}, but has segments of {', '.join(odd)}"
-            yield video.unless_known(video.about_segments(ERROR, what, _REORDER))
+        odd = {*video.labels} - {*scan.dataset.codes(video.row.label), NORMAL_IN_TRUTH}
+        if odd and not scan.dataset.is_normal(video.row.label):
+            what = f"is {video.row.label}, but has segments of {', '.join(sorted(odd))}"
+            yield video.unless_known(video.about_segments(ERROR, what))
 
 
 def truth_disagrees(scan: DatasetScan) -> Iterator[Finding]:
@@ -138,8 +127,7 @@ def truth_disagrees(scan: DatasetScan) -> Iterator[Finding]:
     for video in _videos(scan):
         if video.normal:
             continue
-        spans = [(max(start, 0), max(end, 0)) for start, end in video.segments]
-        marked = frames_from_segments(spans, len(video.frames))
+        marked = frames_from_segments(video.segments, len(video.frames))
         off, either = int((marked != video.frames).sum()), int((marked | video.frames).sum())
         differing += off
         if off > MOST_DIFFERING * either:
@@ -147,7 +135,7 @@ def truth_disagrees(scan: DatasetScan) -> Iterator[Finding]:
             yield video.about_frames(ERROR, what)
     if differing:
         what = f"frame truth and {scan.segments_file} differ in {differing} frames in total"
-        yield Finding(NOTE, what, scan.config.gt_path, advice="this is normal if they follow two annotation files")
+        yield Finding(NOTE, what, "this is normal if they follow two annotation files", scan.config.gt_path)
 
 
 @dataclass(frozen=True)
@@ -170,10 +158,10 @@ class _Video:
         return self.labels == [NORMAL_IN_TRUTH]
 
     def about_frames(self, level: str, what: str) -> Finding:
-        return Finding(level, f"{self.name} {what}", self.scan.config.gt_path, advice=_REORDER)
+        return Finding(level, f"{self.name} {what}", _REORDER, self.scan.config.gt_path)
 
-    def about_segments(self, level: str, what: str, advice: str = "") -> Finding:
-        return Finding(level, f"{self.name} {what}", self.scan.segments_file, advice=advice)
+    def about_segments(self, level: str, what: str, advice: str = _REORDER) -> Finding:
+        return Finding(level, f"{self.name} {what}", advice, self.scan.segments_file)
 
     def unless_known(self, finding: Finding) -> Finding:
         """Return a note instead if the official annotation has the same quirk."""
@@ -184,26 +172,5 @@ class _Video:
 
 def _videos(scan: DatasetScan) -> list[_Video]:
     """Return every test video with its truth, if the truth could be read."""
-    if not scan.truth:
-        return []
-    truth = scan.truth.frames, scan.truth.segments, scan.truth.labels
-    return [_Video(scan, *parts) for parts in zip(scan.test.rows, *truth, strict=True)]
-
-
-def _some(items: Sequence[object]) -> str:
-    return ", ".join(map(str, items[:4])) + (", …" if len(items) > 4 else "")
-
-
-def _frames_per_snippet(scan: DatasetScan) -> float | None:
-    """Return frames of truth per row of features: the median over videos of keyed truth, else over the whole."""
-    path, rows = scan.config.gt_path, scan.test.rows
-    if not scan.has_truth or not rows or len(scan.test.read) < len(rows):
-        return None
-    try:
-        if Path(path).suffix.lower() not in KEYED_SUFFIXES:
-            return len(read_array(path, "frame truth")) / sum(row.features.snippets for row in rows)
-        known = {name.casefold(): item.frames for name, item in read_annotations(path, scan.dataset).items()}
-    except (UserError, TypeError):
-        return None
-    ratios = [frames / row.features.snippets for row in rows if (frames := known.get(row.video))]
-    return float(np.median(ratios)) if ratios else None
+    truth = (scan.truth.frames, scan.truth.segments, scan.truth.labels) if scan.truth else ([], [], [])
+    return [_Video(scan, *parts) for parts in zip(scan.test.rows if scan.truth else [], *truth, strict=True)]
