@@ -16,16 +16,13 @@ from clipfusionvad.io.files import must_exist
 from clipfusionvad.models import find_method
 from clipfusionvad.models.config import read_options
 
-#: What a checkpoint stores besides the options of its method.
-STORED = ("clip", "protocol", "frames_per_snippet")
-_SHOW = "--show-options"
-
 
 def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Settings, ModelFile]:
     """Parse options over those stored in the checkpoint that ``--model-path`` names; return it too."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = option_file.parse_args([word for word in argv if word != _SHOW])
-    if _SHOW in argv and not Path(args.model_path).is_file():
+    shows = "--show-options" in argv
+    args = option_file.parse_args([word for word in argv if word != "--show-options"])
+    if shows and not Path(args.model_path).is_file():
         # Without a file only the other layers can be shown.
         option_file.parse_args(argv)
     file, dataset = read_model_file(args.model_path), option_file.DATASET
@@ -40,7 +37,10 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
                 f"{args.model_path} was trained on {dataset.title} with the classes {classes}, "
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
             )
-        stored = stored_options(file, args.method)
+        # What it stores of the method's options, its CLIP, protocol and frame rate.
+        options, names = file.hparams["options"], find_method(args.method).option_names()
+        stored = {name: options[name] for name in names if name in options}
+        stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet")}
     return settings_of(option_file.parse_args(argv, stored), dataset), file
 
 
@@ -60,13 +60,6 @@ def open_checkpoint(
     given = {"method": method, "model_path": path, **flags}
     tokens = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     return parse_over_checkpoint(tokens, option_file_of(known))
-
-
-def stored_options(file: ModelFile, method: str) -> dict[str, Any]:
-    """Return what a checkpoint of ours stores of the method's options, its CLIP, protocol and frame rate."""
-    known = set(find_method(method).option_names())
-    origin = {key: file.hparams[key] for key in STORED if file.hparams.get(key) is not None}
-    return {key: value for key, value in file.hparams["options"].items() if key in known} | origin
 
 
 def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:

@@ -1,7 +1,7 @@
 """Model files: ours, and those that the original projects released, in both directions."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def read_model_file(path: str | Path) -> ModelFile:
     if content.get("format") == FORMAT:
         # Files of older versions call them "made".
         hparams = content.get("hparams", content.get("made"))
-        if not isinstance(hparams, dict) or not all(fits(hparams.get(key)) for key, fits in _HPARAMS.items()):
+        if not isinstance(hparams, dict) or not _are_hparams(hparams):
             raise UserError(f"model file {path} holds no valid hyper-parameters: it is damaged")
         hparams = current_hparams(hparams)
         return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"))
@@ -66,26 +66,19 @@ def current_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
     return {**hparams, "method": options.pop("method"), "options": options}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+#: The keys of ``make_hparams`` and the types of their values. Older files have fewer keys.
+_HPARAMS: dict[str, Any] = {"method": str, "dataset": str, "options": dict, "frames_per_snippet": int | None}
+_HPARAMS |= {"classes": dict | None, "protocol": str | None, "clip": str | None, "clip_fingerprint": str | None}
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-#: The keys of ``make_hparams`` and a check of each value. Older files have fewer keys.
-_HPARAMS: dict[str, Callable[[Any], bool]] = {
-    "method": lambda value: _is_text(value) and value in method_names(),
-    # It becomes part of options and file names.
-    "dataset": lambda value: _is_text(value) and re.fullmatch(r"[\w-]+", value) is not None,
-    "options": _is_mapping,
-    "classes": lambda value: value is None or (_is_mapping(value) and all(map(_is_text, value.values()))),
-    "protocol": lambda value: value is None or _is_text(value),
-    "frames_per_snippet": lambda value: value is None or isinstance(value, int),
-    "clip": lambda value: value is None or _is_text(value),
-    "clip_fingerprint": lambda value: value is None or _is_text(value),
-}
+def _are_hparams(content: dict[Any, Any]) -> bool:
+    if not all(isinstance(content.get(key), kind) for key, kind in _HPARAMS.items()):
+        return False
+    classes = content.get("classes") or {}
+    words = [*content["options"], *classes, *classes.values()]
+    # The dataset becomes part of options and file names.
+    named = content["method"] in method_names() and re.fullmatch(r"[\w-]+", content["dataset"])
+    return bool(named) and all(isinstance(word, str) for word in words)
 
 
 def make_hparams(
@@ -109,29 +102,20 @@ def dataset_of(file: ModelFile) -> Dataset:
     name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]
-    if not isinstance(classes, dict) or len(classes) < 2:
+    if not classes or len(classes) < 2:
         raise UserError(f"{file.path} was trained on {name!r}, which is unknown here, and does not hold its classes")
     return own_dataset(name, classes)
 
 
 def state_without_clip(model: Method) -> dict[str, Tensor]:
     """Copy to the CPU the weights of a model without frozen CLIP, which ``--clip`` loads again."""
-    return {
-        key: value.detach().cpu().clone()
-        for key, value in model.state_dict().items()
-        if not key.startswith(CLIP_PREFIX)
-    }
+    state = model.state_dict().items()
+    return {key: value.detach().cpu().clone() for key, value in state if not key.startswith(CLIP_PREFIX)}
 
 
 def model_content(hparams: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
     """Return the content of one of our model files, for ``files.write_torch``."""
     return {"format": FORMAT, "hparams": dict(hparams), **extra, "model_state_dict": dict(state)}
-
-
-def run_of(path: str | Path) -> str | None:
-    """Return the run folder that one of our checkpoints belongs to; None for other files."""
-    content = read_checkpoint(path, "checkpoint")
-    return content.get("run") if isinstance(content, dict) else None
 
 
 def load_weights(model: Method, path: str | Path) -> None:
@@ -149,16 +133,27 @@ def load_model_file(model: Method, file: ModelFile) -> None:
     own = model.state_dict()
     given = {key: value for key, value in file.state.items() if key in own or not key.startswith(CLIP_PREFIX)}
     needed = [key for key in own if not key.startswith(CLIP_PREFIX) and key not in model.centroid_buffers]
-    missing = [key for key in needed if key not in given]
-    unknown = [key for key in given if key not in own]
-    reshaped = [key for key in given if key in own and given[key].shape != own[key].shape]
-    whole = [key for key in given if key in own and given[key].is_floating_point() != own[key].is_floating_point()]
-    if whole and not reshaped:
+    both = [key for key in given if key in own]
+    reshaped = [key for key in both if given[key].shape != own[key].shape]
+    misfits = {
+        "missing": [key for key in needed if key not in given],
+        "unknown": [key for key in given if key not in own],
+        "other kinds of numbers in": [k for k in both if given[k].is_floating_point() != own[k].is_floating_point()],
+    }
+    parts = []
+    for what, keys in misfits.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            parts.append(f"{what} {', '.join(keys[:3])}{more}")
+    if reshaped:
+        key, more = reshaped[0], f" (and {len(reshaped) - 1} more)" if len(reshaped) > 1 else ""
+        shapes = f"{tuple(given[key].shape)} in the file and {tuple(own[key].shape)} by the options"
+        parts.append(f"other shapes: {key} is {shapes}{more}")
+    if parts:
         raise UserError(
-            f"{file.path} holds numbers of another kind than {model.name}: {whole[0]} {given[whole[0]].dtype}"
+            f"{file.path} does not fit {model.name}: {'; '.join(parts)}. "
+            f"Do the options (layers, widths, switches) match those it was trained with?"
         )
-    if missing or unknown or reshaped:
-        raise UserError(f"{file.path} does not fit {model.name}: {_misfit(missing, unknown, reshaped, given, own)}")
     weights = {key: value for key, value in given.items() if key not in model.centroid_buffers}
     bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
@@ -200,29 +195,10 @@ def check_clip(file: ModelFile, clip: ClipWeights | None) -> None:
         )
 
 
-def _misfit(
-    missing: list[str], unknown: list[str], reshaped: list[str], given: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> str:
-    parts = [f"{what} {_some(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
-    if reshaped:
-        key = reshaped[0]
-        parts.append(
-            f"other shapes: {key} is {tuple(given[key].shape)} in the file and {tuple(own[key].shape)} by the options"
-            + (f" (and {len(reshaped) - 1} more)" if len(reshaped) > 1 else "")
-        )
-    return "; ".join(parts) + ". Do the options (layers, widths, switches) match those it was trained with?"
-
-
-def _some(keys: list[str], limit: int = 3) -> str:
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
-
-
 def released_state(model: Method, clip: ClipWeights | None) -> dict[str, Tensor]:
     """Return the bare state dict that the original code loads: the weights of the model and the whole of CLIP."""
     whole = {CLIP_PREFIX + key: value for key, value in clip.state.items()} if clip else {}
     # The text tower of the model replaces that of the CLIP file, which may differ.
     tower = {key: value.to(whole[key].dtype) for key, value in model.state_dict().items() if key in whole}
-    state = state_without_clip(model) | {
-        key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()
-    }
-    return model.to_released(state)
+    frozen = {key: value.detach().cpu().contiguous() for key, value in (whole | tower).items()}
+    return model.to_released(state_without_clip(model) | frozen)

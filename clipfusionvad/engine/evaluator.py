@@ -75,12 +75,12 @@ class VideoDataset:
 
     def split(self, parts: int) -> list[list[int]]:
         """Divide the videos into parts of about as many snippets each; return the rows of each part."""
-        longest_first = np.argsort([-self._snippets(row) for row in range(len(self.entries))], kind="stable")
+        sizes = [
+            read_video_shape(entry.paths, self.width) if entry.packed is None else len(entry.packed())
+            for entry in self.entries
+        ]
+        longest_first = np.argsort(-np.array(sizes), kind="stable")
         return [longest_first[part::parts].tolist() for part in range(parts)]
-
-    def _snippets(self, row: int) -> int:
-        entry = self.entries[row]
-        return read_video_shape(entry.paths, self.width) if entry.packed is None else len(entry.packed())
 
     @cached_property
     def anomalous(self) -> np.ndarray:
@@ -117,28 +117,21 @@ def score_dataset(
         return score_videos(model, videos.features, device, precision)
     parts = videos.split(rank_info().world_size)
     found = gather_objects(score_videos(model, videos.load(parts[rank_info().rank]), device, precision))
-    rows = [row for part in parts for row in part]
-    scores = dict(zip(rows, (video for part in found for video in part), strict=True))
-    return [scores[row] for row in sorted(rows)]
+    scores = dict(zip(sum(parts, []), sum(found, []), strict=True))
+    return [scores[row] for row in range(len(scores))]
 
 
 def _groups(
     features: Sequence[np.ndarray], sampling: Sampling, at_once: int
 ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
     """Yield consecutive videos that fill a forward pass: their snippets, windows, and the lengths of windows."""
-    counts: list[int] = []
-    windows: list[np.ndarray] = []
-    lengths: list[np.ndarray] = []
-    for video in features:
-        parts, valid = sampling.windows(video)
-        counts.append(len(video))
-        windows.append(parts)
-        lengths.append(valid)
-        if sum(map(len, windows)) >= at_once:
+    group: list[tuple[int, np.ndarray, np.ndarray]] = []
+    for number, video in enumerate(features, start=1):
+        group.append((len(video), *sampling.windows(video)))
+        if sum(len(windows) for _, windows, _ in group) >= at_once or number == len(features):
+            counts, windows, lengths = map(list, zip(*group, strict=True))
             yield counts, windows, lengths
-            counts, windows, lengths = [], [], []
-    if counts:
-        yield counts, windows, lengths
+            group = []
 
 
 def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str = "paper") -> dict[str, Any]:
@@ -154,16 +147,22 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str 
             raise UserError(f"the scores of {entry.video} are not finite: the model cannot use its features")
     if videos.truth is None:
         return evaluate_videos(scores, videos)
-    counts = _count_frames(videos, videos.truth.frames, scores)
-    positives = np.concatenate([positive for positive, _ in counts])
-    frames = np.concatenate([total for _, total in counts])
+    counts = _count_frames(videos, videos.truth, scores)
+    positives, frames = map(np.concatenate, zip(*counts, strict=True))
     anomalous = np.repeat(videos.anomalous, [len(total) for _, total in counts])
     metrics: dict[str, Any] = {}
     for branch, curve in enumerate(np.concatenate([video.anomaly for video in scores], axis=1), start=1):
         found = snippet_metrics(curve, positives, frames, anomalous)
         metrics |= {f"{name}{branch}": value for name, value in found.items()}
     if scores[0].classes is not None:
-        metrics |= _detection_metrics(scores, videos, [total for _, total in counts], HEADLINE_MAP[protocol])
+        classes, totals = [v.classes for v in scores if v.classes is not None], [total for _, total in counts]
+        inputs = classes, videos.truth.segments, videos.truth.labels, videos.dataset.labels
+        unknown, headline = videos.dataset.unknown_truth_label, HEADLINE_MAP[protocol]
+        variants = {"released": detection_map(*inputs, frames=totals, unknown_labels=unknown)}
+        variants |= corrected_detection_map(*inputs, frames=totals)
+        by_iou = {name: {str(iou): value for iou, value in found["map"].items()} for name, found in variants.items()}
+        metrics |= {"map": by_iou[headline], "map_average": variants[headline]["average"]}
+        metrics |= {f"map_{name}": by_iou[name] | {"average": found["average"]} for name, found in variants.items()}
     return metrics
 
 
@@ -177,7 +176,7 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dic
     """
     if videos.truth is None:
         return {}
-    counts = _count_frames(videos, videos.truth.frames, scores)
+    counts = _count_frames(videos, videos.truth, scores)
     metrics: dict[str, Any] = {}
     per_class: dict[str, dict[str, float]] = {}
     for label in videos.dataset.labels[1:]:
@@ -188,12 +187,10 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dic
             found = snippet_metrics(curve, positives, frames)
             per_class[label] = {f"video_{name}": value for name, value in found.items()}
     if scores[0].classes is not None:
-        by_class = class_metrics(
-            np.concatenate([video.classes for video in scores]),
-            np.concatenate([_class_frames(videos, index, len(counts[index][0])) for index in range(len(scores))]),
-            np.concatenate([frames for _, frames in counts]),
-            videos.dataset.labels,
-        )
+        classes = np.concatenate([video.classes for video in scores if video.classes is not None])
+        totals = np.concatenate([frames for _, frames in counts])
+        positives = np.concatenate([_class_frames(videos, index, len(f)) for index, (_, f) in enumerate(counts)])
+        by_class = class_metrics(classes, positives, totals, videos.dataset.labels)
         metrics |= {"mauc": by_class["mauc"], "mean_ap": by_class["mean_ap"]}
         for label, values in by_class["per_class"].items():
             per_class.setdefault(label, {}).update(values)
@@ -212,29 +209,11 @@ def _class_frames(videos: VideoDataset, index: int, snippets: int) -> np.ndarray
 
 
 def _count_frames(
-    videos: VideoDataset, frames: Sequence[np.ndarray], scores: Sequence[VideoScores]
+    videos: VideoDataset, truth: Truth, scores: Sequence[VideoScores]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return for each video the abnormal frames and all frames of each snippet."""
-    return [
-        count_frames(truth, video.anomaly.shape[1], videos.frames_per_snippet)
-        for truth, video in zip(frames, scores, strict=True)
-    ]
-
-
-def _detection_metrics(
-    scores: Sequence[VideoScores], videos: VideoDataset, frames: list[np.ndarray], headline: str
-) -> dict[str, Any]:
-    classes = [video.classes for video in scores if video.classes is not None]
-    truth, labels = videos.known_truth, videos.dataset.labels
-    unknown = videos.dataset.unknown_truth_label
-    released = detection_map(classes, truth.segments, truth.labels, labels, frames=frames, unknown_labels=unknown)
-    variants = {"released": released}
-    variants |= corrected_detection_map(classes, truth.segments, truth.labels, labels, frames=frames)
-    by_iou = {name: {str(iou): value for iou, value in found["map"].items()} for name, found in variants.items()}
-    metrics = {"map": by_iou[headline], "map_average": variants[headline]["average"]}
-    for name, found in variants.items():
-        metrics[f"map_{name}"] = by_iou[name] | {"average": found["average"]}
-    return metrics
+    pairs = zip(truth.frames, scores, strict=True)
+    return [count_frames(frames, video.anomaly.shape[1], videos.frames_per_snippet) for frames, video in pairs]
 
 
 def evaluate_videos(scores: Sequence[VideoScores], videos: VideoDataset) -> dict[str, float]:
@@ -243,7 +222,7 @@ def evaluate_videos(scores: Sequence[VideoScores], videos: VideoDataset) -> dict
     A video's score is ``metrics.video_score`` of its snippets.
     """
     metrics: dict[str, float] = {}
-    for branch in range(len(scores[0].anomaly)):
-        found = frame_metrics([video_score(video.anomaly[branch]) for video in scores], videos.anomalous)
-        metrics |= {f"{name}{branch + 1}": value for name, value in found.items()}
+    for branch, curves in enumerate(zip(*(video.anomaly for video in scores), strict=True), start=1):
+        found = frame_metrics(list(map(video_score, curves)), videos.anomalous)
+        metrics |= {f"{name}{branch}": value for name, value in found.items()}
     return metrics
