@@ -30,7 +30,7 @@ from benchmarks.machine import copy_bandwidth, peak_memory
 from benchmarks.report import Report, main_options
 from benchmarks.sizes import UCF_TRAIN_SNIPPETS
 from clipfusionvad.data.lists import Entry, write_list
-from clipfusionvad.data.loaders import BagDataset, ShuffledBatchSampler, load_batches, make_packed_batches
+from clipfusionvad.data.loaders import BagDataset, PackedBatches, ShuffledBatchSampler, load_batches
 from clipfusionvad.data.packed import FEATURES, open_store, write_store
 from clipfusionvad.data.sampling import WindowSampling
 from clipfusionvad.datasets import UCF
@@ -136,7 +136,7 @@ def sample_plainly(features: np.ndarray) -> np.ndarray:
 
 
 def read_packed(folder: Path, entries: list[Entry]) -> Reading:
-    packed = make_packed_batches(open_store(store_of(folder)), SAMPLING, torch.device("cpu"))
+    packed = PackedBatches(open_store(store_of(folder)), torch.device("cpu"))
     bags = BagDataset(entries, UCF, SAMPLING, D, packed=packed)
     return time_epoch(lambda epoch: (visual for visual, _, _ in load_batches(bags, epoch, workers=0)), entries)
 

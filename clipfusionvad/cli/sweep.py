@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipfusionvad.cli.options import OptionFile, build_parser, config_tokens, option_file_of
+from clipfusionvad.cli.options import OptionFile, build_parser, config_tokens, option_file_of, settings_of
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.cli.train import summarise_runs, train
+from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.config import recorded
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, run_main
@@ -143,10 +143,11 @@ def run_trial(trial: Trial, overwrite: bool = False) -> TrialEnd:
 
 def _conclude_cell(trials: Sequence[Trial], option_file: OptionFile, seeds: Sequence[int]) -> None:
     """Write into a cell's folder what a training with --seeds leaves there."""
+    from clipfusionvad.cli.training import write_summary
     from clipfusionvad.engine.run_folder import BEST, DATA
     from clipfusionvad.io.provenance import Sources
 
     folder = trials[0].folder.parent
     places = ["--output-dir", str(folder), "--model-path", str(folder / BEST)]
     args: argparse.Namespace = option_file.parse_args([*trials[0].flags, *places, "--seeds", *map(str, seeds)])
-    summarise_runs(args, option_file.DATASET, folder, Sources.read(trials[0].folder / DATA))
+    write_summary(settings_of(args, option_file.DATASET), folder, Sources.read(trials[0].folder / DATA))

@@ -1,12 +1,9 @@
 """Train a method on a dataset."""
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 from clipfusionvad.cli.options import find_option_file, settings_of
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.io.provenance import Sources
 
 
 def main(argv: list[str]) -> int:
@@ -19,10 +16,3 @@ def train(args: argparse.Namespace, dataset: Dataset) -> int:
     from clipfusionvad.cli.training import run_training
 
     return run_training(settings_of(args, dataset))
-
-
-def summarise_runs(args: argparse.Namespace, dataset: Dataset, folder: Path, sources: Sources) -> dict[str, Any]:
-    """Write the summary of the runs of several seeds in a folder, as a training with ``--seeds`` does."""
-    from clipfusionvad.cli.training import write_summary
-
-    return write_summary(settings_of(args, dataset), folder, sources)

@@ -14,14 +14,8 @@ import numpy as np
 import torch
 
 from clipfusionvad.data.lists import Entry, check_overlap, split_holdout
-from clipfusionvad.data.loaders import (
-    BagDataset,
-    BalancedBatchSampler,
-    BatchSampler,
-    PackedBatches,
-    ShuffledBatchSampler,
-    make_packed_batches,
-)
+from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, PackedBatches, ShuffledBatchSampler
+from clipfusionvad.engine import run_folder, setup
 from clipfusionvad.engine.checkpoint import centroid_content, make_hparams, model_content, state_without_clip
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
@@ -33,26 +27,7 @@ from clipfusionvad.engine.distributed import (
     local_main_first,
 )
 from clipfusionvad.engine.evaluator import VideoDataset, evaluate, evaluate_classes, evaluate_videos, score_dataset
-from clipfusionvad.engine.run_folder import (
-    BEST,
-    LAST,
-    METRICS,
-    NORMAL_CENTROID,
-    check_folder,
-    choose_folder,
-    clear_run,
-    record_run,
-    seed_folder,
-    states_in,
-)
-from clipfusionvad.engine.setup import (
-    build_model,
-    check_list,
-    find_normal_centroid,
-    open_list,
-    read_test_set,
-    result_environment,
-)
+from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, NORMAL_CENTROID, seed_folder, states_in
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
 from clipfusionvad.io.files import check_writable, link_or_copy, remove_leftovers, without_nan, write_json, write_torch
@@ -135,12 +110,14 @@ def run_training(settings: Settings) -> int:
 def read_training_data(settings: Settings, device: torch.device) -> TrainingData:
     """Read and check the lists, features and truth that the options name."""
     dataset, model, data, sources = settings.dataset, settings.model, settings.data, Sources()
-    entries, store = open_list(data.train_list, dataset, model, data, training=True)
-    check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
-    test_set = read_test_set(dataset, model, data, sources)
+    entries, store = setup.open_list(data.train_list, dataset, model, data, training=True)
+    setup.check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
+    test_set = setup.read_test_set(dataset, model, data, sources)
     sources.add_options(settings.options(), FILE_OPTIONS)
     check_overlap(entries, test_set.entries)
-    packed = make_packed_batches(store, find_method(model.method).sampling_of(model.options), device)
+    is_random = find_method(model.method).sampling_of(model.options).is_random
+    # Averages of whole videos are made video by video.
+    packed = PackedBatches(store, device) if store and (is_random or not store.whole) else None
     return TrainingData(device, entries, test_set, store is not None, packed, sources)
 
 
@@ -149,7 +126,7 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
     dataset, training, device = settings.dataset, settings.training, data.device
     width, seed, precision = settings.model.visual_width, training.seed, settings.device.precision
     with local_main_first():
-        model, clip = build_model(settings.model, dataset, seed, clip=data.clip)
+        model, clip = setup.build_model(settings.model, dataset, seed, clip=data.clip)
     data.clip = clip and clip.text_tower
     compile_model(model, settings.device.compile)
     bags = BagDataset(data.entries, dataset, model.sampling, width, seed, data.packed)
@@ -161,10 +138,10 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
         selection_set = VideoDataset([data.entries[row] for row in held_out], dataset, width)
         if data.from_store and selection_set.entries[0].packed is None:
             path, read = settings.data.train_list, settings.data.check
-            check_list(path, selection_set.entries, None, width, read, "held-out features", data.sources)
+            setup.check_list(path, selection_set.entries, None, width, read, "held-out features", data.sources)
         judge = evaluate_videos
     normal, size = bags.targets[rows, 0] > 0, training.batch_size
-    plan: BatchSampler = ShuffledBatchSampler(rows, size, seed)
+    plan: BalancedBatchSampler | ShuffledBatchSampler = ShuffledBatchSampler(rows, size, seed)
     if training.balanced:
         plan = BalancedBatchSampler(rows[normal], rows[~normal], size, seed, training.cycle)
 
@@ -185,10 +162,10 @@ def _take_folder(settings: Settings, locks: contextlib.ExitStack) -> Path:
     """Return the folder of the run, or of the runs of several seeds, locked against other processes."""
     run, seeds = settings.run, settings.training.seeds or ()
     stem = f"{settings.dataset.name}_{settings.model.method}" + "_seeds" * bool(seeds)
-    folder = choose_folder(run.output_dir, stem, run.use_checkpoint)
+    folder = run_folder.choose_folder(run.output_dir, stem, run.use_checkpoint)
     check_writable(folder / (METRICS if seeds else LAST))
     locks.enter_context(hold(folder))
-    check_folder(folder, run.use_checkpoint or run.overwrite, seeds)
+    run_folder.check_folder(folder, run.use_checkpoint or run.overwrite, seeds)
     for seed in seeds:
         locks.enter_context(hold(seed_folder(folder, seed)))
     for path in map(Path, filter(None, (run.model_path, run.checkpoint_path, run.metrics_json))):
@@ -243,7 +220,7 @@ def write_summary(settings: Settings, folder: Path, sources: Sources) -> dict[st
     """Write metrics.json and the page of the runs of several seeds in a folder; return the metrics."""
     summary = summarise_seeds(folder, settings.training.seeds or (), settings.training.select)
     about = environment(pick_device(settings.device.device))
-    record_run(folder, settings.dataset, settings.record(), about, sources)
+    run_folder.record_run(folder, settings.dataset, settings.record(), about, sources)
     write_json(folder / METRICS, summary)
     write_report(folder)
     return summary
@@ -262,7 +239,7 @@ def _train(
     states = dict(zip(("last", "best"), trainer.fit(folder, checkpoint_path), strict=True))
     if settings.run.demo:
         # What chance would give, for a reader who does not know this data.
-        untrained = build_model(settings.model, settings.dataset, settings.training.seed, clip=data.clip)[0]
+        untrained = setup.build_model(settings.model, settings.dataset, settings.training.seed, clip=data.clip)[0]
         states = {"untrained": state_without_clip(untrained) | centroid_content(trainer.model), **states}
     results = {}
     for name, state in states.items():
@@ -280,7 +257,7 @@ def _train(
             write_json(settings.run.metrics_json, results["best"])
         draw_score_curves(folder / "scores.png", scores, data.test_set)
         draw_training(folder / "training.png", folder)
-        here = result_environment(trainer.hparams, data.device)
+        here = setup.result_environment(trainer.hparams, data.device)
         save_scores(folder / RUN_SCORES, scores, data.test_set, settings.record(), here)
         write_report(folder)
     return results
@@ -292,13 +269,13 @@ def start_run(settings: Settings, data: TrainingData, trainer: Trainer, entries:
     barrier()
     if not is_main():
         return
-    find_normal_centroid(trainer.model, entries, settings.dataset, settings.run.normal_centroid)
+    setup.find_normal_centroid(trainer.model, entries, settings.dataset, settings.run.normal_centroid)
     if not settings.run.use_checkpoint:
-        clear_run(folder)
+        run_folder.clear_run(folder)
     if trainer.model.centroid_buffers:
         write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
-    about = result_environment(trainer.hparams, data.device)
-    record_run(folder, settings.dataset, settings.record(), about, data.sources)
+    about = setup.result_environment(trainer.hparams, data.device)
+    run_folder.record_run(folder, settings.dataset, settings.record(), about, data.sources)
 
 
 def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path | None = None) -> None:

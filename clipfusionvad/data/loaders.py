@@ -120,19 +120,11 @@ class PackedBatches:
         self.mapped.take(index, axis=0, out=out, mode="clip")
 
 
-def make_packed_batches(store: Store | None, sampling: Sampling, device: torch.device) -> PackedBatches | None:
-    """Return the packed batches of a sampling, or None where batches must be made video by video.
-
-    That is the case without a store, and for averages of whole videos.
-    """
-    return None if store is None or (store.whole and not sampling.is_random) else PackedBatches(store, device)
-
-
 class BagDataset(TorchDataset[tuple[Tensor, int, Tensor]]):
     """The training list as bags: an input sampled from each video, its valid length, its multi-hot label.
 
     The index of an item is (row, *draw): equal numbers give the same sample, whatever was loaded before. ``packed``
-    gathers the batches of a packed list.
+    gathers the batches of a packed list, unless they are averages of whole videos.
     """
 
     def __init__(

@@ -285,18 +285,9 @@ def write_store(
         videos = np.array(known, dtype=np.int64)
         write_array(temporary / VIDEOS, videos)
         write_array(temporary / SOURCES, sources)
-        manifest = Manifest(
-            list=name,
-            list_sha256=list_sha256,
-            streams=tuple(streams),
-            width=width,
-            sampling=repr(fixed) if fixed else None,
-            dtype=dtype,
-            videos=len(entries),
-            rounding=max(roundings),
-            crc32=crc32,
-            index_crc32=_index_crc32(videos, sources),
-        ).signed()
+        made, text = (name, list_sha256, tuple(streams), width), repr(fixed) if fixed else None
+        sums = crc32, _index_crc32(videos, sources)
+        manifest = Manifest(*made, text, dtype, len(entries), max(roundings), *sums).signed()
         write_json(temporary / MANIFEST, asdict(manifest))
     compare_norms(entries, np.array(norms), name)
     return manifest

@@ -4,8 +4,6 @@ The service and the project are set as for any other program: by ``wandb login``
 or by ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json
@@ -16,23 +14,11 @@ import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipfusionvad.engine.run_folder import CURVES, EVALUATIONS, EVALUATIONS_TABLE, IDS, LOSSES, OPTIONS, flat_metrics
+from clipfusionvad.io import files
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import (
-    read_json,
-    read_text,
-    read_yaml,
-    remove_leftovers,
-    without_nan,
-    write_json,
-    write_text,
-    writing,
-)
-
-if TYPE_CHECKING:
-    from clipfusionvad.io.event_log import Curves
 
 #: The project of the runs where the environment names none.
 PROJECT = "clipfusionvad"
@@ -62,12 +48,12 @@ class RunLog:
         from clipfusionvad.io.event_log import AppendedText, Curves
 
         self.folder = folder
-        with writing(folder):
+        with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
+        files.remove_leftovers(folder)
         # A killed run may have left the last line incomplete.
         lines = {
-            name: [line for line in read_text(path, "record").splitlines(keepends=True) if line.endswith("\n")]
+            name: [line for line in files.read_text(path, "record").splitlines(keepends=True) if line.endswith("\n")]
             for name in (EVALUATIONS, LOSSES)
             if (path := folder / name).exists()
         }
@@ -86,10 +72,10 @@ class RunLog:
                 f"{folder / name} is damaged: it has changed since the state was saved; restore the file, "
                 f"or move it away to continue with a new record"
             ) from error
-        options = read_yaml(folder / OPTIONS, "options") if trackers else {}
+        options = files.read_yaml(folder / OPTIONS, "options") if trackers else {}
         sent = [open_tracker(name, folder, options) for name in trackers]
         self._metrics, self._losses = (AppendedText(folder / name, text) for name, text in texts.items())
-        self._curves: list[Curves | WandB | MLflow] = [Curves(folder / CURVES, step), *sent]
+        self._curves: list[Any] = [Curves(folder / CURVES, step), *sent]
 
     @property
     def checksums(self) -> dict[str, int]:
@@ -109,11 +95,11 @@ class RunLog:
         import pandas as pd
 
         self.evaluations.append(record)
-        self._metrics.write(json.dumps(without_nan(record)) + "\n")
+        self._metrics.write(json.dumps(files.without_nan(record)) + "\n")
         found = flat_metrics(record["metrics"])
         self._draw({f"eval/{key}": value for key, value in found.items() if value is not None}, record["step"])
         rows = [{"step": r["step"], "epoch": r["epoch"], **flat_metrics(r["metrics"])} for r in self.evaluations]
-        write_text(self.folder / EVALUATIONS_TABLE, pd.DataFrame(rows).to_csv(index=False))
+        files.write_text(self.folder / EVALUATIONS_TABLE, pd.DataFrame(rows).to_csv(index=False))
 
     def _draw(self, values: Mapping[str, float], step: int) -> None:
         for curves in self._curves:
@@ -217,13 +203,13 @@ def open_tracker(name: str, folder: Path, options: Mapping[str, Any]) -> WandB |
         package = importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"--track {name} needs a package: pip install {name}") from error
-    ids = read_json(folder / IDS, "ids of runs") if (folder / IDS).is_file() else {}
+    ids = files.read_json(folder / IDS, "ids of runs") if (folder / IDS).is_file() else {}
     try:
         tracker = TRACKERS[name](package, folder, options, ids.get(name))
     # Each service has its own errors, and those of the network.
     except Exception as error:
         raise UserError(f"--track {name}: no run could be opened ({_one_line(error)}); see docs/runs.md") from error
-    write_json(folder / IDS, ids | {name: tracker.run_id})
+    files.write_json(folder / IDS, ids | {name: tracker.run_id})
     return tracker
 
 

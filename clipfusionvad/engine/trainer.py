@@ -19,14 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
-from clipfusionvad.engine.checkpoint import (
-    FORMAT,
-    ModelFile,
-    current_hparams,
-    load_model_file,
-    model_content,
-    state_without_clip,
-)
+from clipfusionvad.engine import checkpoint
 from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig
 from clipfusionvad.engine.distributed import gather_objects, rank_slice
 from clipfusionvad.engine.loggers import RunLog
@@ -126,7 +119,7 @@ class Trainer:
                 self._train_epoch()
                 self._end_epoch()
                 self._save()
-        self.last_state = self.last_state or state_without_clip(self.model)
+        self.last_state = self.last_state or checkpoint.state_without_clip(self.model)
         if self.config.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
         return self.last_state, self.best_state or self.last_state
@@ -226,7 +219,7 @@ class Trainer:
         self.progress.epoch += 1
         self.progress.batch, self.progress.eval_mode = 0, False
         if self.progress.epoch == self.config.max_epoch:
-            self.last_state = state_without_clip(self.model)
+            self.last_state = checkpoint.state_without_clip(self.model)
         if self.config.protocol == "paper" and self.best_state is not None and self.config.select != LAST_WEIGHTS:
             self.model.load_state_dict(self.best_state, strict=False)
 
@@ -239,9 +232,10 @@ class Trainer:
         improved = takes_last or score > progress.best_score
         if improved:
             progress.best_score, progress.best_step = score, progress.step
-            self.best_state = state_without_clip(self.model)
+            self.best_state = checkpoint.state_without_clip(self.model)
             if is_main():
-                write_torch(self.folder / BEST, model_content(self.hparams, self.best_state, step=progress.step))
+                content = checkpoint.model_content(self.hparams, self.best_state, step=progress.step)
+                write_torch(self.folder / BEST, content)
         if self._log:
             record = {"step": progress.step, "epoch": progress.epoch, "improved": improved, "metrics": metrics}
             self._log.log_evaluation(record)
@@ -253,9 +247,9 @@ class Trainer:
         if self._log is None:
             return
         self._log.flush()
-        content = model_content(
+        content = checkpoint.model_content(
             self.hparams,
-            state_without_clip(self.model),
+            checkpoint.state_without_clip(self.model),
             progress=asdict(self.progress),
             optimizer_state_dict=self.optimizer.state_dict(),
             scheduler_state_dict=self.scheduler.state_dict(),
@@ -282,21 +276,21 @@ class Trainer:
         content = read_checkpoint(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
             raise UserError(f"{path} is not a training checkpoint: it holds no optimizer state")
-        resume = self._resume_ours if content.get("format") == FORMAT else self._resume_released
+        resume = self._resume_ours if content.get("format") == checkpoint.FORMAT else self._resume_released
         try:
             resume(content, path)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} does not hold a state from which a training can continue ({error!r})") from error
 
     def _resume_ours(self, content: Mapping[str, Any], path: Path) -> None:
-        saved = {**content["same_run"], "model": current_hparams(content["same_run"]["model"])}
+        saved = {**content["same_run"], "model": checkpoint.current_hparams(content["same_run"]["model"])}
         differing = [key for key, value in self._same_run.items() if saved.get(key) != value]
         if differing:
             raise UserError(
                 f"{path} is the state of a run with another {' and '.join(differing)}: "
                 f"resume it with the options that its options.yaml records"
             )
-        load_model_file(self.model, ModelFile(str(path), content["model_state_dict"]))
+        checkpoint.load_model_file(self.model, checkpoint.ModelFile(str(path), content["model_state_dict"]))
         self.optimizer.load_state_dict(content["optimizer_state_dict"])
         self.scheduler.load_state_dict(content["scheduler_state_dict"])
         self.progress = Progress(**content["progress"])
@@ -315,7 +309,7 @@ class Trainer:
         if absent:
             raise UserError(f"{path} is not a training checkpoint: it holds no {absent[0]}")
         state = content["model_state_dict"]
-        load_model_file(self.model, ModelFile(str(path), state))
+        checkpoint.load_model_file(self.model, checkpoint.ModelFile(str(path), state))
         # The released optimizer numbers all parameters in the order of the state dict, frozen CLIP included.
         buffers = ("running_mean", "running_var", "num_batches_tracked")
         names = [key for key in state if not key.endswith(buffers)]
@@ -327,7 +321,7 @@ class Trainer:
         self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
         for _ in range(self.progress.epoch):
             self._step_scheduler()
-        self.best_state = state_without_clip(self.model)
+        self.best_state = checkpoint.state_without_clip(self.model)
 
     def _step_scheduler(self) -> None:
         with warnings.catch_warnings():

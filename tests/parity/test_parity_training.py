@@ -12,7 +12,7 @@ from originals import dataset_of, difference, each_case, float64, load_original,
 
 from clipfusionvad.data.features import check_features, load_features
 from clipfusionvad.data.lists import read_list
-from clipfusionvad.data.loaders import BagDataset, make_packed_batches
+from clipfusionvad.data.loaders import BagDataset, PackedBatches
 from clipfusionvad.data.packed import open_store, write_store
 from clipfusionvad.data.sampling import split_windows, window_lengths
 from clipfusionvad.data.truth import read_truth
@@ -72,7 +72,7 @@ def one_thread():
 
 def pack(folder, entries, path, model):
     write_store(folder, entries, path, model.streams, model.visual_width, model.sampling, "float32", workers=1)
-    return make_packed_batches(open_store(folder), model.sampling, CPU)
+    return PackedBatches(open_store(folder), CPU)
 
 
 def load_initial(case):

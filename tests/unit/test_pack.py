@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clipfusionvad.data import packed
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import Entry, write_list
-from clipfusionvad.data.loaders import BagDataset, ShuffledBatchSampler, load_batches, make_packed_batches
+from clipfusionvad.data.loaders import BagDataset, PackedBatches, ShuffledBatchSampler, load_batches
 from clipfusionvad.data.packed import FEATURES, MANIFEST, SOURCES, VIDEOS, open_store, write_store
 from clipfusionvad.data.sampling import GridSampling, WindowSampling
 from clipfusionvad.datasets import XD
@@ -56,7 +56,8 @@ def pack_up(entries, sampling=SAMPLINGS["window"], dtype="float16", workers=2):
 
 def make_bags(entries, sampling, store=None):
     entries = entries if store is None else store.attach(entries)
-    return BagDataset(entries, XD, sampling, WIDTH, 5, make_packed_batches(store, sampling, CPU))
+    gathers = store is not None and (sampling.is_random or not store.whole)
+    return BagDataset(entries, XD, sampling, WIDTH, 5, PackedBatches(store, CPU) if gathers else None)
 
 
 def batches_of(bags, start=0):
