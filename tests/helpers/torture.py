@@ -9,7 +9,6 @@ results must equal those of an undisturbed run bit for bit. To test another comm
 
 import argparse
 import csv
-import io
 import json
 import multiprocessing
 import os
@@ -19,11 +18,12 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from made_videos import write_video
@@ -40,14 +40,8 @@ from clipfusionvad.io.npy import read_array
 # These record when, where and in how many attempts a result was made.
 OWN = {"environment.json", "options.yaml", "report.html", "manifest.jsonl", "done.json", "train.log"}
 EXACT = {".csv", ".json", ".jsonl", ".npy"}
-
-
-@dataclass(frozen=True)
-class Command:
-    """``argv(folder)`` are the arguments of the program that start it in a folder or resume it there."""
-
-    name: str
-    argv: Callable[[Path], list[str]]
+#: Returns the arguments of the program that start a command in a folder, or resume it there.
+Start = Callable[[Path], list[str]]
 
 
 @dataclass
@@ -60,8 +54,8 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
 
-def commands(data: Path) -> list[Command]:
-    """All commands under test, on data that is generated here."""
+def commands(data: Path) -> dict[str, Start]:
+    """All commands under test by name, on data that is generated here."""
     tiny = make_tiny("ucf", data / "tiny")
     (data / "videos").mkdir()
     for name, frames in {"a": 40, "b": 170, "c": 33}.items():
@@ -70,81 +64,67 @@ def commands(data: Path) -> list[Command]:
     (data / "plan.yaml").write_text(yaml.safe_dump(plan))
     first, *_ = METHOD_FLAGS
 
-    def command(name: str, words: Sequence[object], flags: Callable[[Path], Sequence[object]]) -> Command:
-        return Command(name, lambda work: strings(words, flags(work)))
-
-    def train(name: str, *more: object, method: str = first) -> Command:
+    def train(*more: object, method: str = first) -> Start:
         flags = ["--use-checkpoint", "--eval-every", 6, "--max-epoch", 3, *more]
-        return command(name, ["train", "--dataset", "ucf"], lambda work: tiny.of(method).at(work).train_flags(*flags))
+        return lambda work: ["train", "--dataset", "ucf", *tiny.of(method).at(work).train_flags(*flags)]
 
-    extract = ["extract", "--videos", data / "videos", "--clip", "toy", "--embed-dim", "64", "--device", "cpu"]
-    pack = command(
-        "pack", ["pack", "--dataset", "ucf"], lambda work: tiny.at(work).train_flags("--output", work / "packed")
-    )
-    sweep = ["sweep", data / "plan.yaml", "--dataset", "ucf", "--seeds", 1]
-    assert quietly(package_main, pack.argv(data)).code == 0
-    return [
-        command("extract", extract, lambda work: ["--output", work / "features"]),
-        pack,
-        *(train(f"train {method}", method=method) for method in METHOD_FLAGS),
-        train("train packed", "--packed-dir", data / "packed"),
-        train("train --seeds", "--seeds", 3, 5),
-        command(
-            "sweep", sweep, lambda work: tiny.at(work).train_flags("--max-epoch", 1, "--output-dir", work / "sweep")
-        ),
-    ]
+    def pack(work: Path) -> list[str]:
+        return ["pack", "--dataset", "ucf", *tiny.at(work).train_flags("--output", work / "packed")]
+
+    extract = strings(["extract", "--videos", data / "videos", "--clip=toy", "--embed-dim=64", "--device=cpu"])
+    sweep = strings(["sweep", data / "plan.yaml", "--dataset", "ucf", "--seeds", 1])
+    assert quietly(package_main, pack(data)).code == 0
+    return {
+        "extract": lambda work: [*extract, "--output", str(work / "features")],
+        "pack": pack,
+        **{f"train {method}": train(method=method) for method in METHOD_FLAGS},
+        "train packed": train("--packed-dir", data / "packed"),
+        "train --seeds": train("--seeds", 3, 5),
+        "sweep": lambda work: sweep + tiny.at(work).train_flags("--max-epoch", 1, "--output-dir", work / "sweep"),
+    }
 
 
-def torture(command: Command, folder: Path, kills: int, seed: int) -> Tally:
+def torture(name: str, start: Start, folder: Path, kills: int, seed: int) -> Tally:
     """Kill a command ``kills`` times, each time at a random moment, then let it finish."""
-    tally, rng = Tally(command.name), random.Random(f"{seed} {command.name}")
-    whole, work = (folder / command.name.replace(" ", "_") / name for name in ("whole", "killed"))
-    end = _run(command, whole, None)
-    if end.code != 0:
-        tally.failures.append(f"undisturbed: exit code {end.code}: {end.err}")
+    tally, rng = Tally(name), random.Random(f"{seed} {name}")
+    whole, work = (folder / name.replace(" ", "_") / part for part in ("whole", "killed"))
+    code, err, longest = _run(start, whole, None)
+    if code != 0:
+        tally.failures.append(f"undisturbed: exit code {code}: {err}")
         return tally
-    longest = end.seconds
     while True:
-        end = _run(command, work, rng.uniform(0, longest) if tally.kills < kills else None)
+        code, err, seconds = _run(start, work, rng.uniform(0, longest) if tally.kills < kills else None)
         tally.failures += [f"after {tally.kills} kills: {line}" for line in incomplete_files(work)]
-        if end.code is None:
+        if code is None:
             tally.kills += 1
             continue
-        tally.ends, longest = tally.ends + 1, min(longest, end.seconds)
-        wrong = [f"exit code {end.code}: {end.err}"] if end.code else differences(whole, work)
+        tally.ends, longest = tally.ends + 1, min(longest, seconds)
+        wrong = [f"exit code {code}: {err}"] if code else differences(whole, work)
         tally.failures += [f"at the end, after {tally.kills} kills: {line}" for line in wrong]
         if tally.kills >= kills or wrong:
             break
         shutil.rmtree(work)
-    print(f"{tally.name:22} {tally.kills:4} kills {tally.ends:4} ends {len(tally.failures):3} failures", flush=True)
+    print(f"{name:22} {tally.kills:4} kills {tally.ends:4} ends {len(tally.failures):3} failures", flush=True)
     return tally
 
 
-@dataclass(frozen=True)
-class _End:
-    """How a process ended: ``code`` is None if it was killed."""
-
-    code: int | None
-    err: str
-    seconds: float
-
-
-def _run(command: Command, work: Path, kill_after: float | None) -> _End:
+def _run(start: Start, work: Path, kill_after: float | None) -> tuple[int | None, str, float]:
+    """Run a command; return its exit code (None if it was killed), its errors, and the seconds it took."""
     work.mkdir(parents=True, exist_ok=True)
     outcome = work.with_suffix(".txt")
     outcome.unlink(missing_ok=True)
-    start = time.perf_counter()
-    process = _start(_child, command.argv(work), str(outcome))
+    began = time.perf_counter()
+    process = _start(_child, start(work), str(outcome))
     process.join(kill_after)
     killed = process.is_alive()
     process.kill()
     process.join()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     if outcome.is_file():
         # It may have finished just before the kill; multiprocessing can also lose an exit code.
         code, _, err = outcome.read_text().partition("\n")
-        return _End(int(code), err, seconds)
-    return _End(None if killed else process.exitcode, "", seconds)
+        return int(code), err, seconds
+    return None if killed else process.exitcode, "", seconds
 
 
 def _start(target: Callable[..., object], *arguments: object) -> multiprocessing.Process:
@@ -181,14 +161,8 @@ def _complete_lines(path: Path) -> list[str]:
 
 
 def _read_table(path: Path) -> None:
-    if len({len(row) for row in csv.reader(io.StringIO("".join(_complete_lines(path))))}) > 1:
+    if len({len(row) for row in csv.reader(_complete_lines(path))}) > 1:
         raise ValueError("rows of different lengths")
-
-
-def _read_zip(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if bad := archive.testzip():
-            raise ValueError(f"{bad} is damaged")
 
 
 def _read_page(path: Path) -> None:
@@ -200,7 +174,7 @@ _READ: dict[str, Callable[[Path], object]] = {
     ".pt": lambda path: read_checkpoint(path, "state"),
     ".pth": lambda path: read_checkpoint(path, "model"),
     ".npy": lambda path: read_array(path, "array"),
-    ".npz": _read_zip,
+    ".npz": lambda path: dict(np.load(path)),
     ".json": lambda path: json.loads(path.read_text()),
     ".jsonl": lambda path: [json.loads(line) for line in _complete_lines(path)],
     ".csv": _read_table,
@@ -239,12 +213,12 @@ def _equal(one: object, other: object) -> bool:
     return one == other
 
 
-def torture_all(chosen: Sequence[Command], folder: Path, kills: int, seed: int) -> list[Tally]:
+def torture_all(chosen: dict[str, Start], folder: Path, kills: int, seed: int) -> list[Tally]:
     """Share the kills among commands, two commands at a time."""
     # The first process waits for all imports.
     _start(os.getpid).join()
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda command: torture(command, folder, -(-kills // len(chosen)), seed), chosen))
+        return list(pool.map(lambda name: torture(name, chosen[name], folder, -(-kills // len(chosen)), seed), chosen))
 
 
 def main() -> int:
@@ -255,13 +229,12 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "data").mkdir()
-        chosen = [command for command in commands(Path(place) / "data") if args.only in command.name]
+        chosen = {name: start for name, start in commands(Path(place) / "data").items() if args.only in name}
         tallies = torture_all(chosen, Path(place), args.kills, args.seed)
-    for line in (f"{tally.name}: {failure}" for tally in tallies for failure in tally.failures):
-        print(line)
+    failures = [f"{tally.name}: {failure}" for tally in tallies for failure in tally.failures]
     kills, ends = sum(tally.kills for tally in tallies), sum(tally.ends for tally in tallies)
-    print(f"{kills} kills, {ends} complete runs, {sum(len(tally.failures) for tally in tallies)} failures")
-    return int(any(tally.failures for tally in tallies))
+    print(*failures, f"{kills} kills, {ends} complete runs, {len(failures)} failures", sep="\n")
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Bad input ends in one line on stderr and exit code 2, before anything is written."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,81 +11,74 @@ import pytest
 import torch
 import yaml
 from refusal import RunsCode, assert_refused
+from small_detect import write_model
 from tiny import FRAMES, WIDTH, Outcome, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.models.clip import toy_state
+from clipfusionvad.engine.checkpoint import released_state
+from clipfusionvad.models import build_method
+from clipfusionvad.models.clip import load_clip, toy_state
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def cases(table):
+    return pytest.mark.parametrize("case", table.values(), ids=list(table))
 
 
 # Lists and features: both programs check them.
 
 
-def first_feature(tiny, program):
-    pattern = "*__0.npy" if program == "train" else "*__5.npy"
-    return sorted((tiny.folder / "features").glob(pattern))[0]
-
-
-def spoil_list(text):
+def in_list(text):
     def spoil(tiny, program):
         path = tiny.train_list if program == "train" else tiny.test_list
-        if text is None:
-            path.unlink()
-        else:
-            path.write_bytes(text if isinstance(text, bytes) else text(path.read_text()).encode())
+        path.write_bytes(text if isinstance(text, bytes) else text(path.read_text()).encode())
         return path.name
 
     return spoil
 
 
-def spoil_feature(change):
+def in_feature(change):
     def spoil(tiny, program):
-        path = first_feature(tiny, program)
+        path = sorted((tiny.folder / "features").glob("*__0.npy" if program == "train" else "*__5.npy"))[0]
         change(path, np.load(path))
         return path.name
 
     return spoil
 
 
-def put(index, value):
-    def change(path, array):
-        array[index] = value
-        np.save(path, array)
-
-    return change
+def saved(change):
+    return in_feature(lambda path, array: np.save(path, change(array)))
 
 
-def truncate(path, array):
-    path.write_bytes(path.read_bytes()[:-7])
+def put(row, value):
+    return saved(lambda array: np.where(np.arange(len(array))[:, None] == row, value, array).astype(array.dtype))
 
 
 DATA = {
-    "missing list": (spoil_list(None), "not found"),
-    "list without path": (spoil_list(lambda text: text.replace("path,", "file,", 1)), "'path'"),
-    "list of a header": (spoil_list(lambda text: "path,label\n"), "no videos"),
-    "empty list": (spoil_list(b""), "is empty"),
-    "binary list": (spoil_list(b"\x93NUMPY\x00\xff\xfe" * 9), "not a text file"),
-    "unknown label": (spoil_list(lambda text: text.replace(",Abuse", ",Abusee", 1)), ("'Abusee'", "'Abuse'", "row ")),
-    "missing feature": (spoil_feature(lambda path, array: path.unlink()), "--feature-root"),
-    "truncated feature": (spoil_feature(truncate), "truncated"),
-    "three axes": (spoil_feature(lambda path, array: np.save(path, array[None])), "(snippets, dim)"),
-    "other width": (spoil_feature(lambda path, array: np.save(path, array[:, :-1])), f"{WIDTH} are expected"),
-    "no snippets": (spoil_feature(lambda path, array: np.save(path, array[:0])), "no features"),
-    "whole numbers": (spoil_feature(lambda path, array: np.save(path, array.astype(int))), "float"),
-    "NaN": (spoil_feature(put((3, 5), np.nan)), "snippet 3 "),
-    "infinity": (spoil_feature(put((-1, 0), np.inf)), "infinity"),
-    "objects": (spoil_feature(lambda path, array: np.save(path, array.astype(object))), "object"),
-    "no array": (spoil_feature(lambda path, array: path.write_text("not an array")), "not a readable .npy"),
+    "list without path": (in_list(lambda text: text.replace("path,", "file,", 1)), "'path'"),
+    "list of a header": (in_list(lambda text: "path,label\n"), "no videos"),
+    "empty list": (in_list(b""), "is empty"),
+    "binary list": (in_list(b"\x93NUMPY\x00\xff\xfe" * 9), "not a text file"),
+    "unknown label": (in_list(lambda text: text.replace(",Abuse", ",Abusee", 1)), "'Abusee'", "'Abuse'", "row "),
+    "missing feature": (in_feature(lambda path, array: path.unlink()), "--feature-root"),
+    "truncated feature": (in_feature(lambda path, array: path.write_bytes(path.read_bytes()[:-7])), "truncated"),
+    "three axes": (saved(lambda array: array[None]), "(snippets, dim)"),
+    "other width": (saved(lambda array: array[:, :-1]), f"{WIDTH} are expected"),
+    "no snippets": (saved(lambda array: array[:0]), "no features"),
+    "whole numbers": (saved(lambda array: array.astype(int)), "float"),
+    "NaN": (put(3, np.nan), "snippet 3 "),
+    "infinity": (put(0, np.inf), "infinity"),
+    "objects": (saved(lambda array: array.astype(object)), "object"),
+    "no array": (in_feature(lambda path, array: path.write_text("not an array")), "not a readable .npy"),
 }
 
 
 @pytest.mark.parametrize("program", ["train", "test"])
-@pytest.mark.parametrize("case", DATA)
+@cases(DATA)
 def test_data(tiny, case, program):
-    spoil, says = DATA[case]
-    name = spoil(tiny, program)
-    assert_refused(getattr(tiny, program), tiny, says=[name, *([says] if isinstance(says, str) else says)])
+    spoil, *says = case
+    assert_refused(getattr(tiny, program), tiny, says=[spoil(tiny, program), *says])
 
 
 # Truth.
@@ -99,37 +93,29 @@ def test_truth_of_another_length(tiny):
         assert_refused(program, tiny, says=(str(len(frames) - FRAMES), str(covered), f"{-FRAMES:+d} frames"))
 
 
-@pytest.mark.parametrize("flag", ["--gt-segment-path", "--gt-label-path"])
-def test_truth_of_fewer_videos(tiny, flag):
-    path = tiny.arrays[flag]
-    np.save(path, np.load(path, allow_pickle=True)[:-1], allow_pickle=True)
-    assert_refused(tiny.test, tiny, says=(path.name, str(len(tiny.videos) - 1), str(len(tiny.videos))))
-
-
 @pytest.mark.parametrize("flag", ["--gt-path", "--gt-segment-path", "--gt-label-path"])
-def test_truth_that_runs_code(tiny, tmp_path, flag):
-    path, ran = tiny.arrays[flag], tmp_path / "ran"
-    array = np.empty(len(tiny.videos), dtype=object)
+def test_truth_that_is_short_runs_code_or_is_missing(tiny, tmp_path, flag):
+    path, ran, count = tiny.arrays[flag], tmp_path / "ran", len(tiny.videos)
+    if flag != "--gt-path":
+        np.save(path, np.load(path, allow_pickle=True)[:-1], allow_pickle=True)
+        assert_refused(tiny.test, tiny, says=(path.name, str(count - 1), str(count)))
+    array = np.empty(count, dtype=object)
     array[0] = RunsCode(ran)
     np.save(path, array)
     assert_refused(tiny.test, tiny, says=(path.name, "mkdir", "refused"))
     np.load(path, allow_pickle=True)
     assert ran.exists()
+    path.unlink()
+    assert_refused(tiny.train, tiny, says="not found")
 
 
-@pytest.mark.parametrize("damage", [b"\x80\x04K\x01K\x02a.", b"\x80\x04\x8e" + 8 * b"\x7f", b"\x80\x04.", b""])
-def test_truth_with_a_damaged_pickle(tiny, damage):
+def test_truth_with_a_damaged_pickle(tiny):
     """Appending to a number, more bytes than there is memory, an empty stack, nothing at all."""
     path = tiny.arrays["--gt-segment-path"]
     stored = path.read_bytes()
-    path.write_bytes(stored[: stored.index(b"\n") + 1] + damage)
-    assert_refused(tiny.test, tiny, says=(path.name, "not a readable .npy"))
-
-
-@pytest.mark.parametrize("flag", ["--gt-path", "--gt-segment-path", "--gt-label-path"])
-def test_missing_truth(tiny, flag):
-    tiny.arrays[flag].unlink()
-    assert_refused(tiny.train, tiny, says="not found")
+    for damage in (b"\x80\x04K\x01K\x02a.", b"\x80\x04\x8e" + 8 * b"\x7f", b"\x80\x04.", b""):
+        path.write_bytes(stored[: stored.index(b"\n") + 1] + damage)
+        assert_refused(tiny.test, tiny, says=(path.name, "not a readable .npy"))
 
 
 def test_keyed_truth_without_a_video(tiny):
@@ -141,44 +127,44 @@ def test_keyed_truth_without_a_video(tiny):
 
 # Flags and configs.
 
-FLAGS = {
-    "unknown flag": (["--no-gamm"], "'--no-gam'"),
-    "abbreviated flag": (["--max-epo", 1], "'--max-epoch'"),
-    "stray word": (["train"], "'train'"),
-    "unknown method": (["--method", "vadklip"], "vadclip"),
-    "words as a number": (["--visual-layers", "two"], "--visual-layers"),
-    "fraction of a whole number": (["--batch-size", "2.5"], "--batch-size"),
-    "no value": (["--lr"], "--lr"),
-    "lr 0": (["--lr", 0], "--lr"),
-    "negative lr": (["--lr", -1], "--lr"),
-    "negative lr with an exponent": (["--lr=-1e-5"], "--lr"),
-    "lr nan": (["--lr", "nan"], "--lr"),
-    "lr inf": (["--lr", "inf"], "--lr"),
-    "milestone": (["--scheduler-milestones", 1, "x"], "--scheduler-milestones"),
-    "seed": (["--seed", -1], "--seed"),
-    "hold-out": (["--holdout", 1], "--holdout"),
-    "precision": (["--precision", "fp64"], "--precision"),
-    "classes": (["--classes-num", 13], "--classes-num 13"),
-    "window": (["--attn-window", 7], "--attn-window 7"),
-    "heads": (["--visual-head", 7], "--visual-head 7"),
-    "batch": (["--batch-size", 13], "--batch-size"),
-    "device": (["--device", "gpu"], "--device gpu"),
-    "device without data": (["--device", "meta"], "--device meta"),
-    "unknown CLIP": (["--clip", "ViT-B/17"], "ViT-B/16"),
-    "CLIP of another width": (["--embed-dim", 128], "width 64"),
-    "features of another width": (["--visual-width", 128], "128 are expected"),
-    "feature root": (["--feature-root", "nowhere"], "nowhere"),
-    "config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
-}
+FLAGS = [
+    ("--no-gamm", "'--no-gam'"),
+    ("--max-epo 1", "'--max-epoch'"),
+    ("--visual 3", "unknown argument '--visual'"),
+    ("train", "'train'"),
+    ("--method vadklip", "vadclip"),
+    ("--visual-layers two", "--visual-layers"),
+    ("--batch-size 2.5", "--batch-size: must be a positive whole number, got '2.5'"),
+    ("--lr", "--lr"),
+    ("--lr 0", "--lr: must be a positive number, got '0'"),
+    ("--lr -1", "--lr"),
+    ("--lr=-1e-5", "--lr"),
+    ("--lr nan", "--lr: must be a positive number"),
+    ("--lr inf", "--lr"),
+    ("--use-checkpoint True", "unknown argument 'True'"),
+    ("--scheduler-milestones 1 x", "--scheduler-milestones"),
+    ("--seed -1", "--seed"),
+    ("--holdout 1", "--holdout: must be a number between 0 and 1"),
+    ("--precision fp64", "--precision"),
+    ("--classes-num 13", "--classes-num 13, but UCF-Crime has 14 classes"),
+    ("--attn-window 7", "--attn-window 7"),
+    ("--visual-head 7", "--visual-head 7"),
+    ("--batch-size 13", "--batch-size"),
+    ("--device gpu", "--device gpu"),
+    ("--device meta", "--device meta"),
+    ("--clip ViT-B/17", "ViT-B/16"),
+    ("--embed-dim 128 --clip {clip}", "width 64"),
+    ("--visual-width 128", "128 are expected"),
+    ("--feature-root nowhere", "nowhere"),
+    ("--config nowhere.yaml", "config not found: nowhere.yaml"),
+    ("--train-list nowhere.csv", "nowhere.csv"),
+]
 
 
-@pytest.mark.parametrize("case", FLAGS)
-def test_flags(tiny, case, tmp_path):
-    flags, says = FLAGS[case]
-    if case == "CLIP of another width":
-        torch.save(toy_state(WIDTH), tmp_path / "clip.pt")
-        flags = [*flags, "--clip", tmp_path / "clip.pt"]
-    assert_refused(tiny.train, tiny, *flags, says=says)
+@pytest.mark.parametrize(("flags", "says"), FLAGS, ids=[flags for flags, _ in FLAGS])
+def test_flags(tiny, flags, says, tmp_path):
+    torch.save(toy_state(WIDTH), tmp_path / "clip.pt")
+    assert_refused(tiny.train, tiny, *flags.format(clip=tmp_path / "clip.pt").split(), says=says)
 
 
 CONFIGS = {
@@ -202,52 +188,135 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@cases(CONFIGS)
 def test_configs(tiny, case):
-    text, says = CONFIGS[case]
+    text, says = case
     path = tiny.folder / "config.yaml"
     path.write_text(text)
-    assert_refused(tiny.train, tiny, "--config", path, says=[str(path) if "method" not in case else "", says])
+    assert_refused(tiny.train, tiny, "--config", path, says=[str(path) if "method" not in text else "", says])
+
+
+# Model files.
+
+
+def released(method, **options):
+    clip = load_clip("toy", WIDTH)
+    shape = {"visual_length": 32, "visual_layers": 1, "prompt_prefix": 2, "prompt_postfix": 2} | options
+    model = build_method(method, ["normal"], clip, embed_dim=WIDTH, visual_width=WIDTH, **shape)
+    return released_state(model, clip)
+
+
+def edit(change, part=None):
+    """Change the content of a model file, or one part of it, in place."""
+
+    def spoil(path):
+        content = torch.load(path, weights_only=True)
+        change(content[part] if part else content)
+        torch.save(content, path)
+
+    return spoil
+
+
+def edit_weights(change):
+    return edit(change, "model_state_dict")
+
+
+MODELS = {
+    "missing": (Path.unlink, "not found"),
+    "text": (lambda path: path.write_text("<html>not found</html>"), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "damaged"),
+    "a tensor": (lambda path: torch.save(torch.zeros(3), path), "state dict"),
+    "numbers": (lambda path: torch.save({"a": 1}, path), "state dict"),
+    "NaN": (edit_weights(lambda state: state["classifier.bias"].fill_(torch.nan)), "classifier.bias"),
+    "missing weights": (edit_weights(lambda state: state.pop("classifier.bias")), "missing classifier.bias"),
+    "more weights": (edit_weights(lambda state: state.update(more=torch.zeros(1))), "unknown more"),
+    "no hparams": (edit(lambda content: content.pop("hparams")), "no valid hyper-parameters"),
+    "released, other shapes": (lambda path: torch.save(released("clipfusionvad", visual_length=64), path), "(64, 64)"),
+    "released, more layers": (lambda path: torch.save(released("clipfusionvad", visual_layers=2), path), "layers"),
+    "released vadclip": (lambda path: torch.save(released("vadclip"), path), "--method vadclip"),
+}
+
+
+@cases(MODELS)
+def test_model_files(tiny, case):
+    spoil, says = case
+    spoil(tiny.work / "model.pth")
+    assert_refused(tiny.test, tiny, says=[str(tiny.work / "model.pth"), says])
+
+
+def test_checkpoints_that_do_not_fit_the_method_or_the_options(tiny, tmp_path):
+    path = tmp_path / "released.pth"
+    torch.save(released("clipfusionvad"), path)
+    for flags in ([], ["--model-path", path]):
+        assert_refused(tiny.test, tiny, "--method", "vadclip", *flags, says="--method clipfusionvad")
+    write_model(tmp_path / "vadclip.pth", "vadclip")
+    assert_refused(tiny.test, tiny, "--model-path", tmp_path / "vadclip.pth", says="--method vadclip")
+    assert_refused(tiny.test, tiny, "--visual-length", 64, says=("other shapes", "(64, 64)"))
+    assert_refused(tiny.test, tiny, "--no-gam", says="unknown gam_attention")
+    resume = ["--use-checkpoint", "--checkpoint-path", tiny.work / "model.pth"]
+    assert_refused(tiny.train, tiny, *resume, says="not a training checkpoint")
+    torch.save(toy_state(WIDTH, seed=1), tiny.folder / "clip.pt")
+    assert_refused(tiny.test, tiny, "--clip", tiny.folder / "clip.pt", says="trained with CLIP toy")
+
+
+@pytest.mark.parametrize("flag", ["--model-path", "--clip", "--checkpoint-path"])
+@pytest.mark.parametrize("old_format", [False, True])
+def test_pickle_that_runs_code(tiny, tmp_path, flag, old_format):
+    path, ran = tiny.folder / "malice.pth", tmp_path / "ran"
+    content = {"model_state_dict": {"weight": torch.zeros(1)}, "epoch": RunsCode(ran)}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    program = tiny.test if flag == "--model-path" else tiny.train
+    more = ["--use-checkpoint"] if flag == "--checkpoint-path" else []
+    assert_refused(program, tiny, flag, path, *more, says=(path.name, "refused"))
+    torch.load(path, weights_only=False)
+    assert ran.exists()
+    path.write_bytes(pickle.dumps(RunsCode(tmp_path / "again"), protocol=4))
+    assert_refused(program, tiny, flag, path, *more, says="malice.pth")
+
+
+CLIPS = {
+    "text": (lambda path: path.write_text("no CLIP"), "damaged"),
+    "no CLIP": (lambda path: torch.save({"weight": torch.zeros(3)}, path), "not a CLIP file"),
+    "another width": (lambda path: torch.save(toy_state(128), path), "text width 128"),
+}
+
+
+@cases(CLIPS)
+def test_clip_files(tiny, case):
+    make, says = case
+    path = tiny.folder / "clip.pt"
+    make(path)
+    for program in (tiny.train, tiny.test):
+        assert_refused(program, tiny, "--clip", path, says=[str(path), says])
 
 
 # Outputs.
 
 
-def test_folder_that_holds_a_run(tiny):
+def test_outputs_that_cannot_be_written(tiny):
+    (tiny.folder / "file").write_text("a file")
+    for flag in ("--output-dir", "--model-path", "--checkpoint-path", "--metrics-json"):
+        assert_refused(tiny.train, tiny, flag, tiny.folder / "file" / "below", says="cannot write")
+    for flag in ("--output-dir", "--metrics-json"):
+        assert_refused(tiny.test, tiny, flag, tiny.folder / "file" / "below", says="cannot write")
+    if os.geteuid() != 0:
+        (tiny.folder / "closed").mkdir(mode=0o555)
+        assert_refused(tiny.train, tiny, "--output-dir", tiny.folder / "closed" / "run", says="cannot write")
     (tiny.work / "run").mkdir()
     (tiny.work / "run" / "last.pt").write_text("of another run")
     assert_refused(tiny.train, tiny, says=("already holds a run", "--overwrite"))
 
 
-@pytest.mark.parametrize("flag", ["--output-dir", "--model-path", "--checkpoint-path", "--metrics-json"])
-def test_file_in_place_of_a_folder(tiny, flag):
-    (tiny.folder / "file").write_text("a file")
-    assert_refused(tiny.train, tiny, flag, tiny.folder / "file" / "below", says="cannot write")
-
-
-@pytest.mark.parametrize("flag", ["--output-dir", "--metrics-json"])
-def test_file_in_place_of_a_folder_for_results(tiny, flag):
-    (tiny.folder / "file").write_text("a file")
-    assert_refused(tiny.test, tiny, flag, tiny.folder / "file" / "below", says="cannot write")
-
-
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_permission(tiny):
-    (tiny.folder / "closed").mkdir(mode=0o555)
-    assert_refused(tiny.train, tiny, "--output-dir", tiny.folder / "closed" / "run", says="cannot write")
-
-
-# Through processes: nothing that Python prints at its end adds a line.
-
-
 def test_through_processes(tiny):
+    """Nothing that Python prints at its end adds a line."""
+
     def outcome(*argv):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *strings(argv)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *strings(argv)], cwd=ROOT, env=settings, capture_output=True, text=True)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
-    first_feature(tiny, "train").unlink()
+    in_feature(lambda path, array: path.unlink())(tiny, "train")
     assert_refused(outcome, tiny, "ucf_train.py", *tiny.train_flags(), says="--feature-root")
     config = tiny.folder / "config.yaml"
     config.write_text(yaml.safe_dump({"lrr": 1}))

@@ -43,14 +43,12 @@ def imports(tree):
         yield from (name.removeprefix("clipfusionvad.") for name in names if name.startswith("clipfusionvad."))
 
 
-def strings_of(tree):
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-
-
 def run_python(code, *arguments):
+    """The modules that are loaded after some code has run, and what it wrote on stderr."""
+    code += "\nimport sys; print(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return done
+    return {*done.stdout.splitlines()[-1].split()}, done.stderr
 
 
 def test_imports_run_one_way():
@@ -64,7 +62,8 @@ def test_nothing_else_names_a_method_or_a_dataset():
     methods = {name for name in method_names() if any(config.startswith(name) for config in configs)}
     methods -= {"clipfusionvad"}
     for own, tree in TREES.items():
-        named = strings_of(tree) & (methods | ({*DATASETS} if own != "datasets" else set()))
+        words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        named = words & (methods | ({*DATASETS} if own != "datasets" else set()))
         named |= {other.split(".")[1] for other in imports(tree) if other.startswith("models.")} & methods
         # The package's __init__ of methods translates the older names that files hold.
         assert named <= {own.removeprefix("models.")} or own == "models.__init__", own
@@ -74,10 +73,8 @@ def test_no_test_lists_the_methods():
     """A list of nearly all of them would leave a new method untested: ``method_names()`` finds it."""
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = {item.value for item in getattr(node, "elts", []) if isinstance(item, ast.Constant)} & {
-                *method_names()
-            }
-            assert len(names) < len(method_names()) - 1, f"{path.name}, line {node.lineno}"
+            items = {item.value for item in getattr(node, "elts", []) if isinstance(item, ast.Constant)}
+            assert len(items & {*method_names()}) < len(method_names()) - 1, f"{path.name}, line {node.lineno}"
 
 
 ALONE = """
@@ -100,10 +97,9 @@ def test_the_files_of_all_other_methods_can_be_removed():
 def test_help_lists_every_command_once(capsys):
     package_main(["--help"])
     listed = [line.split()[0].replace("-", "_") for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
-    modules = [
-        importlib.import_module(f"clipfusionvad.cli.{module.name}") for module in pkgutil.iter_modules(cli.__path__)
-    ]
-    assert sorted(listed) == sorted(m.__name__.rpartition(".")[2] for m in modules if hasattr(m, "main"))
+    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+    commands = [name for name in names if hasattr(importlib.import_module(f"clipfusionvad.cli.{name}"), "main")]
+    assert sorted(listed) == sorted(commands)
 
 
 def test_files_are_short_and_few():
@@ -122,14 +118,10 @@ def test_every_file_that_states_the_version_states_the_same():
 
 def test_commands_do_not_import_what_they_rarely_need():
     """torch's compiler takes two seconds to import; a list of the commands needs no torch at all."""
-    done = run_python(
-        'import sys; from clipfusionvad.__main__ import main; main(["--help"]); main(["tain"])\n'
-        'assert "torch" not in sys.modules'
-    )
-    assert "did you mean 'train'" in done.stderr
-    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
-    code = f"import sys, {', '.join(f'clipfusionvad.cli.{name}' for name in names)}; print(*sys.modules)"
-    loaded = {*run_python(code).stdout.split()}
+    loaded, err = run_python('from clipfusionvad.__main__ import main; main(["--help"]); main(["tain"])')
+    assert "torch" not in loaded and "did you mean 'train'" in err
+    names = [f"clipfusionvad.cli.{module.name}" for module in pkgutil.iter_modules(cli.__path__)]
+    loaded, _ = run_python(f"import {', '.join(names)}")
     assert not loaded & {"torch._dynamo", "transformers", "ray", "optuna", "onnx"}
 
 
@@ -140,15 +132,14 @@ for line in sys.argv[1:]:
     with contextlib.suppress(SystemExit):
         main([*line.split(), "--help"])
         main([*line.split(), "--unknown-flag"])
-print(); print(*sys.modules)
 """
 
 
 def test_help_imports_nothing_that_only_a_run_needs():
     light = ["lists", "table", "report", "doctor", "compare-features", "detect", "export", "extract"]
-    loaded = {*run_python(HELP, *light).stdout.splitlines()[-1].split()}
+    loaded, _ = run_python(HELP, *light)
     heavy = {"sklearn", "matplotlib", "pandas", "scipy", "jinja2", "tensorboard", "torchvision", "transformers"}
     assert not loaded & (heavy | {"torch"})
     with_torch = [f"{command} --dataset ucf" for command in ("train", "test", "pack", "uncertainty")]
-    loaded = {*run_python(HELP, *with_torch, "demo", "insight").stdout.splitlines()[-1].split()}
+    loaded, _ = run_python(HELP, *with_torch, "demo", "insight")
     assert "torch" in loaded and not loaded & heavy

@@ -13,51 +13,18 @@ from clipfusionvad.engine.config import recorded
 from clipfusionvad.io.errors import UserError
 
 # Names and defaults of the released option files of ClipFusionVAD.
-SHARED = {
-    "seed": 234,
-    "embed_dim": 512,
-    "visual_length": 256,
-    "visual_width": 512,
-    "visual_head": 1,
-    "prompt_prefix": 10,
-    "prompt_postfix": 10,
-    "max_epoch": 10,
-    "use_checkpoint": False,
-    "checkpoint_path": "model/checkpoint.pth",
-    "scheduler_rate": 0.1,
-}
-RELEASED = {
-    "ucf": SHARED
-    | {
-        "visual_layers": 2,
-        "attn_window": 8,
-        "classes_num": 14,
-        "model_path": "model/model_ucf.pth",
-        "batch_size": 64,
-        "train_list": "list/ucf_CLIP_rgb.csv",
-        "test_list": "list/ucf_CLIP_rgbtest.csv",
-        "gt_path": "list/gt_ucf.npy",
-        "gt_segment_path": "list/gt_segment_ucf.npy",
-        "gt_label_path": "list/gt_label_ucf.npy",
-        "lr": 2e-5,
-        "scheduler_milestones": [4, 8],
-    },
-    "xd": SHARED
-    | {
-        "visual_layers": 3,
-        "attn_window": 64,
-        "classes_num": 7,
-        "model_path": "model/model_xd.pth",
-        "batch_size": 96,
-        "train_list": "list/xd_CLIP_rgb.csv",
-        "test_list": "list/xd_CLIP_rgbtest.csv",
-        "gt_path": "list/gt.npy",
-        "gt_segment_path": "list/gt_segment.npy",
-        "gt_label_path": "list/gt_label.npy",
-        "lr": 1e-5,
-        "scheduler_milestones": [3, 6, 10],
-    },
-}
+SHARED = {"seed": 234, "embed_dim": 512, "visual_length": 256, "visual_width": 512, "visual_head": 1}
+SHARED |= {"prompt_prefix": 10, "prompt_postfix": 10, "max_epoch": 10, "use_checkpoint": False, "scheduler_rate": 0.1}
+SHARED |= {"checkpoint_path": "model/checkpoint.pth"}
+UCF = {"visual_layers": 2, "attn_window": 8, "classes_num": 14, "batch_size": 64, "lr": 2e-5}
+UCF |= {"scheduler_milestones": [4, 8], "model_path": "model/model_ucf.pth"}
+UCF |= {"train_list": "list/ucf_CLIP_rgb.csv", "test_list": "list/ucf_CLIP_rgbtest.csv", "gt_path": "list/gt_ucf.npy"}
+UCF |= {"gt_segment_path": "list/gt_segment_ucf.npy", "gt_label_path": "list/gt_label_ucf.npy"}
+XD = {"visual_layers": 3, "attn_window": 64, "classes_num": 7, "batch_size": 96, "lr": 1e-5}
+XD |= {"scheduler_milestones": [3, 6, 10], "model_path": "model/model_xd.pth"}
+XD |= {"train_list": "list/xd_CLIP_rgb.csv", "test_list": "list/xd_CLIP_rgbtest.csv", "gt_path": "list/gt.npy"}
+XD |= {"gt_segment_path": "list/gt_segment.npy", "gt_label_path": "list/gt_label.npy"}
+RELEASED = {"ucf": SHARED | UCF, "xd": SHARED | XD}
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DATASETS = pytest.mark.parametrize("dataset", sorted(RELEASED))
 
@@ -111,26 +78,6 @@ def test_stored_options_lie_below_config_and_flags(config):
     assert (args.visual_layers, args.gam, args.clip) == (3, True, "toy")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("learning-rate: 1", "unknown key 'learning_rate'"),
-        ("visual-layer: 1", "did you mean 'visual_layers'"),
-        ("graph: 'no'", "graph must be true or false"),
-        ("use_checkpoint: 0", "use_checkpoint must be true or false"),
-        ("lr: [1, 2]", "lr takes one value"),
-        ("lr: null", "lr cannot be None"),
-        ("lr: true", "lr cannot be True"),
-        ("config: other.yaml", "unknown key 'config'"),
-        ("- lr", "must hold lines"),
-        ("lr: [", "not readable YAML"),
-    ],
-)
-def test_what_a_config_cannot_say(config, text, message):
-    with pytest.raises(UserError, match=message):
-        parse("ucf", "--config", config(text))
-
-
 def test_config_values_are_checked_by_the_parser(config, capsys):
     for text in ("lr: fast", "max-epoch: 1.5", "select: auc3", "gam: true\nmethod: clipfusionvad\nprompts: none"):
         assert "config.yaml: argument --" in fails(capsys, "ucf", "--config", config(text))
@@ -176,37 +123,6 @@ def test_the_old_name_of_a_renamed_flag_is_accepted(config, capsys):
     assert parse("ucf", "--calibration", "a.pt").normal_centroid == "a.pt"
     assert "--calibration is now called --normal-centroid" in capsys.readouterr().err
     assert parse("ucf", "--config", config("calibration: b.pt")).normal_centroid == "b.pt"
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--visual-lenght", "3"], "did you mean '--visual-length'"),
-        (["--visual", "3"], "unknown argument '--visual'"),
-        (["--lr", "0"], "--lr: must be a positive number, got '0'"),
-        (["--lr", "nan"], "--lr: must be a positive number"),
-        (["--batch-size", "many"], "--batch-size: must be a positive whole number, got 'many'"),
-        (["--use-checkpoint", "True"], "unknown argument 'True'"),
-        (["--holdout", "1.5"], "--holdout: must be a number between 0 and 1"),
-    ],
-)
-def test_bad_flags_are_one_line(capsys, argv, message):
-    assert message in fails(capsys, "ucf", *argv)
-
-
-def test_an_unknown_method_names_the_nearest():
-    with pytest.raises(UserError, match="unknown method 'vadcilp'.*'vadclip'"):
-        parse("ucf", "--method", "vadcilp")
-
-
-def test_a_missing_config():
-    with pytest.raises(UserError, match="config not found: nowhere.yaml"):
-        parse("ucf", "--config", "nowhere.yaml")
-
-
-def test_the_wrong_number_of_classes():
-    with pytest.raises(UserError, match="--classes-num 7, but UCF-Crime has 14 classes"):
-        parse("ucf", "--classes-num", "7")
 
 
 @DATASETS
