@@ -15,7 +15,7 @@ import pytest
 import torch
 from refusal import RunsCode
 from small_report import made_test, write_test
-from tiny import quietly, strings
+from tiny import FRAMES, quietly, strings
 
 from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
