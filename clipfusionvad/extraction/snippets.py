@@ -93,9 +93,6 @@ class SnippetEncoder:
         self.block_frames = block_frames or BLOCK_CHUNKS * options.stride
         # Only CLIP's own preprocessing has other sizes than that of the released crops.
         self.size = encoder.resolution if options.resize == "clip" else SIZE
-        self._reset()
-
-    def _reset(self) -> None:
         self._frames = self._rows = 0
         self._chunk: list[np.ndarray] = []
         # For each row of the current block: its frames, or the counts of its events.
@@ -116,11 +113,9 @@ class SnippetEncoder:
         return np.concatenate(rows, axis=1)
 
     def finish(self) -> np.ndarray:
-        """Return the last rows by the tail rule, (crops, rows, D); the next frame starts another video."""
+        """Return the last rows by the tail rule, (crops, rows, D)."""
         self._end_chunk()
-        rows = self._encode_block(self._block[: row_count(self._frames, self.options) - self._rows])
-        self._reset()
-        return rows
+        return self._encode_block(self._block[: row_count(self._frames, self.options) - self._rows])
 
     def _end_chunk(self) -> None:
         chunk, self._chunk = self._chunk, []

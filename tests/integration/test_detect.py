@@ -227,14 +227,13 @@ def test_results_among_the_videos_are_not_scored_again(tmp_path, scored, refused
     refused("name another --output", video=tmp_path / "no")
 
 
-@pytest.mark.parametrize("source", ["words", "file"])
-def test_own_classes_take_the_place_of_the_trained_ones(tmp_path, scored, source):
-    words = ["calm", "smoke=thick smoke", "fire"]
-    (tmp_path / "classes.txt").write_text("# mine\n" + "\n".join(words) + "\n")
-    found = described(scored("own", "--classes", *(words if source == "words" else [tmp_path / "classes.txt"])))
+def test_own_classes_take_the_place_of_the_trained_ones(tmp_path, scored):
+    (tmp_path / "classes.txt").write_text("# mine\ncalm\nsmoke=thick smoke\nfire\n")
+    found = described(scored("own", "--classes", tmp_path / "classes.txt"))
     assert list(found["snippets"]["classes"]) == ["calm", "smoke", "fire"]
     assert found["settings"]["classes"]["smoke"] == "thick smoke"
     np.testing.assert_allclose(np.sum(list(found["snippets"]["classes"].values()), axis=0), 1, atol=1e-5)
+    assert described(scored("words", "--classes", "calm", "smoke=thick smoke", "fire"))["snippets"] == found["snippets"]
     assert described(scored("trained"))["snippets"]["anomaly"] == found["snippets"]["anomaly"]
 
 
