@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made_videos import opencv_frames, plain_event_rows, plain_rows, write_sound, write_video
 from tiny import quietly
-from torch import save
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.data.features import read_shape
@@ -91,13 +91,16 @@ def test_files_equal_the_plain_way_through_the_video(videos, tmp_path, stream):
 
 
 def test_event_clip_is_the_encoder_of_events_only(videos, tmp_path):
-    save({"checkpoint": {f"encoder_k.{k}": v for k, v in load_clip("toy", 128).state.items()}}, tmp_path / "e.pt")
+    encoder = {f"encoder_k.{key}": value for key, value in load_clip("toy", 128).state.items()}
+    other = {f"encoder_q.{key}": value for key, value in load_clip("toy", 64).state.items()}
+    torch.save({"checkpoint": encoder | other | {"queue": torch.zeros(3)}, "epoch": 3}, tmp_path / "e.pt")
     for name, flags, shape in (("rgb", ["--reduce", "none"], (40, 64)), ("event", ["--stream", "event"], (2, 128))):
         more = ["--event-clip", tmp_path / "e.pt", "--crops", 1]
         outcome = extract(tmp_path / name, *flags, *more, videos=[videos / "Abuse"])
         assert outcome.code == 0 and "warning" not in outcome.err
         assert ("--frames-per-snippet 1\n" in outcome.out) == (name == "rgb")
         assert read_shape(tmp_path / name / "a__0.npy") == shape
+    assert load_clip(str(tmp_path / "e.pt")).image_fingerprint == load_clip("toy", 128).image_fingerprint
 
 
 def test_the_manifest_says_what_was_made_of_what(whole, videos):
@@ -134,20 +137,14 @@ def test_only_what_is_missing_is_made_again(whole, videos, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "word"),
-    [
-        (["--crops", 1], "crops"),
-        (["--stride", 8], "stride"),
-        (["--dtype", "float32"], "dtype"),
-        (["--precision", "bf16"], "precision"),
-        (["--embed-dim", 128], "model"),
-        (["--stream", "event"], "event_threshold"),
-    ],
-)
-def test_other_options_are_refused_and_nothing_is_touched(whole, videos, flags, word):
+CHANGES = {"crops": "--crops 1", "stride": "--stride 8", "dtype": "--dtype float32", "precision": "--precision bf16"}
+CHANGES |= {"model": "--embed-dim 128", "event_threshold": "--stream event"}
+
+
+@pytest.mark.parametrize(("word", "flags"), CHANGES.items())
+def test_other_options_are_refused_and_nothing_is_touched(whole, videos, word, flags):
     before = contents(whole), (whole / "manifest.jsonl").read_bytes()
-    outcome = extract(whole, *flags, videos=[videos])
+    outcome = extract(whole, *flags.split(), videos=[videos])
     assert outcome.code == 2 and word in outcome.err and "--overwrite" in outcome.err
     assert "2 more videos" in outcome.err
     assert [line.split(":")[0] for line in outcome.err.splitlines() if not line.startswith("warning")] == ["error"]
@@ -201,21 +198,18 @@ def test_bad_videos_are_reported_and_the_others_continue(tmp_path):
     assert again.code == 1 and "1 videos extracted" in again.out and "4 of 6 videos failed" in again.err
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--crop-ids", 10], "crops must be"),
-        (["--resize", "clip"], "crop 0"),
-        (["--shard", "3/2"], "--shard"),
-        (["--clip", "absent.pt"], "absent.pt"),
-        (["--precision", "fp16"], "GPU"),
-        (["--device", "cuda:99"], "cuda:99"),
-        (["--ray-address", "auto"], "--engine ray"),
-        (["--batch-size", 0], "--batch-size"),
-    ],
-)
-def test_bad_options_are_refused_before_anything_starts(videos, tmp_path, flags, words):
-    outcome = extract(tmp_path / "out", *flags, videos=[videos])
+REFUSED = {
+    "crops must be": "--crop-ids 10",
+    "I/N": "--shard 3/2",
+    "GPU": "--precision fp16",
+    "cuda:99": "--device cuda:99",
+}
+REFUSED |= {"absent.pt": "--clip absent.pt", "--engine ray": "--ray-address auto", "--batch-size": "--batch-size 0"}
+
+
+@pytest.mark.parametrize(("words", "flags"), REFUSED.items())
+def test_bad_options_are_refused_before_anything_starts(videos, tmp_path, words, flags):
+    outcome = extract(tmp_path / "out", *flags.split(), videos=[videos])
     assert outcome.code == 2 and words in outcome.err and "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 

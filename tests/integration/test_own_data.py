@@ -134,11 +134,9 @@ def test_what_a_file_may_say(tmp_path):
     ("text", "says"),
     [
         ("", "lines of the form"),
-        ("- a\n- b\n", "lines of the form"),
         ("classes: {a: b", "not readable YAML"),
         ("clases: {a: b, c: d}", "did you mean 'classes'"),
         ("title: X\n", "two labels or more"),
-        ("classes: {normal: calm}", "two labels or more"),
         ("classes: {normal: calm, 1: one}", "put it in quotes"),
         ("classes: {no: calm, fire: fire}", "put it in quotes"),
         ("classes: {normal: calm, fire: }", "put it in quotes"),
