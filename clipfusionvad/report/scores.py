@@ -28,6 +28,9 @@ from clipfusionvad.io.provenance import environment as current_environment
 
 # Real scores compress a few times, constant ones hundreds of times, a decompression bomb a thousand times.
 _LARGEST_SHARE = 500
+# Type and dimensions of the arrays.
+_KINDS = {"about": "U0", "videos": "U1", "labels": "U1", "snippets": "i1", "anomaly": "f2", "classes": "f2"}
+_KINDS |= {"frames": "i1", "abnormal": "i2", "segments": "i2", "segment_labels": "U1"}
 # Of a video: 38 days at 30 fps.
 _MOST_FRAMES = 10**8
 # The fields of a dataset that metrics need: a report must not depend on what a dataset's name means later.
@@ -140,26 +143,28 @@ def _check(about: Mapping[str, Any], dataset: Dataset, arrays: Mapping[str, np.n
     snippets, anomaly, classes = arrays["snippets"], arrays["anomaly"], arrays.get("classes")
     total = int(snippets.sum())
     checks = [
+        all(f"{arrays[name].dtype.kind}{arrays[name].ndim}" == kind for name, kind in _KINDS.items() if name in arrays),
         isinstance(about["options"], dict) and isinstance(about["environment"], dict),
         isinstance(about["frames_per_snippet"], int) and 0 < about["frames_per_snippet"] <= _MOST_FRAMES,
         isinstance(dataset.fps, int | float) and 0 < dataset.fps < math.inf and isinstance(dataset.title, str),
         len(dataset.classes) > 1 and all(isinstance(word, str) for pair in dataset.classes.items() for word in pair),
-        all(arrays[name].dtype.kind == "U" and arrays[name].ndim == 1 for name in ("videos", "labels")),
-        snippets.dtype.kind == "i" and snippets.ndim == 1 and int(snippets.min(initial=1)) > 0,
+        int(snippets.min(initial=1)) > 0,
         len(arrays["videos"]) > 0 and len(snippets) == len(arrays["labels"]) == len(arrays["videos"]),
-        anomaly.dtype.kind == "f" and anomaly.ndim == 2 and len(anomaly) > 0 and anomaly.shape[1] == total,
-        classes is None or (classes.dtype.kind == "f" and classes.shape == (total, len(dataset.classes))),
+        len(anomaly) > 0 and anomaly.shape[1] == total,
+        classes is None or classes.shape == (total, len(dataset.classes)),
         np.isfinite(anomaly).all() and (classes is None or np.isfinite(classes).all()),
     ]
     if "frames" in arrays:
-        frames, labels = arrays["frames"], arrays["segment_labels"]
-        checks += [frames.dtype.kind == "i" and frames.shape == snippets.shape and frames.min() >= 0]
+        frames = arrays["frames"]
+        checks += [
+            frames.shape == snippets.shape,
+            frames.min() >= 0,
+            len(arrays["segment_labels"]) == len(arrays["segments"]),
+        ]
         checks += [int(frames.max()) <= _MOST_FRAMES and int(frames.sum()) <= 10 * _MOST_FRAMES]
-        checks += [labels.dtype.kind == "U" and len(labels) == len(arrays["segments"])]
         for rows in (arrays["abnormal"], arrays["segments"]):
-            checks += [rows.dtype.kind == "i" and rows.ndim == 2 and rows.shape[1] == 3 and (rows >= 0).all()]
-            checks += [(rows[:, 0] < len(frames)).all() and (np.diff(rows[:, 0]) >= 0).all()]
-            checks += [(rows[:, 2] >= rows[:, 1]).all()]
+            checks += [rows.shape[1] == 3, (rows >= 0).all(), (rows[:, 0] < len(frames)).all()]
+            checks += [(np.diff(rows[:, 0]) >= 0).all(), (rows[:, 2] >= rows[:, 1]).all()]
     for label in set(arrays["labels"].tolist()):
         dataset.encode(label)
     if not all(checks):

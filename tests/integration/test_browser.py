@@ -41,17 +41,13 @@ def opened(browser):
     """A function that opens a page; at the end no script may have failed and nothing been fetched."""
     pages, problems = [], []
 
-    def watch(request):
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            problems.append(request.url)
-
     def open_page(path, scheme="light", width=1400):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         pages.append(page)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
         page.on("dialog", lambda dialog: problems.append(dialog.message) or dialog.dismiss())
-        page.on("request", watch)
+        page.on("request", lambda one: one.url.startswith(("file:", "data:", "blob:")) or problems.append(one.url))
         page.goto(path.resolve().as_uri())
         return page
 
@@ -156,26 +152,21 @@ def test_looks(pages, opened, tmp_path, name, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width and overflowing(page) == []
     for selector in ("h1", "main section", "main .quiet, main th, main td.word"):
         assert contrast(page, selector) >= 4.5, selector
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, ground.strip("rgb()").split(", "))) < 200) == (scheme == "dark")
     picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}_{scheme}_{width}.png"
     page.screenshot(path=picture, full_page=True)
     assert picture.stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("width", [1400, 420])
-def test_button_switches_between_light_and_dark(pages, opened, width):
-    page = opened(pages["report"], "dark", width)
-    shades = []
+    # The button switches between light and dark; the text of charts follows.
+    dark, fills = [], []
     for _ in range(2):
-        text = page.evaluate("getComputedStyle(document.querySelector('#ranking text')).fill")
-        shades.append((page.evaluate("getComputedStyle(document.body).backgroundColor"), text))
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        dark.append(sum(map(int, ground.strip("rgb()").split(", "))) < 200)
+        fills.append(page.evaluate("getComputedStyle(document.querySelector('#ranking text') ?? document.body).fill"))
         page.click("#theme")
         page.wait_for_timeout(200)
-    assert shades[0][0] != shades[1][0] and shades[0][1] != shades[1][1]
+    assert dark == [scheme == "dark", scheme != "dark"] and (fills[0] != fills[1]) == (name == "report")
 
 
-def test_report_shows_every_video_and_finds_one(pages, opened):
+def test_report_finds_and_sorts_videos_and_opens_curves(pages, opened):
     page = opened(pages["report"])
     rows = page.locator("#videos tbody")
     assert rows.count() == VIDEOS and page.inner_text(".toolbar output") == f"{VIDEOS} videos"
@@ -187,54 +178,40 @@ def test_report_shows_every_video_and_finds_one(pages, opened):
     assert {row.split("\t")[1] for row in page.locator("#videos tbody:visible").all_inner_texts()} == {"Arson"}
     page.select_option(".toolbar select", "")
     assert page.locator("#videos tbody:visible").count() == VIDEOS
-
-
-def test_report_sorts_by_error(pages, opened):
-    page = opened(pages["report"])
-    heading = page.locator("#videos th", has_text="error")
+    large = "#videos tbody[data-index='2'] .timeline"
+    page.click("#videos tbody[data-index='2'] .open")
+    assert len(curves(page, large)) == 2
+    page.hover(large)
+    time, *shown = page.inner_text("#videos tbody[data-index='2'] .readout").split(" · ")
+    minutes, seconds = time.split(":")
+    snippet = int((60 * int(minutes) + float(seconds)) / (16 / 30))
+    near = made_test(VIDEOS)[0][2].anomaly[:, max(snippet - 1, 0) : snippet + 2]
+    shown = [float(part.split()[-1]) for part in shown]
+    assert any(np.allclose(near[:, at], shown, atol=0.006) for at in range(near.shape[1]))
+    page.keyboard.press("Enter")
+    assert page.locator(large).count() == 0
 
     def errors():
         cells = page.locator("#videos td[data-name=error]")
         return cells.evaluate_all("(cells) => cells.map((cell) => Number(cell.dataset.value))")
 
-    before = errors()
+    heading, before = page.locator("#videos th", has_text="error"), errors()
     heading.locator("button").click()
     assert errors() == sorted(before, reverse=True) and heading.get_attribute("aria-sort") == "descending"
     heading.locator("button").click()
     assert errors() == sorted(before) != before
 
 
-def test_report_draws_curves_when_they_come_into_sight(pages, opened):
-    page = opened(pages["report"], width=420)
-    last = f"#videos tbody[data-index='{VIDEOS - 1}'] .small"
-    assert curves(page, last) == []
-    page.locator(last).scroll_into_view_if_needed()
-    page.wait_for_timeout(300)
-    assert len(curves(page, last)) == 2
-
-
-def test_report_opens_a_curve_at_a_click(pages, opened):
-    page = opened(pages["report"])
-    page.click("#videos tbody[data-index='2'] .open")
-    large = "#videos tbody[data-index='2'] .timeline"
-    assert len(curves(page, large)) == 2
-    page.hover(large)
-    scores, videos = made_test(VIDEOS)
-    readout = page.inner_text("#videos tbody[data-index='2'] .readout")
-    shown = [float(part.split()[-1]) for part in readout.split(" · ")[1:]]
-    minutes, seconds = readout.split(" · ")[0].split(":")
-    snippet = int((60 * int(minutes) + float(seconds)) / (16 / 30))
-    near = scores[2].anomaly[:, max(snippet - 1, 0) : snippet + 2]
-    assert any(np.allclose(near[:, at], shown, atol=0.006) for at in range(near.shape[1]))
-    page.keyboard.press("Enter")
-    assert page.locator(large).count() == 0
-
-
-def test_report_of_the_most_classes_fits_a_narrow_window(opened, tmp_path):
+def test_report_of_the_most_classes_fits_a_narrow_window_and_draws_curves_when_they_come_into_sight(opened, tmp_path):
     write_test(tmp_path, *made_test(50, dataset=SHANGHAITECH))
     page = opened(write_report(tmp_path), width=400)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400 and overflowing(page) == []
     assert page.locator(".confusion tbody tr").count() == 18
+    last = "#videos tbody[data-index='49'] .small"
+    assert curves(page, last) == []
+    page.locator(last).scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    assert len(curves(page, last)) == 2
 
 
 def test_curve_and_video_move_together(pages, opened):
@@ -257,19 +234,15 @@ def test_curve_and_video_move_together(pages, opened):
     page.wait_for_function("document.getElementById('video').currentTime < 0.1")
 
 
-def test_classes_can_be_shown(pages, opened):
-    page = opened(pages["detection"])
+def test_video_that_cannot_be_played_leaves_curves_segments_and_classes_to_use(pages, opened):
+    page = opened(pages["unplayable"])
+    page.wait_for_selector("#unplayable", state="visible")
+    assert not page.is_visible("#video") and "text.mp4" in page.inner_text("#unplayable")
     page.click("summary")
     assert page.locator("#classes label").all_inner_texts() == [HOSTILE, "normal", "fire"]
     assert len(curves(page, "#timeline")) == 1
     page.locator("#classes input").nth(2).check()
     assert len(curves(page, "#timeline")) == 2 and "fire 0.02" in page.inner_text("#readout")
-
-
-def test_video_that_cannot_be_played_leaves_the_rest_to_use(pages, opened):
-    page = opened(pages["unplayable"])
-    page.wait_for_selector("#unplayable", state="visible")
-    assert not page.is_visible("#video") and "text.mp4" in page.inner_text("#unplayable")
     page.click("#segments button")
     assert float(page.get_attribute("#timeline", "aria-valuenow")) == 2
     assert "anomaly 0.90" in page.inner_text("#readout")

@@ -109,7 +109,7 @@ def test_windows_of_tensors_equal_those_of_arrays(count, segments, frames):
 
 
 @pytest.mark.parametrize("case", [*MODELS, *OTHERS])
-def test_the_scorer_scores_as_the_model_does_without_what_scoring_does_not_read(case):
+def test_the_scorer_scores_as_the_model_does_without_clip(case):
     model = build(case)
     before = dict(model.state_dict())
     scorer = VideoScorer(model)
@@ -119,12 +119,8 @@ def test_the_scorer_scores_as_the_model_does_without_what_scoring_does_not_read(
         return {name: value.numpy() for name, value in scorer(*map(torch.from_numpy, streams)).items()}
 
     expect_equal(run, model)
-    kept = scorer.state_dict()
-    assert not any(".clipmodel." in name or "text_prompt" in name for name in kept)
+    assert not any("clipmodel" in name for name in scorer.state_dict())
     assert model.state_dict().keys() == before.keys()
-    if case == "fusion":
-        read = {name.removeprefix("method.") for name in kept}
-        assert {"linear.weight", "gc1.weight", "temporal.resblocks.0.attn.in_proj_weight"} <= read
 
 
 @pytest.mark.parametrize(("suffix", "case"), GRAPH_CASES)

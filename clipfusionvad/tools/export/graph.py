@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
@@ -40,8 +38,8 @@ TOLERANCE = 1e-5
 class VideoScorer(nn.Module):
     """A method with its text features as constants: whole videos → probabilities.
 
-    Windows, padding, softmax and the way back to the video's snippets are inside; weights that scoring does not read,
-    such as CLIP's, are not. The method itself does not change, except that it is put into evaluation mode.
+    Windows, padding, softmax and the way back to the video's snippets are inside; CLIP is not. The method itself does
+    not change, except that it is put into evaluation mode.
     """
 
     text: Tensor | None
@@ -53,16 +51,9 @@ class VideoScorer(nn.Module):
             fixed = method.eval().fixed_inputs()
         # At most one: the text features.
         self.register_buffer("text", fixed[0] if fixed else None)
-        self.method = method
-        with torch.no_grad(), _TensorsRead() as read:
-            self(*random_video(method, 1))
-        # A copy on the same tensors, without those that were not read.
-        self.method = copy.deepcopy(
-            method, {id(tensor): tensor for tensor in (*method.parameters(), *method.buffers())}
-        )
-        for module in self.method.modules():
-            for held in (module._parameters, module._buffers):
-                held.update({name: None for name, tensor in held.items() if id(tensor) not in read.ids})
+        bare = copy.copy(method)
+        bare._modules = {name: module for name, module in method._modules.items() if name != "clipmodel"}
+        self.method = bare
 
     def forward(self, *streams: Tensor) -> dict[str, Tensor]:
         """(L, D) of each stream → anomaly (L,) of each branch and, if the method has them, classes (L, C)."""
@@ -72,17 +63,6 @@ class VideoScorer(nn.Module):
         scores = self.method.scores(self.method(windows, lengths, *fixed))
         classes = None if scores.classes is None else restore(scores.classes.flatten(0, 1), count)
         return _by_name([restore(branch.flatten(), count) for branch in scores.anomaly], classes)
-
-
-class _TensorsRead(TorchFunctionMode):
-    """Collects the ``id`` of every tensor that an operation reads."""
-
-    def __init__(self) -> None:
-        self.ids: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ids |= {id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        return func(*args, **(kwargs or {}))
 
 
 def _by_name(branches: Sequence[Any], classes: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ that no hypothesis explains is named by its size and its kind.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -47,20 +46,8 @@ class Comparison:
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class _Pairing:
-    """A hypothesis: the rows a (n, D) and b (n, D) should agree. Without ``cause``: the rows in their order."""
-
-    a: np.ndarray
-    b: np.ndarray
-    cause: str = ""
-    says: str = ""
-
-    @cached_property
-    def left(self) -> float:
-        return _distance(self.a, self.b)
-
-
+#: A hypothesis: rows (n, D) of A and of B that should agree, its name and its evidence.
+_Pairing = tuple[np.ndarray, np.ndarray, str, str]
 #: Numbers and rows of the other crops of a video.
 _Crops = Iterable[tuple[int | None, np.ndarray]]
 
@@ -75,9 +62,9 @@ def compare_rows(a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: _
     if a.shape[1] != b.shape[1]:
         return Comparison(rows, "other model", f"A has {a.shape[1]} numbers a row, B {b.shape[1]}", agree=False)
     a, b = a.astype(np.float32), b.astype(np.float32)
-    plain = _Pairing(a[:shared], b[:shared])
-    cosines = 1 - _row_distances(plain.a, plain.b) ** 2 / 2
-    cause, evidence = _find_cause(plain, a, b, crop, crops)
+    x, y = a[:shared], b[:shared]
+    cosines = 1 - _row_distances(x, y) ** 2 / 2
+    cause, evidence = _find_cause(a, b, crop, crops)
     return Comparison(
         rows,
         cause,
@@ -85,65 +72,67 @@ def compare_rows(a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: _
         agree := cause in (IDENTICAL, SAME),
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
-        norm_ratio=float(_norm_ratios(plain.a, plain.b).mean()),
-        max_difference=float(np.abs(plain.a - plain.b).max()),
+        norm_ratio=float(_norm_ratios(x, y).mean()),
+        max_difference=float(np.abs(x - y).max()),
         offset=0 if agree else _best_offset(a, b),
     )
 
 
-def _find_cause(plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> tuple[str, str]:
+def _find_cause(a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> tuple[str, str]:
     if np.array_equal(a, b):
         return IDENTICAL, f"all {len(a)} rows are equal"
-    chosen = plain if plain.left <= EXACT else _best_pairing(plain, a, b, crop, crops)
-    left, parts = chosen.left, []
-    if chosen is not plain:
-        parts.append((chosen.cause, f"{chosen.says} (rows differ by {left:.2g} instead of {plain.left:.2g})"))
-    equal = _row_distances(chosen.a, chosen.b) <= EXACT
+    shared, parts = min(len(a), len(b)), []
+    x, y = a[:shared], b[:shared]
+    left = plain = _distance(x, y)
+    if plain > EXACT and (found := _best_pairing(a, b, crop, crops)):
+        x, y, name, says = found
+        left = _distance(x, y)
+        parts.append((name, f"{says} (rows differ by {left:.2g} instead of {plain:.2g})"))
+    equal = _row_distances(x, y) <= EXACT
     # The scale is judged on rows that agree in direction, if there are any.
     judged = equal if equal.any() else slice(None)
-    scale = _scale(chosen.a[judged], chosen.b[judged], EXACT if equal.any() else left)
+    scale = _scale(x[judged], y[judged], EXACT if equal.any() else left)
     if left > EXACT and not (scale and scale[0] == "normalised per frame" and 1 - left**2 / 2 > 0.99):
-        parts.append(_what_is_left(chosen.a, chosen.b))
+        parts.append(_what_is_left(x, y))
     if scale:
         parts.append(scale)
-    if chosen is plain and left <= EXACT and (more := abs(len(a) - len(b))):
+    if plain <= EXACT and (more := abs(len(a) - len(b))):
         name = "rows differ by one (tail rule)" if more == 1 else "one is cut short"
         longer = "A" if len(a) > len(b) else "B"
-        parts.append((name, f"the first {len(plain.a)} rows agree, {longer} has {_rows(more)} more"))
+        parts.append((name, f"the first {shared} rows agree, {longer} has {_rows(more)} more"))
     if not parts:
         largest = (np.linalg.norm(b - a, axis=1) / np.maximum(np.linalg.norm(a, axis=1), 1e-12)).max()
         return SAME, f"rows differ by {largest:.1e} of their length at most"
     return " + ".join(name for name, _ in parts), "; ".join(says for _, says in parts)
 
 
-def _best_pairing(plain: _Pairing, a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> _Pairing:
-    """Return the simplest hypothesis that fits nearly as well as the best one, or ``plain`` if none fits."""
-    found = list(_pairings(a, b))
-    if not found or min(pairing.left for pairing in found) > EXACT:
-        found += _crop_pairings(a, crop, crops)
-    best = min((pairing.left for pairing in found), default=np.inf)
-    tried = _Pairing(plain.a[:TRIED_ROWS], plain.b[:TRIED_ROWS])
-    mostly_equal = np.mean(_row_distances(tried.a, tried.b) <= EXACT) >= 0.5
-    if best > EXACT and (mostly_equal or best > CLEAR * tried.left):
-        return plain
-    return next(pairing for pairing in found if pairing.left <= 2 * best + 1e-4)
+def _best_pairing(a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> _Pairing | None:
+    """Return the simplest hypothesis that fits nearly as well as the best one; None if none fits."""
+    found = [(_distance(*pairing[:2]), pairing) for pairing in _pairings(a, b)]
+    if not found or min(left for left, _ in found) > EXACT:
+        found += [(_distance(*pairing[:2]), pairing) for pairing in _crop_pairings(a, crop, crops)]
+    best, tried = min((left for left, _ in found), default=np.inf), min(len(a), len(b), TRIED_ROWS)
+    distances = _row_distances(a[:tried], b[:tried])
+    mostly_equal = np.mean(distances <= EXACT) >= 0.5
+    if best > EXACT and (mostly_equal or best > CLEAR * np.sqrt(np.mean(distances**2))):
+        return None
+    return next(pairing for left, pairing in found if left <= 2 * best + 1e-4)
 
 
 def _pairings(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
     """Yield hypotheses about the rows of two arrays, the simplest first."""
     if max(len(a), len(b)) < 2 * min(len(a), len(b)):
         for shift in _shifts(len(a), len(b)):
-            pair = _shifted(a, b, shift)
-            yield _Pairing(*pair, f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i")
+            yield *_shifted(a, b, shift), f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i"
     elif len(a) > len(b):
         for frames, rows, cause, says in _reductions(a, b):
-            yield _Pairing(frames, rows, cause, says.format("B", "A"))
+            yield frames, rows, cause, says.format("B", "A")
     else:
         for frames, rows, cause, says in _reductions(b, a):
-            yield _Pairing(rows, frames, cause, says.format("A", "B"))
+            yield rows, frames, cause, says.format("A", "B")
 
 
-def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
+def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[_Pairing]:
     """Yield ways to make ``rows`` from ``frames``: (reduced, rows, cause, text with places for both names)."""
     near = {stride for stride in STRIDES if abs(len(frames) / stride - len(rows)) <= 1}
     ratio, rows = round(len(frames) / len(rows)), rows[:TRIED_ROWS]
@@ -177,7 +166,7 @@ def _crop_pairings(a: np.ndarray, crop: int | None, crops: _Crops) -> Iterator[_
             mirrors = crop is not None and number is not None and abs(crop - number) == 5
             name = f"other crop ({number}{of}{', mirrored' if mirrors else ''})"
             shared = min(len(a), len(other), TRIED_ROWS)
-            yield _Pairing(a[:shared], other[:shared].astype(np.float32), name, f"{own} is most like B's crop {number}")
+            yield a[:shared], other[:shared].astype(np.float32), name, f"{own} is most like B's crop {number}"
 
 
 def _scale(a: np.ndarray, b: np.ndarray, tolerance: float) -> tuple[str, str] | None:
