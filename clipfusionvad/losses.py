@@ -16,42 +16,33 @@ def valid_mask(lengths: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
-def topk_mean(values: Tensor, lengths: Tensor) -> Tensor:
-    """Mean of the k_b largest valid entries along time, (B, T, …) → (B, …), with k_b = floor(L_b / 16) + 1.
+def topk_mean(values: Tensor, lengths: Tensor, k: Tensor | None = None) -> Tensor:
+    """Mean of the k_b largest valid entries along time, (B, T, …) → (B, …), with k_b = floor(L_b / 16) + 1 or ``k``.
 
     Source: released code of VadCLIP (top-k MIL pooling); k is at most L_b for every L_b ≥ 1.
     """
     # Only on a CPU: reading the lengths would make a GPU wait.
     if lengths.device.type == "cpu" and (lengths < 1).any():
         raise ValueError("every video needs at least one valid snippet")
-    k = _topk(lengths)
-    top = _largest(values, lengths)
-    shape = (1,) * (values.dim() - 2)
-    chosen = valid_mask(k, top.shape[1]).view(*top.shape[:2], *shape)
+    k = bag_sizes(lengths) if k is None else k
+    top, chosen = _largest(values, lengths, k)
     total = torch.where(chosen, top, torch.zeros((), dtype=top.dtype, device=top.device)).sum(1)
-    return total / k.view(-1, *shape).to(values.dtype)
+    return total / k.view(-1, *(1,) * (values.dim() - 2)).to(values.dtype)
 
 
-def bag_mean(values: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool) -> Tensor:
-    """``topk_mean``, where with ``single_normal`` k is 1 for normal videos: (B, T) or (B, T, C) → (B,) or (B, C).
-
-    Source: paper of ReFLIP-VAD.
-    """
-    means = topk_mean(values, lengths)
-    if not single_normal:
-        return means
-    shape = (1,) * (values.dim() - 2)
-    valid = valid_mask(lengths, values.shape[1])
-    highest = values.masked_fill(~valid.view(*valid.shape, *shape), -torch.inf).amax(dim=1)
-    return torch.where((targets[:, 0] > 0).view(-1, *shape), highest, means)
+def bag_sizes(lengths: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Return how many snippets of each video are pooled, (B,); with ``targets`` 1 of a normal video (ReFLIP-VAD)."""
+    k = torch.div(lengths, 16, rounding_mode="floor") + 1
+    return k if targets is None else torch.where(targets[:, 0] > 0, 1, k)
 
 
 def coarse_mil_loss(coarse_logits: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool = False) -> Tensor:
-    """Binary cross-entropy of the video's anomaly score, the ``bag_mean`` of σ(logits); coarse_logits (B, T, 1).
+    """Binary cross-entropy of the video's anomaly score, the ``topk_mean`` of σ(logits); coarse_logits (B, T, 1).
 
     Source: VadCLIP eq. 8 and released code; with ``single_normal`` L_cga of ReFLIP-VAD.
     """
-    scores = bag_mean(torch.sigmoid(coarse_logits.float()).squeeze(-1), targets, lengths, single_normal)
+    k = bag_sizes(lengths, targets if single_normal else None)
+    scores = topk_mean(torch.sigmoid(coarse_logits.float()).squeeze(-1), lengths, k)
     # For a value that is not finite a CPU would raise an error, where a GPU returns a loss that is not finite.
     finite = scores.detach().isfinite()
     loss = F.binary_cross_entropy(scores.where(finite, 0), 1 - targets[:, 0].to(scores.dtype))
@@ -70,12 +61,11 @@ def fine_mil_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tens
 
 
 def alignment_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor, single_normal: bool) -> Tensor:
-    """L_fga of ReFLIP-VAD: ``fine_mil_loss`` of the per-class ``bag_mean``; fine_logits (B, T, C).
+    """L_fga of ReFLIP-VAD: ``fine_mil_loss``, in which a normal video may count by its highest snippet.
 
-    The paper's KL divergence is read as KL(label ‖ prediction) without the label's own entropy, which is cross-entropy;
-    as printed it is infinite.
+    The paper's KL divergence is read without the label's own entropy: as printed it is infinite.
     """
-    similarities = bag_mean(fine_logits.float(), targets, lengths, single_normal)
+    similarities = topk_mean(fine_logits.float(), lengths, bag_sizes(lengths, targets if single_normal else None))
     labels = targets.to(similarities.dtype)
     return F.cross_entropy(similarities, labels / labels.sum(dim=1, keepdim=True))
 
@@ -94,21 +84,21 @@ def magnitude_loss(
 ) -> Tensor:
     """L_fms: videos of one kind near each other, normal and anomalous ones ``margin`` apart; magnitudes (B, T).
 
-    ``distance`` "mean_topk": between the ``bag_mean`` magnitudes of two videos; "minmax": of their top-k magnitudes the
-    smallest difference within a kind, the largest across kinds (as printed). Differences are absolute, the margin is a
-    hinge, and each of the three sums is an average over pairs of videos, 0 without a pair.
+    ``distance`` "mean_topk": between the ``topk_mean`` magnitudes of two videos; "minmax": of their top-k magnitudes
+    the smallest difference within a kind, the largest across kinds (as printed). Differences are absolute, the margin
+    is a hinge, and each of the three sums is an average over pairs of videos, 0 without a pair.
     Source: paper of ReFLIP-VAD.
     """
     magnitudes, normal = magnitudes.float(), targets[:, 0] > 0
+    k = bag_sizes(lengths, targets if single_normal else None)
     if distance == "minmax":
-        k = torch.where(normal & single_normal, 1, _topk(lengths))
-        top = _largest(magnitudes, lengths)
+        top, chosen = _largest(magnitudes, lengths, k)
         # Where a video has fewer than the most, its largest one fills the row, which changes neither extreme.
-        top = torch.where(valid_mask(k, top.shape[1]), top, top[:, :1])
+        top = torch.where(chosen, top, top[:, :1])
         gaps = (top[:, None, :, None] - top[None, :, None, :]).abs()
         near, far = gaps.amin(dim=(-2, -1)), gaps.amax(dim=(-2, -1))
     else:
-        means = bag_mean(magnitudes, targets, lengths, single_normal)
+        means = topk_mean(magnitudes, lengths, k)
         near = far = (means[:, None] - means).abs()
     distinct = ~torch.eye(len(normal), dtype=torch.bool, device=normal.device)
     within = _average(near, distinct & normal & normal[:, None]) + _average(near, distinct & ~normal & ~normal[:, None])
@@ -120,9 +110,8 @@ def agreement_loss(image_mu: Tensor, event_mu: Tensor) -> Tensor:
 
     Source: released code of IEF-VAD.
     """
-    cosine = F.cosine_similarity(image_mu, event_mu, dim=-1)
-    gap = image_mu.norm(dim=-1) - event_mu.norm(dim=-1)
-    return (1 - cosine).mean() + gap.abs().mean()
+    angle = (1 - F.cosine_similarity(image_mu, event_mu, dim=-1)).mean()
+    return angle + (image_mu.norm(dim=-1) - event_mu.norm(dim=-1)).abs().mean()
 
 
 def gaussian_kl(mu: Tensor, log_variance: Tensor) -> Tensor:
@@ -146,12 +135,13 @@ def segment_losses(
     shares = class_shares(targets)[:, None, None]
     direction = (similarity * shares).sum(dim=-1)
     log_true, log_normal = (log_probabilities[..., 1:] * shares).sum(dim=-1), log_probabilities[..., 0]
+    top, bottom = (chosen[..., None].expand(-1, -1, scores.shape[2]) for chosen in (top, bottom))
     return {
-        "dir_abn": -_mean(_frames_of(direction, top)[~normal]),
+        "dir_abn": -_mean(direction.gather(1, top)[~normal]),
         "dir_nor": _mean(similarity.amax(dim=-1)[normal]),
-        "topk_abn": -_mean(_frames_of(log_true, top)[~normal]),
-        "bottomk_abn": -_mean(_frames_of(log_normal, bottom)[~normal]),
-        "topk_nor": -_mean(_frames_of(log_normal, top)[normal]),
+        "topk_abn": -_mean(log_true.gather(1, top)[~normal]),
+        "bottomk_abn": -_mean(log_normal.gather(1, bottom)[~normal]),
+        "topk_nor": -_mean(log_normal.gather(1, top)[normal]),
         # All abnormal videos are one sequence, so that it also smooths from one to the next (released code).
         "smooth": scores[~normal].flatten().diff().square().sum(),
         "sparse": _mean(scores[~normal]),
@@ -163,24 +153,17 @@ def class_shares(targets: Tensor) -> Tensor:
     return targets[:, 1:].float() / targets[:, 1:].sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _topk(lengths: Tensor) -> Tensor:
-    return torch.div(lengths, 16, rounding_mode="floor") + 1
-
-
-def _largest(values: Tensor, lengths: Tensor) -> Tensor:
-    """The largest valid entries along time, as many as the longest video can need: (B, T, …) → (B, K, …), sorted."""
-    valid = valid_mask(lengths, values.shape[1]).view(*values.shape[:2], *(1,) * (values.dim() - 2))
+def _largest(values: Tensor, lengths: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest valid entries along time, sorted, as many as any video needs: (B, K, …), and which are among k."""
+    trailing = (1,) * (values.dim() - 2)
+    valid = valid_mask(lengths, values.shape[1]).view(*values.shape[:2], *trailing)
     most = min(values.shape[1], values.shape[1] // 16 + 1)
-    return values.masked_fill(~valid, -torch.inf).topk(most, dim=1).values
+    top = values.masked_fill(~valid, -torch.inf).topk(most, dim=1).values
+    return top, valid_mask(k, most).view(len(top), most, *trailing)
 
 
 def _average(values: Tensor, pairs: Tensor) -> Tensor:
     return (values * pairs).sum() / pairs.sum().clamp(min=1)
-
-
-def _frames_of(values: Tensor, segments: Tensor) -> Tensor:
-    """Values of frames (B, S, F) in the chosen segments (B, K): (B, K, F)."""
-    return values.gather(1, segments[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _mean(values: Tensor) -> Tensor:

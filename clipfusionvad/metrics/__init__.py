@@ -1,24 +1,128 @@
-"""What the papers report: frame-level ranking metrics and fine-grained detection mAP."""
+"""What the papers report: frame-level AUC and AP, of all frames and of each class, and fine-grained detection mAP.
 
-from clipfusionvad.metrics.detection import IOUS, DetectionResult, corrected_detection_map, detection_map
-from clipfusionvad.metrics.frame import (
-    ClassMetrics,
-    class_metrics,
-    count_frames,
-    frame_metrics,
-    snippet_metrics,
-    video_score,
-)
+Scores are those of frames, or of snippets weighted by their frames.
+"""
 
-__all__ = [
-    "IOUS",
-    "ClassMetrics",
-    "DetectionResult",
-    "class_metrics",
-    "corrected_detection_map",
-    "count_frames",
-    "detection_map",
-    "frame_metrics",
-    "snippet_metrics",
-    "video_score",
-]
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from clipfusionvad.metrics.detection import IOUS as IOUS
+from clipfusionvad.metrics.detection import DetectionResult as DetectionResult
+from clipfusionvad.metrics.detection import corrected_detection_map as corrected_detection_map
+from clipfusionvad.metrics.detection import detection_map as detection_map
+
+
+def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None = None) -> dict[str, float]:
+    """Return the ranking metrics of one score per frame, the frames of all test videos joined.
+
+    scores (N,) finite, higher is more anomalous; gt (N,) 0 or 1; anomalous (N,) bool marks frames of anomalous
+    videos. Returns ``{"auc", "ap"}`` in 0..1 and, with ``anomalous``, ``"ano_auc"``: the AUC over those frames only
+    (the papers' Ano-AUC). A metric over frames of one class is NaN. Raises ``ValueError`` for lengths that differ,
+    scores that are not finite and truth that is not 0/1.
+    """
+    gt = _truth(gt)
+    return snippet_metrics(scores, gt, np.ones_like(gt), anomalous)
+
+
+def snippet_metrics(
+    scores: ArrayLike, positives: ArrayLike, frames: ArrayLike, anomalous: ArrayLike | None = None
+) -> dict[str, float]:
+    """Return what ``frame_metrics`` gives for scores repeated ``frames`` times, without repeating them.
+
+    scores (n,), one per snippet; positives (n,), abnormal frames of the snippet; frames (n,), all its frames (see
+    ``count_frames``); anomalous (n,) bool, whether its video is anomalous. Raises ``ValueError`` as ``frame_metrics``
+    does, and unless 0 <= positives <= frames.
+    """
+    scores, positives, frames = (np.asarray(values, dtype=np.float64) for values in (scores, positives, frames))
+    named = {"scores": scores, "truth": positives, "frames": frames}
+    if anomalous is not None:
+        named["anomalous"] = anomalous = np.asarray(anomalous, dtype=bool)
+    if scores.ndim != 1 or any(values.shape != scores.shape for values in named.values()):
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in named.items())
+        raise ValueError(f"scores and truth must be vectors of one length, not {shapes}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"score {np.flatnonzero(~np.isfinite(scores))[0]} is not finite")
+    if not ((positives >= 0) & (positives <= frames)).all():
+        raise ValueError("a snippet cannot hold fewer than 0 abnormal frames, nor more than it has frames")
+    auc, ap = _ranking(scores, positives, frames)
+    metrics = {"auc": auc, "ap": ap}
+    if anomalous is not None:
+        metrics["ano_auc"], _ = _ranking(scores[anomalous], positives[anomalous], frames[anomalous])
+    return metrics
+
+
+def count_frames(gt_frames: ArrayLike, snippets: int, stride: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of abnormal and of all frames of one video's snippets: two (snippets,) int64 vectors.
+
+    gt_frames (F,) 0 or 1. Each score is repeated ``stride`` times and the result is cut, or held at its last value,
+    to F frames: the last snippet gets all remaining frames, snippets past F get none. Raises ``ValueError`` for truth
+    that is not 0/1 and for frames without a snippet.
+    """
+    gt_frames = _truth(gt_frames)
+    if snippets < 1 and len(gt_frames):
+        raise ValueError(f"no snippet for {len(gt_frames)} frames")
+    edges = np.minimum(np.arange(snippets + 1) * stride, len(gt_frames))
+    edges[-1] = len(gt_frames)
+    abnormal_before = np.concatenate([[0], np.cumsum(gt_frames)])
+    return np.diff(abnormal_before[edges]), np.diff(edges)
+
+
+def _truth(gt: ArrayLike) -> np.ndarray:
+    gt = np.asarray(gt)
+    if gt.ndim != 1 or not ((gt == 0) | (gt == 1)).all():
+        raise ValueError("frame truth must be a vector of 0 and 1")
+    return gt.astype(np.int64)
+
+
+def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
+    """Return AUC and AP of snippets weighted by their abnormal and normal frames.
+
+    The definitions are scikit-learn's: trapezoids under the ROC curve; precision at each threshold times the recall it
+    adds. scikit-learn with sample weights gives the same numbers in six times the time (``benchmarks/ranking.py``).
+    """
+    order = np.argsort(-scores)
+    order = order[frames[order] > 0]
+    ranked = scores[order]
+    threshold = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
+    found, seen = (np.cumsum(counts[order])[threshold] for counts in (positives, frames))
+    wrong = seen - found
+    if not len(order) or not found[-1] or not wrong[-1]:
+        return float("nan"), float("nan")
+    gained = np.diff(found, prepend=0)
+    area = np.sum(np.diff(wrong, prepend=0) * (found - gained / 2))
+    return float(area / (found[-1] * wrong[-1])), float(np.sum(gained * (found / seen)) / found[-1])
+
+
+def class_metrics(
+    class_probs: ArrayLike, positives: ArrayLike, frames: ArrayLike, class_labels: Sequence[str]
+) -> dict[str, Any]:
+    """Return one-vs-rest AUC and AP of each anomalous class, and their means (AnomalyCLIP's mAUC and mAP).
+
+    class_probs (n, C) of each snippet, class 0 normal; positives (n, C), frames of the snippet in each class; frames
+    (n,), all its frames. A class's negatives are all frames outside it, normal ones included. Returns ``{"mauc",
+    "mean_ap", "per_class": {label: {"auc", "ap"}}}`` in 0..1, without classes that do not occur; the means also leave
+    out those without negatives. Source: AnomalyCLIP, section 4.1, and its released code.
+    """
+    class_probs, positives = np.asarray(class_probs), np.asarray(positives)
+    per_class = {
+        label: snippet_metrics(class_probs[:, column], positives[:, column], frames)
+        for column, label in enumerate(class_labels[1:], start=1)
+        if positives[:, column].any()
+    }
+    means = {
+        name: float(np.nanmean([found[key] for found in per_class.values()])) if per_class else float("nan")
+        for name, key in (("mauc", "auc"), ("mean_ap", "ap"))
+    }
+    return means | {"per_class": per_class}
+
+
+def video_score(scores: np.ndarray) -> float:
+    """Pool a video's snippet scores (L,) into one, by which evaluation without frame-level truth ranks videos.
+
+    It is the mean of the floor(L / 16) + 1 largest, however training pools.
+    """
+    count = len(scores) // 16 + 1
+    return float(np.partition(scores, len(scores) - count)[-count:].mean(dtype=np.float64))

@@ -5,20 +5,13 @@ A resample is the number of times each video was drawn, so nothing is repeated: 
 frames are weighted by their video's count. R resamples, V videos, n snippets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipfusionvad.metrics.detection import IOUS, Hits
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-# Elements of a (resamples, snippets) table that are held at a time (8 MB).
-_CHUNK = 2**20
+_CHUNK = 2**20  # elements of a (resamples, snippets) table that are held at a time (8 MB)
 
 
 def draw_videos(videos: int, resamples: int, seed: int) -> np.ndarray:
@@ -37,6 +30,8 @@ def resampled_ranking(
     Arguments (n,) as in ``snippet_metrics``, and the index of each snippet's video; ``weights`` (R, V) from
     ``draw_videos``. Each number equals scikit-learn's on the repeated frames.
     """
+    from scipy.sparse import csr_matrix
+
     order = np.argsort(-scores, kind="stable")
     order = order[frames[order] > 0]
     ranked, video, frames, positives = scores[order], video[order], frames[order], positives[order]
@@ -50,8 +45,10 @@ def resampled_ranking(
     begins = np.flatnonzero(np.append(True, holds[1:] | holds[:-1]))
     kept = np.flatnonzero(holds[begins])
     step = np.searchsorted(begins, level, side="right") - 1
-    counts = _by_video(frames, step, video, len(begins), weights.shape[1])
-    hits = _by_video(positives[hit], np.searchsorted(kept, step[hit]), video[hit], len(kept), weights.shape[1])
+    # The frames of each video at each threshold step: sparse (steps, V).
+    counts = csr_matrix((frames.astype(np.float64), (step, video)), shape=(len(begins), weights.shape[1]))
+    held = np.searchsorted(kept, step[hit]), video[hit]
+    hits = csr_matrix((positives[hit].astype(np.float64), held), shape=(len(kept), weights.shape[1]))
 
     auc, ap = np.empty(len(weights)), np.empty(len(weights))
     for part in _parts(len(weights), len(begins)):
@@ -68,13 +65,6 @@ def resampled_ranking(
     return auc, ap
 
 
-def _by_video(frames: np.ndarray, step: np.ndarray, video: np.ndarray, steps: int, videos: int) -> csr_matrix:
-    """Return the frames of each video at each threshold step, sparse (steps, V)."""
-    from scipy.sparse import csr_matrix
-
-    return csr_matrix((frames.astype(np.float64), (step, video)), shape=(steps, videos))
-
-
 def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: str) -> np.ndarray:
     """Return the average detection mAP (R,) of each resample, in percent; NaN where no class is left to average.
 
@@ -82,15 +72,16 @@ def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: 
     with one). Each number is that of the repeated videos, except that equal scores of one class and video are put in
     order of time before they are repeated.
     """
-    truth = _count_by_class(hits.truth_video, hits.truth_label, weights.shape[1], classes)
-    predicted = _count_by_class(hits.video, hits.label, weights.shape[1], classes)
+    shape = (weights.shape[1], classes)
+    truth, predicted = np.zeros(shape), np.zeros(shape)
+    np.add.at(truth, (hits.truth_video, hits.truth_label), 1)
+    np.add.at(predicted, (hits.video, hits.label), 1)
     first = 0
     if variant == "anomalous_only":
         first, weights = 1, weights * (truth[:, 1:].sum(axis=1) > 0)
     total = weights @ truth
-    ap = np.concatenate(
-        [_resampled_ap(hits, weights[part], total[part]) for part in _parts(len(weights), len(hits.video))]
-    )
+    parts = _parts(len(weights), len(hits.video))
+    ap = np.concatenate([_resampled_ap(hits, weights[part], total[part]) for part in parts])
     if variant == "released":
         return 100 * ap.mean(axis=1) * (weights @ predicted > 0).all(axis=1)
     judged = total[:, first:] > 0
@@ -119,10 +110,6 @@ def _before(sums: np.ndarray, own: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return the running sum before each row within its class, for rows ordered by class."""
     before = sums - own
     return before - before[np.searchsorted(label, label)]
-
-
-def _count_by_class(video: np.ndarray, label: np.ndarray, videos: int, classes: int) -> np.ndarray:
-    return np.bincount(video * classes + label, minlength=videos * classes).reshape(videos, classes)
 
 
 def _parts(count: int, width: int) -> Iterator[slice]:

@@ -17,6 +17,9 @@ from clipfusionvad.datasets import DATASETS, NORMAL_IN_TRUTH
 
 IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
+Bounds = Sequence[Sequence[Sequence[int | str]]]
+Names = Sequence[Sequence[str]]
+
 # Constants of the released procedure.
 TOP_FRACTION = 16  # a video's class score is the mean of its top 1/16 of frames
 DEPTH = 0.6  # segments are where the curve is above max - DEPTH * (max - min)
@@ -62,14 +65,11 @@ class _Spans(NamedTuple):
     start: np.ndarray
     end: np.ndarray
 
-    def where(self, keep: np.ndarray) -> _Spans:
-        return _Spans(*(column[keep] for column in self))
-
 
 def detection_map(
     class_probs: Sequence[ArrayLike],
-    segments: Sequence[Sequence[Sequence[int | str]]],
-    labels: Sequence[Sequence[str]],
+    segments: Bounds,
+    labels: Names,
     class_labels: Sequence[str],
     exclude_normal: bool = False,
     frames: Sequence[ArrayLike] | None = None,
@@ -100,22 +100,21 @@ def detection_map(
     dataset = next((known for known in DATASETS.values() if known.labels == list(class_labels)), None)
     if unknown_labels is None:
         unknown_labels = dataset.unknown_truth_label if dataset else "error"
-    truth = _read_truth(segments, labels, {label: c for c, label in enumerate(class_labels)}, unknown_labels)
     if exclude_normal:
         normal = {NORMAL_IN_TRUTH, class_labels[0]}
         leading = itertools.takewhile(lambda names: not normal.issuperset(names), labels)
         kept = (dataset and dataset.anomalous_test_videos) or sum(1 for _ in leading)
         class_probs, frames = class_probs[:kept], None if frames is None else frames[:kept]
-    found, score = _find_segments(_join(class_probs, frames, len(class_labels)))
-    ap = _average_precision(found, score, truth, len(class_labels))
-    every_class_found = len(np.unique(found.label)) == len(class_labels)
+    hits = detection_hits(class_probs, segments, labels, class_labels, frames, None, unknown_labels)
+    ap = _average_precision(hits, len(class_labels))
+    every_class_found = len(np.unique(hits.label)) == len(class_labels)
     return _result(ap, ap.mean(axis=1) if every_class_found else np.zeros(len(IOUS)))
 
 
 def corrected_detection_map(
     class_probs: Sequence[ArrayLike],
-    segments: Sequence[Sequence[Sequence[int | str]]],
-    labels: Sequence[Sequence[str]],
+    segments: Bounds,
+    labels: Names,
     class_labels: Sequence[str],
     frames: Sequence[ArrayLike] | None = None,
     normal_label: str = NORMAL_IN_TRUTH,
@@ -130,43 +129,38 @@ def corrected_detection_map(
 
     ``per_class`` is NaN for classes outside the mean; the mean is NaN where no class is left.
     """
-    index = {label: c for c, label in enumerate(class_labels)} | {normal_label: 0}
-    truth = _read_truth(segments, labels, index, unknown_labels)
-    found, score = _find_segments(_join(class_probs, frames, len(class_labels)))
-    anomalous = np.unique(truth.video[truth.label > 0])
-    kept = np.isin(found.video, anomalous)
-    return {
-        "normal_matched": _mean_over_truth(found, score, truth, len(class_labels)),
-        "anomalous_only": _mean_over_truth(
-            found.where(kept), score[kept], truth.where(truth.label > 0), len(class_labels)
-        ),
-    }
+    hits = detection_hits(class_probs, segments, labels, class_labels, frames, normal_label, unknown_labels)
+    event = hits.truth_label > 0
+    kept = np.isin(hits.video, hits.truth_video[event])
+    anomalous = Hits(
+        hits.video[kept], hits.label[kept], hits.hit[:, kept], hits.truth_video[event], hits.truth_label[event]
+    )
+    results = {}
+    for name, counted_hits in (("normal_matched", hits), ("anomalous_only", anomalous)):
+        ap = _average_precision(counted_hits, len(class_labels))
+        counted = np.bincount(counted_hits.truth_label, minlength=len(class_labels)) > 0
+        mean = ap[:, counted].mean(axis=1) if counted.any() else np.full(len(IOUS), np.nan)
+        results[name] = _result(np.where(counted, ap, np.nan), mean)
+    return results
 
 
 def detection_hits(
     class_probs: Sequence[ArrayLike],
-    segments: Sequence[Sequence[Sequence[int | str]]],
-    labels: Sequence[Sequence[str]],
+    segments: Bounds,
+    labels: Names,
     class_labels: Sequence[str],
     frames: Sequence[ArrayLike] | None = None,
     normal_label: str | None = None,
+    unknown_labels: Literal["ignore", "error"] = "ignore",
 ) -> Hits:
     """Return which predicted segments hit the truth; a video's hits do not depend on the other videos.
 
     Inputs as in ``detection_map``. ``normal_label`` is the truth's name of ``class_labels[0]``, as in
-    ``corrected_detection_map``; truth labels outside the class list are ignored.
+    ``corrected_detection_map``.
     """
-    index = {label: c for c, label in enumerate(class_labels)}
-    truth = _read_truth(segments, labels, index | ({normal_label: 0} if normal_label else {}), "ignore")
-    found, score = _find_segments(_join(class_probs, frames, len(class_labels)))
-    return _match(found, score, truth, len(class_labels))
-
-
-def _mean_over_truth(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> DetectionResult:
-    ap = _average_precision(found, score, truth, classes)
-    counted = np.bincount(truth.label, minlength=classes) > 0
-    mean = ap[:, counted].mean(axis=1) if counted.any() else np.full(len(IOUS), np.nan)
-    return _result(np.where(counted, ap, np.nan), mean)
+    index = {label: c for c, label in enumerate(class_labels)} | ({normal_label: 0} if normal_label else {})
+    truth = _read_truth(segments, labels, index, unknown_labels)
+    return _match(*_find_segments(_join(class_probs, frames, len(class_labels))), truth, len(class_labels))
 
 
 def _result(ap: np.ndarray, mean: np.ndarray) -> DetectionResult:
@@ -177,12 +171,7 @@ def _result(ap: np.ndarray, mean: np.ndarray) -> DetectionResult:
     }
 
 
-def _read_truth(
-    segments: Sequence[Sequence[Sequence[int | str]]],
-    labels: Sequence[Sequence[str]],
-    index: dict[str, int],
-    unknown: str,
-) -> _Spans:
+def _read_truth(segments: Bounds, labels: Names, index: dict[str, int], unknown: str) -> _Spans:
     """Return the ground truth in list order; labels outside ``index`` are left out or, with "error", refused."""
     if len(segments) != len(labels):
         raise ValueError(f"{len(segments)} videos have truth segments but {len(labels)} have truth labels")
@@ -225,14 +214,10 @@ def _join(class_probs: Sequence[ArrayLike], frames: Sequence[ArrayLike] | None, 
             raise ValueError("a row cannot count as fewer than 0 frames")
         kept = np.flatnonzero(count)
         count = count[kept]
-    held = np.bincount(video[kept], minlength=len(probs))
-    present = np.flatnonzero(held)
-    size = held[present]
-    first = np.cumsum(size) - size
-    slot = np.repeat(np.arange(len(present)), size)
+    present, first, slot, size = np.unique(video[kept], return_index=True, return_inverse=True, return_counts=True)
     end = np.cumsum(count)
     start = end - count
-    origin = np.repeat(start[first], size)
+    origin = start[first][slot]
     return _Rows(np.ascontiguousarray(rows[kept].T), slot, first, size, present, start - origin, end - origin)
 
 
@@ -247,7 +232,10 @@ def _find_segments(rows: _Rows) -> tuple[_Spans, np.ndarray]:
         threshold = high - DEPTH * (high - low).astype(np.float64)
     # The released code zeroes the curves of such classes; a flat curve never exceeds its threshold.
     threshold[~(video_score > 0)] = np.inf
-    above = curves > np.repeat(_round_down(threshold), rows.size, axis=1)
+    # The largest float32 up to the threshold orders float32 numbers as it does.
+    rounded = threshold.astype(np.float32)
+    rounded = np.where(rounded > threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    above = curves > np.repeat(rounded, rows.size, axis=1)
 
     border = slot[1:] != slot[:-1]
     opens, closes = above.copy(), above.copy()
@@ -262,15 +250,9 @@ def _find_segments(rows: _Rows) -> tuple[_Spans, np.ndarray]:
     peak = np.maximum.reduceat(curves.ravel(), bounds[: np.searchsorted(bounds, curves.size)])[::2]
     score = peak + np.float32(VIDEO_SHARE) * video_score[label, slot[begin]]
     # No NMS: the released code applies it to the disjoint runs of a single threshold, so it removes none.
-    found = _Spans(rows.video[slot[begin]], label, start, end)
     long_enough = end - start >= MIN_FRAMES
-    return found.where(long_enough), score[long_enough]
-
-
-def _round_down(values: np.ndarray) -> np.ndarray:
-    """Return the largest float32 up to each value, which orders float32 numbers as the value does."""
-    rounded = values.astype(np.float32)
-    return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    columns = (rows.video[slot[begin]], label, start, end)
+    return _Spans(*(column[long_enough] for column in columns)), score[long_enough]
 
 
 def _video_scores(rows: _Rows) -> np.ndarray:
@@ -314,9 +296,8 @@ def _ordered(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> 31 & 0x7FFFFFFF)
 
 
-def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> np.ndarray:
-    """Return AP (IoUs, C): sum of the precisions at the hits / truth segments; arguments as in ``_match``."""
-    hits = _match(found, score, truth, classes)
+def _average_precision(hits: Hits, classes: int) -> np.ndarray:
+    """Return AP (IoUs, C): sum of the precisions at the hits / truth segments."""
     # Hits are ordered by (threshold, class, rank), so their count within the group gives their precision.
     threshold, at = np.nonzero(hits.hit)
     label = hits.label[at]
@@ -324,7 +305,7 @@ def _average_precision(found: _Spans, score: np.ndarray, truth: _Spans, classes:
     nth = np.arange(1, len(group) + 1) - np.searchsorted(group, group)
     precision = nth / (at + 1 - np.searchsorted(hits.label, label))
     total = np.bincount(group, precision, minlength=len(IOUS) * classes).reshape(len(IOUS), classes)
-    return total / np.maximum(np.bincount(truth.label, minlength=classes), 1)
+    return total / np.maximum(np.bincount(hits.truth_label, minlength=classes), 1)
 
 
 def _match(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> Hits:

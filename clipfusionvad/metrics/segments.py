@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -34,11 +34,12 @@ class Thresholds:
 
     def least_frames(self, fps: float, whole: int) -> float:
         """Return the frames of the shortest segment in a video of ``whole`` frames."""
-        return min(_frames(self.min_seconds, fps), whole)
+        return min(round(self.min_seconds * fps, 6), whole)
 
     def merged_frames(self, fps: float) -> float:
         """Return the frames of the longest gap that is merged."""
-        return _frames(self.merge_seconds, fps)
+        # Rounded, so that 0.7 s at 10 frames per second are 7 frames exactly.
+        return round(self.merge_seconds * fps, 6)
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def find_segments(
     """Return the segments of one video: anomaly (n,), classes (n, C) or None, bounds (n + 1,) in frames."""
     segments = []
     for first, last in find_spans(anomaly, bounds, fps, thresholds):
-        part, known = anomaly[first:last], None if classes is None else classes[first:last].mean(axis=0)
-        frames = int(bounds[first]), int(bounds[last])
-        segments.append(_segment(frames, fps, float(part.mean()), float(part.max()), known, labels))
+        part, known = anomaly[first:last], None if classes is None else classes[first:last].sum(axis=0)
+        sums = _Sums(int(bounds[first]), int(bounds[last]), int(last - first), part.sum(), part.max(), known)
+        segments.append(sums.segment(fps, labels))
     return segments
 
 
@@ -91,8 +92,7 @@ def find_spans(anomaly: np.ndarray, bounds: np.ndarray, fps: float, thresholds: 
     return np.stack([starts, ends], axis=1)[long]
 
 
-@dataclass(frozen=True)
-class Alert:
+class Alert(NamedTuple):
     """A segment has started (and lasted long enough to count) or ended; ``segment`` is its state at that time."""
 
     kind: Literal["start", "end"]
@@ -104,7 +104,6 @@ class OnlineSegments:
 
     def __init__(self, fps: float, labels: Sequence[str], thresholds: Thresholds):
         self.fps, self.labels, self.thresholds = fps, labels, thresholds
-        self.merged = thresholds.merged_frames(fps)
         self.first: int | None = None
         self.last = 0
         self.inside = self.announced = False
@@ -116,44 +115,40 @@ class OnlineSegments:
         self.first, self.last = start if self.first is None else self.first, end
         self.inside = anomaly >= self.thresholds.high or (self.inside and anomaly >= self.thresholds.low)
         alerts = []
-        if self.run and (start if self.inside else end) - self.run.end > self.merged:
+        if self.run and (start if self.inside else end) - self.run.end > self.thresholds.merged_frames(self.fps):
             alerts = self._close()
         snippet = _Sums(start, end, 1, anomaly, anomaly, classes)
         if self.inside:
             self.run = snippet if self.run is None else self.run.then(self.gap).then(snippet)
             self.gap = None
-            alerts += self._announce(self.thresholds.least_frames(self.fps, 1 << 62))
+            alerts += self._announce(1 << 62)
         elif self.run:
             self.gap = snippet if self.gap is None else self.gap.then(snippet)
         return alerts
 
     def finish(self) -> list[Alert]:
         """Close the last segment at the end of the stream; the object can then be reused."""
-        alerts: list[Alert] = []
-        if self.run:
-            alerts = self._announce(self.thresholds.least_frames(self.fps, self.last - (self.first or 0)))
-            alerts += self._close()
+        alerts = self._announce(self.last - (self.first or 0)) + self._close()
         self.first, self.inside = None, False
         return alerts
 
-    def _announce(self, least: float) -> list[Alert]:
+    def _announce(self, whole: int) -> list[Alert]:
+        least = self.thresholds.least_frames(self.fps, whole)
         if self.announced or self.run is None or self.run.end - self.run.start < least:
             return []
         self.announced = True
         return [Alert("start", self.run.segment(self.fps, self.labels))]
 
     def _close(self) -> list[Alert]:
-        alerts = []
-        if self.run and self.announced:
-            alerts.append(Alert("end", self.run.segment(self.fps, self.labels)))
+        ended = [Alert("end", self.run.segment(self.fps, self.labels))] if self.run and self.announced else []
         self.run = self.gap = None
         self.announced = False
-        return alerts
+        return ended
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over consecutive snippets."""
+    """Sums over consecutive snippets, frames start … end - 1."""
 
     start: int
     end: int
@@ -170,20 +165,8 @@ class _Sums:
         return _Sums(self.start, other.end, self.count + other.count, self.anomaly + other.anomaly, peak, classes)
 
     def segment(self, fps: float, labels: Sequence[str]) -> Segment:
-        classes = None if self.classes is None else self.classes / self.count
-        return _segment((self.start, self.end), fps, self.anomaly / self.count, self.peak, classes, labels)
-
-
-def _segment(
-    frames: tuple[int, int], fps: float, mean: float, peak: float, classes: np.ndarray | None, labels: Sequence[str]
-) -> Segment:
-    start, end = frames
-    if classes is None:
-        return Segment(start / fps, end / fps, start, end, mean, peak)
-    best = 1 + int(np.argmax(classes[1:]))
-    return Segment(start / fps, end / fps, start, end, mean, peak, labels[best], float(classes[best]))
-
-
-def _frames(seconds: float, fps: float) -> float:
-    # Rounded, so that 0.7 s at 10 frames per second are 7 frames exactly.
-    return round(seconds * fps, 6)
+        bounds, mean = (self.start / fps, self.end / fps, self.start, self.end), float(self.anomaly / self.count)
+        if self.classes is None:
+            return Segment(*bounds, mean, float(self.peak))
+        best = 1 + int(np.argmax(self.classes[1:]))
+        return Segment(*bounds, mean, float(self.peak), labels[best], float(self.classes[best] / self.count))

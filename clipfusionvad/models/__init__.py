@@ -58,25 +58,21 @@ def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | No
             known = ", ".join(declared)
             raise UserError(f"{cls.name} has no option {option!r}{nearest(option, declared)}; it has: {known}")
         declared[option].check(value)
-    return cls.create(class_prompts, clip, **options)
+    return cls(list(class_prompts), clip, **options) if cls.needs_clip else cls(len(class_prompts), **options)
 
 
 def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16", **options: Any) -> Method:
-    """Build a method by name.
+    """Build a method by name. Raises ``UserError`` on anything unusable.
 
     ``class_prompts`` are the C class texts, the normal one first; ``clip`` is a CLIP model name, a local file
     or "toy" (not read for a method that encodes no text); ``options`` are the method's flags with underscores.
-    Raises ``UserError`` on anything unusable.
     """
     from clipfusionvad.models.clip import load_clip
 
-    weights = None
     if find_method(name).needs_clip:
-        weights = load_clip(clip, width=options.get("embed_dim", 512))
-    else:
-        # Like ``clip``, the width of its text tower is ignored.
-        options.pop("embed_dim", None)
-    return build_method(name, class_prompts, weights, **options)
+        return build_method(name, class_prompts, load_clip(clip, width=options.get("embed_dim", 512)), **options)
+    options.pop("embed_dim", None)  # ignored, as ``clip`` is
+    return build_method(name, class_prompts, None, **options)
 
 
 def variants_of(name: str) -> dict[str, str]:
@@ -90,13 +86,11 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Such records hold the options of all variants; those of the other variants are left out.
     """
-    variants = variants_of(str(options.get("method")))
-    variant = options.get("variant")
+    variant, variants = options.get("variant"), variants_of(str(options.get("method")))
     if variant is None or not variants:
         return dict(options)
     if variant not in variants:
         raise UserError(f"--variant {variant!r}{nearest(str(variant), variants)}; known: {', '.join(variants)}")
-    names = {name: find_method(name).option_names() for name in variants.values()}
-    others = {option for own in names.values() for option in own} - set(names[variants[variant]])
-    kept = {key: value for key, value in options.items() if key != "variant" and key not in others}
-    return kept | {"method": variants[variant]}
+    own = find_method(variants[variant]).option_names()
+    gone = {"variant"}.union(*(find_method(other).option_names() for other in variants.values())) - set(own)
+    return {key: value for key, value in options.items() if key not in gone} | {"method": variants[variant]}

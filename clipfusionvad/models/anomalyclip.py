@@ -26,11 +26,11 @@ from clipfusionvad.models.base import (
     isolated_rng,
     register_method,
 )
-from clipfusionvad.models.clip import ClipWeights
-from clipfusionvad.models.layers.context import ClassVectors, ContextPrompts
+from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.temporal import TEMPORAL_MODELS, TemporalModel
-from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, PromptLayout, PromptTemplate
 
+CONTEXT_STD = 0.02
 # Score of a dropped segment: it is chosen only where fewer than K others are left.
 DROPPED = 1e6
 PROMPTS, SELECTIONS = ("learned", "fixed", "direct"), ("similarity", "magnitude")
@@ -94,22 +94,16 @@ class AnomalyCLIP(TextMethod):
         num_segments: Annotated[int, size("segments that a model input takes from a video")] = 32,
         seg_length: Annotated[int, size("consecutive frames of a segment")] = 16,
         prompts: Annotated[
-            str,
-            Option(
-                "learned context before the class name, a template, or learned directions without text", choices=PROMPTS
-            ),
+            str, Option("learned context before the class name, a template, or learned directions", choices=PROMPTS)
         ] = "learned",
-        prompt_template: Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")] = "{}",
+        prompt_template: PromptTemplate = "{}",
         n_ctx: Annotated[int, size("learned tokens before the class name")] = 8,
-        ctx_init: Annotated[
-            str, Option("words, joined by _, as which the learned tokens start; they set --n-ctx")
-        ] = "",
+        ctx_init: Annotated[str, Option("words, joined by _, as which learned tokens start; they set --n-ctx")] = "",
         shared_context: Annotated[bool, Option("one learned context for all classes")] = False,
         learn_projection: Annotated[bool, Option("fine-tune CLIP's text projection")] = True,
         recentre: Annotated[bool, Option("centre on the mean normal feature; else plain cosine similarity")] = True,
         temporal: Annotated[
-            str,
-            Option("attention along both axes of the grid, one axis, all frames, or none", choices=TEMPORAL_MODELS),
+            str, Option("attention along both axes of the grid, one axis, all frames, or none", choices=TEMPORAL_MODELS)
         ] = "axial",
         emb_size: Annotated[int, size("width of the temporal model")] = 256,
         depth: Annotated[int, layers("units of the transformer")] = 1,
@@ -134,13 +128,13 @@ class AnomalyCLIP(TextMethod):
         super().__init__()
         clip.check_widths(embed_dim, visual_width)
         if dim_heads is None and emb_size % heads:
-            raise UserError(
-                f"--emb-size {emb_size} is not a multiple of --heads {heads}: change one, or pass --dim-heads"
-            )
+            fault = f"--emb-size {emb_size} is not a multiple of --heads {heads}"
+            raise UserError(f"{fault}: change one, or pass --dim-heads")
         for kind, count in (("topk", num_topk), ("bottomk", num_bottomk)):
             if count > num_segments:
                 raise UserError(f"--num-{kind} {count} is more than the --num-segments {num_segments}")
         self.visual_width, self.visual_length = visual_width, num_segments * seg_length
+        self.num_segments, self.seg_length = num_segments, seg_length
         self.grid, self.chosen = (num_segments, seg_length), (num_topk, num_bottomk)
         self.dropout = (select_idx_dropout_topk, select_idx_dropout_bottomk)
         self.recentre, self.concat_features, self.selection = recentre, concat_features, selection
@@ -188,10 +182,6 @@ class AnomalyCLIP(TextMethod):
     def sampling_of(cls, options: Mapping[str, Any]) -> GridSampling:
         return GridSampling(options["num_segments"], options["seg_length"])
 
-    @property
-    def sampling(self) -> GridSampling:
-        return GridSampling(*self.grid)
-
     def set_normal_centroid(self, normal_videos: Iterable[np.ndarray]) -> None:
         """Set the centroid to the mean over all rows of all normal training videos."""
         total, rows = np.zeros(self.visual_width), 0
@@ -224,10 +214,9 @@ class AnomalyCLIP(TextMethod):
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
         """visual (B, S·F, D), all of it valid → output. ``UserError`` without a normal centroid."""
         if not self.has_normal_centroid:
-            raise UserError(
-                f"{self.name} needs the mean feature of the normal training videos (ncentroid), which released files "
-                f"lack: pass the training list, or the videos' features to set_normal_centroid()"
-            )
+            lacking = "the mean feature of the normal training videos (ncentroid), which released files lack"
+            hint = "pass the training list, or the videos' features to set_normal_centroid()"
+            raise UserError(f"{self.name} needs {lacking}: {hint}")
         text = self.encode_once() if text is None else text
         x = visual - self.ncentroid
         similarity = self.select(x, text)
@@ -253,10 +242,9 @@ class AnomalyCLIP(TextMethod):
         # A normal video counts with the sum over all classes.
         shares = torch.where(targets[:, :1] > 0, 1, class_shares(targets))
         top, bottom = self.choose_segments(similarity, shares, output.magnitudes)
-        grids = (values.unflatten(1, self.grid) for values in (similarity, output.fine_logits, output.coarse_logits))
-        similarity, log_probabilities, coarse = grids
-        scores = torch.sigmoid(coarse.float()).squeeze(-1)
-        terms = segment_losses(similarity, log_probabilities, scores, targets, top, bottom)
+        scores = torch.sigmoid(output.coarse_logits.float()).squeeze(-1)
+        similarity, fine, scores = (x.unflatten(1, self.grid) for x in (similarity, output.fine_logits, scores))
+        terms = segment_losses(similarity, fine, scores, targets, top, bottom)
         return {name: weight * terms[name] for name, weight in self.weights.items() if weight}
 
     @torch.no_grad()
@@ -301,9 +289,7 @@ class AnomalyCLIP(TextMethod):
             raise UserError(f"the released code of {self.name} has none of the ablations, so it cannot load this model")
         inside = {key.removeprefix(CLIP_PREFIX): value for key, value in state.items() if key.startswith(CLIP_PREFIX)}
         if "visual.proj" not in inside:
-            raise UserError(
-                f"released files of {self.name} hold a CLIP with a vision transformer: pass one with --clip"
-            )
+            raise UserError(f"released files of {self.name} hold a CLIP with a vision transformer: pass it with --clip")
         back = [(ours, theirs) for theirs, ours in CLIP_PARTS]
         clip = {name: value.float() for key, value in inside.items() if (name := _rename(key, back))}
         own = {key: value for key, value in state.items() if key != "ncentroid" and not key.startswith(CLIP_PREFIX)}
@@ -323,3 +309,42 @@ def segment_masks(shape: Sequence[int], rate_top: float, rate_bottom: float) -> 
 def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
     """Return the key with its first matching prefix replaced, or None."""
     return next((new + key.removeprefix(old) for old, new in prefixes if key.startswith(old)), None)
+
+
+class ContextPrompts(FixedPrompts):
+    """``[SOT | context | name . EOT]`` of each class; the context is the parameter ``ctx``.
+
+    ``ctx`` is (C, n, W), or (n, W) where all classes share it. With ``ctx_init``, words joined by "_" or " ",
+    n is the number of their tokens and learning starts at their embeddings. Source: CoOp, as AnomalyCLIP uses it.
+    """
+
+    def __init__(self, class_names: list[str], tower: ClipTextTower, n_ctx: int, ctx_init: str, shared: bool):
+        words = ctx_init.replace("_", " ").strip()
+        tokens = tokenize([words])[0]
+        n_ctx = int(tokens.argmax()) - 1 if words else n_ctx
+        super().__init__(class_names, f"{words or ' '.join(['X'] * n_ctx)} {{}}.")
+        ctx = torch.empty(n_ctx, tower.token_embedding.embedding_dim)
+        if words:
+            ctx.copy_(tower.token_embedding.weight[tokens[1 : n_ctx + 1]])
+        if not shared:
+            ctx = ctx.repeat(len(class_names), 1, 1)
+            self.layout = PromptLayout(self.layout.ends, shared=1)
+        self.ctx = nn.Parameter(ctx if words else nn.init.normal_(ctx, std=CONTEXT_STD))
+
+    def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
+        words = super().embed(tower)
+        return torch.cat([words[:, :1], self.ctx.expand(len(words), -1, -1), words[:, 1 + self.ctx.shape[-2] :]], dim=1)
+
+    def around(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings, of all 77, before and after the context, given CLIP's whole table (V, W)."""
+        padded = F.pad(self.tokens, (0, CONTEXT_LENGTH - self.tokens.shape[1]))
+        words = embedding[padded.to(embedding.device)]
+        return words[:, :1], words[:, 1 + self.ctx.shape[-2] :]
+
+
+class ClassVectors(nn.Module):
+    """No text: a direction ``vectors`` (C, E) for each class is learned in CLIP's space, from a random start."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.vectors = nn.Parameter(nn.init.normal_(torch.empty(classes, width), std=CONTEXT_STD))

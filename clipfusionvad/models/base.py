@@ -21,7 +21,6 @@ from clipfusionvad.data.sampling import Sampling, WindowSampling
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Declared, declared_options, size
 from clipfusionvad.models import register_method as register_method
-from clipfusionvad.models.clip import ClipWeights
 
 # Snippets, of one long or of many short videos, that are scored in one forward pass: enough to fill a GPU, few
 # enough for a processor's cache.
@@ -41,11 +40,10 @@ class VADOutput:
     """Output of a forward pass: coarse_logits (B, T, 1), fine_logits (B, T, C), text_features (C, E).
 
     The last two are None for a method without classes (typed ``Any``, so that a method that has them need not check).
-    A method whose losses need more extends this class, with ``kw_only=True``. Every field has a row per video, except
-    those in ``replicated``.
+    A method whose losses need more extends this class, with ``kw_only=True``.
     """
 
-    #: Fields that do not depend on the videos.
+    #: Fields that do not depend on the videos; all others have a row per video.
     replicated: ClassVar[tuple[str, ...]] = ("text_features",)
 
     coarse_logits: Tensor
@@ -55,11 +53,8 @@ class VADOutput:
 
 @dataclass(frozen=True)
 class Scores:
-    """Probabilities of each snippet.
-
-    ``anomaly`` holds one (B, T) tensor per scoring branch, the main one first: the metrics number them
-    (auc1, auc2). ``classes`` (B, T, C) is None for a method without classes.
-    """
+    """Probabilities of each snippet: ``anomaly`` (B, T) of every scoring branch, the main one first (the metrics number
+    them: auc1, auc2), and ``classes`` (B, T, C), None for a method without classes."""
 
     anomaly: tuple[Tensor, ...]
     classes: Tensor | None = None
@@ -113,11 +108,6 @@ class Method(nn.Module, ABC):
         return list(cls.declared_options())
 
     @classmethod
-    def create(cls, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-        """Build the method from the inputs that every method is given."""
-        return cls(len(class_prompts), **options)
-
-    @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
         """Whether a state dict without a name looks like one that the method's authors released."""
         return False
@@ -152,7 +142,7 @@ class Method(nn.Module, ABC):
 
     @property
     def has_normal_centroid(self) -> bool:
-        """Whether the buffers in ``centroid_buffers`` are filled; True where there are none."""
+        """Whether the buffers in ``centroid_buffers``, if any, are filled."""
         # Read in every forward pass: once it is True, the GPU is not synchronised again.
         if not self._centroid_set:
             self._centroid_set = all(bool(self.get_buffer(name).isfinite().all()) for name in self.centroid_buffers)
@@ -180,7 +170,12 @@ class Method(nn.Module, ABC):
         A method of several streams takes a sequence with one array (L, D) for each, or all side by side. The
         anomaly probability is that of the main branch.
         """
-        joined = self._join(features)
+        streams = [features] if isinstance(features, np.ndarray | Tensor) else list(features)
+        arrays = [np.asarray(stream.detach().cpu() if isinstance(stream, Tensor) else stream) for stream in streams]
+        joined = np.concatenate(arrays, axis=-1) if len({len(array) for array in arrays}) == 1 else None
+        if joined is None or joined.ndim != 2 or joined.shape[1] != len(self.streams) * self.visual_width:
+            wanted = " and ".join(f"{name} (snippets, {self.visual_width})" for name in self.streams)
+            raise UserError(f"{self.name} scores {wanted}, not {', '.join(str(array.shape) for array in arrays)}")
         windows, lengths = self.sampling.windows(joined)
         was_training = self.training
         self.eval()
@@ -188,29 +183,14 @@ class Method(nn.Module, ABC):
             fixed = self.fixed_inputs()
         anomaly, classes = self.score_windows(windows, lengths, *fixed)
         self.train(was_training)
-        count = len(joined)
-        scores = self.sampling.restore(anomaly[0], count)
-        return scores, None if classes is None else self.sampling.restore(classes, count)
-
-    def _join(self, features: Features) -> np.ndarray:
-        """Return a video's streams side by side, (L, streams · D)."""
-        streams = [features] if isinstance(features, np.ndarray | Tensor) else list(features)
-        arrays = [np.asarray(stream.detach().cpu() if isinstance(stream, Tensor) else stream) for stream in streams]
-        joined = np.concatenate(arrays, axis=-1) if len({len(array) for array in arrays}) == 1 else None
-        width = len(self.streams) * self.visual_width
-        if joined is None or joined.ndim != 2 or joined.shape[1] != width:
-            wanted = " and ".join(f"{name} (snippets, {self.visual_width})" for name in self.streams)
-            raise UserError(f"{self.name} scores {wanted}, not {', '.join(str(array.shape) for array in arrays)}")
-        return joined
+        scores = self.sampling.restore(anomaly[0], len(joined))
+        return scores, None if classes is None else self.sampling.restore(classes, len(joined))
 
     @torch.inference_mode()
     def score_windows(
         self, windows: np.ndarray, lengths: np.ndarray, *fixed: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Score windows (N, T, D) in bounded memory: anomaly (branches, N·T), classes (N·T, C) or None.
-
-        ``lengths`` (N,) valid snippets, ``fixed`` from ``fixed_inputs``.
-        """
+        """Score windows (N, T, D) of ``lengths`` (N,) in bounded memory: anomaly (branches, N·T), classes (N·T, C)."""
         device, at_once = next(self.parameters()).device, self.windows_at_once
         anomaly, classes = [], []
         for start in range(0, len(windows), at_once):
@@ -229,10 +209,6 @@ class TextMethod(Method):
     needs_clip = True
     _uncompiled_text: Callable[[], Tensor] | None = None
 
-    @classmethod
-    def create(cls, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-        return cls(list(class_prompts), clip, **options)
-
     @abstractmethod
     def encode_text(self) -> Tensor:
         """Return the text features (C, E) of the class prompts."""
@@ -245,11 +221,7 @@ class TextMethod(Method):
         return (self.encode_text(),)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the model, except for the text encoder where no gradients are needed.
-
-        In inference the text is encoded once for all videos, so compiling it does not pay, and its values stay exactly
-        those that an evaluation passes to ``forward``.
-        """
+        """Compile the model, except for the text encoder where no gradients are needed: an evaluation encodes once."""
         self._uncompiled_text = torch.compiler.disable(self.encode_text)
         super().compile(*args, **kwargs)
 
@@ -265,10 +237,7 @@ class TextMethod(Method):
 
 @contextlib.contextmanager
 def isolated_rng(part: str) -> Iterator[None]:
-    """Draw the initial weights of an optional part from a generator of its own.
-
-    Without the part, all other parts then start from the same weights.
-    """
+    """Draw the initial weights of an optional part from its own generator, so that the others' do not depend on it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((torch.initial_seed() + zlib.crc32(part.encode())) % 2**63)
         yield

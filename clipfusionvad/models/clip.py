@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import urllib.error
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +23,11 @@ from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoin
 TOY = "toy"
 CONTEXT_LENGTH = 77
 _VOCABULARY = 49408
-_FIRST_LAYER = "transformer.resblocks.0."
 # Keys under which other files hold CLIP: training checkpoints and models that contain it.
 _ENVELOPES = ("model_state_dict", "state_dict", "checkpoint")
-_PREFIX = "clipmodel."
+_PREFIX, _IMAGE_PREFIX = "clipmodel.", "visual."
 # Marks CLIP's weights in the files of event-CLIP, among those of its other encoder.
 _EVENT_ENCODER = "encoder_k."
-_IMAGE_PREFIX = "visual."
-# Numbers in OpenAI's files that are not weights, and that its own model does not take.
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 _TEXT_KEYS = ["token_embedding.weight", "positional_embedding", "text_projection", "ln_final.weight", "ln_final.bias"]
 
 
@@ -60,15 +54,12 @@ class ClipWeights:
 
     def check_widths(self, embed_dim: int, visual_width: int) -> None:
         """Raise ``UserError`` unless the widths in the options are those of this CLIP."""
-        if self.text_width != embed_dim:
-            raise UserError(
-                f"--embed-dim {embed_dim}, but CLIP {self.source} has text width {self.text_width}; they must be equal"
-            )
-        if self.embed_dim != visual_width:
-            raise UserError(
-                f"--visual-width {visual_width}, but CLIP {self.source} embeds into {self.embed_dim} dimensions; they "
-                f"must be equal"
-            )
+        for flag, value, own, what in (
+            ("--embed-dim", embed_dim, self.text_width, f"has text width {self.text_width}"),
+            ("--visual-width", visual_width, self.embed_dim, f"embeds into {self.embed_dim} dimensions"),
+        ):
+            if value != own:
+                raise UserError(f"{flag} {value}, but CLIP {self.source} {what}; they must be equal")
 
     @property
     def fingerprint(self) -> str:
@@ -98,9 +89,7 @@ def load_clip(source: str, width: int = 512) -> ClipWeights:
         if width >= 128 and width % 64:
             raise UserError(f"--clip toy cannot be {width} wide: a multiple of 64, or less than 128")
         return ClipWeights(toy_state(width), TOY)
-    if Path(source).is_file():
-        return ClipWeights(_read_file(source), source)
-    return ClipWeights(_download(source), source)
+    return ClipWeights(_read_file(source) if Path(source).is_file() else _download(source), source)
 
 
 def clip_in_checkpoint(state: dict[str, Tensor], source: str) -> ClipWeights | None:
@@ -119,16 +108,11 @@ def tokenize(texts: list[str]) -> Tensor:
 
 def token_words(tokens: Iterable[int]) -> list[str]:
     """Return the text of tokens of CLIP's vocabulary; a part of a word that continues ends in "…"."""
-    texts = [_tokenizer().decode([token]) for token in tokens]
-    return [text.strip() if text.endswith(" ") or text.startswith("<|") else f"{text}…" for text in texts]
-
-
-@functools.cache
-def _tokenizer() -> Any:
     openai_clip()
-    from clip.simple_tokenizer import SimpleTokenizer
+    from clip.clip import _tokenizer
 
-    return SimpleTokenizer()
+    texts = [_tokenizer.decode([token]) for token in tokens]
+    return [text.strip() if text.endswith(" ") or text.startswith("<|") else f"{text}…" for text in texts]
 
 
 @functools.cache
@@ -143,23 +127,19 @@ def openai_clip() -> ModuleType:
         except ModuleNotFoundError as error:
             # Later versions of setuptools do not have pkg_resources, which openai-clip imports.
             package = {"pkg_resources": "'setuptools<81'", "clip": "openai-clip"}.get(error.name or "", error.name)
-            raise UserError(
-                f"CLIP needs the Python module {error.name!r}, which is not installed: pip install {package}"
-            ) from error
+            message = f"CLIP needs the Python module {error.name!r}, which is not installed: pip install {package}"
+            raise UserError(message) from error
         except ImportError as error:
             raise UserError(f"openai-clip cannot be imported ({error}); reinstall requirements.txt") from error
     if not hasattr(clip, "tokenize"):
-        raise UserError(
-            "the installed package 'clip' is not OpenAI's; run: pip uninstall clip; pip install openai-clip"
-        )
+        raise UserError("the package 'clip' is not OpenAI's; run: pip uninstall clip; pip install openai-clip")
     return clip
 
 
 def _import_torchvision() -> None:
     """Import torchvision, also its PyPI wheel (built for CUDA) beside a CPU-only torch.
 
-    There its compiled operators do not load, and the import fails on the missing schema of ``nms``. CLIP uses neither
-    operator, so declaring the two schemas is enough.
+    There the import fails on operators that do not load. CLIP uses none, so declaring their schemas is enough.
     """
     try:
         import torchvision  # noqa: F401
@@ -179,17 +159,13 @@ def _download(name: str) -> dict[str, Tensor]:
     clip = openai_clip()
     known = [*clip.available_models(), TOY]
     if name not in known:
-        raise UserError(
-            f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}; known: {', '.join(known)}"
-        )
+        message = f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}"
+        raise UserError(f"{message}; known: {', '.join(known)}")
     try:
-        model, _ = clip.load(name, device="cpu")
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"CLIP {name} could not be downloaded ({error}): "
-            f"check the network, or fetch the file elsewhere and pass --clip FILE"
-        ) from error
-    return model.state_dict()
+        return clip.load(name, device="cpu")[0].state_dict()
+    except (OSError, RuntimeError) as error:
+        hint = "check the network, or fetch the file elsewhere and pass --clip FILE"
+        raise UserError(f"CLIP {name} could not be downloaded ({error}): {hint}") from error
 
 
 def _read_file(path: str) -> dict[str, Tensor]:
@@ -200,29 +176,25 @@ def _read_file(path: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"CLIP file {path} holds no state dict")
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    event = {key.partition(_EVENT_ENCODER)[2]: value for key, value in state.items() if _EVENT_ENCODER in key}
-    state = event or state
+    state = {key.partition(_EVENT_ENCODER)[2]: value for key, value in state.items() if _EVENT_ENCODER in key} or state
     inside = clip_in_checkpoint(state, path)
-    state = inside.state if inside else dict(state)
+    # OpenAI's files also hold three numbers that are not weights, and that its own model does not take.
+    numbers = ("input_resolution", "context_length", "vocab_size")
+    state = {key: value for key, value in (inside.state if inside else state).items() if key not in numbers}
+    foreign = f"{path} is not a CLIP file in OpenAI's format: "
     missing = [key for key in _TEXT_KEYS if key not in state]
     if missing:
-        raise UserError(f"{path} is not a CLIP file in OpenAI's format: it has no {missing[0]}")
-    weights = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
-    _check_weights(weights, path)
-    return weights
-
-
-def _check_weights(state: Mapping[str, Tensor], path: str) -> None:
-    """Raise ``UserError`` unless all tensors hold finite numbers and those of the text tower fit each other."""
+        raise UserError(f"{foreign}it has no {missing[0]}")
     for key, value in state.items():
         if not is_plain_tensor(value) or (value.is_floating_point() and not value.isfinite().all()):
             raise UserError(f"{path} is not a CLIP file: {key} does not hold plain finite numbers")
     sizes = [tuple(state[key].shape) for key in _TEXT_KEYS]
     width, dim = (sizes[2] * 2)[:2]
     if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
-        raise UserError(f"{path} is not a CLIP file in OpenAI's format: its text tower has the shapes {sizes}")
-    if not any(key.startswith(_FIRST_LAYER) for key in state):
-        raise UserError(f"{path} is not a CLIP file in OpenAI's format: its text tower has no layers")
+        raise UserError(f"{foreign}its text tower has the shapes {sizes}")
+    if not any(key.startswith("transformer.resblocks.0.") for key in state):
+        raise UserError(f"{foreign}its text tower has no layers")
+    return state
 
 
 def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -234,21 +206,11 @@ def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tens
     openai_clip()
     from clip.model import CLIP
 
+    image = {"image_resolution": 224, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
+    text = {"transformer_width": width, "transformer_heads": max(1, width // 64), "transformer_layers": layers}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(
-            embed_dim=width,
-            image_resolution=224,
-            vision_layers=2,
-            vision_width=64,
-            vision_patch_size=32,
-            context_length=CONTEXT_LENGTH,
-            vocab_size=_VOCABULARY,
-            transformer_width=width,
-            transformer_heads=max(1, width // 64),
-            transformer_layers=layers,
-        )
-    state = model.state_dict()
+        state = CLIP(width, **image, context_length=CONTEXT_LENGTH, vocab_size=_VOCABULARY, **text).state_dict()
     state["token_embedding.weight"] *= 50
     for layer in range(layers):
         state[f"transformer.resblocks.{layer}.attn.out_proj.weight"] *= 4
@@ -260,33 +222,30 @@ def image_tower(weights: ClipWeights) -> nn.Module:
 
     R is its ``input_resolution``, D its ``output_dim``. Raises ``UserError`` for weights of an unknown kind.
     """
-    openai_clip()
-    from clip.model import ModifiedResNet, VisionTransformer
-
     state = {
         key.removeprefix(_IMAGE_PREFIX): value.float() if value.is_floating_point() else value
         for key, value in weights.state.items()
         if key.startswith(_IMAGE_PREFIX)
     }
+    openai_clip()
+    from clip.model import ModifiedResNet, VisionTransformer
+
     try:
         # Without memory and random numbers of its own: it uses the given tensors.
         with torch.device("meta"):
-            tower = _build_vit(VisionTransformer, state) if "proj" in state else _build_resnet(ModifiedResNet, state)
+            if "proj" in state:
+                width, _, _, patch = state["conv1.weight"].shape
+                layers = sum(key.endswith(".attn.in_proj_weight") for key in state)
+                resolution = math.isqrt(len(state["positional_embedding"]) - 1) * patch
+                tower = VisionTransformer(resolution, patch, width, layers, width // 64, state["proj"].shape[1])
+            else:
+                width, dim = len(state["layer1.0.conv1.weight"]), len(state["attnpool.c_proj.weight"])
+                blocks = [
+                    len({key.split(".")[1] for key in state if key.startswith(f"layer{n}.")}) for n in range(1, 5)
+                ]
+                resolution = math.isqrt(len(state["attnpool.positional_embedding"]) - 1) * 32
+                tower = ModifiedResNet(blocks, dim, width * 32 // 64, resolution, width)
         tower.load_state_dict(state, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"CLIP {weights.source} has no image tower of a known kind ({error})") from error
     return tower.eval().requires_grad_(False)
-
-
-def _build_vit(kind: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
-    width, _, _, patch = state["conv1.weight"].shape
-    layers = sum(key.endswith(".attn.in_proj_weight") for key in state)
-    grid = math.isqrt(len(state["positional_embedding"]) - 1)
-    return kind(grid * patch, patch, width, layers, width // 64, state["proj"].shape[1])
-
-
-def _build_resnet(kind: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
-    width = len(state["layer1.0.conv1.weight"])
-    layers = [len({key.split(".")[1] for key in state if key.startswith(f"layer{part}.")}) for part in (1, 2, 3, 4)]
-    grid = math.isqrt(len(state["attnpool.positional_embedding"]) - 1)
-    return kind(layers, len(state["attnpool.c_proj.weight"]), width * 32 // 64, grid * 32, width)

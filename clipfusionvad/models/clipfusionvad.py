@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from clipfusionvad.io.option import Option
 from clipfusionvad.models.base import VADOutput, isolated_rng, register_method
 from clipfusionvad.models.clip import ClipWeights
-from clipfusionvad.models.layers.attention import GlobalAttentionModule
-from clipfusionvad.models.layers.dual_branch import DualBranch
+from clipfusionvad.models.layers.dual_branch import DualBranch, GlobalAttentionModule
 
 
 @register_method
@@ -37,8 +36,7 @@ class ClipFusionVAD(DualBranch):
         self.aggregator = aggregator
         with isolated_rng("gam"):
             self.gam_attention = GlobalAttentionModule(self.visual_width) if gam else nn.Identity()
-        self.head_video = nn.Linear(self.visual_width, self.visual_width)
-        self.u_head_video = nn.Linear(self.visual_width, self.visual_width)
+        self.head_video, self.u_head_video = (nn.Linear(self.visual_width, self.visual_width) for _ in range(2))
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
         text = self.encode_once() if text is None else text
@@ -46,12 +44,10 @@ class ClipFusionVAD(DualBranch):
         v = F.normalize(self.head_video(x), dim=-1)
         u = F.normalize(self.u_head_video(x), dim=-1)
         coarse = self.classifier(x + self.mlp2(v + u if self.aggregator else x))
+        classes = text
         if self.product:
-            prompt = F.normalize(coarse.transpose(1, 2) @ u, dim=-1)
-            fine = self.align(v, self.fuse(F.normalize(text, dim=-1), prompt))
-        else:
-            fine = self.align(v, text)
-        return VADOutput(coarse, fine, text)
+            classes = self.fuse(F.normalize(text, dim=-1), F.normalize(coarse.transpose(1, 2) @ u, dim=-1))
+        return VADOutput(coarse, self.align(v, classes), text)
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

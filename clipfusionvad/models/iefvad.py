@@ -4,9 +4,10 @@ Formulas and parameter names are those of the released code. B videos, T snippet
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -84,34 +85,35 @@ class IEFVAD(Method):
             raise UserError(f"--visual-width {visual_width} is not a multiple of --visual-head {visual_head}")
         self.visual_length, self.visual_width = visual_length, visual_width
         self.reg_weight, self.kl_weight, self.mask_padding = reg_weight, kl_weight, mask_padding
-        self.kl_shift = -math.log(_precision_factor(kl_noise_model or noise_model, nu))
-        log_epsilon = math.log(epsilon) - math.log(_precision_factor(noise_model, nu))
-        encoder = {"heads": visual_head, "layers": visual_layers, "dropout": dropout}
+        # c of the precision c · exp(-logvar): that of a Student-t is (ν + 1) / ν times a Gaussian's.
+        factor = {"student_t": math.log((nu + 1) / nu), "gaussian": 0.0}
+        self.kl_shift = -factor[kl_noise_model or noise_model]
+        log_epsilon = math.log(epsilon) - factor[noise_model]
+        attention = partial(nn.MultiheadAttention, visual_width, visual_head, dropout=dropout, batch_first=True)
         self.temporal = UncertaintyFusion(
-            visual_width, encoder, fusion, log_epsilon, steps=num_refinement_steps, step_size=lambda_ref
+            visual_width, visual_layers, attention, fusion, log_epsilon, num_refinement_steps, lambda_ref
         )
 
     def forward(self, visual: Tensor | Sequence[Tensor], lengths: Tensor | None = None) -> UncertaintyOutput:
         """RGB and event features side by side, (B, T, 2·D), or as a pair of (B, T, D); lengths (B,) → output."""
-        image, event = self._pair(visual)
-        valid = losses.valid_mask(lengths, image.shape[1]) if self.mask_padding and lengths is not None else None
-        return self.temporal(image, event, valid)
-
-    def _pair(self, visual: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         parts = visual.chunk(2, dim=-1) if isinstance(visual, Tensor) else tuple(visual)
         if len(parts) != 2 or parts[0].shape != parts[1].shape or parts[0].shape[-1] != self.visual_width:
             found = ", ".join(str(tuple(part.shape)) for part in ([visual] if isinstance(visual, Tensor) else parts))
-            raise UserError(
-                f"{self.name} takes {' and '.join(self.streams)} features of width {self.visual_width} each, side by "
-                f"side or as a pair, not {found}"
-            )
-        return parts
+            wanted = f"{' and '.join(self.streams)} features of width {self.visual_width} each"
+            raise UserError(f"{self.name} takes {wanted}, side by side or as a pair, not {found}")
+        image, event = parts
+        valid = losses.valid_mask(lengths, image.shape[1]) if self.mask_padding and lengths is not None else None
+        return self.temporal(image, event, valid)
 
     def losses(self, output: UncertaintyOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        valid = losses.valid_mask(lengths, output.fused.shape[1]) if self.mask_padding else None
-        image_mu, event_mu = _rows(output.image_mu, valid), _rows(output.event_mu, valid)
-        kl = losses.gaussian_kl(image_mu, _rows(output.image_logvar, valid) + self.kl_shift)
-        kl = kl + losses.gaussian_kl(event_mu, _rows(output.event_logvar, valid) + self.kl_shift)
+        image_mu, event_mu = output.image_mu, output.event_mu
+        image_logvar, event_logvar = output.image_logvar, output.event_logvar
+        if self.mask_padding:
+            valid = losses.valid_mask(lengths, output.fused.shape[1])
+            image_mu, event_mu = image_mu[valid], event_mu[valid]
+            image_logvar, event_logvar = image_logvar[valid], event_logvar[valid]
+        kl = losses.gaussian_kl(image_mu, image_logvar + self.kl_shift)
+        kl = kl + losses.gaussian_kl(event_mu, event_logvar + self.kl_shift)
         return {
             "coarse": losses.coarse_mil_loss(output.coarse_logits, targets, lengths),
             "reg": self.reg_weight * losses.agreement_loss(image_mu, event_mu),
@@ -129,13 +131,14 @@ class IEFVAD(Method):
 class UncertaintyFusion(nn.Module):
     """The network: two encoders, a mean and a log variance of each, weighted fusion, refinement, classifier.
 
-    ``encoder`` holds heads, layers and dropout of an encoder.
+    Each of the ``layers`` of an encoder is an ``attention()``.
     """
 
     def __init__(
         self,
         width: int,
-        encoder: Mapping[str, Any],
+        layers: int,
+        attention: Callable[[], nn.Module],
         fusion: str,
         log_epsilon: float,
         steps: int,
@@ -144,9 +147,11 @@ class UncertaintyFusion(nn.Module):
         super().__init__()
         self.fusion, self.log_epsilon, self.step_size = fusion, log_epsilon, step_size
         with isolated_rng("image attention"):
-            self.image_attn_layers, self.image_norms = _attention_layers(width, **encoder)
+            self.image_attn_layers = nn.ModuleList(attention() for _ in range(layers))
+        self.image_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         with isolated_rng("event attention"):
-            self.event_attn_layers, self.event_norms = _attention_layers(width, **encoder)
+            self.event_attn_layers = nn.ModuleList(attention() for _ in range(layers))
+        self.event_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.whiten_image, self.whiten_event = nn.LayerNorm(width), nn.LayerNorm(width)
         self.image_mu, self.event_mu = nn.Linear(width, width), nn.Linear(width, width)
         self.image_logvar, self.event_logvar = nn.Linear(width, width), nn.Linear(width, width)
@@ -160,24 +165,30 @@ class UncertaintyFusion(nn.Module):
         image = self.whiten_image(_attend(image, self.image_attn_layers, self.image_norms, valid))
         event = self.whiten_event(_attend(event, self.event_attn_layers, self.event_norms, valid))
         # Variances span many orders of magnitude, which autocast's short floats do not resolve.
-        means = _wide(self.image_mu(image)), _wide(self.event_mu(event))
-        log_variances = _wide(self.image_logvar(image)), _wide(self.event_logvar(event))
-        weights = self._weights(*log_variances)
-        fused = weights[0] * means[0] + weights[1] * means[1]
+        image_mu, event_mu, image_logvar, event_logvar = (
+            values.to(torch.promote_types(values.dtype, torch.float32))
+            for values in (
+                self.image_mu(image),
+                self.event_mu(event),
+                self.image_logvar(image),
+                self.event_logvar(event),
+            )
+        )
+        image_weight, event_weight = self.weights(image_logvar, event_logvar)
+        fused = image_weight * image_mu + event_weight * event_mu
         for block in self.refinement_blocks:
             fused = fused - self.step_size * block(fused)
+        moments = {
+            "image_mu": image_mu,
+            "event_mu": event_mu,
+            "image_logvar": image_logvar,
+            "event_logvar": event_logvar,
+        }
         return UncertaintyOutput(
-            self.classifier(fused),
-            fused=fused,
-            image_mu=means[0],
-            event_mu=means[1],
-            image_logvar=log_variances[0],
-            event_logvar=log_variances[1],
-            image_weight=weights[0],
-            event_weight=weights[1],
+            self.classifier(fused), fused=fused, image_weight=image_weight, event_weight=event_weight, **moments
         )
 
-    def _weights(self, image_logvar: Tensor, event_logvar: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, image_logvar: Tensor, event_logvar: Tensor) -> tuple[Tensor, Tensor]:
         """w_m / (w_I + w_E + epsilon) with the precisions w_m = c · exp(-logvar_m), computed without overflow.
 
         The factor c of the noise model is the same for both, so it only scales epsilon, which holds it already.
@@ -190,28 +201,9 @@ class UncertaintyFusion(nn.Module):
         return torch.full_like(image_logvar, share), torch.full_like(event_logvar, 1 - share)
 
 
-def _precision_factor(noise_model: str, nu: float) -> float:
-    """c of the precision c · exp(-logvar): that of a Student-t is (ν + 1) / ν times a Gaussian's."""
-    return (nu + 1) / nu if noise_model == "student_t" else 1.0
-
-
-def _attention_layers(width: int, heads: int, layers: int, dropout: float) -> tuple[nn.ModuleList, nn.ModuleList]:
-    attention = [nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True) for _ in range(layers)]
-    return nn.ModuleList(attention), nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
-
-
 def _attend(x: Tensor, attention: nn.ModuleList, norms: nn.ModuleList, valid: Tensor | None) -> Tensor:
     """Layers of norm(x + attention(x)), (B, T, D) → (B, T, D)."""
     padding = None if valid is None else ~valid
     for attend, norm in zip(attention, norms, strict=True):
         x = norm(x + attend(x, x, x, key_padding_mask=padding, need_weights=False)[0])
     return x
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _rows(values: Tensor, valid: Tensor | None) -> Tensor:
-    """The entries of valid snippets."""
-    return values if valid is None else values[valid]

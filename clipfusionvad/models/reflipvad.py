@@ -1,7 +1,6 @@
 """ReFLIP-VAD (TCSVT 2024) as its paper describes it; ``reflipvad_repo`` is what its released code was to compute.
 
-There are no published weights to compare with. B videos, T snippets, D feature width, C classes (0 is *normal*), E text
-width.
+There are no published weights to compare with. N prompt tokens, W width of CLIP's text tower; other letters as in base.
 """
 
 from collections.abc import Mapping
@@ -25,12 +24,19 @@ from clipfusionvad.models.base import (
     isolated_rng,
     register_method,
 )
-from clipfusionvad.models.clip import ClipWeights
+from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
-from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, PROMPTS, TEMPERATURE, two_branch_scores
+from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, TEMPERATURE, two_branch_scores
 from clipfusionvad.models.layers.glimpse import FeedForward, GlimpseEmphasize, TemporalOptions
-from clipfusionvad.models.layers.prompt_encoder import MiddlePrompts, PromptEncoder
-from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts
+from clipfusionvad.models.layers.text import (
+    ClipTextTower,
+    FixedPrompts,
+    LearnedPrompts,
+    PromptKind,
+    PromptLayout,
+    Prompts,
+    PromptTemplate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +65,8 @@ class ReFLIPVAD(TextMethod):
         embed_dim: EmbedDim = 512,
         visual_length: VisualLength = 512,
         visual_width: VisualWidth = 512,
-        prompts: Annotated[
-            str, Option("learned tokens around the class name, or a hand-written template", choices=PROMPTS)
-        ] = "learned",
-        prompt_template: Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")] = "{}",
+        prompts: PromptKind = "learned",
+        prompt_template: PromptTemplate = "{}",
         prompt_length: Annotated[int, size("learned tokens around the class name")] = 24,
         class_contexts: Annotated[bool, Option("learned tokens for each class (not stated in the paper)")] = False,
         reparameterise: Annotated[bool, Option("send the learned tokens through DistilBERT")] = True,
@@ -73,23 +77,16 @@ class ReFLIPVAD(TextMethod):
         coarse_weight: Annotated[float, non_negative("weight of the coarse loss, 1 in the paper")] = 1.0,
         fine_weight: Annotated[float, non_negative("weight l1 of the alignment loss")] = 1e-2,
         magnitude_weight: Annotated[float, non_negative("weight l2 of the magnitude loss")] = 1e-3,
-        margin: Annotated[
-            float, non_negative("difference wanted between magnitudes of the two kinds (not published)")
-        ] = 1.0,
+        margin: Annotated[float, non_negative("wanted difference of the two kinds' magnitudes (not published)")] = 1.0,
         magnitude_distance: Annotated[
-            str,
-            Option(
-                "between two videos' mean highest magnitudes, or least and greatest difference (as printed)",
-                choices=losses.DISTANCES,
-            ),
+            str, Option("between two videos' mean highest magnitudes, or as printed", choices=losses.DISTANCES)
         ] = "mean_topk",
         single_normal: Annotated[bool, Option("a normal video counts by its highest snippet only")] = True,
         **temporal: Any,
     ):
         super().__init__()
         clip.check_widths(embed_dim, visual_width)
-        self.visual_length, self.visual_width = visual_length, visual_width
-        self.temperature = temperature
+        self.visual_length, self.visual_width, self.temperature = visual_length, visual_width, temperature
         self.weights = {"coarse": coarse_weight, "fine": fine_weight, "magnitude": magnitude_weight}
         if not any(self.weights.values()):
             raise UserError("every loss weight is 0: there is nothing to train on")
@@ -105,7 +102,7 @@ class ReFLIPVAD(TextMethod):
 
         self.clipmodel = ClipTextTower(clip)
         self.prompt_embeddings = self.prompt_encoder = None
-        self.prompts: FixedPrompts | MiddlePrompts
+        self.prompts: Prompts
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             return
@@ -160,3 +157,59 @@ class ReFLIPVAD(TextMethod):
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
         return any(key.startswith("coarse_ffn.") for key in state)
+
+
+class MiddlePrompts(LearnedPrompts):
+    """N prompt tokens with the class name in their middle: SOT, the first half, the name, the second half, EOT.
+
+    An odd token goes to the second half. ``shared``: all classes have the same prompt tokens.
+    Source: section "RL-prompt" of the paper.
+    """
+
+    order: Tensor
+
+    def __init__(self, class_prompts: list[str], count: int, shared: bool):
+        room = CONTEXT_LENGTH - 1 - int(tokenize(class_prompts).argmax(dim=1).max())
+        if count > room:
+            raise UserError(f"--prompt-length {count}, but beside the class names CLIP has room for {room} tokens")
+        super().__init__(class_prompts, count // 2, count - count // 2)
+        if not shared:
+            self.layout = PromptLayout(self.layout.ends, shared=1)
+        # Positions after EOT have an index too, but nothing attends to them.
+        order = self.learned.squeeze(-1).cumsum(dim=1) - 1
+        self.register_buffer("order", order.clamp(0, max(count - 1, 0)), persistent=False)
+
+    def place(self, context: Tensor) -> Tensor:
+        """context (N, W), or (C, N, W) for prompts of each class → (C, n, W)."""
+        rows = torch.arange(len(self.order), device=context.device)[:, None]
+        return context.expand(len(rows), -1, -1)[rows, self.order]
+
+
+class PromptEncoder(nn.Module):
+    """φ(p) = p + θ(p), where θ is DistilBERT over the sequence of prompt tokens (paper, RL-prompt).
+
+    Linear layers adapt CLIP's width to DistilBERT's and back (not stated in the paper). The second one starts at zero,
+    so that φ starts as the identity. A frozen DistilBERT runs without dropout.
+    """
+
+    def __init__(self, distilbert: Any, width: int, length: int, trained: bool):
+        super().__init__()
+        longest = distilbert.config.max_position_embeddings
+        if length > longest:
+            raise UserError(f"--prompt-length {length}, but --prompt-encoder reads {longest} tokens")
+        self.trained = trained
+        self.distilbert = distilbert.requires_grad_(trained)
+        self.widen, self.narrow = nn.Linear(width, distilbert.config.dim), nn.Linear(distilbert.config.dim, width)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def train(self, mode: bool = True) -> "PromptEncoder":
+        super().train(mode)
+        self.distilbert.train(mode and self.trained)
+        return self
+
+    def forward(self, prompts: Tensor) -> Tensor:
+        """(N, W) or (C, N, W) → the same shape."""
+        sequences = prompts if prompts.dim() == 3 else prompts[None]
+        hidden = self.distilbert(inputs_embeds=self.widen(sequences)).last_hidden_state
+        return prompts + self.narrow(hidden).view_as(prompts)

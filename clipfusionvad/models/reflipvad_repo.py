@@ -3,6 +3,7 @@
 That code does not run. There are no published weights to compare with. C classes.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -14,11 +15,6 @@ from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
 from clipfusionvad.models.layers.dual_branch import DualBranch
 from clipfusionvad.models.layers.text import PromptLayout
-
-RELEASED_CLIP, OWN_CLIP = "ReFLIPmodel.", "clipmodel."
-DISTILBERT = "distilbert_model."
-# An entry of files that older versions of transformers wrote; it is not a weight.
-POSITION_IDS = DISTILBERT + "embeddings.position_ids"
 
 
 @register_method
@@ -37,9 +33,7 @@ class ReFLIPVADRepo(DualBranch):
         clip: ClipWeights,
         *,
         prompt_encoder: DistilBertName = None,
-        residual: Annotated[
-            bool, Option("add the mean DistilBERT state of a class's label to all its prompt embeddings")
-        ] = True,
+        residual: Annotated[bool, Option("add a label's mean DistilBERT state to its prompt embeddings")] = True,
         **shared: Any,
     ):
         super().__init__(class_prompts, clip, **shared)
@@ -67,15 +61,13 @@ class ReFLIPVADRepo(DualBranch):
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
-        return "gc1.weight" in state and any(key.startswith(DISTILBERT) for key in state)
+        return "gc1.weight" in state and any(key.startswith("distilbert_model.") for key in state)
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {_renamed(key, RELEASED_CLIP, OWN_CLIP): value for key, value in state.items() if key != POSITION_IDS}
+        # Older versions of transformers wrote an entry that is not a weight.
+        weights = {key: value for key, value in state.items() if key != "distilbert_model.embeddings.position_ids"}
+        return {re.sub(r"^ReFLIPmodel\.", "clipmodel.", key): value for key, value in weights.items()}
 
     def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {_renamed(key, OWN_CLIP, RELEASED_CLIP): value for key, value in state.items()}
-
-
-def _renamed(key: str, old: str, new: str) -> str:
-    return new + key.removeprefix(old) if key.startswith(old) else key
+        return {re.sub(r"^clipmodel\.", "ReFLIPmodel.", key): value for key, value in state.items()}

@@ -17,7 +17,7 @@ from originals import (
     targets_of,
 )
 
-from clipfusionvad.models.layers.graph import similarity_adjacency
+from clipfusionvad.models.layers.dual_branch import similarity_adjacency
 
 each_model = each_case("clipfusion_", "vadclip_")
 

@@ -178,7 +178,7 @@ def test_mask_padding_makes_padding_irrelevant(pair, training):
 def test_weights_are_the_normalised_precisions(log_variances, noise, epsilon):
     factor = 9 / 8 if noise == "student_t" else 1
     image, event = torch.tensor(log_variances, dtype=torch.float64).T
-    fuse = small_model(noise_model=noise, epsilon=epsilon).temporal._weights
+    fuse = small_model(noise_model=noise, epsilon=epsilon).temporal.weights
     precisions = factor * torch.exp(-image), factor * torch.exp(-event)
     for ours, precision in zip(fuse(image, event), precisions, strict=True):
         torch.testing.assert_close(ours, precision / (precisions[0] + precisions[1] + epsilon), rtol=1e-6, atol=1e-12)
@@ -187,7 +187,7 @@ def test_weights_are_the_normalised_precisions(log_variances, noise, epsilon):
 def test_weights_survive_variances_that_overflow():
     image = torch.tensor([500.0, -500, 500, -500], requires_grad=True)
     event = torch.tensor([-500.0, 500, 500, -500], requires_grad=True)
-    image_weight, event_weight = small_model().temporal._weights(image, event)
+    image_weight, event_weight = small_model().temporal.weights(image, event)
     torch.testing.assert_close(image_weight, torch.tensor([0.0, 1, 0, 0.5]))
     torch.testing.assert_close(event_weight, torch.tensor([1.0, 0, 0, 0.5]))
     (image_weight + 2 * event_weight).sum().backward()

@@ -11,7 +11,7 @@ from torch import nn
 from clipfusionvad import create_model
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import find_method, method_names
-from clipfusionvad.models.layers.graph import DistanceAdjacency, similarity_adjacency
+from clipfusionvad.models.layers.dual_branch import DistanceAdjacency, similarity_adjacency
 from clipfusionvad.models.layers.transformer import WindowTransformer
 
 PROMPTS = ["normal", "fighting", "car accident"]

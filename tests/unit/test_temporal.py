@@ -8,8 +8,14 @@ import torch
 from small_anomalyclip import FRAMES, E, S
 from torch import nn
 
-from clipfusionvad.models.layers.axial import AxialTransformer
-from clipfusionvad.models.layers.temporal import DILATIONS, LINES, TEMPORAL_MODELS, MultiScale, TemporalModel
+from clipfusionvad.models.layers.temporal import (
+    DILATIONS,
+    LINES,
+    TEMPORAL_MODELS,
+    AxialTransformer,
+    MultiScale,
+    TemporalModel,
+)
 
 SEEN = {
     "mlp": lambda place: [place],
@@ -157,7 +163,7 @@ def plain_axial(grid, state, depth, heads):
 @pytest.mark.parametrize(("depth", "dim_heads"), [(1, None), (2, 5)])
 def test_axial_transformer_equals_the_plain_equations(depth, dim_heads):
     torch.manual_seed(1)
-    model = AxialTransformer(8, depth, heads=2, dim_heads=dim_heads, shape=(4, 3)).double()
+    model = AxialTransformer(8, (4, 3), depth, heads=2, dim_heads=dim_heads).double()
     nn.init.normal_(model.layers["blocks"][1].f["net"][0].g)  # not the 1 that would hide it
     x = torch.randn(2, 8, 4, 3, dtype=torch.float64)
     with torch.no_grad():

@@ -21,18 +21,13 @@ from clipfusionvad.io.option import Option
 from clipfusionvad.models.clip import CONTEXT_LENGTH, TOY, ClipWeights, openai_clip
 
 DEFAULT = "distilbert-base-uncased"
-DistilBertName = Annotated[
-    str | None,
-    Option(
-        f"DistilBERT: a model name to download, a folder (random weights where it has none), or 'toy' "
-        f"(default: {DEFAULT}, or toy with a toy CLIP)"
-    ),
-]
+_HELP = "DistilBERT: a model name to download, a folder (random weights where it has none), or 'toy'"
+DistilBertName = Annotated[str | None, Option(f"{_HELP} (default: {DEFAULT}, or toy with a toy CLIP)")]
 CONFIG, SAFETENSORS, TORCH = "config.json", "model.safetensors", "pytorch_model.bin"
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 _TOY_SHAPE = {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128, "max_position_embeddings": CONTEXT_LENGTH}
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LETTERS = string.ascii_lowercase + string.digits
+_TOY_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
 
 
 @dataclass(frozen=True)
@@ -44,8 +39,7 @@ class DistilBert:
 
     @classmethod
     def find(cls, source: str | None, clip: ClipWeights | None = None) -> DistilBert:
-        """Find "toy", a folder, or a model name, which is downloaded once; None is the toy with a toy CLIP, else the
-        default model."""
+        """Find "toy", a folder, or a model to download once; None is the toy with a toy CLIP, else the default."""
         source = source or (TOY if clip and clip.source == TOY else DEFAULT)
         if source == TOY:
             return cls(source, None)
@@ -59,7 +53,7 @@ class DistilBert:
         if self.folder is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return self._model({**_TOY_SHAPE, "vocab_size": len(_toy_vocabulary())})
+                return self._model({**_TOY_SHAPE, "vocab_size": len(_TOY_WORDS)})
         config = read_json(self.folder / CONFIG, "DistilBERT's config")
         if config.get("model_type") != "distilbert":
             raise UserError(f"{self.folder / CONFIG} does not describe a DistilBERT (model_type: distilbert)")
@@ -83,7 +77,7 @@ class DistilBert:
         """Return the word pieces of each text, (C, n) int64: [CLS], pieces, [SEP], and [PAD] up to the longest."""
         tokenizer = _transformers().DistilBertTokenizerFast
         if self.folder is None:
-            built = tokenizer(vocab=_toy_vocabulary())
+            built = tokenizer(vocab={word: number for number, word in enumerate(_TOY_WORDS)})
         elif any((self.folder / name).is_file() for name in VOCABULARIES):
             built = tokenizer.from_pretrained(self.folder, local_files_only=True)
         else:
@@ -100,11 +94,6 @@ class DistilBert:
             raise UserError(f"--prompt-encoder {self.source}: its {CONFIG} makes no DistilBERT: {error}") from error
 
 
-def _toy_vocabulary() -> dict[str, int]:
-    words = [*_SPECIAL, *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
-    return {word: number for number, word in enumerate(words)}
-
-
 def _download(name: str) -> Path:
     """Return the folder of the hub's cache with the named model, downloaded unless it is there."""
     _transformers()
@@ -113,12 +102,10 @@ def _download(name: str) -> Path:
     wanted = [CONFIG, SAFETENSORS, *VOCABULARIES, "tokenizer_config.json"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
-    # OSError: no network or no such model; ValueError: not a possible name.
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--prompt-encoder {name!r} is neither a folder nor a model that could be downloaded "
-            f"({str(error).splitlines()[0]}): check the network, or fetch the model's folder elsewhere and pass it"
-        ) from error
+        reason = f"is neither a folder nor a model that could be downloaded ({str(error).splitlines()[0]})"
+        hint = "check the network, or fetch the model's folder elsewhere and pass it"
+        raise UserError(f"--prompt-encoder {name!r} {reason}: {hint}") from error
     if not (folder / SAFETENSORS).is_file():
         raise UserError(f"--prompt-encoder {name}: that model has no {SAFETENSORS}")
     return folder
@@ -134,8 +121,7 @@ def _transformers() -> ModuleType:
         # These names are imported at first use, and what they need may be missing too.
         _ = transformers.DistilBertModel, transformers.DistilBertTokenizerFast
     except ImportError as error:
-        raise UserError(
-            f"DistilBERT needs the Python module 'transformers', which cannot be imported "
-            f"({str(error).splitlines()[0]}): pip install transformers"
-        ) from error
+        reason = f"which cannot be imported ({str(error).splitlines()[0]})"
+        needs = f"DistilBERT needs the Python module 'transformers', {reason}: pip install transformers"
+        raise UserError(needs) from error
     return transformers

@@ -1,8 +1,9 @@
-"""VadCLIP's two branches, from which other methods are built: visual encoder, text branch, fusion, losses, options.
+"""VadCLIP's two branches, from which other methods are built: graphs, visual encoder, text branch, fusion, losses.
 
 Parameter names are those of the released checkpoints.
 """
 
+import math
 from typing import Annotated
 
 import torch
@@ -14,13 +15,87 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
 from clipfusionvad.models.base import EmbedDim, Scores, TextMethod, VADOutput, VisualLength, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights
-from clipfusionvad.models.layers.graph import DistanceAdjacency, GraphConvolution, similarity_adjacency
-from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts
+from clipfusionvad.models.layers.text import (
+    ClipTextTower,
+    FixedPrompts,
+    LearnedPrompts,
+    PromptKind,
+    Prompts,
+    PromptTemplate,
+)
 from clipfusionvad.models.layers.transformer import MLP, QuickGELU, WindowTransformer
 
 TEMPERATURE = 0.07
 EMBEDDING_STD = 0.01
-PROMPTS = ("learned", "fixed")
+SIMILARITY_THRESHOLD = 0.7
+
+
+class GraphConvolution(nn.Module):
+    """adjacency · (x · W) + residual; the residual is a Conv1d of kernel 5 where widths differ, else x."""
+
+    def __init__(self, in_width: int, out_width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_width, out_width))
+        nn.init.xavier_uniform_(self.weight)
+        self.residual = None if in_width == out_width else nn.Conv1d(in_width, out_width, kernel_size=5, padding=2)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """x (B, T, in), adjacency (B, T, T) or (T, T) → (B, T, out)."""
+        residual = x if self.residual is None else self.residual(x.transpose(1, 2)).transpose(1, 2)
+        return adjacency @ (x @ self.weight) + residual
+
+
+def similarity_adjacency(x: Tensor, lengths: Tensor) -> Tensor:
+    """Row-softmax of the thresholded cosine similarities on each video's valid L×L corner, zero elsewhere.
+
+    x (B, T, D), lengths (B,) → (B, T, T). Cosines up to 0.7 count as 0 but stay in the softmax.
+    Source: released code of VadCLIP.
+    """
+    norms = x.norm(dim=-1, keepdim=True)
+    cosine = x @ x.transpose(1, 2) / (norms @ norms.transpose(1, 2) + 1e-20)
+    kept = torch.where(cosine > SIMILARITY_THRESHOLD, cosine, 0)
+    valid = losses.valid_mask(lengths, x.shape[1])
+    weights = kept.masked_fill(~valid[:, None, :], -torch.inf).softmax(dim=-1)
+    return weights * valid[:, :, None]
+
+
+class DistanceAdjacency(nn.Module):
+    """exp(−|i − j| / e) for all T×T. The released code does not read ``sigma`` either, but its checkpoints hold it."""
+
+    sigma: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("sigma", torch.full((1,), 0.1))
+
+    def forward(self, length: int) -> Tensor:
+        steps = torch.arange(length, device=self.sigma.device, dtype=torch.float32)
+        return torch.exp(-(steps[:, None] - steps).abs() / math.e)
+
+
+class GlobalAttentionModule(nn.Module):
+    """GAM of ClipFusionVAD: a channel gate per snippet, then a gate along time, each multiplied onto its input.
+
+    Padded snippets take part in the convolutions and in BatchNorm (released code).
+    """
+
+    def __init__(self, width: int, rate: int = 4):
+        super().__init__()
+        hidden = width // rate
+        self.channel_attention = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.spatial_attention = nn.Sequential(
+            nn.Conv1d(width, hidden, kernel_size=7, padding=3),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Conv1d(hidden, width, kernel_size=7, padding=3),
+            nn.BatchNorm1d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)."""
+        x = x * torch.sigmoid(self.channel_attention(x))
+        gate = torch.sigmoid(self.spatial_attention(x.transpose(1, 2)))
+        return x * gate.transpose(1, 2)
 
 
 class DualBranch(TextMethod):
@@ -46,10 +121,8 @@ class DualBranch(TextMethod):
         attn_window: Annotated[int, size("snippets that attend to each other; divides --visual-length")] = 8,
         prompt_prefix: Annotated[int, layers("learned tokens before the class name")] = 10,
         prompt_postfix: Annotated[int, layers("learned tokens after the class name")] = 10,
-        prompts: Annotated[
-            str, Option("learned context around the class name, or a hand-written template", choices=PROMPTS)
-        ] = "learned",
-        prompt_template: Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")] = "{}",
+        prompts: PromptKind = "learned",
+        prompt_template: PromptTemplate = "{}",
         graph: Annotated[bool, Option("both graph branches")] = True,
         similarity_graph: Annotated[bool, Option("graph of similar snippets")] = True,
         distance_graph: Annotated[bool, Option("graph of neighbouring snippets")] = True,
@@ -58,17 +131,18 @@ class DualBranch(TextMethod):
     ):
         super().__init__()
         clip.check_widths(embed_dim, visual_width)
-        _check_shapes(visual_length, visual_width, visual_head, attn_window)
+        if visual_length % attn_window:
+            raise UserError(f"--visual-length {visual_length} is not a multiple of --attn-window {attn_window}")
+        if visual_width % visual_head or visual_width % 4:
+            raise UserError(f"--visual-width {visual_width} must be a multiple of 4 and of --visual-head {visual_head}")
         self.visual_length, self.visual_width = visual_length, visual_width
-        self.separation_weight = separation_weight
-        self.product = product
+        self.separation_weight, self.product = separation_weight, product
 
         self.frame_position_embeddings = nn.Embedding(visual_length, visual_width)
         nn.init.normal_(self.frame_position_embeddings.weight, std=EMBEDDING_STD)
         with isolated_rng("temporal"):
             self.temporal = WindowTransformer(visual_width, visual_layers, visual_head, attn_window)
-        self.similarity_graph = graph and similarity_graph
-        self.distance_graph = graph and distance_graph
+        self.similarity_graph, self.distance_graph = graph and similarity_graph, graph and distance_graph
         half = visual_width // 2
         if self.similarity_graph:
             with isolated_rng("similarity graph"):
@@ -87,15 +161,15 @@ class DualBranch(TextMethod):
         self.classifier = nn.Linear(visual_width, 1)
 
         self.clipmodel = ClipTextTower(clip)
-        self.prompts: LearnedPrompts | FixedPrompts
+        self.prompts: Prompts
         self.text_prompt_embeddings: nn.Embedding | None = None
-        if prompts == "learned":
-            self.prompts = LearnedPrompts(class_prompts, prompt_prefix, prompt_postfix)
-            with isolated_rng("prompts"):
-                self.text_prompt_embeddings = nn.Embedding(CONTEXT_LENGTH, embed_dim)
-                nn.init.normal_(self.text_prompt_embeddings.weight, std=EMBEDDING_STD)
-        else:
+        if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
+            return
+        self.prompts = LearnedPrompts(class_prompts, prompt_prefix, prompt_postfix)
+        with isolated_rng("prompts"):
+            self.text_prompt_embeddings = nn.Embedding(CONTEXT_LENGTH, embed_dim)
+            nn.init.normal_(self.text_prompt_embeddings.weight, std=EMBEDDING_STD)
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> VADOutput:
         text = self.encode_once() if text is None else text
@@ -111,23 +185,18 @@ class DualBranch(TextMethod):
     def encode_video(self, visual: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The visual branch up to the fusion: (B, T, D) → (B, T, D)."""
         x = self.encode_temporal(visual)
-        if self.similarity_graph or self.distance_graph:
-            x = torch.cat([self._similar(x, lengths), self._close(x)], dim=-1)
-        return self.linear(x)
-
-    def _similar(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        if not self.similarity_graph:
-            return torch.zeros_like(x[..., : x.shape[-1] // 2])
-        if lengths is None:
-            lengths = torch.full((len(x),), x.shape[1], device=x.device)
-        adjacency = similarity_adjacency(x, lengths)
-        return self.gelu(self.gc2(self.gelu(self.gc1(x, adjacency)), adjacency))
-
-    def _close(self, x: Tensor) -> Tensor:
-        if not self.distance_graph:
-            return torch.zeros_like(x[..., : x.shape[-1] // 2])
-        adjacency = self.disAdj(x.shape[1]).to(x.dtype)
-        return self.gelu(self.gc4(self.gelu(self.gc3(x, adjacency)), adjacency))
+        if not (self.similarity_graph or self.distance_graph):
+            return self.linear(x)
+        similar = close = x.new_zeros(()).expand(*x.shape[:2], x.shape[2] // 2)
+        if self.similarity_graph:
+            if lengths is None:
+                lengths = torch.full((len(x),), x.shape[1], device=x.device)
+            adjacency = similarity_adjacency(x, lengths)
+            similar = self.gelu(self.gc2(self.gelu(self.gc1(x, adjacency)), adjacency))
+        if self.distance_graph:
+            adjacency = self.disAdj(x.shape[1]).to(x.dtype)
+            close = self.gelu(self.gc4(self.gelu(self.gc3(x, adjacency)), adjacency))
+        return self.linear(torch.cat([similar, close], dim=-1))
 
     def encode_text(self) -> Tensor:
         """Return the text features of the class prompts, not normalised: (C, E)."""
@@ -140,9 +209,11 @@ class DualBranch(TextMethod):
 
     def context_vectors(self) -> Tensor | None:
         """Return the rows of the learned table that are in the prompt of any class."""
-        if self.context_table is None or not isinstance(self.prompts, LearnedPrompts):
+        if self.context_table is None:
             return None
-        seen = self.prompts.seen
+        # Those before EOT.
+        before = losses.valid_mask(self.prompts.layout.ends, self.prompts.learned.shape[1])
+        seen = (self.prompts.learned.squeeze(-1) & before).any(dim=0)
         return self.context_table[: len(seen)][seen]
 
     def fuse(self, text: Tensor, prompt: Tensor) -> Tensor:
@@ -169,10 +240,3 @@ def two_branch_scores(output: VADOutput) -> Scores:
     """The sigmoid of the coarse logits, and 1 − P(normal) of the softmax over classes."""
     classes = output.fine_logits.float().softmax(dim=-1)
     return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1), 1 - classes[..., 0]), classes)
-
-
-def _check_shapes(visual_length: int, visual_width: int, visual_head: int, attn_window: int) -> None:
-    if visual_length % attn_window:
-        raise UserError(f"--visual-length {visual_length} is not a multiple of --attn-window {attn_window}")
-    if visual_width % visual_head or visual_width % 4:
-        raise UserError(f"--visual-width {visual_width} must be a multiple of 4 and of --visual-head {visual_head}")

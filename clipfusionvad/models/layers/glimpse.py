@@ -33,17 +33,12 @@ class TemporalOptions:
     fim_alpha: Annotated[float, non_negative("its factor (not published)")] = 0.1
     fim_kernel: Annotated[int, size("snippets that its convolution sees (not published)")] = 3
     glimpse: Annotated[bool, Option("attention along time")] = True
-    glimpse_window: Annotated[
-        int, layers("snippets that attend to each other in Glimpse, our reading of the paper's window length; 0: all")
-    ] = 64
+    glimpse_window: Annotated[int, layers("snippets that attend to each other in Glimpse, our reading; 0: all")] = 64
     glimpse_scale: Annotated[bool, Option("scale the dot products (the paper's equation does not)")] = False
     emphasize: Annotated[bool, Option("self product of the channels")] = True
     emphasize_input: Annotated[
         str,
-        Option(
-            "input of Emphasize: Glimpse projected back to D and added to its input, or its D/32 channels",
-            choices=EMPHASIZE_INPUTS,
-        ),
+        Option("input of Emphasize: Glimpse added to its own input, or its D/32 channels", choices=EMPHASIZE_INPUTS),
     ] = "full"
     sam_mean: Annotated[bool, Option("self product with the mean channel, or with their sum")] = True
     squeeze_kernel: Annotated[int, size("kernel of both squeezers (not published)")] = 3
@@ -56,19 +51,6 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, expansion: int):
         super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
-
-
-class FeatureIntensify(nn.Module):
-    """g + α · Conv1d(‖g‖₂): the norm of every snippet, spread over its D channels."""
-
-    def __init__(self, width: int, kernel: int, alpha: float):
-        super().__init__()
-        self.alpha = alpha
-        self.conv = nn.Conv1d(1, width, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) → (B, T, D)."""
-        return x + self.alpha * self.conv(x.norm(dim=-1)[:, None]).transpose(1, 2)
 
 
 class SegmentAttention(nn.Module):
@@ -102,7 +84,7 @@ class Glimpse(nn.Module):
     def __init__(self, width: int, channels: int, options: TemporalOptions):
         super().__init__()
         self.residual = options.block_residual
-        self.squeeze = _squeezer(width, channels, options)
+        self.squeeze = _same_length(width, channels, options.squeeze_kernel)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.attention = SegmentAttention(channels, options.glimpse_window, options.glimpse_scale)
         self.ffn = FeedForward(channels, options.ffn_expansion)
@@ -125,7 +107,7 @@ class Emphasize(nn.Module):
         super().__init__()
         self.residual, self.mean = options.block_residual, options.sam_mean
         self.norm = nn.BatchNorm1d(width)
-        self.squeeze = _squeezer(width, channels, options)
+        self.squeeze = _same_length(width, channels, options.squeeze_kernel)
         self.ffn_norm = nn.LayerNorm(channels)
         self.ffn = FeedForward(channels, options.ffn_expansion)
 
@@ -140,18 +122,24 @@ class Emphasize(nn.Module):
 class GlimpseEmphasize(nn.Module):
     """The three modules in sequence, each optional, and a linear layer back to D.
 
+    Feature Intensify is g + α · Conv1d(‖g‖₂): the norm of every snippet, spread over its D channels.
     Raises ``UserError`` where D is not a multiple of 32, or a kernel is even.
     """
 
     def __init__(self, width: int, options: TemporalOptions):
         super().__init__()
-        _check(width, options)
+        self.alpha = options.fim_alpha
+        if width % GLIMPSE_SQUEEZE:
+            raise UserError(f"--visual-width {width} must be a multiple of {GLIMPSE_SQUEEZE}")
+        for flag, kernel in (("--fim-kernel", options.fim_kernel), ("--squeeze-kernel", options.squeeze_kernel)):
+            if kernel % 2 == 0:
+                raise UserError(f"{flag} {kernel} must be odd, so that the length does not change")
         squeezed, emphasized = width // GLIMPSE_SQUEEZE, width // EMPHASIZE_SQUEEZE
         full = options.emphasize_input == "full" or not options.glimpse
         self.fim = self.glimpse = self.project = self.emphasize = None
         if options.fim:
             with isolated_rng("fim"):
-                self.fim = FeatureIntensify(width, options.fim_kernel, options.fim_alpha)
+                self.fim = nn.ModuleDict({"conv": _same_length(1, width, options.fim_kernel)})
         if options.glimpse:
             with isolated_rng("glimpse"):
                 self.glimpse = Glimpse(width, squeezed, options)
@@ -168,7 +156,8 @@ class GlimpseEmphasize(nn.Module):
         kept = valid[..., None]
         x = x * kept
         if self.fim is not None:
-            x = self.fim(x) * kept
+            spread = self.fim["conv"](x.norm(dim=-1)[:, None]).transpose(1, 2)
+            x = (x + self.alpha * spread) * kept
         if self.glimpse is not None:
             seen = self.glimpse(x, valid)
             x = seen if self.project is None else x + self.project(seen)
@@ -177,14 +166,5 @@ class GlimpseEmphasize(nn.Module):
         return self.output(x), torch.linalg.vector_norm(x, dim=-1)
 
 
-def _squeezer(width: int, channels: int, options: TemporalOptions) -> nn.Conv1d:
-    """A convolution along time that keeps the length."""
-    return nn.Conv1d(width, channels, options.squeeze_kernel, padding=options.squeeze_kernel // 2)
-
-
-def _check(width: int, options: TemporalOptions) -> None:
-    if width % GLIMPSE_SQUEEZE:
-        raise UserError(f"--visual-width {width} must be a multiple of {GLIMPSE_SQUEEZE}")
-    for flag, kernel in (("--fim-kernel", options.fim_kernel), ("--squeeze-kernel", options.squeeze_kernel)):
-        if kernel % 2 == 0:
-            raise UserError(f"{flag} {kernel} must be odd, so that the length does not change")
+def _same_length(width: int, channels: int, kernel: int) -> nn.Conv1d:
+    return nn.Conv1d(width, channels, kernel, padding=kernel // 2)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.losses import valid_mask
+from clipfusionvad.io.option import Option
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.transformer import Transformer, split_heads
+
+PromptKind = Annotated[
+    str, Option("learned context around the class name, or a template", choices=("learned", "fixed"))
+]
+PromptTemplate = Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")]
 
 
 class ClipTextTower(nn.Module):
@@ -20,9 +26,8 @@ class ClipTextTower(nn.Module):
     def __init__(self, clip: ClipWeights):
         super().__init__()
         state, width = clip.state, clip.text_width
-        layers = 1 + max(
-            (int(found[1]) for key in state if (found := re.match(r"transformer\.resblocks\.(\d+)\.", key))), default=0
-        )
+        numbers = (re.match(r"transformer\.resblocks\.(\d+)\.", key) for key in state)
+        layers = 1 + max((int(number[1]) for number in numbers if number), default=0)
         self.token_embedding = nn.Embedding(*state["token_embedding.weight"].shape)
         self.positional_embedding = nn.Parameter(torch.empty_like(state["positional_embedding"], dtype=torch.float32))
         self.transformer = Transformer(width, layers, heads=max(1, width // 64))
@@ -69,16 +74,12 @@ class PromptLayout(nn.Module):
         # Padding may be any token: it comes after EOT, to which nothing attends.
         places = torch.zeros(own.shape, dtype=torch.long)
         places[own] = torch.arange(int(counts.sum()))
-        visible = columns <= columns[self.shared :, None]
-        for name, value in {
-            "ends": ends,
-            "taken": taken.flatten().nonzero().squeeze(1),
-            "last": self.shared + counts.cumsum(0) - 1,
-            "places": places,
-            "kept": own.flatten().nonzero().squeeze(1),
-            "visible": visible,
-        }.items():
-            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("ends", ends, persistent=False)
+        self.register_buffer("taken", taken.flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("last", self.shared + counts.cumsum(0) - 1, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("kept", own.flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("visible", columns <= columns[self.shared :, None], persistent=False)
 
     def pack(self, x: Tensor) -> Tensor:
         """Tokens (C, n, W) → (P, W)."""
@@ -104,6 +105,8 @@ class Prompts(nn.Module):
 
     layout: PromptLayout
     tokens: Tensor
+    #: Which tokens are learned, (C, n, 1).
+    learned: Tensor
 
     def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
         """Return the token embeddings (C, n, W) up to the last EOT; ``context`` are learned tokens."""
@@ -136,18 +139,14 @@ class LearnedPrompts(Prompts):
     Source: released code of VadCLIP.
     """
 
-    learned: Tensor
-
     def __init__(self, class_prompts: list[str], prefix: int, postfix: int):
         super().__init__()
         tokens = tokenize(class_prompts)
         ends = tokens.argmax(dim=1)
         longest = prefix + int(ends.max()) + postfix + 1
         if longest > CONTEXT_LENGTH:
-            raise UserError(
-                f"--prompt-prefix {prefix} and --prompt-postfix {postfix} make a prompt of {longest} tokens; "
-                f"CLIP reads {CONTEXT_LENGTH}"
-            )
+            flags = f"--prompt-prefix {prefix} and --prompt-postfix {postfix}"
+            raise UserError(f"{flags} make a prompt of {longest} tokens; CLIP reads {CONTEXT_LENGTH}")
         placed = torch.full((len(tokens), longest), -1)
         for row, end in enumerate(ends.tolist()):
             placed[row, 0] = tokens[row, 0]
@@ -156,12 +155,6 @@ class LearnedPrompts(Prompts):
         self.register_buffer("learned", (placed < 0).unsqueeze(-1), persistent=False)
         self.register_buffer("tokens", placed.clamp(min=0), persistent=False)
         self.layout = PromptLayout(prefix + ends + postfix, shared=1 + prefix)
-
-    @property
-    def seen(self) -> Tensor:
-        """Which of the n rows of the context come before EOT in the prompt of any class, (n,) bool."""
-        before = valid_mask(self.layout.ends, self.learned.shape[1])
-        return (self.learned.squeeze(-1) & before).any(dim=0)
 
     def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
         assert context is not None

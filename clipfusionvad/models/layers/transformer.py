@@ -8,28 +8,22 @@ from torch import Tensor, nn
 
 #: Attention: queries, keys and values side by side (…, 3D), and the number of heads → (…, D).
 Attend = Callable[[Tensor, int], Tensor]
-
-#: The slope in CLIP's activation.
 QUICK = 1.702
 
 
 class QuickGELU(nn.Module):
-    """x · σ(QUICK · x), CLIP's activation, computed as a SiLU: one pass over memory in each direction."""
+    """x · σ(1.702 · x), CLIP's activation, computed as a SiLU: one pass over memory in each direction."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(QUICK * x).mul_(1 / QUICK)
 
 
 class MLP(nn.Module):
-    """Linear D → 4D, QuickGELU, Linear 4D → D, with CLIP's parameter names.
-
-    The factors of ``QuickGELU`` are part of the two matrix products, so they cost nothing.
-    """
+    """Linear D → 4D, QuickGELU (its factors are part of the matrix products), Linear 4D → D, with CLIP's names."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
@@ -50,7 +44,7 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameter names of ``nn.MultiheadAttention``."""
+    """Multi-head self-attention, computed by ``attend``, with the parameter names of ``nn.MultiheadAttention``."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -62,7 +56,6 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """(…, D) → (…, D); ``attend`` computes the attention."""
         return self.out_proj(attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.heads))
 
 
@@ -71,10 +64,8 @@ class ResidualAttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.attn = SelfAttention(width, heads)
-        self.ln_1 = nn.LayerNorm(width)
-        self.mlp = MLP(width)
-        self.ln_2 = nn.LayerNorm(width)
+        self.attn, self.ln_1 = SelfAttention(width, heads), nn.LayerNorm(width)
+        self.mlp, self.ln_2 = MLP(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         x = x + self.attn(self.ln_1(x), attend)
@@ -95,11 +86,7 @@ class Transformer(nn.Module):
 
 
 class WindowTransformer(Transformer):
-    """A transformer whose snippets attend only to their own window of ``window`` snippets.
-
-    Each window is a sequence, so the cost is linear in T; the numbers are those of the block-diagonal mask in the
-    released code.
-    """
+    """A transformer over windows of snippets as sequences: a block-diagonal mask's numbers at a cost linear in T."""
 
     def __init__(self, width: int, layers: int, heads: int, window: int):
         super().__init__(width, layers, heads)
@@ -112,8 +99,7 @@ class WindowTransformer(Transformer):
     def encode(self, visual: Tensor, positions: Tensor) -> Tensor:
         """Snippets (B, T, D), plus the embedding of their position (T, D) → (B, T, D).
 
-        Windows of zeros (padding) have the same output in every video, so they are computed once per position. Not on
-        a GPU, which would have to wait for their indices.
+        Windows of zeros (padding) are computed once per position; not on a GPU, which would wait for their indices.
         """
         if visual.device.type != "cpu" or torch.compiler.is_compiling():
             return self(visual + positions)

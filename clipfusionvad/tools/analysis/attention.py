@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
-from clipfusionvad.models.layers import axial
+from clipfusionvad.models.layers import temporal
 from clipfusionvad.models.layers.dual_branch import DualBranch
 from clipfusionvad.tools.analysis.figures import COLOURS, Figure, hide_spines, mark_truth, new_figure, shade
 from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
@@ -113,11 +113,11 @@ def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
             model(seen.windows[chosen], seen.lengths[chosen], *fixed)
     if not found:
         raise UserError(f"this {model.name} has no attention along time")
-    axes = {name: module.axis for name, module in model.named_modules() if isinstance(module, axial.AxialAttention)}
+    axes = {name: module.axis for name, module in model.named_modules() if isinstance(module, temporal.AxialAttention)}
     layers = []
     for name, weights in found.items():
         lines, heads, length, _ = weights.shape
-        strided = axes.get(name.removesuffix(".fn.fn")) == axial.ROWS
+        strided = axes.get(name.removesuffix(".fn.fn")) == temporal.ROWS
         places = np.arange(lines * length).reshape((length, lines) if strided else (lines, length))
         mean = weights.mean(dim=1).float().cpu().numpy()
         layers.append(Layer(name, heads, mean, places.T if strided else places, strided))

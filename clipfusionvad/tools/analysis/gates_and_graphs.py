@@ -12,9 +12,12 @@ from torch import Tensor
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method, find_method, method_names
-from clipfusionvad.models.layers.attention import GlobalAttentionModule
-from clipfusionvad.models.layers.dual_branch import DualBranch
-from clipfusionvad.models.layers.graph import SIMILARITY_THRESHOLD, similarity_adjacency
+from clipfusionvad.models.layers.dual_branch import (
+    SIMILARITY_THRESHOLD,
+    DualBranch,
+    GlobalAttentionModule,
+    similarity_adjacency,
+)
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
