@@ -19,14 +19,13 @@ from clipfusionvad.cli import training
 from clipfusionvad.engine.trainer import Trainer
 from clipfusionvad.io.files import write_json
 from clipfusionvad.models import find_method
-from clipfusionvad.models.base import Method
 from clipfusionvad.report.results import seeds_table, summarise_seeds
 
 SEEDS = (5, 3)
 # Random numbers of torch in every step, and evaluations within the epoch (eval mode, reload); random samples, and a
 # held-out part by seed.
 DROPOUT = next(name for name in METHOD_FLAGS if "dropout" in find_method(name).option_names())
-DRAWN = next(name for name in METHOD_FLAGS if find_method(name).sampling is not Method.sampling)
+DRAWN = next(name for name in METHOD_FLAGS if "sampling_of" in vars(find_method(name)))
 CASES = {
     DROPOUT: ["--eval-every", 6],
     DRAWN: ["--protocol", "clean", "--holdout", 0.3, "--batch-size", 2],
