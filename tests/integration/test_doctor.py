@@ -6,10 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import planted_lists
-import planted_truth
 import pytest
-from spoilt_demo import Demo, at, rows_of, save
+from planted import FOLLOWS, MISTAKES, Demo, at, rows_of, save
 from tiny import quietly
 
 from clipfusionvad.__main__ import main as package_main
@@ -20,8 +18,6 @@ from clipfusionvad.tools.doctor import ERROR, NOTE, SHOWN, WARNING, Finding, lin
 
 GROUPS = groups()
 ROOT = Path(__file__).resolve().parents[2]
-MISTAKES = planted_lists.MISTAKES | planted_truth.MISTAKES
-FOLLOWS = planted_lists.FOLLOWS | planted_truth.FOLLOWS
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +39,8 @@ def demo(clean, tmp_path, monkeypatch):
     return Demo(clean)
 
 
-def test_nothing_is_found_in_the_clean_set(demo):
-    assert run_checks(GROUPS["data"], demo.scan()) == []
-    demo.use_arrays()
-    assert run_checks(GROUPS["data"], demo.scan()) == []
+def doctor(*argv):
+    return quietly(package_main, ["doctor", *argv])
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -55,10 +49,8 @@ def test_a_planted_mistake_is_found(mistake, demo):
     file, row = plant(demo)
     before = {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")}
     findings = run_checks(GROUPS["data"], demo.scan())
-    found = [finding for finding in findings if (finding.check, finding.level) == (check, level)]
-    assert found, findings
-    text = [str(finding) for finding in found]
-    assert any(str(file) in line and (row is None or f"row {row}" in line) for line in text), text
+    found = [str(finding) for finding in findings if (finding.check, finding.level) == (check, level)]
+    assert any(str(file) in line and (row is None or f"row {row}" in line) for line in found), findings
     assert {finding.check for finding in findings} <= {check} | FOLLOWS.get(mistake, set()), findings
     assert {path: path.stat().st_mtime_ns for path in Path(".").rglob("*")} == before, "it changes nothing"
 
@@ -66,70 +58,59 @@ def test_a_planted_mistake_is_found(mistake, demo):
 def test_features_that_point_elsewhere_are_found(demo):
     """CLIP's features share a direction, so the demo's are given one; then one file has another."""
     shared, other = np.random.default_rng(3).normal(size=(2, 64))
-    for path in (demo.train, demo.test):
-        for row in rows_of(path)[1:]:
-            features = np.load(demo.file(row))
-            strange = Path(row[0]).stem == "Arson009_x264__1"
-            away = 4 * (other if strange else shared)
-            save(demo.file(row), ((0 if strange else 0.5) * features + away).astype(np.float16))
-            if strange:
-                number = at(rows_of(path), "Arson009_x264__1")
-    (found,) = run_checks({"feature-direction": GROUPS["data"]["feature-direction"]}, demo.scan())
-    assert (found.level, found.file, found.row) == (WARNING, str(demo.train), number)
+    for row in [*rows_of(demo.train)[1:], *rows_of(demo.test)[1:]]:
+        strange = Path(row[0]).stem == "Arson009_x264__1"
+        features = 4 * other if strange else 0.5 * np.load(demo.file(row)) + 4 * shared
+        save(demo.file(row), np.broadcast_to(features, np.load(demo.file(row)).shape).astype(np.float16))
+    (found,) = run_checks({"": GROUPS["data"]["feature-direction"]}, demo.scan())
+    assert (found.level, found.file, found.row) == (WARNING, str(demo.train), at(demo.train, "Arson009_x264__1"))
 
 
-def test_the_command_prints_finds_writes_and_exits(demo):
-    outcome = quietly(package_main, ["doctor", "--dataset", "ucf", "--demo", "--only", "data"])
+def test_the_command_prints_finds_writes_and_exits(demo, monkeypatch):
+    assert run_checks(GROUPS["data"], demo.scan()) == []
+    demo.use_arrays()
+    assert run_checks(GROUPS["data"], demo.scan()) == []
+    outcome = doctor("--dataset", "ucf", "--demo", "--only", "data")
     assert outcome.code == 0 and "nothing found, in" in outcome.out
     file, row = MISTAKES["label misspelt"][0](demo)
-    outcome = quietly(package_main, ["doctor", "--dataset", "ucf", "--demo", "--only", "data", "--json", "found.json"])
-    assert outcome.code == 1 and f"error    unknown-label: {file}, row {row}: unknown label 'Abus' (did you mean" in (
-        outcome.out
-    )
+    outcome = doctor("--dataset", "ucf", "--demo", "--only", "data", "--json", "found.json")
+    line = f"error    unknown-label: {file}, row {row}: unknown label 'Abus' (did you mean"
+    assert outcome.code == 1 and line in outcome.out
     kept = json.loads(Path("found.json").read_text())["findings"]
     assert {"level": "error", "check": "unknown-label", "file": str(file), "row": row}.items() <= kept[0].items()
     # A note alone is no error.
-    outcome = quietly(package_main, ["doctor", "--dataset", "ucf", "--demo", "--only", "classes-absent"])
+    outcome = doctor("--dataset", "ucf", "--demo", "--only", "classes-absent")
     assert outcome.code == 0 and outcome.err == ""
+    # Without options, the lists that are there are checked: the lists are the demo's, the options those of real data.
+    monkeypatch.chdir(demo.folder)
+    outcome = doctor("--only", "data")
+    assert "UCF-Crime: list/" in outcome.out and "XD" not in outcome.out
+    assert outcome.code == 1 and "feature-width: list/" in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    "argv, said",
     [
-        (["--only", "unknown-lable"], "did you mean 'unknown-label'"),
-        (["--demo"], "--dataset is needed beside --demo"),
-        (["--dataset", "ufc"], "did you mean 'ucf'"),
-        (["--run", "nowhere"], "no such folder: nowhere"),
-        (["--dataset", "ucf", "--only", "data", "--feature-root", "nowhere"], "feature root not found: nowhere"),
+        ("--only unknown-lable", "did you mean 'unknown-label'"),
+        ("--only data --demo", "--dataset is needed beside --demo"),
+        ("--only data --dataset ufc", "did you mean 'ucf'"),
+        ("--only run --run nowhere", "no such folder: nowhere"),
+        ("--dataset ucf --only data --feature-root nowhere", "feature root not found: nowhere"),
     ],
 )
 def test_bad_usage_is_one_line(argv, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = argv if "--only" in argv else [*argv, "--only", "data", "run"]
-    outcome = quietly(package_main, ["doctor", *argv])
+    outcome = doctor(*argv.split())
     assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_without_options_the_lists_that_are_there_are_looked_at(demo, monkeypatch):
-    monkeypatch.chdir(demo.folder)
-    outcome = quietly(package_main, ["doctor", "--only", "data"])
-    assert "UCF-Crime: list/" in outcome.out and "XD" not in outcome.out
-    # The lists are the demo's, the options those of real features.
-    assert outcome.code == 1 and "feature-width: list/" in outcome.out
-
-
-def test_many_findings_of_a_check_are_counted():
+def test_findings_are_counted_and_every_check_is_listed_here_and_in_the_docs():
     findings = [Finding(NOTE, "last", check="b")] + [Finding(ERROR, str(i), "", "f", i + 1, "a") for i in range(20)]
     shown = list(lines(findings))
     assert len(shown) == SHOWN + 2 and "and 12 more" in shown[SHOWN] and shown[-1].startswith("note")
-
-
-def test_every_check_is_listed_here_and_in_the_docs():
-    listed = quietly(package_main, ["doctor", "--list"]).out
     page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
-    names = [name for checks in GROUPS.values() for name in checks]
-    assert len(set(names)) == len(names) >= 20
-    for name, line in zip(names, listed.splitlines(), strict=True):
-        group, told, about = line.split(maxsplit=2)
-        assert told == name and group in GROUPS
-        assert f"| `{name}` | {about} |" in page, f"docs/doctor.md lacks | `{name}` | {about} |"
+    names = [(group, name) for group, checks in GROUPS.items() for name in checks]
+    assert len(dict(map(reversed, names))) == len(names) >= 20
+    for (group, name), line in zip(names, doctor("--list").out.splitlines(), strict=True):
+        about = line.split(maxsplit=2)[2]
+        assert line.split()[:2] == [group, name] and f"| `{name}` | {about} |" in page, line

@@ -26,101 +26,83 @@ def video(name="a", label="Abuse", frames=100, events=((1, 2),)):
     return {"video_name": name, "label": label, "num_frames": frames, "anomalous": anomalous}
 
 
-@pytest.mark.parametrize(
-    "name", ["a.b__#1", "a.b__#1.mp4", "Abuse/a.b__#1.MP4", "C:\\x\\a.b__#1.avi", " /x/a.b__#1.mkv "]
-)
-def test_video_key(name):
-    assert video_key(name) == "a.b__#1"
+def test_video_key():
+    for name in ("a.b__#1", "a.b__#1.mp4", "Abuse/a.b__#1.MP4", "C:\\x\\a.b__#1.avi", " /x/a.b__#1.mkv "):
+        assert video_key(name) == "a.b__#1"
 
 
-def test_ucf_lines(tmp_path):
-    found = read(
-        tmp_path,
+XD_MIXED = "M__#2_label_B2-G-0"
+SPANS = [(5, 9), (7, 20), (30, 31)]
+UNUSED = " -1 -1" * 5
+# name: (dataset, content, segments, labels, frames and label of each video)
+FORMATS = {
+    "UCF": (
+        UCF,
         "Abuse028_x264  Abuse  165  240  -1  -1  \r\nArson011_x264.mp4\tArson\t150\t420\t680\t1267\n"
         "\nNormal_Videos_003_x264  Normal  -1  -1  -1  -1  ",
-    )
-    assert found == {
-        "Abuse028_x264": Annotation("Abuse028_x264", [(165, 240)], ["Abuse"], None, "Abuse"),
-        "Arson011_x264": Annotation("Arson011_x264", [(150, 420), (680, 1267)], ["Arson"] * 2, None, "Arson"),
-        "Normal_Videos_003_x264": Annotation("Normal_Videos_003_x264", label="Normal"),
-    }
+        {
+            "Abuse028_x264": ([(165, 240)], ["Abuse"], None, "Abuse"),
+            "Arson011_x264": ([(150, 420), (680, 1267)], ["Arson"] * 2, None, "Arson"),
+            "Normal_Videos_003_x264": ([], [], None, "Normal"),
+        },
+    ),
+    "the same line twice": (
+        UCF,
+        "Abuse1 Abuse 1 2\nAbuse1.mp4 Abuse 1 2 -1 -1\n",
+        {"Abuse1": ([(1, 2)], ["Abuse"], None, "Abuse")},
+    ),
+    "XD": (
+        XD,
+        f"v=x__#1_label_B4-0-0.mp4 0 1517 1970 3038\n{XD_MIXED} 5 9\n",  # every code of the name
+        {"v=x__#1_label_B4-0-0": ([(0, 1517), (1970, 3038)], ["B4", "B4"]), XD_MIXED: ([(5, 9), (5, 9)], ["B2", "G"])},
+    ),
+    "XD with classes": (
+        XD,
+        f"{XD_MIXED} B2 5 9 G 7 20 B2 30 31\n",
+        {XD_MIXED: (SPANS, ["B2", "G", "B2"], None, "B2-G")},
+    ),
+    "ShanghaiTech": (
+        SHANGHAITECH,
+        f"01_001.avi normal{UNUSED}\n01_0028.avi robbery 266 328 330 330{UNUSED}\n",
+        {"01_001": ([], [], None, "normal"), "01_0028": ([(266, 328)], ["robbery"], None, "robbery")},
+    ),
+    "MSAD, lines name the scene and not the class": (
+        MSAD,
+        "Fire_8.mp4  office  1  300  -1  -1  \nMSAD_normal_testing_1.mp4  Normal  -1  -1  -1  -1  \nFire_9 3 5",
+        {"Fire_8": ([(1, 300)], ["Fire"]), "MSAD_normal_testing_1": (), "Fire_9": ([(3, 5)], ["Fire"])},
+    ),
+    "CSV, recognised by its header": (
+        UCF,
+        "video, frames,label,start,end\nx/a.mp4,100,Abuse,1,2\nb,,,,\nc, ,normal,,\na,100,abuse,50,70\n",
+        {"a": ([(1, 2), (50, 70)], ["Abuse"] * 2, 100, "Abuse"), "b": (), "c": ([], [], None, "Normal")},
+    ),
+    "JSON, ends are inclusive": (
+        UCF,
+        "\ufeff" + as_json(video("a.mp4", "Assault", 50, [(3, 3), (10, 19)]), video("n.mp4", "Normal", 20, ())),
+        {"a": ([(3, 4), (10, 20)], ["Assault"] * 2, 50, "Assault"), "n": ([], [], 20, "Normal")},
+    ),
+}
 
 
-SPANS = [(5, 9), (7, 20), (30, 31)]
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_recognised_by_its_content(tmp_path, name):
+    dataset, content, expected = FORMATS[name]
+    expected = {video: Annotation(video, *parts) for video, parts in expected.items()}
+    for file in ("truth.txt", "truth.csv") if "CSV" in name else ("truth.txt", "truth"):
+        assert read(tmp_path, content, dataset, file) == expected
 
 
-@pytest.mark.parametrize(
-    "name, rest, expected",
-    [
-        ("v=x__#1_label_B4-0-0", ".mp4 0 1517 1970 3038", ([(0, 1517), (1970, 3038)], ["B4", "B4"])),
-        ("M__#2_label_B2-G-0", " 5 9", ([(5, 9), (5, 9)], ["B2", "G"])),  # every code of the name
-        ("M__#2_label_B2-G-0", " B2 5 9 G 7 20 B2 30 31", (SPANS, ["B2", "G", "B2"], None, "B2-G")),
-    ],
-)
-def test_xd_lines(tmp_path, name, rest, expected):
-    assert read(tmp_path, f"{name}{rest}\n", XD) == {name: Annotation(name, *expected)}
-
-
-def test_shanghaitech_lines(tmp_path):
-    padding = " -1 -1" * 5
-    text = f"01_001.avi normal{padding}\n01_0028.avi robbery 266 328 330 330{padding}\n"
-    assert read(tmp_path, text, SHANGHAITECH) == {
-        "01_001": Annotation("01_001", label="normal"),
-        "01_0028": Annotation("01_0028", [(266, 328)], ["robbery"], None, "robbery"),
-    }
-    with pytest.raises(UserError, match="no interval"):
-        read(tmp_path, "01_0028.avi robbery 330 330\n", SHANGHAITECH)
-
-
-def test_msad_lines_name_the_scene_not_the_class(tmp_path):
-    text = "Fire_8.mp4  office  1  300  -1  -1  \nMSAD_normal_testing_1.mp4  Normal  -1  -1  -1  -1  \nFire_9 3 5"
-    assert read(tmp_path, text, MSAD) == {
-        "Fire_8": Annotation("Fire_8", [(1, 300)], ["Fire"]),
-        "MSAD_normal_testing_1": Annotation("MSAD_normal_testing_1"),
-        "Fire_9": Annotation("Fire_9", [(3, 5)], ["Fire"]),
-    }
-    with pytest.raises(UserError, match="names the class"):
-        read(tmp_path, "office8.mp4 Fire 1 300\n", MSAD)
-
-
-def test_pieces_are_joined(tmp_path):
+def test_pieces_are_joined_and_other_datasets_have_none(tmp_path):
     text = "01_001 normal\n05_0023_0.avi jumping 171 272\n05_0023_1.avi push 337 424 500 510\n05_0024 car 1 2\n"
     joined = join_pieces(read(tmp_path, text, SHANGHAITECH), SHANGHAITECH)
     labels = ["jumping", "push", "push"]
     whole = Annotation("05_0023", [(171, 272), (337, 424), (500, 510)], labels, None, "jumping")
     assert list(joined) == ["01_001", "05_0023", "05_0024"] and joined["05_0023"] == whole
-    again = tmp_path / "again.csv"
-    write_annotations_csv(again, joined.values())
-    assert read_annotations(again, SHANGHAITECH) == joined
-
-
-@pytest.mark.parametrize("dataset", [UCF, XD, MSAD], ids=lambda dataset: dataset.name)
-def test_other_datasets_have_no_pieces(dataset):
+    write_annotations_csv(tmp_path / "again.csv", joined.values())
+    assert read_annotations(tmp_path / "again.csv", SHANGHAITECH) == joined
     annotations = {name: Annotation(name) for name in ("05_0023_0", "Fire_1_2", "v=x__#1_label_A")}
-    assert join_pieces(annotations, dataset) == annotations
-
-
-@pytest.mark.parametrize("name", ["truth.csv", "truth.txt"])
-def test_csv_is_recognised_by_its_header(tmp_path, name):
-    text = "video, frames,label,start,end\nx/a.mp4,100,Abuse,1,2\nb,,,,\nc, ,normal,,\na,100,abuse,50,70\n"
-    assert read(tmp_path, text, name=name) == {
-        "a": Annotation("a", [(1, 2), (50, 70)], ["Abuse"] * 2, 100, "Abuse"),
-        "b": Annotation("b"),
-        "c": Annotation("c", label="Normal"),
-    }
-
-
-def test_json_ends_are_inclusive(tmp_path):
-    normal = video("n.mp4", "Normal", 20, ())
-    found = read(tmp_path, "\ufeff" + as_json(video("a.mp4", "Assault", 50, [(3, 3), (10, 19)]), normal))
-    assert found == {
-        "a": Annotation("a", [(3, 4), (10, 20)], ["Assault"] * 2, 50, "Assault"),
-        "n": Annotation("n", [], [], 20, "Normal"),
-    }
-
-
-def test_the_same_line_twice_is_one_video(tmp_path):
-    assert len(read(tmp_path, "Abuse1 Abuse 1 2\nAbuse1.mp4 Abuse 1 2 -1 -1\n")) == 1
+    for dataset in (UCF, XD, MSAD):
+        assert join_pieces(annotations, dataset) == annotations
 
 
 CSV = "video,frames,label,start,end\n"
@@ -146,6 +128,8 @@ CSV = "video,frames,label,start,end\n"
         (".mp4 Abuse 1 2\n", ["line 1", "name of the video is empty"]),
         ("video1 1 2\n", ["line 1", "names the class"]),
         ("Abuse/Abuse028_x264.mp4\nAbuse/Abuse030_x264.mp4\n", ["line 1", "no interval"]),
+        (("01_0028.avi robbery 330 330\n", SHANGHAITECH), ["line 1", "no interval"]),
+        (("office8.mp4 Fire 1 300\n", MSAD), ["line 1", "names the class"]),
         (CSV, ["no videos"]),
         (CSV + ",,Abuse,1,2\n", ["row 2", "video is empty"]),
         (CSV + "a,,Abuse,1,\n", ["row 2", "''"]),
@@ -179,7 +163,7 @@ CSV = "video,frames,label,start,end\n"
 )
 def test_malformed_files_name_the_place(tmp_path, content, parts):
     with pytest.raises(UserError) as caught:
-        read(tmp_path, content)
+        read(tmp_path, *content) if isinstance(content, tuple) else read(tmp_path, content)
     text = str(caught.value)
     assert "\n" not in text and all(part in text for part in [*parts, str(tmp_path / "annotations.txt")]), text
 
