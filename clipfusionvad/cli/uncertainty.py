@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from clipfusionvad.engine.device import pick_device
     from clipfusionvad.engine.setup import load_model, read_test_set
     from clipfusionvad.tools.demo import make_demo
-    from clipfusionvad.tools.uncertainty.figures import CURVES, sweep_table, write_analysis
+    from clipfusionvad.tools.uncertainty.figures import CURVES_FILE, write_analysis
 
     if settings.run.demo:
         make_demo(settings.dataset)
@@ -37,10 +37,9 @@ def main(argv: list[str]) -> int:
     device = pick_device(settings.device.device)
     videos = read_test_set(settings.dataset, settings.model, settings.data)
     options = from_arguments(UncertaintyOptions, vars(own))
-    points = write_analysis(folder, model.to(device), videos, device, settings.device.precision, options)
-    print(f"{model.name} on {settings.dataset.title}: {file.path}, {len(videos.entries)} test videos\n")
-    print(sweep_table(points))
-    print(f"\nresults in {folder}: tables (.csv), figures (.png, and curves/ by class), {CURVES} by snippet")
+    table = write_analysis(folder, model.to(device), videos, device, settings.device.precision, options)
+    print(f"{model.name} on {settings.dataset.title}: {file.path}, {len(videos.entries)} test videos\n\n{table}\n")
+    print(f"results in {folder}: tables (.csv), figures (.png, and curves/ by class), {CURVES_FILE} by snippet")
     return 0
 
 

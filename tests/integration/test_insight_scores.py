@@ -69,7 +69,7 @@ def test_alarms_are_the_segments_that_detection_finds_and_latencies_their_distan
         slow = slow_alarms(test, threshold, rule)
         own = alarms.row == row
         expected = [(offsets[v] + start, offsets[v] + end, false) for v, start, end, false in slow]
-        assert list(zip(alarms.start[own], alarms.end[own], alarms.false[own], strict=True)) == expected
+        assert list(zip(alarms.start[own], alarms.end[own], alarms.abnormal[own] == 0, strict=True)) == expected
         for event, (start, end) in enumerate(line.events):
             hits = [max(first - start, 0) for first, last, _ in expected if first < end and last > start]
             assert delays[row, event] == (min(hits) if hits else np.inf)
@@ -155,12 +155,12 @@ def test_calibration_errors_are_those_over_frames():
     weights = pooled.anomaly[0].astype(np.float64), pooled.positives, pooled.frames
     scores = np.concatenate([by_frame(test, i, v.anomaly[0]) for i, v in enumerate(test.scores)]).astype(np.float64)
     truth = np.concatenate(test.videos.truth.frames)
-    assert calibration.equal_width(*weights, 7).error == pytest.approx(slow_error(scores, truth, 7))
+    assert calibration.calibration_error(calibration.equal_width(*weights, 7)) == pytest.approx(slow_error(scores, truth, 7))
     assert calibration.brier(*weights) == pytest.approx(np.mean((scores - truth) ** 2))
     held = calibration.equal_mass(*weights, 5)
-    assert held.frames.sum() == len(truth) and (np.diff(held.score) > 0).all()
+    assert held.frames.sum() == len(truth) and (np.diff(held.mean_score) > 0).all()
     assert held.frames.max() < 2 * len(truth) / 5
-    total = sum(score * frames for score, frames in zip(held.score, held.frames, strict=True))
+    total = sum(score * frames for score, frames in zip(held.mean_score, held.frames, strict=True))
     assert total == pytest.approx(scores.sum())
 
 
@@ -178,7 +178,7 @@ def test_the_temperature_is_the_one_that_was_put_on():
 def test_a_half_is_scaled_by_the_truth_of_the_other_half_only():
     test = made(videos=12, seed=8)
     pooled = pool(test.scores, test.videos)
-    found = calibration.scale_by_halves(pooled.anomaly[0], pooled, test.videos.anomalous)
+    after, temperatures = calibration.scale_by_halves(pooled.anomaly[0], pooled, test.videos.anomalous)
     order = {True: 0, False: 0}
     half = []
     for kind in test.videos.anomalous.tolist():
@@ -188,8 +188,8 @@ def test_a_half_is_scaled_by_the_truth_of_the_other_half_only():
     other = calibration.fit_temperature(
         pooled.anomaly[0][~own].astype(np.float64), pooled.positives[~own], pooled.frames[~own]
     )
-    assert found.temperatures[0] == pytest.approx(other)
-    np.testing.assert_allclose(found.after[own], calibration.tempered(pooled.anomaly[0][own], other), rtol=1e-6)
+    assert temperatures[0] == pytest.approx(other)
+    np.testing.assert_allclose(after[own], calibration.tempered(pooled.anomaly[0][own], other), rtol=1e-6)
 
 
 @pytest.mark.parametrize("analysis", FROM_SCORES)

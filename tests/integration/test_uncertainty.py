@@ -1,9 +1,9 @@
 """The analysis of how a model trusts its modalities, against slow formulas over frames."""
 
-import csv
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -24,7 +24,6 @@ from clipfusionvad.tools.uncertainty.measure import (
     Corruption,
     bernoulli_kl,
     class_averages,
-    count_video_frames,
     observe_videos,
     sweep,
     sweep_metrics,
@@ -58,21 +57,27 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(model, videos):
-    return observe_videos(model, videos.features, count_video_frames(videos), CPU)
+    return observe_videos(model, videos, CPU)[0]
 
 
-def by_frame(curve, frames):
+@pytest.fixture(scope="module")
+def corrupt(model, videos):
+    return observe_videos(model, videos, CPU, corruption=Corruption(1, 0.5, seed=3))[0]
+
+
+def by_frame(table, curve, video):
     """One video's values repeated 16 times, cut or held to its true number of frames."""
-    return np.array([curve[min(frame // 16, len(curve) - 1)] for frame in range(frames)], dtype=np.float64)
+    values = table[curve][table.video == video].to_numpy(np.float64)
+    return values[np.minimum(np.arange(FRAMES[video]) // 16, len(values) - 1)]
 
 
-def frames_of(observations, curve):
-    curves = [getattr(video, curve) if curve == "anomaly" else video.by_modality[curve] for video in observations]
-    return np.concatenate([by_frame(values, frames) for values, frames in zip(curves, FRAMES, strict=True)])
+def frames_of(table, curve):
+    return np.concatenate([by_frame(table, curve, video) for video in range(len(FRAMES))])
 
 
 def test_observations_are_those_of_the_models_output(model, videos, clean):
-    for features, observed in zip(videos.features, clean, strict=True):
+    for video, features in enumerate(videos.features):
+        observed = clean[clean.video == video].reset_index()
         np.testing.assert_allclose(observed.anomaly, model.score_video(features)[0], atol=1e-6)
         padded = np.zeros((-(-len(features) // T) * T, 2 * D), np.float32)
         padded[: len(features)] = features
@@ -80,14 +85,13 @@ def test_observations_are_those_of_the_models_output(model, videos, clean):
             out = model(torch.from_numpy(padded.reshape(-1, T, 2 * D)))
         fused = out.fused.reshape(-1, D).numpy()
         for kind in MODALITIES:
-            weight = getattr(out, f"{kind}_weight").reshape(-1, D).numpy()
-            mu = getattr(out, f"{kind}_mu").reshape(-1, D).numpy()
+            weight, mu = (getattr(out, f"{kind}_{what}").reshape(-1, D).numpy() for what in ("weight", "mu"))
             for t in range(len(features)):
                 cosine = fused[t] @ mu[t] / (np.linalg.norm(fused[t]) * np.linalg.norm(mu[t]))
-                assert observed.by_modality[f"{kind}_weight"][t] == pytest.approx(weight[t].mean(), abs=1e-5)
-                assert observed.by_modality[f"{kind}_cosine"][t] == pytest.approx(cosine, abs=1e-5)
                 distance = math.sqrt(((fused[t] - mu[t]) ** 2).sum())
-                assert observed.by_modality[f"{kind}_euclidean"][t] == pytest.approx(distance, abs=1e-5)
+                expected = {"weight": weight[t].mean(), "cosine": cosine, "euclidean": distance}
+                for what, value in expected.items():
+                    assert observed[f"{kind}_{what}"][t] == pytest.approx(value, abs=1e-5)
 
 
 def test_exactly_the_chosen_rows_are_attenuated():
@@ -119,19 +123,14 @@ def test_positions_differ_between_videos_and_seeds():
 
 
 def test_level_zero_changes_nothing(model, videos, clean):
-    counts = count_video_frames(videos)
-    points = sweep(model, videos.features, counts, CPU, levels=[0.0])
-    assert [(point.modality, point.level) for point in points] == [("image", 0), ("event", 0)]
+    points, changes = sweep(model, videos, CPU, levels=[0.0])
+    assert points[["corrupted", "level", "kl"]].to_numpy().tolist() == [["image", 0, 0], ["event", 0, 0]]
     scores, truth = frames_of(clean, "anomaly"), np.concatenate(videos.truth.frames)
-    for point in points:
-        assert point.metrics["kl"] == 0 and not point.change.any()
-        assert point.metrics["brier"] == pytest.approx(np.mean((scores - truth) ** 2), rel=1e-9)
+    np.testing.assert_allclose(points.brier, np.mean((scores - truth) ** 2), rtol=1e-9)
+    assert not changes.any()
 
 
-def test_the_sweeps_numbers_are_means_over_frames(model, videos, clean):
-    counts = count_video_frames(videos)
-    corrupt = observe_videos(model, videos.features, counts, CPU, corruption=Corruption(1, 0.5, seed=3))
-    metrics = sweep_metrics(clean, corrupt, counts)
+def test_the_sweeps_numbers_are_means_over_frames(videos, clean, corrupt):
     p, q = frames_of(clean, "anomaly"), frames_of(corrupt, "anomaly")
     truth = np.concatenate(videos.truth.frames)
     assert np.abs(p - q).max() > 1e-3
@@ -142,18 +141,16 @@ def test_the_sweeps_numbers_are_means_over_frames(model, videos, clean):
         expected[f"{kind}_weight"] = weights.mean()
         expected[f"{kind}_weight_anomalous"] = weights[truth == 1].mean()
         expected[f"{kind}_weight_normal"] = weights[truth == 0].mean()
-    assert metrics == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+    assert sweep_metrics(clean, corrupt) == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
 
 
-def test_the_change_of_a_dimension_is_that_of_its_mean_weight(model, videos, clean):
-    counts = count_video_frames(videos)
-    (point,) = sweep(model, videos.features, counts, CPU, levels=[0.5], seed=3)[1:]
-    corrupt = observe_videos(model, videos.features, counts, CPU, corruption=Corruption(1, 0.5, seed=3))
+def test_the_change_of_a_dimension_is_that_of_its_mean_weight(model, videos, clean, corrupt):
+    change = sweep(model, videos, CPU, levels=[0.5], seed=3)[1][1]
+    assert change.shape == (2, D)
     for index, kind in enumerate(MODALITIES):
         before, after = (frames_of(run, f"{kind}_weight").mean() for run in (clean, corrupt))
-        assert point.change.shape == (2, D)
-        assert point.change[index].mean() == pytest.approx(before - after, rel=1e-4)
-    assert point.change[1].mean() == pytest.approx(-point.change[0].mean(), rel=1e-4), "the weights sum to one"
+        assert change[index].mean() == pytest.approx(before - after, rel=1e-4)
+    assert change[1].mean() == pytest.approx(-change[0].mean(), rel=1e-4), "the weights sum to one"
 
 
 def test_certain_probabilities_are_clipped():
@@ -163,28 +160,23 @@ def test_certain_probabilities_are_clipped():
 
 
 def test_class_averages_are_means_over_frames(videos, clean):
-    rows = class_averages(clean, count_video_frames(videos), ["B1", "A", "B1", "G"])
-    found = {(row["class"], row["part"]): row for row in rows}
-    assert found.keys() == {(c, p) for c in ("B1", "G") for p in ("all", "anomalous", "normal")} | {
-        ("A", "all"),
-        ("A", "normal"),
-    }
+    found = class_averages(clean, ["B1", "A", "B1", "G"]).set_index(["class", "part"])
+    parts = {(c, p) for c in ("B1", "G") for p in ("all", "anomalous", "normal")}
+    assert set(found.index) == parts | {("A", "all"), ("A", "normal")}
+    truth = np.concatenate([videos.truth.frames[index] for index in (0, 2)])
     for curve in ("event_weight", "image_cosine", "event_euclidean"):
-        joined = [by_frame(clean[index].by_modality[curve], FRAMES[index]) for index in (0, 2)]
-        values = np.concatenate(joined)[np.concatenate([videos.truth.frames[index] for index in (0, 2)]) == 1]
-        assert found["B1", "anomalous"][curve] == pytest.approx(values.mean(), rel=1e-6)
-        assert found["B1", "anomalous"]["frames"] == len(values) == 60
+        values = np.concatenate([by_frame(clean, curve, index) for index in (0, 2)])[truth == 1]
+        assert found.loc[("B1", "anomalous"), curve] == pytest.approx(values.mean(), rel=1e-6)
+        assert found.loc[("B1", "anomalous"), "frames"] == len(values) == 60
 
 
 def test_a_model_without_weights_is_refused(model, videos, monkeypatch):
-    counts, message = count_video_frames(videos)[:1], "does not weigh two modalities"
     plain = VADOutput(torch.zeros(1, T, 1), None, None)
     monkeypatch.setattr(type(model), "forward", lambda self, *inputs: plain)
-    with pytest.raises(UserError, match=message):
-        observe_videos(model, videos.features[:1], counts, CPU)
-    monkeypatch.setattr(type(model), "streams", ("rgb",))
-    with pytest.raises(UserError, match=message):
-        observe_videos(model, [videos.features[0][:, :D]], counts, CPU)
+    for streams in (type(model).streams, ("rgb",)):
+        monkeypatch.setattr(type(model), "streams", streams)
+        with pytest.raises(UserError, match="does not weigh two modalities"):
+            observe_videos(model, videos, CPU)
 
 
 def test_the_command_writes_every_table_and_picture(tmp_path):
@@ -203,20 +195,18 @@ def test_the_command_writes_every_table_and_picture(tmp_path):
     outcome = quietly(main, [*argv, "--output-dir", str(out)])
     assert outcome.code == 0, outcome.err
 
-    table = list(csv.DictReader((out / "uncertainty.csv").open()))
-    assert [(row["corrupted"], float(row["level"])) for row in table] == [
-        (modality, level) for modality in MODALITIES for level in (0, 0.5)
+    table = pd.read_csv(out / "uncertainty.csv")
+    assert table[["corrupted", "level"]].to_numpy().tolist() == [
+        [kind, level] for kind in MODALITIES for level in (0, 0.5)
     ]
-    for name in ("image", "event"):
-        changes = np.genfromtxt(out / f"weight_change_{name}.csv", delimiter=",", skip_header=1)[:, 2:]
+    for name in MODALITIES:
+        changes = pd.read_csv(out / f"weight_change_{name}.csv").to_numpy()[:, 2:]
         assert changes.shape == (4, WIDTH) and not changes[[0, 2]].any() and changes[[1, 3]].any(axis=1).all()
-    by_class = list(csv.DictReader((out / "weights_by_class.csv").open()))
-    assert {row["class"] for row in by_class} == {"Normal", "Abuse", "Robbery"}
-    assert {"image_cosine", "event_euclidean"} <= csv.DictReader((out / "distances.csv").open()).__next__().keys()
+    assert {*pd.read_csv(out / "weights_by_class.csv")["class"]} == {"Normal", "Abuse", "Robbery"}
+    assert {"image_cosine", "event_euclidean"} <= {*pd.read_csv(out / "distances.csv")}
     curves = np.load(out / "curves.npz")
     assert curves["videos"].tolist() == [video.name for video in tiny.videos]
     assert len(curves["event_weight"]) == curves["snippets"].sum()
     pictures = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
-    assert pictures == {"uncertainty.png", "weights_by_class.png", "distances.png"} | {
-        f"curves/{name}_0.png" for name in ("Normal", "Abuse", "Robbery")
-    }
+    figures = {"uncertainty.png", "weights_by_class.png", "distances.png"}
+    assert pictures == figures | {f"curves/{name}_0.png" for name in ("Normal", "Abuse", "Robbery")}

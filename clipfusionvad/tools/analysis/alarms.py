@@ -8,7 +8,7 @@ event is found if an alarm overlaps it. Rates are per hour of frames that are no
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -67,19 +67,12 @@ def frame_axis(test: TestResult, pooled: PooledScores) -> FrameAxis:
                 events.setdefault((offset + start, offset + min(end, length)), []).append(name)
     if not events or pooled.positives.sum() == pooled.frames.sum():
         raise UserError("alarms need both annotated events and frames that are not annotated")
-    return FrameAxis(
-        video,
-        np.concatenate([[0], np.cumsum(pooled.frames)]),
-        np.concatenate([[0], np.cumsum(pooled.positives)]),
-        frames,
-        np.array(list(events), dtype=np.int64),
-        list(events.values()),
-        test.videos.dataset.fps,
-    )
+    bounds, abnormal = (np.concatenate([[0], np.cumsum(counts)]) for counts in (pooled.frames, pooled.positives))
+    intervals, labels = np.array(list(events), dtype=np.int64), list(events.values())
+    return FrameAxis(video, bounds, abnormal, frames, intervals, labels, test.videos.dataset.fps)
 
 
-@dataclass(frozen=True)
-class Alarms:
+class Alarms(NamedTuple):
     """Alarms of one curve at K thresholds: ``row`` (A,) the index of each one's threshold, in rising order, and its
     frames ``start``, ``end`` (A,), in rising order within a threshold; ``abnormal`` (A,) of them are annotated."""
 
@@ -87,10 +80,6 @@ class Alarms:
     start: np.ndarray
     end: np.ndarray
     abnormal: np.ndarray
-
-    @property
-    def false(self) -> np.ndarray:
-        return self.abnormal == 0
 
 
 def find_alarms(axis: FrameAxis, curve: np.ndarray, thresholds: np.ndarray, rule: Thresholds) -> Alarms:
@@ -100,10 +89,8 @@ def find_alarms(axis: FrameAxis, curve: np.ndarray, thresholds: np.ndarray, rule
     return Alarms(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _find(
-    axis: FrameAxis, curve: np.ndarray, thresholds: np.ndarray, offset: int, rule: Thresholds
-) -> tuple[np.ndarray, ...]:
-    """Return the columns of ``Alarms`` for some thresholds, the first of which has the index ``offset``."""
+def _find(axis: FrameAxis, curve: np.ndarray, thresholds: np.ndarray, offset: int, rule: Thresholds) -> Alarms:
+    """Return the alarms at some thresholds, the first of which has the index ``offset``."""
     # A place that is never inside follows every video, so that no run continues into the next video or row.
     columns = np.arange(len(curve)) + axis.video
     inside = np.zeros((len(thresholds), len(curve) + len(axis.frames)), dtype=bool)
@@ -119,12 +106,11 @@ def _find(
     new[1:] |= start[1:] - end[:-1] > rule.merged_frames(axis.fps)
     heads = np.flatnonzero(new)
     tails = np.append(heads[1:], len(row))[: len(heads)] - 1
-    row, video, start, end = row[heads], video[heads], start[heads], end[tails]
-    abnormal = axis.abnormal[last[tails]] - axis.abnormal[first[heads]]
-
-    least = np.minimum(rule.least_frames(axis.fps, 1 << 62), axis.frames[video])
+    start, end = start[heads], end[tails]
+    least = np.minimum(rule.least_frames(axis.fps, 1 << 62), axis.frames[video[heads]])
     kept = (end - start >= least) & (end > start)
-    return row[kept] + offset, start[kept], end[kept], abnormal[kept]
+    abnormal = axis.abnormal[last[tails]] - axis.abnormal[first[heads]]
+    return Alarms(row[heads][kept] + offset, start[kept], end[kept], abnormal[kept])
 
 
 def first_alarms(axis: FrameAxis, alarms: Alarms, count: int) -> np.ndarray:
@@ -133,9 +119,8 @@ def first_alarms(axis: FrameAxis, alarms: Alarms, count: int) -> np.ndarray:
     0 where the alarm began before the event, inf where the event is missed.
     """
     whole = axis.bounds[-1] + 1
-    ends = alarms.row * whole + alarms.end
     wanted = np.arange(count)[:, None] * whole + axis.events[:, 0]
-    at = np.searchsorted(ends, wanted, side="right")
+    at = np.searchsorted(alarms.row * whole + alarms.end, wanted, side="right")
     padded_row, padded_start = np.append(alarms.row, -1)[at], np.append(alarms.start, 0)[at]
     found = (padded_row == np.arange(count)[:, None]) & (padded_start < axis.events[:, 1])
     return np.where(found, np.maximum(padded_start - axis.events[:, 0], 0), np.inf)
@@ -146,15 +131,23 @@ def alarm_curve(axis: FrameAxis, scores: np.ndarray, rule: Thresholds) -> DataFr
 
     ``recall`` is the share of the events that are found, ``frame_recall`` the share of annotated frames under an alarm.
     """
-    thresholds = _thresholds(axis, scores)
-    alarms = find_alarms(axis, scores, thresholds, rule)
-    count = len(thresholds)
+    # Densest at the top, where false alarms are few.
+    ranked = np.unique(scores)[::-1]
+    if len(ranked) > POINTS:
+        half = POINTS // 2
+        ranks = np.concatenate([np.geomspace(1, len(ranked), half), np.linspace(1, len(ranked), half)])
+        ranked = ranked[np.unique(ranks.astype(np.int64)) - 1]
+    first = np.searchsorted(axis.bounds, axis.events[:, 0], side="right") - 1
+    last = np.searchsorted(axis.bounds, axis.events[:, 1], side="left")
+    peaks = np.maximum.reduceat(np.append(scores, -np.inf), np.stack([first, last], axis=1).ravel())[::2]
+    thresholds = np.unique(np.concatenate([ranked, peaks]))[::-1]
+
+    alarms, count, total = find_alarms(axis, scores, thresholds, rule), len(thresholds), axis.abnormal[-1]
     covered, abnormal = (np.bincount(alarms.row, of, count) for of in (alarms.end - alarms.start, alarms.abnormal))
-    total = axis.abnormal[-1]
     return make_table(
         {
             "threshold": thresholds.astype(np.float64),
-            "false_alarms_per_hour": np.bincount(alarms.row[alarms.false], minlength=count) / axis.normal_hours,
+            "false_alarms_per_hour": np.bincount(alarms.row, alarms.abnormal == 0, count) / axis.normal_hours,
             "recall": np.isfinite(first_alarms(axis, alarms, count)).mean(axis=1),
             "normal_frames_under_alarm": (covered - abnormal) / (axis.bounds[-1] - total),
             "frame_recall": abnormal / total,
@@ -177,44 +170,29 @@ def at_rate(curve: DataFrame, per_hour: float) -> int:
     return (int(above[0]) if len(above) else len(curve)) - 1
 
 
-def _thresholds(axis: FrameAxis, scores: np.ndarray) -> np.ndarray:
-    """Return scores at which something changes, falling: densest at the top, where false alarms are few."""
-    ranked = np.unique(scores)[::-1]
-    if len(ranked) > POINTS:
-        half = POINTS // 2
-        ranks = np.concatenate([np.geomspace(1, len(ranked), half), np.linspace(1, len(ranked), half)])
-        ranked = ranked[np.unique(ranks.astype(np.int64)) - 1]
-    first = np.searchsorted(axis.bounds, axis.events[:, 0], side="right") - 1
-    last = np.searchsorted(axis.bounds, axis.events[:, 1], side="left")
-    bounds = np.stack([first, last], axis=1).ravel()
-    peaks = np.maximum.reduceat(np.append(scores, -np.inf), bounds)[::2]
-    return np.unique(np.concatenate([ranked, peaks]))[::-1]
-
-
 def draw_alarms(curves: dict[str, DataFrame]) -> figures.Figure:
     """Draw the share of events found over false alarms per hour and over the share of normal time under alarm."""
     figure = figures.new_figure(11, 4.4)
-    left, right = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharey=True)
     for (name, curve), colour in zip(curves.items(), figures.COLOURS, strict=False):
         recall = curve["recall"].to_numpy()
         points = [row for row in (at_recall(curve, value) for value in RECALLS) if row >= 0]
         # Where each level of recall is first reached: lower thresholds of the same recall only cost more.
         first = np.unique(recall, return_index=True)[1]
         costs = curve["false_alarms_per_hour"], 100 * curve["normal_frames_under_alarm"]
-        for axis, cost in zip((left, right), costs, strict=True):
+        for axis, cost in zip(axes, costs, strict=True):
             axis.plot(cost.to_numpy()[first], recall[first], "-", color=colour, lw=1.6, label=name)
             axis.plot(cost.to_numpy()[points], recall[points], "o", color=colour, ms=5)
-    left.set_xlabel("false alarms per hour of normal video")
-    right.set_xlabel("percent of normal frames under alarm")
-    left.set_ylabel("share of annotated events found")
-    for axis in (left, right):
-        axis.set(ylim=(0, 1.03), yticks=[0, *RECALLS, 1])
+    titles = "false alarms per hour of normal video", "percent of normal frames under alarm"
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(ylim=(0, 1.03), yticks=[0, *RECALLS, 1], xlabel=title)
         axis.grid(axis="y", color="#dddddd", lw=0.7)
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlim(left=0)
-    figures.hide_spines(left, right)
-    left.legend(loc="lower right", frameon=False)
+    axes[0].set_ylabel("share of annotated events found")
+    figures.hide_spines(*axes)
+    axes[0].legend(loc="lower right", frameon=False)
     return figure
 
 
@@ -228,14 +206,15 @@ def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: 
     names = branch_names(len(pooled.anomaly))
     curves = {name: alarm_curve(axis, scores, rule) for name, scores in zip(names, pooled.anomaly, strict=True)}
     # Row -1 does not exist, so a recall that is not reached has no numbers.
-    points = [(name, recall, curve, at_recall(curve, recall)) for name, curve in curves.items() for recall in RECALLS]
-    short = make_table(
-        [(name, recall, *curve.drop(columns="recall").reindex([row]).iloc[0]) for name, recall, curve, row in points]
-    )
-    short.columns = ["branch", "recall", "threshold", "false alarms/h", "normal frames", "frame recall"]
+    short = [
+        (name, recall, *curve.drop(columns="recall").reindex([at_recall(curve, recall)]).iloc[0])
+        for name, curve in curves.items()
+        for recall in RECALLS
+    ]
+    text = table_text(short, ["branch", "recall", "threshold", "false alarms/h", "normal frames", "frame recall"])
     numbers = pd.concat(curves, names=["branch"]).reset_index("branch")
     about = f"{len(axis.events)} events, {axis.normal_hours:.2f} hours without one"
-    return AnalysisResult(numbers, draw_alarms(curves), [about, table_text(short)])
+    return AnalysisResult(numbers, draw_alarms(curves), [about, text])
 
 
 @dataclass(frozen=True)
@@ -253,9 +232,11 @@ class Latencies:
     def classes(self) -> list[str]:
         return sorted({label for names in self.labels for label in names})
 
-    def of_class(self, rate: int, label: str) -> np.ndarray:
-        """Return the seconds of the events of a class ("all": of every class) at a rate, given by its index."""
-        return self.seconds[rate][[label == "all" or label in names for names in self.labels]]
+    def of_class(self, rate: int, label: str) -> tuple[np.ndarray, int]:
+        """Return the seconds of the found events of a class ("all": of every class) at a rate, given by its index, and
+        the number of its events."""
+        seconds = self.seconds[rate][[label == "all" or label in names for names in self.labels]]
+        return np.sort(seconds[np.isfinite(seconds)]), len(seconds)
 
 
 def latencies(test: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> Latencies:
@@ -274,10 +255,9 @@ def by_class(found: Latencies) -> DataFrame:
     rows = []
     for index, rate in enumerate(found.rates):
         for label in ["all", *found.classes]:
-            seconds = found.of_class(index, label)
-            hit = seconds[np.isfinite(seconds)]
+            hit, events = found.of_class(index, label)
             quantiles = np.quantile(hit, [0.5, 0.9]) if len(hit) else (np.nan, np.nan)
-            rows.append((rate, label, len(seconds), 1 - len(hit) / len(seconds), *quantiles))
+            rows.append((rate, label, events, 1 - len(hit) / events, *quantiles))
     header = ["false_alarms_per_hour", "class", "events", "share_missed", "median_seconds", "seconds_of_90_percent"]
     return make_table(rows, header)
 
@@ -287,16 +267,24 @@ def draw_latency(found: Latencies) -> figures.Figure:
     figure = figures.new_figure(12, max(4.2, 0.3 * len(found.classes) + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     longest = max(found.seconds[np.isfinite(found.seconds)].max(initial=0), 1) * 1.05
-    curves = zip(found.rates, found.thresholds, found.seconds, figures.COLOURS, strict=False)
-    for rate, threshold, seconds, colour in curves:
-        hit = np.sort(seconds[np.isfinite(seconds)])
-        share = np.arange(len(hit) + 1) / len(seconds)
-        missed = f"{rate:g} an hour, from {threshold:.3g} on: {100 * (1 - len(hit) / len(seconds)):.0f} % missed"
+    for index, (rate, colour) in enumerate(zip(found.rates, figures.COLOURS, strict=False)):
+        hit, events = found.of_class(index, "all")
+        share = np.arange(len(hit) + 1) / events
+        missed = f"{rate:g} an hour, from {found.thresholds[index]:.3g} on: {100 * (1 - share[-1]):.0f} % missed"
         left.step([0, *hit, longest], [*share, share[-1]], where="post", color=colour, label=missed)
-    left.set(xlim=(0, longest), ylim=(0, 1.03), xlabel="seconds after the start of an event")
-    left.set_ylabel("share of events noticed")
-    middle = len(found.rates) // 2
-    _draw_events(right, found, middle, longest)
+    left.set(xlim=(0, longest), ylim=(0, 1.03), ylabel="share of events noticed")
+    left.set_xlabel("seconds after the start of an event")
+    rows, middle = [], len(found.rates) // 2
+    for place, label in enumerate(found.classes):
+        hit, events = found.of_class(middle, label)
+        right.plot(hit, np.full(len(hit), place), "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
+        missed = f"{label}: {events - len(hit)} of {events} missed"
+        rows.append(missed if len(hit) < events else f"{label} ({events})")
+    right.set_yticks(range(len(rows)), rows)
+    right.set(xlim=(-0.1, longest), ylim=(len(rows) - 0.4, -0.6))
+    right.set_xlabel("seconds after the start of an event, a dot for each event")
+    right.set_title(f"at {found.rates[middle]:g} false alarms an hour", fontsize=10, loc="left")
+    right.grid(axis="y", color="#eeeeee", lw=0.7)
     for axis in (left, right):
         axis.set_xscale("symlog", linthresh=1)
         axis.xaxis.set_major_formatter("{x:g}")
@@ -305,27 +293,8 @@ def draw_latency(found: Latencies) -> figures.Figure:
     return figure
 
 
-def _draw_events(axis: figures.Axes, found: Latencies, rate: int, longest: float) -> None:
-    rows = []
-    for place, label in enumerate(found.classes):
-        seconds = found.of_class(rate, label)
-        hit = seconds[np.isfinite(seconds)]
-        axis.plot(hit, np.full(len(hit), place), "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
-        missed = len(seconds) - len(hit)
-        rows.append(f"{label}: {missed} of {len(seconds)} missed" if missed else f"{label} ({len(seconds)})")
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set(xlim=(-0.1, longest), ylim=(len(rows) - 0.4, -0.6))
-    axis.set_xlabel("seconds after the start of an event, a dot for each event")
-    axis.set_title(f"at {found.rates[rate]:g} false alarms an hour", fontsize=10, loc="left")
-    axis.grid(axis="y", color="#eeeeee", lw=0.7)
-
-
 def latency(
-    test: TestResult,
-    *,
-    rates: Rates = RATES,
-    merge_seconds: MergeSeconds = 1.0,
-    min_seconds: MinSeconds = 1.0,
+    test: TestResult, *, rates: Rates = RATES, merge_seconds: MergeSeconds = 1.0, min_seconds: MinSeconds = 1.0
 ) -> AnalysisResult:
     """Seconds until an event is noticed, at fixed false alarms per hour."""
     found = latencies(test, Thresholds(min_seconds=min_seconds, merge_seconds=merge_seconds), rates)

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import Method
-from clipfusionvad.models.layers import temporal
-from clipfusionvad.models.layers.dual_branch import DualBranch
-from clipfusionvad.tools.analysis.figures import COLOURS, Figure, hide_spines, mark_truth, new_figure, shade
-from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
+from clipfusionvad.models.layers.temporal import ROWS
+from clipfusionvad.tools.analysis import figures
+from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
 
 # Snippets of an input that are drawn where attention is in windows: more would be a thin line.
@@ -43,31 +42,35 @@ def attention_weights(
 
 
 @contextlib.contextmanager
-def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Record the weights (lines, H, L, L) of all attention computed within, by the name of the innermost module."""
-    found: dict[str, Tensor] = {}
-    running: list[str] = []
+def record_attention(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, bool]]]:
+    """Record the weights (lines, H, L, L) of all attention computed within, by the name of the innermost module.
+
+    True beside them: a module around it attends along the rows of a grid.
+    """
+    found: dict[str, tuple[Tensor, bool]] = {}
+    running: list[tuple[str, bool]] = []
     compute, fast = F.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
+
+    def enter(name: str, module: nn.Module) -> None:
+        running.append((name, getattr(module, "axis", None) == ROWS or bool(running and running[-1][1])))
 
     def leave(*_: Any) -> None:
         running.pop()
 
     def record(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-        found[running[-1]] = attention_weights(q, k, attn_mask, *args, **kwargs)
+        name, along_rows = running[-1]
+        found[name] = attention_weights(q, k, attn_mask, *args, **kwargs), along_rows
         return compute(q, k, v, attn_mask, *args, **kwargs)
 
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-        hooks.append(module.register_forward_hook(leave))
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with mock.patch.object(F, "scaled_dot_product_attention", record):
-            yield found
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", record))
+        for name, module in model.named_modules():
+            before = module.register_forward_pre_hook(lambda module, _, name=name: enter(name, module))
+            stack.callback(before.remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        yield found
 
 
 @dataclass(frozen=True)
@@ -106,67 +109,39 @@ def read_attention(model: Method, seen: VideoView, which: int) -> list[Layer]:
     """Return all attention along time on input number ``which``; ``UserError`` for a model without any."""
     chosen, fixed = slice(which, which + 1), model.fixed_inputs()
     with record_attention(model) as found:
-        if isinstance(model, DualBranch):
-            # Its forward skips windows of padding, whose lines would be missing.
-            model.temporal(seen.windows[chosen] + model.frame_position_embeddings.weight)
-        else:
-            model(seen.windows[chosen], seen.lengths[chosen], *fixed)
+        model(seen.windows[chosen], seen.lengths[chosen], *fixed)
     if not found:
         raise UserError(f"this {model.name} has no attention along time")
-    axes = {name: module.axis for name, module in model.named_modules() if isinstance(module, temporal.AxialAttention)}
     layers = []
-    for name, weights in found.items():
+    for name, (weights, strided) in found.items():
         lines, heads, length, _ = weights.shape
-        strided = axes.get(name.removesuffix(".fn.fn")) == temporal.ROWS
         places = np.arange(lines * length).reshape((length, lines) if strided else (lines, length))
         mean = weights.mean(dim=1).float().cpu().numpy()
         layers.append(Layer(name, heads, mean, places.T if strided else places, strided))
     return layers
 
 
-def draw_attention(layers: list[Layer], seen: VideoView, which: int) -> Figure:
-    """Draw a matrix for each of the last layers, and what each snippet of the input receives."""
-    truth, length = seen.truth_at(seen.rows[which]), int(seen.lengths[which])
-    shown = layers[-PANELS:]
-    title = f"{seen.title}, input {which}; red bars and shading: annotated anomaly"
-    figure = new_figure(max(3.7 * len(shown) + 0.4, 9), 7, title)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.7, 1))
-    upper, lower = parts
-    for axis, layer in zip(upper.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        upper.colorbar(_draw_layer(axis, layer, truth, length), ax=axis, shrink=0.7)
-    axis = lower.subplots()
-    shade(axis, truth[:length])
-    for layer, colour in zip(shown, COLOURS, strict=False):
-        values = layer.received(length)
-        axis.stairs(values, np.arange(length + 1), baseline=None, color=colour, lw=1.2, label=layer.name)
-    axis.axhline(1, color="#bbbbbb", lw=1, zorder=0)
-    axis.set(xlim=(0, length), xlabel="snippet of the input", ylabel="attention received,\n1: an even share")
-    axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    hide_spines(axis)
-    return figure
-
-
 def _draw_layer(axis: Any, layer: Layer, truth: np.ndarray, length: int) -> Any:
+    """Draw the weights between segments, between all snippets, or between those of the windows around the anomaly."""
     lines, side = layer.places.shape
-    first = 0
+    first, windowed = 0, not layer.strided and side < length
     if layer.strided:
         matrix, truth, unit = layer.weights.mean(axis=0), truth.reshape(side, lines).max(axis=1), "segment"
     else:
         matrix, unit = layer.dense(length), "snippet of the input"
-        if side < length:
-            abnormal = np.flatnonzero(truth[:length] > 0)
-            centre = int(abnormal.mean()) if len(abnormal) else 0
-            first = max(0, min(centre - SHOWN // 2, length - SHOWN)) // side * side
-            shown = slice(first, min(first + SHOWN, length))
-            matrix, truth = matrix[shown, shown], truth[shown]
+    if windowed:
+        abnormal = np.flatnonzero(truth[:length] > 0)
+        centre = int(abnormal.mean()) if len(abnormal) else 0
+        first = max(0, min(centre - SHOWN // 2, length - SHOWN)) // side * side
+        shown = slice(first, min(first + SHOWN, length))
+        matrix, truth = matrix[shown, shown], truth[shown]
     scaled = matrix * side
     limit = max(float(np.quantile(scaled[scaled > 0], 0.99)), 1.5)
     image = axis.imshow(scaled, cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
-    mark_truth(axis, truth)
-    if not layer.strided and side < length:
-        for edge in np.arange(0, len(matrix) + 1, side) - 0.5:
-            axis.axhline(edge, color="white", lw=0.4)
-            axis.axvline(edge, color="white", lw=0.4)
+    figures.mark_truth(axis, truth)
+    for edge in np.arange(0, len(matrix) + 1, side) - 0.5 if windowed else ():
+        axis.axhline(edge, color="white", lw=0.4)
+        axis.axvline(edge, color="white", lw=0.4)
     ticks = np.linspace(0, len(matrix) - 1, min(5, len(matrix))).astype(int)
     axis.set_xticks(ticks, ticks + first)
     axis.set_yticks(ticks, ticks + first)
@@ -180,14 +155,25 @@ def attention(loaded: LoadedModel, *, video: VideoName = None, window: WindowInd
     """Attention along time, layer by layer."""
     seen = loaded.view(video)
     which = seen.check_window(window)
-    layers = read_attention(loaded.model, seen, which)
-    length = int(seen.lengths[which])
-    truth = seen.truth_at(seen.rows[which])[:length]
-    received = {layer.name: layer.received(length) for layer in layers}
-    short = [
-        (layer.name, layer.heads, layer.places.shape[1], layer.effective(length), *mean_by_truth(values, truth))
-        for layer, values in zip(layers, received.values(), strict=True)
-    ]
+    layers, length = read_attention(loaded.model, seen, which), int(seen.lengths[which])
+    truth, title = seen.truth_at(seen.rows[which]), f"{seen.title}, input {which}"
+    received, short = {}, []
+    for layer in layers:
+        values = received[layer.name] = layer.received(length)
+        means = layer.effective(length), *mean_by_truth(values, truth[:length])
+        short.append((layer.name, layer.heads, layer.places.shape[1], *means))
+    # A matrix for each of the last layers, and what each snippet of the input receives.
+    shown = layers[-PANELS:]
+    figure = figures.new_figure(max(3.7 * len(shown) + 0.4, 9), 7, f"{title}; red bars and shading: annotated anomaly")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.7, 1))
+    axis, matrices = parts[1].subplots(), parts[0].subplots(1, len(shown), squeeze=False)[0]
+    figures.shade(axis, truth[:length])
+    for matrix, layer, colour in zip(matrices, shown, figures.COLOURS, strict=False):
+        parts[0].colorbar(_draw_layer(matrix, layer, truth, length), ax=matrix, shrink=0.7)
+        axis.stairs(received[layer.name], baseline=None, color=colour, lw=1.2, label=layer.name)
+    axis.axhline(1, color="#bbbbbb", lw=1, zorder=0)
+    axis.set(xlim=(0, length), xlabel="snippet of the input", ylabel="attention received,\n1: an even share")
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figures.hide_spines(axis)
     header = ["attention", "heads", "attends to", "of these in effect", "received by abnormal", "by normal"]
-    lines = [f"{seen.title}, input {which}", table_text(make_table(short, header))]
-    return AnalysisResult(seen.table(which, received), draw_attention(layers, seen, which), lines)
+    return AnalysisResult(seen.table(seen.rows[which, :length], received), figure, [title, table_text(short, header)])

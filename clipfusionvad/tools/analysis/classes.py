@@ -3,9 +3,7 @@
 C classes, of which 0 is *normal*; K columns of a confusion: C, or two for a method without class probabilities.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +16,6 @@ from clipfusionvad.report.curves import PooledScores, best_threshold, pool, pred
 from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
-
-ANOMALOUS = "anomalous"
 
 
 def class_results(test: TestResult) -> DataFrame:
@@ -60,62 +56,47 @@ def _detection(test: TestResult, pooled: PooledScores) -> np.ndarray:
     return np.mean(list(found["per_class"].values()), axis=0)
 
 
-def draw_classes(results: DataFrame) -> figures.Figure:
-    """Draw AUC, AP and detection AP as bars by class."""
-    figure = figures.new_figure(12, 0.42 * len(results) + 1.9)
-    left, middle, right = figure.subplots(1, 3, sharey=True)
-    places = np.arange(len(results))
-    chances = {"auc": np.full(len(results), 0.5), "ap": results["share_abnormal"]}
-    for axis, (name, chance) in zip((left, middle), chances.items(), strict=True):
-        _bars(
-            axis,
-            places - 0.2,
-            results[f"video_{name}"],
-            figures.COARSE_COLOUR,
-            "anomaly score, frames of the class's videos",
-        )
-        _bars(axis, places + 0.2, results[name], figures.FINE_COLOUR, "class probability, all frames")
-        axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="blue, by chance", ls="none")
-        axis.set_xlabel(name.upper())
-    _bars(right, places, results["detection_ap"], figures.GREY, "detection", height=0.5)
-    right.set_xlabel("detection AP, mean over IoU 0.1 … 0.5")
-    left.set_yticks(places, [f"{row['class']} ({row['videos']})" for _, row in results.iterrows()])
-    left.invert_yaxis()
-    left.set_ylabel("class (test videos)")
-    for axis in (left, middle, right):
-        axis.set_xlim(0, 1)
-    figures.hide_spines(left, middle, right)
-    figures.legend_above(figure, left)
-    return figure
-
-
-def _bars(axis: figures.Axes, places: np.ndarray, values: Any, colour: str, label: str, height: float = 0.38) -> None:
-    axis.barh(places, np.nan_to_num(values), height, color=colour, label=label)
-    for place in places[np.isnan(values)]:
-        axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=figures.GREY)
-
-
 def classes(test: TestResult) -> AnalysisResult:
     """AUC, AP and detection AP by class."""
     table = class_results(test)
-    return AnalysisResult(table, draw_classes(table), [table_text(table)])
+    figure = figures.new_figure(12, 0.42 * len(table) + 1.9)
+    axes = figure.subplots(1, 3, sharey=True)
+    places = np.arange(len(table))
+    score, probability = "anomaly score, frames of the class's videos", "class probability, all frames"
+    bars = [
+        (axes[0], "video_auc", -0.2, figures.COARSE_COLOUR, score),
+        (axes[0], "auc", 0.2, figures.FINE_COLOUR, probability),
+        (axes[1], "video_ap", -0.2, figures.COARSE_COLOUR, score),
+        (axes[1], "ap", 0.2, figures.FINE_COLOUR, probability),
+        (axes[2], "detection_ap", 0, figures.GREY, "detection"),
+    ]
+    for axis, column, shift, colour, label in bars:
+        axis.barh(places + shift, table[column].fillna(0), 0.38 if shift else 0.5, color=colour, label=label)
+        for place in places[table[column].isna()] + shift:
+            axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=figures.GREY)
+    for axis, chance in zip(axes, (np.full(len(table), 0.5), table["share_abnormal"]), strict=False):
+        axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="blue, by chance", ls="none")
+    for axis, title in zip(axes, ("AUC", "AP", "detection AP, mean over IoU 0.1 … 0.5"), strict=True):
+        axis.set(xlim=(0, 1), xlabel=title)
+    axes[0].set_yticks(places, [f"{name} ({count})" for name, count in zip(table["class"], table.videos, strict=True)])
+    axes[0].invert_yaxis()
+    axes[0].set_ylabel("class (test videos)")
+    figures.hide_spines(*axes)
+    figures.legend_above(figure, axes[0])
+    return AnalysisResult(table, figure, [table_text(table)])
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """``table`` (C, K): how many frames or videos of each true class (rows) are taken for which (columns).
+class Confusion(NamedTuple):
+    """``table`` (C, K): how many frames or videos of each true class (rows) are taken for which (columns); ``shares``
+    (C, K): each row over its sum, 0 where a class does not occur.
 
     A frame or video of several classes counts in the row of each. It is taken for anomalous if its score reaches
     ``threshold``, which maximises Youden's index on this very test.
     """
 
     table: np.ndarray
+    shares: np.ndarray
     threshold: float
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Each row over its sum, (C, K); 0 where a class does not occur."""
-        return self.table / np.maximum(self.table.sum(axis=1, keepdims=True), 1)
 
 
 def confuse_frames(test: TestResult) -> Confusion:
@@ -127,7 +108,7 @@ def confuse_frames(test: TestResult) -> Confusion:
 def confuse_videos(test: TestResult) -> Confusion:
     """Count whole videos, by the top-k means of their scores that training uses too."""
     videos = test.videos
-    anomaly = np.array([float(_top(video.anomaly[0])) for video in test.scores])
+    anomaly = np.concatenate([_top(video.anomaly[:1]) for video in test.scores])
     classes = [_top(video.classes.T) for video in test.scores if video.classes is not None]
     truth = np.stack([videos.dataset.encode(entry.label) for entry in videos.entries]).astype(np.int64)
     abnormal = videos.anomalous.astype(np.int64)
@@ -141,20 +122,17 @@ def _confuse(
     curve = roc(anomaly, positives, counts)
     threshold = best_threshold(curve) if curve else 0.5
     columns = truth.shape[1] if classes is not None else 2
-    predicted = np.eye(columns, dtype=np.int64)[predicted_classes(anomaly, classes, threshold)]
-    return Confusion(truth.T @ predicted, threshold)
+    table = truth.T @ np.eye(columns, dtype=np.int64)[predicted_classes(anomaly, classes, threshold)]
+    return Confusion(table, table / np.maximum(table.sum(axis=1, keepdims=True), 1), threshold)
 
 
 def _top(curves: np.ndarray) -> np.ndarray:
-    """Return the top-k means of curves (…, n): (…,)."""
-    rows = torch.from_numpy(np.atleast_2d(curves).astype(np.float32))
-    means = topk_mean(rows, torch.full((len(rows),), rows.shape[1])).numpy()
-    return means.reshape(curves.shape[:-1])
+    """Return the top-k means of curves (R, n): (R,)."""
+    rows = torch.from_numpy(curves.astype(np.float32))
+    return topk_mean(rows, torch.full((len(rows),), rows.shape[1])).numpy()
 
 
-def draw_confusion(
-    labels: Sequence[str], columns: Sequence[str], frames: Confusion, videos: Confusion
-) -> figures.Figure:
+def draw_confusion(labels: list[str], columns: list[str], frames: Confusion, videos: Confusion) -> figures.Figure:
     """Draw both tables: the shares of each row as colours, the numbers in the cells."""
     figure = figures.new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
     panels = (
@@ -183,7 +161,7 @@ def confusion(test: TestResult) -> AnalysisResult:
     frames, videos = confuse_frames(test), confuse_videos(test)
     if not frames.table[1:].any():
         raise UserError("no frame of these videos is annotated as anomalous")
-    columns = labels if frames.table.shape[1] == len(labels) else [labels[0], ANOMALOUS]
+    columns = labels if frames.table.shape[1] == len(labels) else [labels[0], "anomalous"]
     rows = [
         (unit, labels[row], columns[column], int(count), float(found.shares[row, column]))
         for unit, found in (("frames", frames), ("videos", videos))
@@ -197,6 +175,6 @@ def confusion(test: TestResult) -> AnalysisResult:
         most = f"{columns[wrong]} ({100 * frames.shares[row, wrong]:.0f} %)" if others[wrong] else "-"
         counts = int(videos.table[row, right]), int(videos.table[row].sum())
         short.append((labels[row], float(frames.shares[row, right]), most, *counts))
-    text = table_text(make_table(short, ["class", "frames right", "else mostly", "videos right", "of"]))
+    text = table_text(short, ["class", "frames right", "else mostly", "videos right", "of"])
     numbers = make_table(rows, ["unit", "true_class", "taken_for", "count", "share"])
     return AnalysisResult(numbers, draw_confusion(labels, columns, frames, videos), [text])

@@ -67,5 +67,4 @@ def mark_truth(axis: Axes, truth: np.ndarray) -> None:
         for start, end in abnormal_runs(truth) - 0.5:
             (strip.axvspan if along_x else strip.axhspan)(start, end, color=TRUTH_BAR, lw=0)
         strip.axis("off")
-    if len(truth):
-        axis.tick_params(axis="y", pad=8)
+    axis.tick_params(axis="y", pad=8)

@@ -3,7 +3,7 @@
 n snippets of a video, D channels, L valid snippets of an input. Gates lie in 0..1 and are multiplied with their input.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,8 @@ from clipfusionvad.models.layers.dual_branch import (
     similarity_adjacency,
 )
 from clipfusionvad.tools.analysis import figures
-from clipfusionvad.tools.analysis.result import AnalysisResult, make_table, table_text
+from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
-
-# The switch of the module: methods that have this option may have the module.
-GAM_OPTION = "gam"
 
 
 def find_gam(model: Method) -> GlobalAttentionModule:
@@ -31,7 +28,7 @@ def find_gam(model: Method) -> GlobalAttentionModule:
     for module in model.modules():
         if isinstance(module, GlobalAttentionModule):
             return module
-    having = ", ".join(name for name in method_names() if GAM_OPTION in find_method(name).option_names())
+    having = ", ".join(name for name in method_names() if "gam" in find_method(name).option_names())
     raise UserError(f"this {model.name} has no global attention module (GAM) with gates; {having} may have it")
 
 
@@ -70,11 +67,10 @@ def draw_gates(found: dict[str, np.ndarray], seen: VideoView) -> figures.Figure:
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1.1, 1.6, 1.6))
     step = seen.seconds_per_snippet
     edges = np.arange(len(seen.anomaly) + 1) * step
-    for axis in axes[:2]:
+    for axis, title in zip(axes[:2], ("anomaly score", "gate"), strict=True):
         figures.shade(axis, seen.truth, step)
+        axis.set(xlim=(0, edges[-1]), ylim=(0, 1.02), ylabel=title)
     axes[0].stairs(seen.anomaly, edges, color=figures.COARSE_COLOUR, lw=1.4, baseline=None)
-    axes[0].set(xlim=(0, edges[-1]), ylim=(0, 1.02), ylabel="anomaly score")
-    axes[1].set(ylim=(0, 1.02), ylabel="gate")
     for axis, (name, gate), colour in zip(axes[2:], found.items(), figures.COLOURS, strict=False):
         low, high = np.quantile(gate, [0.1, 0.9], axis=1)
         middle = (edges[:-1] + edges[1:]) / 2
@@ -101,34 +97,27 @@ def gates(loaded: LoadedModel, *, video: VideoName = None) -> AnalysisResult:
     find_gam(loaded.model)
     seen = loaded.view(video)
     found = read_gates(loaded.model, seen)
-    numbers = make_table(
-        {
-            "snippet": np.arange(len(seen.truth)),
-            "start_seconds": np.arange(len(seen.truth)) * seen.seconds_per_snippet,
-            "truth": seen.truth,
-            "score": seen.anomaly.astype(np.float64),
-        }
-    ).assign(**{f"{name}_gate": gate.mean(axis=1).astype(np.float64) for name, gate in found.items()})
+    rows = np.arange(len(seen.truth))
+    numbers = seen.table(rows, {f"{name}_gate": gate.mean(axis=1).astype(np.float64) for name, gate in found.items()})
+    numbers.insert(1, "start_seconds", rows * seen.seconds_per_snippet)
     short = []
     for name, gate in found.items():
         moved = np.abs(contrast(gate, seen.truth))
         share = float("nan") if np.isnan(moved).any() else float((moved > 0.2).mean())
         short.append((name, *mean_by_truth(gate, seen.truth), float(gate.std(axis=0).mean()), share))
-    header = ["gate", "abnormal", "normal", "deviation over time", "channels off by 20 %"]
-    return AnalysisResult(numbers, draw_gates(found, seen), [seen.title, table_text(make_table(short, header))])
+    text = table_text(short, ["gate", "abnormal", "normal", "deviation over time", "channels off by 20 %"])
+    return AnalysisResult(numbers, draw_gates(found, seen), [seen.title, text])
 
 
-@dataclass(frozen=True)
-class Graphs:
+class Graphs(NamedTuple):
     """Cosines of an input's features after attention, and the adjacency of the two graphs, (L, L) each.
 
-    Rows of ``similarity`` sum to one. None for a graph that the model was made without. ``rows`` (L,): the snippets.
+    Rows of ``similarity`` sum to one. None for a graph that the model was made without.
     """
 
     cosine: np.ndarray
     similarity: np.ndarray | None
     distance: np.ndarray | None
-    rows: np.ndarray
 
 
 @torch.inference_mode()
@@ -136,15 +125,13 @@ def read_graphs(model: Method, seen: VideoView, which: int) -> Graphs:
     """Return the graphs on input number ``which``; ``UserError`` for a model without any."""
     if not isinstance(model, DualBranch) or not (model.similarity_graph or model.distance_graph):
         raise UserError(f"this {model.name} has no graph over snippets: it is part of the dual branch (--graph)")
-    chosen = slice(which, which + 1)
-    x, length = model.encode_temporal(seen.windows[chosen]), int(seen.lengths[which])
+    chosen, length = slice(which, which + 1), int(seen.lengths[which])
+    x = model.encode_temporal(seen.windows[chosen])
     unit = F.normalize(x[0, :length], dim=-1)
-    similarity = distance = None
-    if model.similarity_graph:
-        similarity = similarity_adjacency(x, seen.lengths[chosen])[0, :length, :length].cpu().numpy()
-    if model.distance_graph:
-        distance = model.disAdj(x.shape[1])[:length, :length].cpu().numpy()
-    return Graphs((unit @ unit.T).cpu().numpy(), similarity, distance, seen.rows[which, :length])
+    similar = similarity_adjacency(x, seen.lengths[chosen])[0] if model.similarity_graph else None
+    distant = model.disAdj(x.shape[1]) if model.distance_graph else None
+    graphs = (None if graph is None else graph[:length, :length].cpu().numpy() for graph in (similar, distant))
+    return Graphs((unit @ unit.T).cpu().numpy(), *graphs)
 
 
 def blocks(matrix: np.ndarray, truth: np.ndarray) -> list[float]:
@@ -154,43 +141,33 @@ def blocks(matrix: np.ndarray, truth: np.ndarray) -> list[float]:
     return [float(part.mean()) if part.size else float("nan") for part in parts]
 
 
-def draw_graphs(graphs: Graphs, seen: VideoView, which: int) -> figures.Figure:
-    """Draw the cosines and the adjacency matrices of the model's graphs."""
-    panels = [(graphs.cosine, "cosine of the features", "RdBu_r", -1.0, 1.0)]
-    if graphs.similarity is not None:
-        scaled = graphs.similarity * len(graphs.rows)
-        limit = max(float(np.quantile(scaled, 0.995)), 1.0)
-        panels.append((scaled, "similarity graph, 1: an even share", "viridis", 0.0, limit))
-    if graphs.distance is not None:
-        panels.append((graphs.distance, "distance graph, exp(−|i − j| / e)", "viridis", 0.0, 1.0))
-    figure = figures.new_figure(4.9 * len(panels), 4.9, f"{seen.title}, input {which}; red bars: annotated anomaly")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (matrix, title, colours, low, high) in zip(axes, panels, strict=True):
-        image = axis.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-        figure.colorbar(image, ax=axis, shrink=0.75)
-        figures.mark_truth(axis, seen.truth[graphs.rows])
-        axis.set_title(title, fontsize=10, loc="left", pad=14)
-        axis.set_xlabel("snippet of the input")
-    axes[0].set_ylabel("snippet of the input")
-    return figure
-
-
 def graph(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex = None) -> AnalysisResult:
     """Both graphs over the snippets of an input."""
     seen = loaded.view(video)
     which = seen.check_window(window)
-    found = read_graphs(loaded.model, seen, which)
-    truth = seen.truth[found.rows]
-    alike = found.cosine > SIMILARITY_THRESHOLD
+    found, rows = read_graphs(loaded.model, seen, which), seen.rows[which, : int(seen.lengths[which])]
+    truth, title = seen.truth[rows], f"{seen.title}, input {which}"
+    alike, to_abnormal = found.cosine > SIMILARITY_THRESHOLD, np.full(len(truth), np.nan)
     matrices = {"cosine": found.cosine, f"cosine over {SIMILARITY_THRESHOLD}": alike.astype(np.float64)}
-    to_abnormal = np.full(len(truth), np.nan)
+    panels = [(found.cosine, "cosine of the features", "RdBu_r", -1.0, 1.0)]
     if found.similarity is not None:
-        matrices["similarity weight × L"] = found.similarity * len(truth)
+        scaled = matrices["similarity weight × L"] = found.similarity * len(truth)
         to_abnormal = (found.similarity @ (truth > 0.5)).astype(np.float64)
+        limit = max(float(np.quantile(scaled, 0.995)), 1.0)
+        panels.append((scaled, "similarity graph, 1: an even share", "viridis", 0.0, limit))
     if found.distance is not None:
         matrices["distance weight"] = found.distance
+        panels.append((found.distance, "distance graph, exp(−|i − j| / e)", "viridis", 0.0, 1.0))
+    figure = figures.new_figure(4.9 * len(panels), 4.9, f"{title}; red bars: annotated anomaly")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (matrix, name, colours, low, high) in zip(axes, panels, strict=True):
+        image = axis.imshow(matrix, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        figure.colorbar(image, ax=axis, shrink=0.75)
+        figures.mark_truth(axis, truth)
+        axis.set_title(name, fontsize=10, loc="left", pad=14)
+        axis.set_xlabel("snippet of the input")
+    axes[0].set_ylabel("snippet of the input")
     header = ["mean of", "abnormal → abnormal", "abnormal → normal", "normal → abnormal", "normal → normal"]
-    short = make_table([(name, *blocks(matrix, truth)) for name, matrix in matrices.items()], header)
+    text = table_text([(name, *blocks(matrix, truth)) for name, matrix in matrices.items()], header)
     further = {"alike_snippets": alike.sum(axis=1), "similarity_weight_on_abnormal": to_abnormal}
-    lines = [f"{seen.title}, input {which}", table_text(short)]
-    return AnalysisResult(seen.table(which, further), draw_graphs(found, seen, which), lines)
+    return AnalysisResult(seen.table(rows, further), figure, [title, text])

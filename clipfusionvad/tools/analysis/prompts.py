@@ -3,7 +3,7 @@
 n learned vectors, C classes, V words of CLIP's vocabulary, W width of its text tower, R random vectors.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ WORDS = 3
 RANDOM = 256
 # A vector counts as near a word if at most this share of random vectors is as near to any.
 CHANCE = 0.05
+# Columns of the printed table and their titles.
+SHOWN = {"class": "class", "position": "vector", "nearest": "nearest", "cosine": "cosine"}
+SHOWN |= {"random_as_near": "random as near", "nearest_distance": "distance", "random_distance": "of random"}
 
 
 def nearest_words(
@@ -69,47 +72,43 @@ def draw_prompts(
     vectors: DataFrame | None, random_cosine: np.ndarray, similarity: np.ndarray, prompts: list[str]
 ) -> figures.Figure:
     """Draw how near each learned vector and random ones are to their nearest word, and the cosines of the classes."""
-    names = [] if vectors is None else _rows_of(vectors).unique().tolist()
     size = 0.33 * len(prompts) + 2.6
-    figure = figures.new_figure(size + (6.2 if names else 0.6), max(size, min(0.22 * len(names), 9) + 1.6))
-    axes = figure.subplots(1, 2, width_ratios=(5.4, size), squeeze=False)[0] if names else [figure.subplots()]
-    if vectors is not None:
-        _draw_words(axes[0], vectors, names, random_cosine)
+    if vectors is None:
+        figure = figures.new_figure(size + 0.6, size)
+        axis = figure.subplots()
+    else:
+        # A row for each class, or for each vector if all classes share them.
+        shared = (vectors["class"] == "all").all()
+        rows = vectors["position"].astype(str) if shared else vectors["class"]
+        figure = figures.new_figure(size + 6.2, max(size, min(0.22 * rows.nunique(), 9) + 1.6))
+        words, axis = figure.subplots(1, 2, width_ratios=(5.4, size))
+        words.set_ylabel("learned vector" if shared else "class (a dot for each of its vectors)")
+        _draw_words(words, vectors, rows, random_cosine)
     lowest = min(0.0, float(similarity.min()))
-    image = figures.draw_matrix(axes[-1], similarity, prompts, prompts, cmap="viridis", vmin=lowest, vmax=1)
-    axes[-1].set_title("cosine of the classes' texts", fontsize=10, loc="left")
-    figure.colorbar(image, ax=axes[-1], shrink=0.6)
+    image = figures.draw_matrix(axis, similarity, prompts, prompts, cmap="viridis", vmin=lowest, vmax=1)
+    axis.set_title("cosine of the classes' texts", fontsize=10, loc="left")
+    figure.colorbar(image, ax=axis, shrink=0.6)
     return figure
 
 
-def _rows_of(vectors: DataFrame) -> Any:
-    """Return the row of the figure of each vector: its class, or its position if all classes share the vectors."""
-    return vectors["position"].astype(str) if (vectors["class"] == "all").all() else vectors["class"]
-
-
-def _draw_words(axis: figures.Axes, vectors: DataFrame, names: list[str], random_cosine: np.ndarray) -> None:
+def _draw_words(axis: figures.Axes, vectors: DataFrame, rows: DataFrame, random_cosine: np.ndarray) -> None:
     low, middle, high = np.quantile(random_cosine, [CHANCE, 0.5, 1 - CHANCE])
     axis.axvspan(low, high, color=figures.TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
     axis.axvline(middle, color=figures.TRUTH_BAR, lw=1, zorder=0)
-    cosine = vectors["cosine"].str[0]
-    rows = _rows_of(vectors).map(names.index)
-    axis.plot(cosine, rows, "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
-    for row, best in enumerate(cosine.groupby(rows).idxmax()):
-        words = ", ".join(map(_printable, token_words(vectors["tokens"][best])))
-        axis.text(cosine[best], row, f"   {words}", va="center", fontsize=8)
+    cosine, names = vectors["cosine"].str[0], rows.unique().tolist()
+    places = rows.map(names.index)
+    axis.plot(cosine, places, "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.7, mew=0)
+    for place, best in enumerate(cosine.groupby(places).idxmax()):
+        text = ", ".join(token_words(vectors["tokens"][best])).replace("$", "")
+        # Letters that every font of matplotlib has; "$" would start a formula.
+        text = "".join(letter if letter.isprintable() and ord(letter) < 0x2100 else "?" for letter in text)
+        axis.text(cosine[best], place, f"   {text}", va="center", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    shared = (vectors["class"] == "all").all()
-    axis.set_ylabel("learned vector" if shared else "class (a dot for each of its vectors)")
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(min(low, cosine.min()) * 0.9, max(high, cosine.max()) * 1.45)
     axis.set_xlabel("cosine with the nearest word of CLIP")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figures.hide_spines(axis)
-
-
-def _printable(word: str) -> str:
-    """Return a word in letters that every font of matplotlib has; "$" would start a formula."""
-    return "".join(letter if letter.isprintable() and ord(letter) < 0x2100 else "?" for letter in word).replace("$", "")
 
 
 def prompts(
@@ -136,14 +135,12 @@ def prompts(
         vectors["word"] = vectors["tokens"].map(token_words)
         by_word = vectors.assign(rank=[range(1, words + 1)] * len(vectors)).explode(["word", "rank", "cosine"])
         numbers = pd.concat([by_word[header].astype(object), numbers.astype(object)])
-        near = int((vectors["random_as_near"] <= CHANCE).sum())
         # The ten vectors that are nearest to a word.
         shown = vectors.assign(nearest=vectors["word"].str.join(", "), cosine=vectors["cosine"].str[0])
         shown = shown.sort_values("cosine", ascending=False, kind="stable")[:10]
-        columns = {"class": "class", "position": "vector", "nearest": "nearest", "cosine": "cosine"}
-        columns |= {"random_as_near": "random as near", "nearest_distance": "distance", "random_distance": "of random"}
+        near = int((vectors["random_as_near"] <= CHANCE).sum())
         lines = [
-            table_text(shown[[*columns]].rename(columns=columns)),
+            table_text(shown[[*SHOWN]].rename(columns=SHOWN)),
             f"{near} of {len(vectors)} learned vectors are nearer to a word than 95 % of random vectors; the words of "
             f"the others mean nothing",
         ]

@@ -39,11 +39,10 @@ def make_table(content: Any, columns: Sequence[str] | None = None) -> DataFrame:
     return DataFrame(content, columns=columns)
 
 
-def table_text(table: DataFrame) -> str:
+def table_text(content: Any, columns: Sequence[str] | None = None) -> str:
     """Return aligned columns: text to the left, numbers with four digits to the right, missing ones as "n/a"."""
     aligned = {}
-    for column in table:
-        cells = table[column]
+    for column, cells in make_table(content, columns).items():
         is_text = all(isinstance(cell, str) for cell in cells)
         width = max([len(column), *map(len, cells)]) if is_text else 0
         # The blank keeps columns two apart.

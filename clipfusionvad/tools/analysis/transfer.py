@@ -17,7 +17,7 @@ from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.engine.setup import class_weight, load_model, read_test_set
-from clipfusionvad.tools.analysis.figures import GREY, Figure, draw_matrix, new_figure
+from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.demo import make_demo
 
@@ -96,22 +96,22 @@ def _test(run: TrainedRun, target: Settings, keeps_classes: bool) -> dict[str, A
     return evaluate(scores, videos, settings.training.protocol)
 
 
-def draw_transfer(table: DataFrame, home: np.ndarray) -> Figure:
+def draw_transfer(table: DataFrame, home: np.ndarray) -> figures.Figure:
     """Draw a heat map for each metric; ``home`` (sources, targets): model and data are of the same dataset."""
     from matplotlib.patches import Rectangle
 
     sources, targets = list(table[TRAINED].unique()), list(table[TESTED].unique())
     metrics = [column for column in table if column not in (TRAINED, TESTED)]
     width = 0.09 * max(map(len, sources)) + (1.5 + 0.85 * len(targets)) * len(metrics)
-    figure = new_figure(max(width, 6), 1.9 + 0.55 * len(sources))
+    figure = figures.new_figure(max(width, 6), 1.9 + 0.55 * len(sources))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         values = table[metric].to_numpy().reshape(home.shape)
-        draw_matrix(axis, values, sources, targets, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        figures.draw_matrix(axis, values, sources, targets, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         axis.tick_params(axis="x", rotation=20)
         axis.set_title(metric, fontsize=10)
         for (row, column), value in np.ndenumerate(values):
-            text, colour = (UNKNOWN, GREY) if np.isnan(value) else (f"{value:.1f}", "black")
+            text, colour = (UNKNOWN, figures.GREY) if np.isnan(value) else (f"{value:.1f}", "black")
             axis.text(column, row, text, ha="center", va="center", color="white" if value > 55 else colour)
             if home[row, column]:
                 axis.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, ec="#d98200", lw=2))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ VideoName = Annotated[str | None, Option("name of the test video (default: the f
 WindowIndex = Annotated[int | None, Option("which input of that video (default: the most abnormal one)", minimum=0)]
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model in evaluation mode with its class prompts; ``read_test_set`` reads the test list, features and truth."""
 
     model: Method
@@ -67,9 +66,8 @@ class VideoView:
             raise UserError(f"--window {index}, but {self.name} has {len(self.rows)} inputs, counted from 0")
         return index
 
-    def table(self, which: int, columns: Mapping[str, Any]) -> DataFrame:
-        """Return index, truth, score and further columns of the valid snippets of input number ``which``."""
-        rows = self.rows[which, : int(self.lengths[which])]
+    def table(self, rows: np.ndarray, columns: Mapping[str, Any]) -> DataFrame:
+        """Return index, truth, score and further columns of snippets, given by their indices."""
         score = self.anomaly[rows].astype(np.float64)
         return make_table({"snippet": rows, "truth": self.truth[rows], "score": score, **columns})
 
@@ -91,16 +89,9 @@ def view(model: Method, videos: VideoDataset, name: str | None) -> VideoView:
     if videos.truth is not None:
         positives, frames = count_frames(videos.truth.frames[index], count, videos.frames_per_snippet)
         truth = positives / np.maximum(frames, 1)
-    return VideoView(
-        entry.video,
-        entry.label,
-        torch.from_numpy(windows.astype(np.float32)).to(device),
-        torch.from_numpy(lengths).to(device),
-        rows,
-        scores.anomaly[0],
-        truth,
-        videos.frames_per_snippet / videos.dataset.fps,
-    )
+    inputs = torch.from_numpy(windows.astype(np.float32)).to(device), torch.from_numpy(lengths).to(device)
+    step = videos.frames_per_snippet / videos.dataset.fps
+    return VideoView(entry.video, entry.label, *inputs, rows, scores.anomaly[0], truth, step)
 
 
 def mean_by_truth(values: Any, truth: np.ndarray) -> list[float]:

@@ -1,6 +1,6 @@
 """Measure how a model that fuses two modalities by uncertainty weighs each of them, also when one is damaged.
 
-For any method whose output has the fields of ``NEEDED``. n snippets of a video, D dimensions of the fused state,
+For any method whose output has the fields of ``NEEDED``. n snippets of all videos, D dimensions of the fused state,
 T snippets of a model input; the two modalities, image and event, are the method's streams in their order.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,44 +23,10 @@ from clipfusionvad.tools.uncertainty import LEVELS
 
 MODALITIES = ("image", "event")
 NEEDED = ("fused", *(f"{kind}_{what}" for what in ("mu", "weight") for kind in MODALITIES))
-CURVE_NAMES = [f"{kind}_{what}" for what in ("weight", "cosine", "euclidean") for kind in MODALITIES]
+CURVES = [f"{kind}_{what}" for what in ("weight", "cosine", "euclidean") for kind in MODALITIES]
 # The factor of a corrupted feature. Source: released code of IEF-VAD.
 ATTENUATION = 0.01
 PROBABILITY_FLOOR = 1e-8
-
-
-@dataclass(frozen=True)
-class FrameCounts:
-    """Frames behind each snippet of a video, (n,) each: the abnormal ones, and all (``count_frames``)."""
-
-    positives: np.ndarray
-    frames: np.ndarray
-
-    @property
-    def parts(self) -> dict[str, np.ndarray]:
-        """The frames that averages are taken over."""
-        return {"all": self.frames, "anomalous": self.positives, "normal": self.frames - self.positives}
-
-
-def count_video_frames(videos: VideoDataset) -> list[FrameCounts]:
-    """Count the frames behind the snippets of videos whose truth is known."""
-    return [
-        FrameCounts(*count_frames(frames, len(rows), videos.frames_per_snippet))
-        for frames, rows in zip(videos.known_truth.frames, videos.features, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A model's outputs for one video: a probability per snippet (n,), and curves (n,) by ``CURVE_NAMES``.
-
-    ``weight`` is the mean over D of the modality's weights; ``cosine`` (similarity) and ``euclidean`` (distance)
-    compare the fused state with the modality's mean. ``dimensions`` (2, D) sums the weights over all frames.
-    """
-
-    anomaly: np.ndarray
-    by_modality: dict[str, np.ndarray]
-    dimensions: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -87,74 +54,63 @@ class Corruption:
         return corrupted
 
 
-@dataclass(frozen=True)
-class SweepPoint:
-    """The effect of a corruption: ``metrics`` over all frames, ``change`` (2, D) of mean weights, clean - corrupt."""
-
-    modality: str
-    level: float
-    metrics: dict[str, float]
-    change: np.ndarray
-
-
 def observe_videos(
     model: Method,
-    features: Sequence[np.ndarray],
-    counts: Sequence[FrameCounts],
+    videos: VideoDataset,
     device: torch.device,
     precision: str = "fp32",
     corruption: Corruption | None = None,
-) -> list[Observation]:
-    """Run a model on whole videos, the streams joined (n, 2 · D). The model is left in eval mode.
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Run a model on videos whose truth is known, and leave it in eval mode.
 
-    Raises ``UserError`` for a model that does not weigh two modalities.
+    Returns a row for each snippet: the number of its ``video``, the ``frames`` behind it and how many are abnormal
+    (``positives``), the ``anomaly`` probability, and ``CURVES``: the mean over D of a modality's weights, and cosine
+    similarity and Euclidean distance of the fused state and the modality's mean. The second result is the weights
+    (2, D), averaged over frames. ``UserError`` for a model that does not weigh two modalities.
     """
     if len(model.streams) != len(MODALITIES):
         raise _unsuitable(model)
     model.eval()
-    observations = []
+    tables, dimensions = [], np.zeros(1)
     with torch.inference_mode(), autocast(device, precision):
         fixed = model.fixed_inputs()
-        for video, (rows, frames) in enumerate(zip(features, counts, strict=True)):
+        for video, (rows, truth) in enumerate(zip(videos.features, videos.known_truth.frames, strict=True)):
+            positives, frames = count_frames(truth, len(rows), videos.frames_per_snippet)
             windows, lengths = model.sampling.windows(rows)
             if corruption:
                 windows = corruption.apply(windows, video)
-            curves, weights = _observe_windows(model, windows, lengths, fixed)
-            curves = model.sampling.restore(curves, len(rows)).T
-            weights = model.sampling.restore(weights, len(rows))
-            dimensions = np.einsum("n,nmd->md", frames.frames.astype(np.float64), weights)
-            observations.append(Observation(curves[0], dict(zip(CURVE_NAMES, curves[1:], strict=True)), dimensions))
-    return observations
+            curves, weights = (
+                model.sampling.restore(values, len(rows)) for values in _observe_windows(model, windows, lengths, fixed)
+            )
+            counted = {"video": video, "frames": frames, "positives": positives}
+            tables.append(pd.DataFrame(curves, columns=["anomaly", *CURVES]).assign(**counted))
+            dimensions = dimensions + np.einsum("n,nmd->md", frames.astype(np.float64), weights)
+    table = pd.concat(tables, ignore_index=True)
+    return table, dimensions / table.frames.sum()
 
 
 def _observe_windows(
     model: Method, windows: np.ndarray, lengths: np.ndarray, fixed: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the anomaly and ``CURVE_NAMES`` (N·T, 7), and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
+    """Return the anomaly and ``CURVES`` (N·T, 7), and weights (N·T, 2, D) of model inputs (N, T, 2 · D)."""
     device, at_once = next(model.parameters()).device, model.windows_at_once
     curves, weights = [], []
     for start in range(0, len(windows), at_once):
         chosen = slice(start, start + at_once)
         visual = torch.from_numpy(windows[chosen]).to(device, torch.float32)
-        output = model(visual, torch.from_numpy(lengths[chosen]).to(device), *fixed)
-        anomaly = model.scores(output).anomaly[0]
-        compared, weight = _compare(model, output)
-        curves.append(torch.cat([anomaly[..., None], compared], dim=-1).flatten(0, 1).cpu().numpy())
+        output: Any = model(visual, torch.from_numpy(lengths[chosen]).to(device), *fixed)
+        if any(getattr(output, name, None) is None for name in NEEDED):
+            raise _unsuitable(model)
+        weight, mu = (_stack(output, what) for what in ("weight", "mu"))
+        fused, anomaly = output.fused.float().unsqueeze(-2), model.scores(output).anomaly[0]
+        compared = weight.mean(-1), F.cosine_similarity(fused, mu, dim=-1), (fused - mu).norm(dim=-1)
+        curves.append(torch.cat([anomaly[..., None], *compared], dim=-1).flatten(0, 1).cpu().numpy())
         weights.append(weight.flatten(0, 1).cpu().numpy())
     return np.concatenate(curves), np.concatenate(weights)
 
 
-def _compare(model: Method, output: Any) -> tuple[Tensor, Tensor]:
-    """Return mean weights, cosine similarities and distances (B, T, 6), and all weights (B, T, 2, D)."""
-    if any(getattr(output, name, None) is None for name in NEEDED):
-        raise _unsuitable(model)
-    weight, mu = (
-        torch.stack([getattr(output, f"{kind}_{what}").float() for kind in MODALITIES], dim=-2)
-        for what in ("weight", "mu")
-    )
-    fused = output.fused.float().unsqueeze(-2)
-    cosine = F.cosine_similarity(fused, mu, dim=-1)
-    return torch.cat([weight.mean(-1), cosine, (fused - mu).norm(dim=-1)], dim=-1), weight
+def _stack(output: Any, what: str) -> Tensor:
+    return torch.stack([getattr(output, f"{kind}_{what}").float() for kind in MODALITIES], dim=-2)
 
 
 def _unsuitable(model: Method) -> UserError:
@@ -163,42 +119,41 @@ def _unsuitable(model: Method) -> UserError:
 
 def sweep(
     model: Method,
-    features: Sequence[np.ndarray],
-    counts: Sequence[FrameCounts],
+    videos: VideoDataset,
     device: torch.device,
     precision: str = "fp32",
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
-) -> list[SweepPoint]:
-    """Corrupt the image at each level with clean events, then the reverse. Source: released code of IEF-VAD."""
-    clean = observe_videos(model, features, counts, device, precision)
-    points = []
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Corrupt the image at each level with clean events, then the reverse. Source: released code of IEF-VAD.
+
+    Returns a row for each of P corruptions: ``corrupted``, ``level`` and ``sweep_metrics``; and the change of the mean
+    weights, clean - corrupt, (P, 2, D).
+    """
+    clean, before = observe_videos(model, videos, device, precision)
+    rows, changes = [], []
     for index, modality in enumerate(MODALITIES):
         for level in levels:
-            corrupt = observe_videos(model, features, counts, device, precision, Corruption(index, level, seed))
-            change = _mean_dimensions(clean, counts) - _mean_dimensions(corrupt, counts)
-            points.append(SweepPoint(modality, level, sweep_metrics(clean, corrupt, counts), change))
-    return points
+            corrupt, after = observe_videos(model, videos, device, precision, Corruption(index, level, seed))
+            rows.append({"corrupted": modality, "level": level} | sweep_metrics(clean, corrupt))
+            changes.append(before - after)
+    return pd.DataFrame(rows), np.stack(changes)
 
 
-def sweep_metrics(
-    clean: Sequence[Observation], corrupt: Sequence[Observation], counts: Sequence[FrameCounts]
-) -> dict[str, float]:
+def sweep_metrics(clean: pd.DataFrame, corrupt: pd.DataFrame) -> dict[str, float]:
     """Average the effect of a corruption over frames.
 
     ``brier``: (p_corrupt - truth)²; ``kl``: Bernoulli KL(p_clean ‖ p_corrupt) in nats; ``auc``, ``ap`` and the mean
     weights (``image_weight``, ``image_weight_anomalous``, …) of the corrupted. NaN where there are no such frames.
     """
-    before, after = (np.concatenate([video.anomaly for video in run]).astype(np.float64) for run in (clean, corrupt))
-    parts = _joined_parts(counts)
-    positives, normal, frames = parts["anomalous"], parts["normal"], parts["all"]
-    brier = (positives * (after - 1) ** 2 + normal * after**2).sum() / frames.sum()
-    metrics = {"brier": float(brier), "kl": _mean(bernoulli_kl(before, after), frames)}
-    metrics |= snippet_metrics(after, positives, frames)
-    for part, counted in parts.items():
-        for name in (f"{kind}_weight" for kind in MODALITIES):
-            curve = np.concatenate([video.by_modality[name] for video in corrupt])
-            metrics[name if part == "all" else f"{name}_{part}"] = _mean(curve, counted)
+    before, after = (table["anomaly"].to_numpy(np.float64) for table in (clean, corrupt))
+    parts = _parts(corrupt)
+    brier = (parts["anomalous"] * (after - 1) ** 2 + parts["normal"] * after**2).sum() / parts["all"].sum()
+    metrics = {"brier": float(brier), "kl": _mean(bernoulli_kl(before, after), parts["all"])}
+    metrics |= snippet_metrics(after, parts["anomalous"], parts["all"])
+    for part, frames in parts.items():
+        suffix = "" if part == "all" else f"_{part}"
+        metrics |= {f"{name}{suffix}": _mean(corrupt[name], frames) for name in CURVES[:2]}
     return metrics
 
 
@@ -208,35 +163,24 @@ def bernoulli_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
 
 
-def class_averages(
-    observations: Sequence[Observation], counts: Sequence[FrameCounts], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Average over the frames of each class's videos: all, the anomalous and the normal ones by truth.
-
-    ``classes`` names the class of each video. Rows hold ``class``, ``part``, ``frames`` and a mean of every curve of
-    ``Observation.by_modality``, in the order of the list; parts without frames are left out.
-    """
-    rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(classes):
-        members = [index for index, own in enumerate(classes) if own == name]
-        videos = [observations[index].by_modality for index in members]
-        curves = {curve: np.concatenate([video[curve] for video in videos]) for curve in videos[0]}
-        for part, frames in _joined_parts([counts[index] for index in members]).items():
+def class_averages(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the mean of every curve of ``observe_videos`` over the frames of each class's videos: all, the anomalous
+    and the normal ones by truth. ``classes`` names the class of each video; parts without frames are left out."""
+    rows = []
+    for name, videos in table.groupby(table["video"].map(dict(enumerate(classes))), sort=False):
+        for part, frames in _parts(videos).items():
             if frames.any():
-                means = {curve: _mean(values, frames) for curve, values in curves.items()}
+                means = {curve: _mean(videos[curve], frames) for curve in CURVES}
                 rows.append({"class": name, "part": part, "frames": int(frames.sum())} | means)
-    return rows
+    return pd.DataFrame(rows)
 
 
-def _joined_parts(counts: Sequence[FrameCounts]) -> dict[str, np.ndarray]:
-    parts = [video.parts for video in counts]
-    return {part: np.concatenate([video[part] for video in parts]) for part in parts[0]}
+def _parts(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return the frames that averages are taken over."""
+    frames, positives = table["frames"].to_numpy(), table["positives"].to_numpy()
+    return {"all": frames, "anomalous": positives, "normal": frames - positives}
 
 
-def _mean(values: np.ndarray, frames: np.ndarray) -> float:
+def _mean(values: Any, frames: np.ndarray) -> float:
     """Average one value per snippet over the frames behind the snippets; NaN without frames."""
-    return float(values.astype(np.float64) @ frames / frames.sum()) if frames.any() else float("nan")
-
-
-def _mean_dimensions(observations: Sequence[Observation], counts: Sequence[FrameCounts]) -> np.ndarray:
-    return sum(video.dimensions for video in observations) / sum(video.frames.sum() for video in counts)
+    return float(np.asarray(values, dtype=np.float64) @ frames / frames.sum()) if frames.any() else float("nan")
