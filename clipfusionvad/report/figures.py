@@ -5,17 +5,17 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.metrics import snippet_metrics
-from clipfusionvad.report.curves import PooledScores, class_confusion, pool, precision_recall, roc, thin
+from clipfusionvad.report.curves import Confusion, PooledScores, class_confusion, pool, precision_recall, roc, thin
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR, draw_score_curves, save_figure
 from clipfusionvad.report.results import Run
 from clipfusionvad.report.table import BRANCHES, RANKING
@@ -121,21 +121,27 @@ def _draw(
 def _draw_for_page(
     title: str, axes: tuple[str, str], lines: Sequence[_Line], marker: str = "", chance: list[float] | None = None
 ) -> Markup:
-    """Return a chart as an element of a page, with invisible circles that show values under the pointer."""
-    with matplotlib.rc_context(_PAGE_STYLE):
-        figure = _draw(axes, lines, (6.2, 4.6), _CURVES, marker, chance)
-        axis, buffer = figure.axes[0], io.StringIO()
-        axis.set_title(title)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    width, height = 72 * figure.get_size_inches()
-    circles = []
-    for _, x, y, hints in lines:
+    hints = []
+    for _, x, y, texts in lines:
         finite = np.flatnonzero(np.isfinite(y))
-        chosen = finite[np.linspace(0, len(finite) - 1, min(len(finite), _HINTS)).astype(int)]
-        places = 72 / figure.dpi * axis.transData.transform(np.column_stack([x, y])[chosen])
-        for index, (left, bottom) in zip(chosen, places, strict=True):
-            text = html.escape(f"{hints[index]}, {axes[0]} {x[index]:.6g}, {axes[1] or title} {y[index]:.4g}")
-            circles.append(f'<circle cx="{left:.1f}" cy="{height - bottom:.1f}" r="6"><title>{text}</title></circle>')
+        for index in finite[np.linspace(0, len(finite) - 1, min(len(finite), _HINTS)).astype(int)]:
+            says = f"{texts[index]}, {axes[0]} {x[index]:.6g}, {axes[1] or title} {y[index]:.4g}"
+            hints.append((x[index], y[index], says))
+    with matplotlib.rc_context(_PAGE_STYLE):
+        return _embed(_draw(axes, lines, (6.2, 4.6), _CURVES, marker, chance), title, hints)
+
+
+def _embed(figure: Figure, title: str, hints: Sequence[tuple[float, float, str]]) -> Markup:
+    """Return a figure as an element of a page, with invisible circles (x, y, text) that speak under the pointer."""
+    axis, buffer = figure.axes[0], io.StringIO()
+    axis.set_title(title)
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    width, height = 72 * figure.get_size_inches()
+    places = 72 / figure.dpi * axis.transData.transform(np.array([hint[:2] for hint in hints]).reshape(-1, 2))
+    circles = [
+        f'<circle cx="{left:.1f}" cy="{height - bottom:.1f}" r="6"><title>{html.escape(text)}</title></circle>'
+        for (left, bottom), (_, _, text) in zip(places, hints, strict=True)
+    ]
     svg = buffer.getvalue()
     body = svg[svg.index("<defs>") : svg.rindex("</svg>")]
     for stand_in, variable in _VARIABLES.items():
@@ -144,8 +150,40 @@ def _draw_for_page(
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     body = re.sub(r"font: (?:bold|700) ([\d.]+)px [^;\"]*", r"font-size: \1px; font-weight: 600", body)
     body = re.sub(r' d="[^"]+"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
-    head = f'<svg class="plot" role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width:g} {height:g}">'
-    return Markup(f'{head}{body}<g class="hints">{"".join(circles)}</g></svg>')
+    head = f'<svg class="plot" role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width:g} {height:g}"'
+    return Markup(f'{head} style="max-width: {1.5 * width:g}pt">{body}<g class="hints">{"".join(circles)}</g></svg>')
+
+
+def confusion_figure(labels: Sequence[str], pooled: PooledScores) -> Markup | None:
+    """Draw the confusion of classes; None where all frames are of one kind."""
+    if (found := class_confusion(labels, pooled)) is None:
+        return None
+    hints = []
+    for (row, column), count in np.ndenumerate(found.table):
+        if count:
+            share, names = 100 * count / found.table[row].sum(), (found.labels[row], found.labels[column])
+            hints.append((column, row, f"{names[0]} predicted as {names[1]}: {count:,} frames, {share:.1f} %"))
+    with matplotlib.rc_context(_PAGE_STYLE):
+        return _embed(_draw_confusion(found, _CURVES[0]), "Confusion of classes", hints)
+
+
+def _draw_confusion(found: Confusion, colour: str) -> Figure:
+    """Draw the percentage of each true class's frames by predicted class."""
+    shares, places = 100 * found.table / np.maximum(found.table.sum(axis=1, keepdims=True), 1), range(len(found.labels))
+    size = max(_COLUMN, 0.3 * len(found.labels) + 1.6)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axis = figure.subplots()
+    fade = LinearSegmentedColormap.from_list("fade", [to_rgba(colour, 0.0), to_rgba(colour, 0.7)])
+    axis.pcolormesh(places, places, shares, cmap=fade, vmin=0, vmax=100)
+    axis.set_xticks(places, found.labels, rotation=90)
+    axis.set_yticks(places, found.labels)
+    axis.set(xlabel=f"predicted at threshold {found.threshold:.3g}", ylabel="true class, percent of its frames")
+    axis.invert_yaxis()
+    axis.grid(visible=False)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8)
+    return figure
 
 
 def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence[str] | None = None) -> list[Path]:
@@ -163,33 +201,15 @@ def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence
     chosen = tested.only([known[name] for name in names]) if names else tested
     pooled, paths = pool(tested.scores, tested.videos), []
     with matplotlib.rc_context(_PAPER_STYLE):
-        figures = {"confusion": _draw_confusion(tested.videos.dataset.labels, pooled)}
+        figures = {}
+        if confusion := class_confusion(tested.videos.dataset.labels, pooled):
+            figures["confusion"] = _draw_confusion(confusion, COARSE_COLOUR)
         for name, _, axes, lines, chance in _rankings(pooled):
             figures[name] = _draw(axes, lines, (_COLUMN, _COLUMN), (COARSE_COLOUR, FINE_COLOUR), chance=chance)
         for suffix in formats:
             for name, figure in figures.items():
-                if figure:
-                    paths.append(folder / f"{name}.{suffix}")
-                    save_figure(figure, paths[-1], dpi=300)
+                paths.append(folder / f"{name}.{suffix}")
+                save_figure(figure, paths[-1], dpi=300)
             paths.append(folder / f"curves.{suffix}")
             draw_score_curves(paths[-1], chosen.scores, chosen.videos)
     return paths
-
-
-def _draw_confusion(labels: Sequence[str], pooled: PooledScores) -> Figure | None:
-    """Draw the percentage of each true class's frames by predicted class."""
-    if (found := class_confusion(labels, pooled)) is None:
-        return None
-    shares = 100 * found.table / np.maximum(found.table.sum(axis=1, keepdims=True), 1)
-    size = max(_COLUMN, 0.34 * len(found.labels) + 1.4)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axis.set_xticks(range(len(found.labels)), found.labels, rotation=90)
-    axis.set_yticks(range(len(found.labels)), found.labels)
-    axis.set(xlabel=f"predicted at threshold {found.threshold:.3g}", ylabel="true class, percent of its frames")
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:
-            colour: Any = "white" if share > 55 else "black"
-            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
-    return figure

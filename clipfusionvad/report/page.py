@@ -14,7 +14,7 @@ import numpy as np
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
-from clipfusionvad.report.curves import PooledScores, class_confusion, pool, video_error
+from clipfusionvad.report.curves import PooledScores, pool, video_error
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, percent, published
@@ -50,7 +50,7 @@ def _environment() -> "Environment":
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"json": _json, "url": _url, "clock": clock, "zip": zip}
+    environment.filters |= {"json": _json, "url": _url, "clock": clock}
     return environment
 
 
@@ -82,7 +82,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 def report_page(run: Run) -> str:
     """Return the page as HTML."""
-    from clipfusionvad.report.figures import ranking_figures, training_figures
+    from clipfusionvad.report.figures import confusion_figure, ranking_figures, training_figures
 
     tested, options, results = run.tested, run.options, run.results
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
@@ -97,7 +97,8 @@ def report_page(run: Run) -> str:
         facts=_facts(run),
         numbers=_numbers(results, paper) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
-        classes=_classes(results, tested, pooled) if tested and pooled else None,
+        classes=_classes(results) if pooled else None,
+        confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
         detection=_detection(results, paper),
         videos=videos,
         scores=scores,
@@ -137,13 +138,12 @@ def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float
     return {"cards": cards, "columns": [*results, *(["paper"] if paper else [])], "rows": lines}
 
 
-def _classes(results: Mapping[str, Mapping[str, Any]], tested: TestResult, pooled: PooledScores) -> dict[str, Any]:
-    """Return the metrics of each class, and the confusion of classes."""
+def _classes(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of each class of the last result."""
     per_class = list(results.values())[-1].get("per_class", {}) if results else {}
     columns = {key: title for key, title in _PER_CLASS.items() if any(key in found for found in per_class.values())}
     rows = [(label, [percent(key, found.get(key)) for key in columns]) for label, found in per_class.items()]
-    confusion = class_confusion(tested.videos.dataset.labels, pooled)
-    return {"columns": list(columns.values()), "rows": rows, "confusion": confusion}
+    return {"columns": list(columns.values()), "rows": rows}
 
 
 def _detection(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any] | None:

@@ -206,7 +206,7 @@ def test_report_of_the_most_classes_fits_a_narrow_window_and_draws_curves_when_t
     write_test(tmp_path, *made_test(50, dataset=SHANGHAITECH))
     page = opened(write_report(tmp_path), width=400)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400 and overflowing(page) == []
-    assert page.locator(".confusion tbody tr").count() == 18
+    assert "throwing_object predicted as" in page.content()
     last = "#videos tbody[data-index='49'] .small"
     assert curves(page, last) == []
     page.locator(last).scroll_into_view_if_needed()

@@ -12,9 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_videos import write_video
-from small_detect import detect, write_model
-from tiny import METHOD_FLAGS, Tiny, make_tiny, quietly, skip_without_packages, strings
+from small_detect import write_model
+from tiny import METHOD_FLAGS, make_tiny, quietly, skip_without_packages, strings
 
 from clipfusionvad import create_model
 from clipfusionvad.__main__ import main as package_main
@@ -141,41 +140,41 @@ def export(*argv):
     return quietly(package_main, strings(["export", *argv]))
 
 
-def run_example(card, monkeypatch, capsys):
-    """What the Python in a card prints beside its model."""
-    monkeypatch.chdir(card.parent)
-    exec(re.search(r"^```python\n(.*?)^```", card.read_text(), re.MULTILINE | re.DOTALL).group(1), {})
-    return capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("name", "method", "rows", "printed"),
+    [
+        ("m.onnx", "iefvad", ["| `rgb` (input) | (L, 64) |", "| `event` (input) | (L, 64) |"], "(300,)"),
+        (
+            "m.pt2",
+            "vadclip",
+            ["| `features` (input) | (L, 64) |", "`anomaly_fine`", "| `classes` | (L, 14) |"],
+            "([300])",
+        ),
+    ],
+)
+def test_the_command_writes_a_graph_with_a_card_whose_example_runs(
+    name, method, rows, printed, tmp_path, monkeypatch, capsys
+):
+    model, path = write_model(tmp_path / "model.pth", method), tmp_path / "out" / name
+    outcome = export(tmp_path / "model.pth", "--output", path)
+    assert outcome.code == 0 and "largest difference from PyTorch" in outcome.out, outcome.err
+    card = path.with_name(f"{name}.md").read_text()
+    assert all(text in card for text in [*rows, "| `anomaly` | (L,) |", "Not measured", "- Robbery: "])
+    monkeypatch.chdir(path.parent)
+    exec(re.search(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL).group(1), {})
+    assert printed in capsys.readouterr().out
+    if name == "m.onnx":
+        import onnxruntime
 
-
-def test_the_command_writes_onnx_with_a_card_whose_example_runs(tmp_path, monkeypatch, capsys):
-    import onnxruntime
-
-    model = write_model(tmp_path / "model.pth", "iefvad")
-    outcome = export(tmp_path / "model.pth", "--output", tmp_path / "out/m.onnx")
-    assert outcome.code == 0, outcome.err
-    assert "largest difference from PyTorch" in outcome.out
-    session = onnxruntime.InferenceSession(tmp_path / "out/m.onnx")
-    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    assert shapes == {"rgb": ["snippets", 64], "event": ["snippets", 64], "anomaly": ["snippets"]}
-    expect_equal(run_onnx((tmp_path / "out/m.onnx").read_bytes()), model)
-    about = json.loads(session.get_modelmeta().custom_metadata_map["clipfusionvad"])
-    assert about["method"] == model.name and list(about["classes"]) == DATASETS["ucf"].labels
-    card = tmp_path / "out/m.onnx.md"
-    assert "Not measured" in card.read_text() and "Robbery" in card.read_text()
-    assert "(300,)" in run_example(card, monkeypatch, capsys)
-
-
-def test_the_command_writes_pt2_with_a_card_whose_example_runs(tmp_path, monkeypatch, capsys):
-    write_model(tmp_path / "model.pth", "vadclip")
-    assert export(tmp_path / "model.pth", "--output", tmp_path / "m.pt2").code == 0
-    text = (tmp_path / "m.pt2.md").read_text()
-    assert "| `features` (input) | (L, 64) |" in text and "| `classes` | (L, 14) |" in text and "`anomaly_fine`" in text
-    assert "torch.Size([300])" in run_example(tmp_path / "m.pt2.md", monkeypatch, capsys)
+        session = onnxruntime.InferenceSession(path)
+        shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+        assert shapes == {"rgb": ["snippets", 64], "event": ["snippets", 64], "anomaly": ["snippets"]}
+        about = json.loads(session.get_modelmeta().custom_metadata_map["clipfusionvad"])
+        assert about["method"] == model.name and list(about["classes"]) == DATASETS["ucf"].labels
 
 
 @pytest.mark.parametrize("method", METHOD_FLAGS)
-def test_safetensors_bring_the_model_back(method, tmp_path):
+def test_safetensors_bring_the_model_back_or_are_refused(method, tmp_path):
     skip_without_packages(method)
     write_model(tmp_path / "model.pth", method)
     assert (done := export(tmp_path / "model.pth", "--output", tmp_path / "m.safetensors")).code == 0, done.err
@@ -185,7 +184,13 @@ def test_safetensors_bring_the_model_back(method, tmp_path):
     assert all(torch.equal(after.state[key], before.state[key]) for key in before.state)
     # As good as the checkpoint for every other command.
     assert export(tmp_path / "m.safetensors", "--output", tmp_path / "again.safetensors").code == 0
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    assert (tmp_path / "again.safetensors").read_bytes() == whole
+    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (3, 20, len(whole) - 1)]
+    for content in (*flipped, whole[:-7], b""):
+        (tmp_path / "bad.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="bad.safetensors"):
+            read_model_file(tmp_path / "bad.safetensors")
 
 
 def test_metrics_that_the_checkpoint_knows_are_in_the_card(tmp_path):
@@ -199,17 +204,6 @@ def test_metrics_that_the_checkpoint_knows_are_in_the_card(tmp_path):
     torch.save({**content, "metrics": {"auc1": "high"}}, tmp_path / "model.pth")
     outcome = export(tmp_path / "model.pth", "--output", tmp_path / "x.safetensors")
     assert outcome.code == 2 and "metrics" in outcome.err and not (tmp_path / "x.safetensors").exists()
-
-
-def test_damaged_safetensors_are_refused(tmp_path):
-    write_model(tmp_path / "model.pth", "iefvad")
-    assert export(tmp_path / "model.pth", "--output", tmp_path / "m.safetensors").code == 0
-    whole = (tmp_path / "m.safetensors").read_bytes()
-    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (3, 20, len(whole) - 1)]
-    for content in (*flipped, whole[:-7], b""):
-        (tmp_path / "bad.safetensors").write_bytes(content)
-        with pytest.raises(UserError, match="bad.safetensors"):
-            read_model_file(tmp_path / "bad.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -309,36 +303,15 @@ def test_what_cannot_be_followed_is_one_line_that_names_it(line, tmp_path, monke
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Test data with a model file, and the same model as safetensors; never written to."""
-    tiny = make_tiny("ucf", tmp_path_factory.mktemp("data"))
+def test_a_test_reads_safetensors_like_the_checkpoint(tmp_path):
+    tiny, found = make_tiny("ucf", tmp_path / "data"), []
     write_model(tiny.work / "model.pth", tiny.method)
-    done = export(tiny.work / "model.pth", "--output", tiny.work / "model.safetensors")
-    assert done.code == 0, done.err
-    return tiny
-
-
-@pytest.mark.parametrize("command", ["test", "detect", "insight"])
-def test_commands_read_safetensors_like_the_checkpoint(command, place: Tiny, tmp_path):
-    data = ["--test-list", place.test_list, "--gt-path", place.folder / "truth.csv", "--device", "cpu"]
-    video = write_video(tmp_path / "video.mp4", 40) if command == "detect" else None
-    found = []
+    assert export(tiny.work / "model.pth", "--output", tiny.work / "model.safetensors").code == 0
     for name in ("model.pth", "model.safetensors"):
-        model, written = place.work / name, tmp_path / f"{name}.csv"
-        if command == "test":
-            done = place.test("--model-path", model, "--metrics-json", written)
-        elif command == "detect":
-            written = tmp_path / name / "video.csv"
-            done = detect(
-                [video, "--checkpoint", model, "--output", written.parent, "--device", "cpu", "--video", "none"]
-            )
-        else:
-            argv = ["insight", "gates", model, "--output", tmp_path / f"{name}.png", *data]
-            done = quietly(package_main, strings(argv))
+        done = tiny.test("--model-path", tiny.work / name, "--metrics-json", tmp_path / "metrics.json")
         assert done.code == 0, done.err
-        found.append(written.read_text())
-    assert found[0] == found[1] and len(found[0].splitlines()) > 1
+        found.append(json.loads((tmp_path / "metrics.json").read_text()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
