@@ -21,7 +21,6 @@ from clipfusionvad.report.scores import read_scores
 
 # Equal bits need equal values of these.
 _DECISIVE = ("sources", "packages", "python", "cpu", "threads", "processes", "deterministic", "gpu", "cuda", "cudnn")
-_ALSO_SHOWN = ("version", "commit", "platform")
 # Options that a rerun sets itself.
 _OWN = {"output_dir", "model_path", "checkpoint_path", "device"}
 
@@ -37,38 +36,43 @@ class RunRecord:
     sources: list[Source] | None
     dataset: Dataset
 
+    def code_changes(self) -> list[str]:
+        """Return the changes of code, packages and machine since the record."""
+        return list(_changes(self.environment, environment(), (*_DECISIVE, "version", "commit", "platform")))
+
+    def option_changes(self, now: Mapping[str, Any]) -> list[str]:
+        """Return options that were edited since, and those that the version of the record did not have."""
+        then, scores, edited = self.options, self.folder / RUN_SCORES, list[str]()
+        if not self.is_test and scores.is_file():
+            used = current_options(read_scores(scores).options)
+            edited = [f"{line} in {OPTIONS}" for line in _changes(used, then, sorted(used.keys() | then.keys()))]
+        return edited + [f"{key}: unknown then, now {now[key]}" for key in now if key not in then and key not in _OWN]
+
+    def reasons_for_other_bits(self, folder: Path) -> list[str]:
+        """Return why a repetition in ``folder`` may have other bits: changes, or a GPU without --deterministic."""
+        scores = folder / TEST_SCORES
+        now = read_scores(scores).environment if self.is_test else read_json(folder / ENVIRONMENT, "environment")
+        reasons = list(_changes(self.environment, now, ("device", *_DECISIVE)))
+        if now.get("device") != "cpu" and not now.get("deterministic"):
+            reasons.append("on a GPU without --deterministic")
+        return reasons
+
 
 def read_record(folder: Path) -> RunRecord:
     """Read the record of a folder; ``UserError`` if it holds neither a finished run nor a test."""
-    if (folder / OPTIONS).is_file():
+    if is_run := (folder / OPTIONS).is_file():
         if not (folder / METRICS).is_file():
             raise UserError(f"the run in {folder} is not finished: continue it with --use-checkpoint first")
         options, made = read_options(folder / OPTIONS), read_json(folder / ENVIRONMENT, "environment")
-        data, is_test = folder / DATA, False
     elif (folder / TEST_SCORES).is_file():
         tested = read_scores(folder / TEST_SCORES)
-        options, made, data, is_test = current_options(tested.options), tested.environment, folder / TEST_DATA, True
+        options, made = current_options(tested.options), tested.environment
     else:
         hint = "not all of its seeds are trained" if seeds_in(folder) else f"no {OPTIONS} and no {TEST_SCORES}"
         raise UserError(f"{folder} holds neither a finished run nor a test ({hint})")
-    described = folder / DATASET
+    described, data = folder / DATASET, folder / (DATA if is_run else TEST_DATA)
     dataset = find_dataset(str(described) if described.is_file() else str(options.get("dataset")))
-    return RunRecord(folder, is_test, options, made, read_sources(data) if data.is_file() else None, dataset)
-
-
-def code_changes(record: RunRecord) -> list[str]:
-    """Return the changes of code, packages and machine since the record."""
-    return list(_changes(record.environment, environment(), (*_DECISIVE, *_ALSO_SHOWN)))
-
-
-def option_changes(record: RunRecord, now: Mapping[str, Any]) -> list[str]:
-    """Return options that were edited since, and those that the version of the record did not have."""
-    options, scores = record.options, record.folder / RUN_SCORES
-    changes = []
-    if not record.is_test and scores.is_file():
-        used = current_options(read_scores(scores).options)
-        changes += [f"{line} in {OPTIONS}" for line in _changes(used, options, sorted(used.keys() | options.keys()))]
-    return changes + [f"{key}: unknown then, now {now[key]}" for key in now if key not in options and key not in _OWN]
+    return RunRecord(folder, not is_run, options, made, read_sources(data) if data.is_file() else None, dataset)
 
 
 def data_changes(sources: Sequence[Source]) -> list[str]:
@@ -91,16 +95,6 @@ def _state(source: Source) -> str:
     else:
         same = not source.sha256 or source.sha256 == short_hash(path)
     return "" if same else "changed"
-
-
-def reasons_for_other_bits(record: RunRecord, folder: Path) -> list[str]:
-    """Return why a repetition in ``folder`` may have other bits: changes, or a GPU without --deterministic."""
-    scores = folder / TEST_SCORES
-    now = read_scores(scores).environment if record.is_test else read_json(folder / ENVIRONMENT, "environment")
-    reasons = list(_changes(record.environment, now, ("device", *_DECISIVE)))
-    if now.get("device") != "cpu" and not now.get("deterministic"):
-        reasons.append("on a GPU without --deterministic")
-    return reasons
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
