@@ -1,32 +1,67 @@
 """Train many settings with several seeds each, and compare them: ablations, grids, searches."""
 
-import argparse
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from clipfusionvad.cli.options import OptionFile, build_parser, config_tokens, option_file_of, settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.config import recorded
-from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, run_main
+from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
 from clipfusionvad.io.files import check_writable, remove_leftovers
 from clipfusionvad.io.locks import hold
-from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
+from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
 from clipfusionvad.models import current_options, find_method
-from clipfusionvad.tools.sweep import SweepOptions
-from clipfusionvad.tools.sweep.plan import read_sweep
-from clipfusionvad.tools.sweep.trials import RESULTS, Trial, TrialEnd
+from clipfusionvad.tools.tables import FULL
 
-LOG = "train.log"
+if TYPE_CHECKING:
+    from clipfusionvad.tools.sweep.sweep import Sweep, Trial, TrialEnd
+
+_ADDRESS = Option("its address, or auto; without: Ray on this machine", metavar="HOST:PORT")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How the settings of a sweep are trained."""
+
+    seeds: Annotated[tuple[int, ...], Option("how many seeds, or which ones", minimum=0, metavar="N")] = (3,)
+    output_dir: Annotated[str, Option("folder of all its runs")] = "runs/sweep"
+    jobs: Annotated[int, Option("trainings at a time; each takes the next GPU", minimum=1)] = 1
+    engine: Annotated[str, Option("ray: on a Ray cluster", choices=("local", "ray"))] = "local"
+    ray_address: Annotated[str | None, _ADDRESS] = None
+    full: Annotated[bool, Option(f"also train '{FULL}', with nothing changed")] = True
+    overwrite: Annotated[bool, Option("train again what is finished already")] = False
 
 
 def main(argv: list[str]) -> int:
-    return run_main(lambda: _sweep(argv))
+    args, flags = make_parser().parse_known_args(argv)
+    options = from_arguments(SweepOptions, vars(args))
+    if options.ray_address and options.engine != "ray":
+        raise UserError("--ray-address is for --engine ray")
+    option_file, folder = option_file_of(find_dataset(args.dataset)), Path(options.output_dir)
+
+    from clipfusionvad.tools.sweep.plan import read_sweep
+    from clipfusionvad.tools.sweep.sweep import RESULTS, Sweep
+
+    check_writable(folder / RESULTS)
+    with hold(folder):
+        plan = read_sweep(args.configs, options.full)
+        flags = [*([f"--method={plan.method}"] if plan.method else []), *flags]
+        resolve, seeds = partial(_resolve, option_file, flags), list(options.seeds)
+        if len(seeds) == 1:
+            first = resolve({}, "")[1]["seed"]
+            seeds = [first + 10 * number for number in range(seeds[0])]
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise UserError("--seeds takes a number of at least 1, or several different seeds")
+        name = option_file.DATASET.name
+        sweep = Sweep(folder, plan, seeds, name, options.overwrite, resolve, partial(_current, option_file))
+        return _run(sweep, args.dataset, option_file, options)
 
 
 def make_parser() -> Parser:
@@ -42,53 +77,30 @@ def make_parser() -> Parser:
     return parser
 
 
-class ScriptOptions:
-    """The options of the training script, with the flags that all runs of a sweep share."""
-
-    def __init__(self, dataset: str, option_file: OptionFile, flags: Sequence[str]):
-        self.dataset, self.option_file, self.flags = dataset, option_file, list(flags)
-
-    def resolve(self, options: Mapping[str, Any], source: str) -> tuple[list[str], dict[str, Any]]:
-        """Return the command line of a training with some options changed, and all its options by name."""
-        method = str(options.get("method") or self.option_file.parse_args(self.flags).method)
-        parser = build_parser(self.option_file.DATASET, find_method(method))
-        parser.read_settings(options, source)
-        flags = [*self.flags, *config_tokens(parser, options, source)]
-        return flags, recorded(vars(self.option_file.parse_args(flags)))
-
-    def current(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return recorded options under today's names."""
-        options = current_options(recorded)
-        known = build_parser(self.option_file.DATASET, find_method(str(options.get("method")))).options
-        return {known[key].dest if key in known else key: value for key, value in options.items()}
+def _resolve(
+    option_file: OptionFile, flags: list[str], options: Mapping[str, Any], source: str
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the command line of a training with some options changed, and all its options by name."""
+    method = str(options.get("method") or option_file.parse_args(flags).method)
+    parser = build_parser(option_file.DATASET, find_method(method))
+    parser.read_settings(options, source)
+    flags = [*flags, *config_tokens(parser, options, source)]
+    return flags, recorded(vars(option_file.parse_args(flags)))
 
 
-def _sweep(argv: list[str]) -> int:
-    args, flags = make_parser().parse_known_args(argv)
-    options = from_arguments(SweepOptions, vars(args))
-    if options.ray_address and options.engine != "ray":
-        raise UserError("--ray-address is for --engine ray")
-    option_file, folder = option_file_of(find_dataset(args.dataset)), Path(options.output_dir)
-    check_writable(folder / RESULTS)
-
-    from clipfusionvad.tools.sweep.sweep import Sweep
-
-    with hold(folder):
-        plan = read_sweep(args.configs, options.full)
-        training = ScriptOptions(
-            args.dataset, option_file, [*([f"--method={plan.method}"] if plan.method else []), *flags]
-        )
-        seeds = options.seeds_from(training.resolve({}, "")[1]["seed"])
-        sweep = Sweep(folder, plan, seeds, training, option_file.DATASET.name, options.overwrite)
-        return _run(sweep, option_file, options)
+def _current(option_file: OptionFile, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded options under today's names."""
+    options = current_options(recorded)
+    known = build_parser(option_file.DATASET, find_method(str(options.get("method")))).options
+    return {known[key].dest if key in known else key: value for key, value in options.items()}
 
 
-def _run(sweep: Any, option_file: OptionFile, options: SweepOptions) -> int:
+def _run(sweep: "Sweep", dataset: str, option_file: OptionFile, options: SweepOptions) -> int:
     from tqdm import tqdm
 
     from clipfusionvad.tools.demo import make_demo
-    from clipfusionvad.tools.sweep import pool, ray_pool
-    from clipfusionvad.tools.sweep.sweep import SUMMARY
+    from clipfusionvad.tools.sweep.pool import run_trials
+    from clipfusionvad.tools.sweep.sweep import RESULTS, SUMMARY
 
     for folder in {sweep.folder, *(trial.folder.parent for trial in sweep.trials)}:
         remove_leftovers(folder)
@@ -97,14 +109,10 @@ def _run(sweep: Any, option_file: OptionFile, options: SweepOptions) -> int:
     if options.overwrite:
         for trial in sweep.trials:
             trial.reset()
-    work = partial(run_trial, overwrite=options.overwrite)
+    work = partial(run_trial, dataset_name=dataset, overwrite=options.overwrite)
     with tqdm(total=sweep.total, desc="sweep", unit="run", disable=None) as bar:
         bar.update(len(sweep.trials) - len(sweep.waiting))
-        if options.engine == "ray":
-            ends = ray_pool.run_trials(sweep.next, work, options.jobs, options.ray_address)
-        else:
-            ends = pool.run_trials(sweep.next, work, options.jobs)
-        for trial, end in ends:
+        for trial, end in run_trials(sweep.next, work, options.jobs, options.engine, options.ray_address):
             sweep.record(trial, end)
             bar.update(not end.stopped)
     if len(sweep.seeds) > 1:
@@ -118,17 +126,18 @@ def _run(sweep: Any, option_file: OptionFile, options: SweepOptions) -> int:
     return 1 if sweep.errors else 0
 
 
-def run_trial(trial: Trial, overwrite: bool = False) -> TrialEnd:
+def run_trial(trial: "Trial", dataset_name: str, overwrite: bool) -> "TrialEnd":
     """Train, from the last saved state if there is one; the output goes to ``train.log`` in the run's folder."""
     from clipfusionvad.engine.run_folder import states_in
+    from clipfusionvad.tools.sweep.sweep import TrialEnd
 
-    dataset = find_dataset(trial.dataset)
+    dataset = find_dataset(dataset_name)
     resume = bool(states_in(trial.folder)) and not overwrite
     try:
         args = option_file_of(dataset).parse_args([*trial.flags, "--use-checkpoint" if resume else "--overwrite"])
         trial.folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        with open(trial.folder / LOG, "a", encoding="utf-8") as log:
+        with open(trial.folder / "train.log", "a", encoding="utf-8") as log:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 code = train(args, dataset)
     except (UserError, OSError) as error:
@@ -141,7 +150,7 @@ def run_trial(trial: Trial, overwrite: bool = False) -> TrialEnd:
     return TrialEnd()
 
 
-def _conclude_cell(trials: Sequence[Trial], option_file: OptionFile, seeds: Sequence[int]) -> None:
+def _conclude_cell(trials: "list[Trial]", option_file: OptionFile, seeds: Sequence[int]) -> None:
     """Write into a cell's folder what a training with --seeds leaves there."""
     from clipfusionvad.cli.training import write_summary
     from clipfusionvad.engine.run_folder import BEST, DATA
@@ -149,5 +158,5 @@ def _conclude_cell(trials: Sequence[Trial], option_file: OptionFile, seeds: Sequ
 
     folder = trials[0].folder.parent
     places = ["--output-dir", str(folder), "--model-path", str(folder / BEST)]
-    args: argparse.Namespace = option_file.parse_args([*trials[0].flags, *places, "--seeds", *map(str, seeds)])
+    args = option_file.parse_args([*trials[0].flags, *places, "--seeds", *map(str, seeds)])
     write_summary(settings_of(args, option_file.DATASET), folder, Sources.read(trials[0].folder / DATA))

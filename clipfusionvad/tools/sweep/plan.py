@@ -30,6 +30,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from clipfusionvad.datasets import DATASETS
@@ -38,13 +39,11 @@ from clipfusionvad.models import method_names
 from clipfusionvad.models.config import read_options
 from clipfusionvad.tools.tables import FULL
 
-_PAPER = {"method", "dataset", "source", "published"}
-_SECTIONS = {"options", "cells", "grid", "search", "trials", "maximize"} | _PAPER
 _LISTS = {"cells", "grid", "search"}
+_SECTIONS = _LISTS | {"options", "trials", "maximize", "method", "dataset", "source", "published"}
 #: Metrics that papers print, named as in results.csv; all in percent there.
 PRINTED = tuple(f"{metric}{branch}" for branch in (1, 2) for metric in ("auc", "ap", "ano_auc"))
 PRINTED += ("mauc", "mean_ap", *(f"map@0.{iou}" for iou in range(1, 6)), "map_average")
-_RANGE = {"low", "high", "log", "step"}
 # Names become folders.
 _NAME = re.compile(r"[\w][\w .,=+-]*")
 
@@ -97,7 +96,17 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
     """Read YAML files; with ``full``, the unchanged cell comes first."""
     contents = {path: read_options(path) for path in paths}
     tables = {path: content for path, content in contents.items() if _LISTS & content.keys()}
-    of_full = _published_of_full(tables)
+    methods = {path: content["method"] for path, content in tables.items() if "method" in content}
+    for path, method in methods.items():
+        if method not in method_names():
+            raise UserError(f"sweep {path}: unknown method {method!r}{nearest(str(method), method_names())}")
+    if len(set(methods.values())) > 1:
+        raise UserError(f"{' and '.join(methods)} name different methods: sweep them one after the other")
+    # The figures of the unchanged method from all files, for the dataset of the first.
+    found = [one for path, content in tables.items() if (one := _published(content, content, path, "the file"))]
+    alike = [one for one in found if one.dataset == found[0].dataset]
+    figures = {metric: value for one in reversed(alike) for metric, value in one.figures.items()}
+    of_full = replace(alike[0], figures=figures) if alike else None
     cells = [Cell(FULL, {}, "", of_full)] if full else []
     searches: list[Search] = []
     for path, content in contents.items():
@@ -116,42 +125,21 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
             places = " and ".join(filter(None, (taken[item.name.lower()], item.source)))
             raise UserError(f"two cells are named {item.name!r}: {places}")
         taken[item.name.lower()] = item.source
-    return Plan(cells, searches, _method_of(tables))
-
-
-def _method_of(tables: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the method that the files name; they share one unchanged cell, so it must be the same."""
-    methods = {path: content["method"] for path, content in tables.items() if "method" in content}
-    for path, method in methods.items():
-        if method not in method_names():
-            raise UserError(f"sweep {path}: unknown method {method!r}{nearest(str(method), method_names())}")
-    if len(set(methods.values())) > 1:
-        raise UserError(f"{' and '.join(methods)} name different methods: sweep them one after the other")
-    return next(iter(methods.values()), None)
-
-
-def _published_of_full(tables: Mapping[str, Mapping[str, Any]]) -> Published | None:
-    """Return the figures of the unchanged method from all files, for the dataset of the first."""
-    found = [one for path, content in tables.items() if (one := _published(content, content, path, "the file"))]
-    alike = [one for one in found if one.dataset == found[0].dataset]
-    figures = {metric: value for one in reversed(alike) for metric, value in one.figures.items()}
-    return replace(alike[0], figures=figures) if alike else None
+    return Plan(cells, searches, next(iter(methods.values()), None))
 
 
 def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, what: str) -> Published | None:
     """Return the figures in ``part`` of a file, with the method, dataset and source of the file."""
     if "published" not in part:
         return None
-    figures = part["published"]
+    figures, where = part["published"], f"sweep {path}: published of {what}"
     if not isinstance(figures, dict) or not figures:
-        raise UserError(f"sweep {path}: published of {what} must hold metrics and percentages")
+        raise UserError(f"{where} must hold metrics and percentages")
     for metric, value in figures.items():
         if metric not in PRINTED:
-            raise UserError(
-                f"sweep {path}: published of {what}: unknown metric {metric!r}{nearest(str(metric), PRINTED)}"
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise UserError(f"sweep {path}: published of {what}: {metric} must be a percentage, not {value!r}")
+            raise UserError(f"{where}: unknown metric {metric!r}{nearest(str(metric), PRINTED)}")
+        if not _is_number(value) or not 0 <= value <= 100:
+            raise UserError(f"{where}: {metric} must be a percentage, not {value!r}")
     dataset, source = content.get("dataset"), content.get("source")
     if "method" not in content:
         raise UserError(f"sweep {path}: published figures need 'method: NAME', whose they are")
@@ -162,54 +150,55 @@ def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, w
     return Published(figures, str(content["method"]), str(dataset), source)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cells_of(content: Mapping[str, Any], path: str) -> Iterator[Cell]:
     for key in content.keys() - _SECTIONS:
         known = ", ".join(sorted(_SECTIONS))
         raise UserError(f"sweep {path}: unknown section {key!r}{nearest(key, _SECTIONS)}; it takes {known}")
-    shared = _mapping(content, "options", path)
+    shared, grid = (_mapping(content, section, path) for section in ("options", "grid"))
     for name, options in _mapping(content, "cells", path).items():
-        if options is not None and not isinstance(options, dict):
+        if not isinstance(options, dict | NoneType):
             raise UserError(f"sweep {path}: cell {name!r} must hold options and values")
         own = _underscored(options or {})
         published = _published(content, own, path, f"cell {name!r}")
         own.pop("published", None)
         yield Cell(str(name), shared | own, path, published)
-    grid = _mapping(content, "grid", path)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"sweep {path}: grid: {key} must list the values to try")
-    if grid:
-        for values in itertools.product(*grid.values()):
-            chosen = dict(zip(grid, values, strict=True))
-            yield Cell(cell_name(chosen), shared | chosen, path)
+    for values in itertools.product(*grid.values()) if grid else ():
+        chosen = dict(zip(grid, values, strict=True))
+        yield Cell(cell_name(chosen), shared | chosen, path)
 
 
 def _search_of(content: Mapping[str, Any], path: str) -> Iterator[Search]:
-    space = _mapping(content, "search", path)
-    for key in {"trials", "maximize"} & content.keys() if not space else ():
-        raise UserError(f"sweep {path}: {key} belongs to a search, and there is none")
+    space, trials, maximize = _mapping(content, "search", path), content.get("trials"), content.get("maximize")
     if not space:
+        for key in {"trials", "maximize"} & content.keys():
+            raise UserError(f"sweep {path}: {key} belongs to a search, and there is none")
         return
     for key, values in space.items():
-        ranged = isinstance(values, dict) and {"low", "high"} <= values.keys() <= _RANGE and _rising(values)
-        if not ranged and not (isinstance(values, list) and values):
+        if not (isinstance(values, list) and values) and not (isinstance(values, dict) and _is_range(values)):
             raise UserError(
                 f"sweep {path}: search: {key} must list choices or give low and high (a number each), and may give "
                 f"log: true or step"
             )
-    trials = content.get("trials")
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         raise UserError(f"sweep {path}: a search needs 'trials: N', the number of settings to try")
-    maximize = content.get("maximize")
     if not isinstance(maximize, str):
         raise UserError(f"sweep {path}: a search needs 'maximize: METRIC', such as auc1")
     yield Search(Path(path).stem, _mapping(content, "options", path), space, trials, maximize, path)
 
 
-def _rising(values: Mapping[str, Any]) -> bool:
+def _is_range(values: dict[str, Any]) -> bool:
+    if not {"low", "high"} <= values.keys() <= {"low", "high", "log", "step"}:
+        return False
     low, high = values["low"], values["high"]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (low, high))
-    return numbers and low < high and not (values.get("log") and (low <= 0 or "step" in values))
+    rising = _is_number(low) and _is_number(high) and low < high
+    return rising and not (values.get("log") and (low <= 0 or "step" in values))
 
 
 def cell_name(options: Mapping[str, Any]) -> str:
@@ -218,10 +207,10 @@ def cell_name(options: Mapping[str, Any]) -> str:
 
 
 def _value_name(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list):
         return "+".join(map(_value_name, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
 
 
