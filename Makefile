@@ -58,7 +58,7 @@ oldest:  ## run a part of the tests with the oldest packages that pyproject.toml
 	.venv-oldest/bin/python -m pytest -q $(CORE)
 
 audit: $(READY)  ## look up known vulnerabilities of the pinned packages (on the network)
-	$(BIN)/python tests/helpers/audit.py
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner=off --requirement requirements.txt
 
 clean:  ## remove .venv, demo/ and runs/
 	rm -rf $(VENV) .venv-oldest demo runs

@@ -18,26 +18,8 @@ settings.register_profile(
 settings.load_profile("unhurried")
 
 
-@pytest.fixture(autouse=True)
-def ordinary_arithmetic():
-    """A program that runs within the test process flushes denormals, which would affect later tests."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 # Long files start first, so that both processes end at about the same time.
-LONG = [
-    "docs_run",
-    "disk",
-    "distributed_runs",
-    "every_method",
-    "sweep",
-    "export",
-    "resume",
-    "scripts",
-    "stream",
-    "torture",
-]
+LONG = "docs_run disk distributed_runs every_method sweep export resume scripts stream torture".split()
 
 
 def pytest_collection_modifyitems(items):
@@ -46,13 +28,20 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def ordinary_signals():
-    """Restore signal handlers that a program or a library has set."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(kind) for kind in kinds]
+def ordinary_process():
+    """Restore what a program that runs within the test process sets: signal handlers, and flushing of denormals."""
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
     yield
-    for kind, handler in zip(kinds, before, strict=True):
+    torch.set_flush_denormal(False)
+    for kind, handler in before.items():
         signal.signal(kind, handler)
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Trainings without the figures, which take most of their time here."""
+    for name in ("draw_score_curves", "draw_training"):
+        monkeypatch.setattr(f"clipfusionvad.cli.training.{name}", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

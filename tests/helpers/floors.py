@@ -12,24 +12,18 @@ import tomllib
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def floors() -> dict[str, str]:
-    """Return the lowest version of each package (needs Python 3.11, which can read TOML)."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [line for line in project["dependencies"] if "python_version <" not in line]
-    found = [re.match(r"([\w.-]+)(?:>=|==)([\w.]+)", line) for line in wanted]
+def versions(lines: list[str]) -> dict[str, str]:
+    """The versions that requirements name, the lowest ones, by package."""
+    found = [re.match(r"([\w.-]+)(?:>=|==)([\w.]+)", line) for line in lines if "python_version <" not in line]
     return {match[1].lower(): match[2] for match in found if match}
-
-
-def pinned() -> dict[str, str]:
-    """The versions of requirements.txt by package."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return {match[1].lower(): match[2] for line in lines if (match := re.match(r"([\w.-]+)==([\w.]+)", line))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", nargs="+", default=[], metavar="NAME")
-    known = floors() | {name: pinned()[name] for name in parser.parse_args().keep}
+    known = versions(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])
+    pinned = versions((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    known |= {name: pinned[name] for name in parser.parse_args().keep}
     print("\n".join(f"{name}=={version}" for name, version in known.items()))
 
 

@@ -1,6 +1,5 @@
 """A tiny benchmark for tests: a dozen short videos, lists, and the ground truth in both of its forms."""
 
-import csv
 import dataclasses
 import io
 from contextlib import redirect_stderr, redirect_stdout
@@ -17,6 +16,7 @@ import xd_test
 import xd_train
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS
+from clipfusionvad.io.files import write_csv
 from clipfusionvad.models import find_method, method_names
 
 WIDTH, LENGTH, FRAMES = 64, 32, 16
@@ -30,22 +30,9 @@ TRAIN = {name: package("train", name) for name in DATASETS} | {"ucf": ucf_train.
 TEST = {name: package("test", name) for name in DATASETS} | {"ucf": ucf_test.main, "xd": xd_test.main}
 SHARED_FLAGS = ["--clip", "toy", "--embed-dim", WIDTH, "--visual-width", WIDTH, "--frames-per-snippet", FRAMES]
 #: Small values of options that methods declare; an option that is not here keeps its default.
-SMALL = {
-    "visual_length": LENGTH,
-    "attn_window": 8,
-    "visual_layers": 1,
-    "prompt_prefix": 2,
-    "prompt_postfix": 2,
-    "glimpse_window": 8,
-    "prompt_encoder": "toy",
-    "prompt_length": 4,
-    "num_segments": 8,
-    "seg_length": 4,
-    "n_ctx": 2,
-    "emb_size": 16,
-    "heads": 2,
-    "num_refinement_steps": 2,
-}
+SMALL = {"visual_length": LENGTH, "attn_window": 8, "visual_layers": 1, "prompt_prefix": 2, "prompt_postfix": 2}
+SMALL |= {"glimpse_window": 8, "prompt_encoder": "toy", "prompt_length": 4, "num_segments": 8, "seg_length": 4}
+SMALL |= {"n_ctx": 2, "emb_size": 16, "heads": 2, "num_refinement_steps": 2}
 
 
 def small_options(method):
@@ -182,26 +169,23 @@ def make_tiny(dataset, folder):
             features[start // FRAMES : -(-end // FRAMES)] += directions[anomalous.index(label)]
         return video, features.astype(np.float16)
 
+    def write(video, features, crops):
+        """Save the crops of a video in both streams; return their rows of a list."""
+        for crop in crops:
+            np.save(folder / "features" / f"{video.name}__{crop}.npy", features + np.float16(0.1) * (crop % 5))
+            np.save(folder / "events" / f"{video.name}__{crop}.npy", features[:, ::-1])
+        return [(f"features/{video.name}__{crop}.npy", video.label) for crop in crops]
+
     rows = []
     for number in range(12):
         label = normal if number % 2 else anomalous[number // 2 % 2]
-        video, features = make(number, label, int(rng.integers(5, 60)))
-        for crop in range(2):
-            np.save(folder / "features" / f"{video.name}__{crop}.npy", features + np.float16(0.1) * crop)
-            np.save(folder / "events" / f"{video.name}__{crop}.npy", features[:, ::-1])
-            rows.append((f"features/{video.name}__{crop}.npy", label))
-    _write_csv(folder / "train.csv", [("path", "label"), *rows])
+        rows += write(*make(number, label, int(rng.integers(5, 60))), crops=range(2))
+    write_csv(folder / "train.csv", ["path", "label"], rows)
 
-    videos, rows = [], []
-    for number, (label, snippets) in enumerate(
-        zip([*anomalous, *anomalous, normal, normal], TEST_LENGTHS, strict=True)
-    ):
-        video, features = make(500 + number, label, snippets)
-        np.save(folder / "features" / f"{video.name}__5.npy", features)
-        np.save(folder / "events" / f"{video.name}__5.npy", features[:, ::-1])
-        rows.append((f"features/{video.name}__5.npy", label))
-        videos.append(video)
-    _write_csv(folder / "test.csv", [("path", "label"), *rows])
+    tested = zip([*anomalous, *anomalous, normal, normal], TEST_LENGTHS, strict=True)
+    made = [make(500 + number, label, snippets) for number, (label, snippets) in enumerate(tested)]
+    videos = [video for video, _ in made]
+    write_csv(folder / "test.csv", ["path", "label"], [row for pair in made for row in write(*pair, crops=[5])])
     _write_truth(folder, videos)
     return Tiny(dataset, folder, folder, videos)
 
@@ -209,7 +193,7 @@ def make_tiny(dataset, folder):
 def _write_truth(folder, videos):
     frames = [np.zeros(FRAMES * video.snippets, np.float32) for video in videos]
     segments, labels = np.empty(len(videos), object), np.empty(len(videos), object)
-    keyed = [("video", "frames", "label", "start", "end")]
+    keyed = []
     for index, video in enumerate(videos):
         length = FRAMES * video.snippets
         segments[index] = [[str(start), str(end)] for start, end in video.segments] or [[0, length]]
@@ -221,9 +205,4 @@ def _write_truth(folder, videos):
     np.save(folder / "gt.npy", np.concatenate(frames))
     np.save(folder / "gt_segment.npy", segments)
     np.save(folder / "gt_label.npy", labels)
-    _write_csv(folder / "truth.csv", keyed)
-
-
-def _write_csv(path, rows):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    write_csv(folder / "truth.csv", ["video", "frames", "label", "start", "end"], keyed)

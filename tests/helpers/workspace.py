@@ -4,6 +4,7 @@ Names and formats are those of the four benchmarks; the content is random.
 """
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from clipfusionvad.cli.options import option_file_of, settings_of
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import released_state
 from clipfusionvad.engine.setup import build_model
-from clipfusionvad.io.files import write_torch
+from clipfusionvad.io.files import write_array, write_torch
 from clipfusionvad.models.clip import toy_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,14 +36,11 @@ CLIPS = ["Arson009", "Arson016", "Explosion016", "Explosion021", "Fighting033", 
 
 def make_features(folder: Path, names: list[str], crops=(0, 5), events: str | None = None) -> None:
     """Features of videos, and beside ``folder`` their event features in the folder ``events``."""
-    rng = np.random.default_rng(5)
+    rng, places = np.random.default_rng(5), [folder, *([folder.parent / events] if events else [])]
     for name in names:
         video = rng.normal(size=(int(rng.integers(6, 30)), WIDTH)).astype(np.float16)
-        for crop in crops:
-            for place in [folder, *([folder.parent / events] if events else [])]:
-                path = place / f"{name}__{crop}.npy"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, video + np.float16(0.1 * crop))
+        for place, crop in product(places, crops):
+            write_array(place / f"{name}__{crop}.npy", video + np.float16(0.1 * crop))
 
 
 def make_workspace() -> None:
@@ -55,15 +53,9 @@ def make_workspace() -> None:
     shutil.copytree(ROOT / "docs", "docs")
     for script in (ROOT / "list").glob("*.py"):
         shutil.copy(script, "list")
-    _make_ucf()
-    _make_xd()
-    _make_shanghaitech()
-    _make_msad()
-    _make_released()
     write_video("videos/shop.mp4", frames=70)
-
-
-def _make_ucf() -> None:
+    _make_released()
+    # UCF-Crime.
     names = [f"{label}/{label}{number:03}_x264" for label in ("Abuse", "Arson") for number in (1, 2, 28)]
     names += [part.format(number) for part in NORMAL for number in (1, 3, 4)]
     make_features(Path("features/ucf"), names)
@@ -75,8 +67,7 @@ def _make_ucf() -> None:
     tested = ["Abuse/Abuse028_x264", "Arson/Arson028_x264", *(NORMAL[1].format(number) for number in (1, 3, 4))]
     Path("annotations/Anomaly_Test.txt").write_text("".join(f"{name}.mp4\n" for name in tested))
 
-
-def _make_xd() -> None:
+    # XD-Violence.
     names = [f"B.Film__#00-0{number}-00_label_B2-0-0" for number in range(6)]
     names += [f"C.Film__#00-0{number}-00_label_G-0-0" for number in range(2)]
     names += [XD_NORMAL.format(number) for number in range(8)]
@@ -91,8 +82,7 @@ def _make_xd() -> None:
     trained = "".join(line for name, line in listed.items() if name not in tested)
     Path("authors/xd_CLIP_rgb.csv").write_text("path,label\n" + trained)
 
-
-def _make_shanghaitech() -> None:
+    # ShanghaiTech.
     names = [f"{label}/0{number}_0{number}28" for label, number in (("car", 1), ("robbery", 2))]
     names += [f"{label}/0{number}_0130" for label, number in (("car", 3), ("robbery", 4))]
     names += [f"normal/01_00{number}" for number in range(6)]
@@ -102,15 +92,13 @@ def _make_shanghaitech() -> None:
     lines += [f"01_00{number}.avi normal{padding}" for number in (4, 5)]
     Path("annotations/shang_annotations.txt").write_text("\n".join(lines) + "\n")
 
-
-def _make_msad() -> None:
+    # MSAD.
     names = [f"{label}/{label}_{number}" for label in ("Fire", "Robbery") for number in (1, 2, 8)]
     names += [f"Normal/office{number}" for number in range(4)] + ["Normal/MSAD_normal_testing_1"]
     make_features(Path("features/msad/rgb"), names, events="event_thr_10")
     lines = ["Fire_8.mp4 office 1 60 -1 -1", "Robbery_8.mp4 shop 9 70 -1 -1"]
-    Path("annotations/msad_annotations.txt").write_text(
-        "\n".join([*lines, "MSAD_normal_testing_1.mp4 Normal -1 -1 -1 -1"]) + "\n"
-    )
+    lines += ["MSAD_normal_testing_1.mp4 Normal -1 -1 -1 -1"]
+    Path("annotations/msad_annotations.txt").write_text("\n".join(lines) + "\n")
 
 
 def _make_released() -> None:
@@ -122,7 +110,7 @@ def _make_released() -> None:
         state = released_state(model, clip)
         if method == "anomalyclip":
             lightning = {"state_dict": {f"net.{key}": value for key, value in state.items()}}
-            torch.save(lightning, "released/last.ckpt")
+            write_torch("released/last.ckpt", lightning)
         else:
             write_torch(f"released/model_{dataset}.pth", state)
     encoder = {f"encoder_k.{key}": value for key, value in toy_state(WIDTH).items()}
@@ -152,14 +140,13 @@ def make_garage() -> None:
     shutil.rmtree("videos")
     shutil.rmtree("features")
     rows = []
-    for part, count in (("train", 8), ("test", 2)):
-        for label in yaml.safe_load(GARAGE)["classes"]:
-            for number in range(count):
-                path = Path("videos", part, label, f"{part}_{label}_{number}.mp4")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_video(path, frames=34 + number)
-                bounds = "," if label == "Quiet" else f"4,{20 + number}"
-                rows += [f"{path.stem},{34 + number},{label},{bounds}\n"] if part == "test" else []
+    numbered = [("train", number) for number in range(8)] + [("test", number) for number in range(2)]
+    for label, (part, number) in product(yaml.safe_load(GARAGE)["classes"], numbered):
+        path = Path("videos", part, label, f"{part}_{label}_{number}.mp4")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, frames=34 + number)
+        bounds = "," if label == "Quiet" else f"4,{20 + number}"
+        rows += [f"{path.stem},{34 + number},{label},{bounds}\n"] if part == "test" else []
     Path("truth.csv").write_text("video,frames,label,start,end\n" + "".join(rows))
 
 

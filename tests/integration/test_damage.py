@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 from refusal import assert_refused
-from test_resume import assert_same, no_plots, stopping_at  # noqa: F401
+from test_resume import assert_same, stopping_at
 from tiny import make_tiny
 
 from clipfusionvad.io.errors import UserError
@@ -63,7 +63,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def stopped(data, tmp_path, no_plots, monkeypatch):  # noqa: F811
+def stopped(data, tmp_path, no_plots, monkeypatch):
     """A training that was stopped at its sixth step, after a state at the end of the first epoch."""
     work = data.at(tmp_path / "work")
     with stopping_at(monkeypatch, 6):
@@ -71,7 +71,7 @@ def stopped(data, tmp_path, no_plots, monkeypatch):  # noqa: F811
     return work
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(data, stopped, tmp_path, no_plots):  # noqa: F811
+def test_a_damaged_state_gives_way_to_the_one_before(data, stopped, tmp_path, no_plots):
     whole = data.at(tmp_path / "whole")
     assert whole.train().code == 0
     last = stopped.work / "run" / "last.pt"
@@ -112,7 +112,7 @@ def test_a_record_that_is_gone_is_begun_anew(stopped):
     assert stopped.train("--use-checkpoint").code == 0
 
 
-def test_a_seed_with_a_damaged_state_goes_on_with_the_others(data, tmp_path, no_plots, monkeypatch):  # noqa: F811
+def test_a_seed_with_a_damaged_state_goes_on_with_the_others(data, tmp_path, no_plots, monkeypatch):
     whole, work = data.at(tmp_path / "whole"), data.at(tmp_path / "work")
     seeds = ["--seeds", 3, 5]
     assert whole.train(*seeds).code == 0

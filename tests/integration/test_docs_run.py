@@ -68,14 +68,12 @@ def workspace(tmp_path_factory):
         patch.setattr(training, "draw_score_curves", lambda *args: None)
         patch.setattr(training, "draw_training", lambda *args: None)
         patch.chdir(tmp_path_factory.mktemp("workspace"))
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests/helpers/site", ROOT / "tests/helpers", ROOT)))
-        )
+        paths = (ROOT / "tests/helpers/site", ROOT / "tests/helpers", ROOT)
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
         patch.setenv("OMP_NUM_THREADS", "1")
         make_workspace()
         listed = [words for words in commands(ROOT / "docs/datasets.md") if words[1].startswith("list/")]
-        trained = [line.split() for line in TRAINED]
-        for words in [*listed, *trained]:
+        for words in [*listed, *map(str.split, TRAINED)]:
             done = run(words)
             assert done.code == 0, done.err
         yield set()
@@ -107,9 +105,10 @@ def run(words):
         return quietly(lambda path: runpy.run_path(path, run_name="__main__"), program)
 
 
-@pytest.mark.parametrize(
-    "page", sorted(PAGES, key=lambda page: (page.stem in LAST, page != README)), ids=lambda p: p.stem
-)
+ORDERED = sorted(PAGES, key=lambda page: (page.stem in LAST, page != README))
+
+
+@pytest.mark.parametrize("page", ORDERED, ids=lambda page: page.stem)
 def test_every_command_of_a_page_runs(page, workspace):
     # The last pages use other videos.
     known = set() if page.stem in LAST else workspace

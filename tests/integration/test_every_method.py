@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from refusal import assert_refused
 from test_resume import Broken
 from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, skip_without_packages, strings
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli import training
 from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import add_streams, read_list
@@ -37,12 +36,6 @@ def trained(request, tmp_path_factory):
     return tiny
 
 
-@pytest.fixture
-def no_plots(monkeypatch):
-    monkeypatch.setattr(training, "draw_score_curves", lambda *args: None)
-    monkeypatch.setattr(training, "draw_training", lambda *args: None)
-
-
 def model_of(tiny):
     """The trained model, made as its file says."""
     made = read_model_file(tiny.work / "model.pth").hparams
@@ -63,6 +56,9 @@ def test_it_learns_and_testing_gives_what_training_reported(trained):
     tested = json.loads((trained.work / "tested.json").read_text())
     assert tested == json.loads((trained.work / "run/metrics.json").read_text())["best"]
     assert {"auc1", "ap1", "ano_auc1", "per_class"} <= tested.keys()
+    other = next(name for name in method_names() if name != trained.method)
+    refused = trained.of(other).test()
+    assert refused.code == 2 and f"use --method {trained.method}" in refused.err
     model = model_of(trained)
     classes = model.score_video(np.zeros((1, len(model.streams) * model.visual_width), np.float32))[1]
     assert ("map" in tested) == ("mauc" in tested) == (classes is not None)
@@ -74,10 +70,8 @@ def test_scoring_a_video_gives_what_the_test_scored(trained, monkeypatch):
     entries = read_list(trained.test_list)
     if len(model.streams) > 1:
         entries = add_streams(entries, ["features", "events"], "test.csv")
-    scored = []
-    monkeypatch.setattr(
-        "clipfusionvad.cli.testing.evaluate_classes", lambda scores, videos: scored.extend(scores) or {}
-    )
+    scored, watched = [], "clipfusionvad.cli.testing.evaluate_classes"
+    monkeypatch.setattr(watched, lambda scores, videos: scored.extend(scores) or {})
     assert trained.test().code == 0
     for entry, expected in zip(entries, scored, strict=True):
         features = load_video(entry.paths)
@@ -126,11 +120,9 @@ def test_the_released_form_is_recognised_and_gives_the_same_model(trained, tmp_p
     if "matches_state_dict" not in vars(method):
         pytest.skip("the method knows no released files")
     released = tmp_path / "released.pth"
-    command = ["export", str(trained.work / "model.pth"), "--output", str(released)]
-    assert (done := quietly(package_main, command)).code == 0, done.err
-    method = find_method(trained.method)
-    if "matches_state_dict" in vars(method):
-        assert read_model_file(released).method == trained.method
+    done = quietly(package_main, strings(["export", trained.work / "model.pth", "--output", released]))
+    assert done.code == 0, done.err
+    assert read_model_file(released).method == trained.method
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     assert trained.test("--metrics-json", before).code == 0
     more = ["--train-list", trained.train_list] if method.centroid_buffers else []
@@ -139,12 +131,6 @@ def test_the_released_form_is_recognised_and_gives_the_same_model(trained, tmp_p
     before, after = (json.loads(path.read_text()) for path in (before, after))
     for name in ("auc1", "ap1"):
         assert after[name] == pytest.approx(before[name], abs=1e-4)
-
-
-def test_the_name_of_a_wrong_method_is_refused(trained):
-    other = next(name for name in method_names() if name != trained.method)
-    outcome = replace(trained, method=other).test()
-    assert outcome.code == 2 and f"use --method {trained.method}" in outcome.err
 
 
 def test_a_released_file_that_lacks_what_training_took_from_normal_videos(tmp_path):
@@ -156,26 +142,21 @@ def test_a_released_file_that_lacks_what_training_took_from_normal_videos(tmp_pa
     flags = ["--model-path", tmp_path / "last.ckpt", "--metrics-json", tmp_path / "m.json"]
     refused = tiny.test(*flags, "--train-list", tmp_path / "none.csv")
     assert refused.code == 2 and "ncentroid" in refused.err and "--normal-centroid" in refused.err
-    results = []
-    for source in (["--train-list", tiny.train_list], ["--normal-centroid", tiny.work / "run/calibration.pt"]):
-        assert tiny.test(*flags, *source).code == 0
-        results.append(json.loads((tmp_path / "m.json").read_text())["auc1"])
     torch.save(file["model_state_dict"]["ncentroid"], tmp_path / "ncentroid.pt")
-    assert tiny.test(*flags, "--calibration", tmp_path / "ncentroid.pt").code == 0
-    results.append(json.loads((tmp_path / "m.json").read_text())["auc1"])
-    assert results == pytest.approx([json.loads((tiny.work / "run/metrics.json").read_text())["best"]["auc1"]] * 3)
+    best = json.loads((tiny.work / "run/metrics.json").read_text())["best"]["auc1"]
+    sources = {"--train-list": tiny.train_list, "--normal-centroid": tiny.work / "run/calibration.pt"}
+    for source in (sources | {"--calibration": tmp_path / "ncentroid.pt"}).items():
+        assert tiny.test(*flags, *source).code == 0
+        assert json.loads((tmp_path / "m.json").read_text())["auc1"] == pytest.approx(best)
 
 
 def test_two_streams_that_do_not_fit_are_refused(tmp_path):
     tiny = make_tiny("ucf", tmp_path / "data").of("iefvad")
-    outcome = tiny.train("--stream-folders", "features", "nowhere")
-    assert outcome.code == 2 and "nowhere" in outcome.err and "--stream-folders" in outcome.err
-    outcome = tiny.train("--stream-folders", "features")
-    assert outcome.code == 2 and "--stream-folders takes 2 words" in outcome.err
+    assert_refused(tiny.train, tiny, "--stream-folders", "features", "nowhere", says=("nowhere", "--stream-folders"))
+    assert_refused(tiny.train, tiny, "--stream-folders", "features", says="--stream-folders takes 2 words")
     path = next((tiny.folder / "events").iterdir())
     np.save(path, np.load(path)[:-1])
-    outcome = tiny.train()
-    assert outcome.code == 2 and str(path) in outcome.err and "extract both" in outcome.err
+    assert_refused(tiny.train, tiny, says=(str(path), "extract both"))
 
 
 @pytest.mark.parametrize("dataset", ["ucf", "xd", "msad"])
