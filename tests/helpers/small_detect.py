@@ -2,7 +2,6 @@
 
 import functools
 
-import torch
 from tiny import METHOD_FLAGS, SHARED_FLAGS, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
@@ -16,13 +15,11 @@ from clipfusionvad.io.files import write_torch
 def write_model(path, method, dataset=UCF):
     """A model file of random weights, and the model."""
     frames = ["--frames-per-snippet", 1 if method == "anomalyclip" else 16]
-    args = option_file_of(dataset).parse_args(
-        strings(["--method", method], SHARED_FLAGS, frames, METHOD_FLAGS[method], ["--seed", 5])
-    )
+    flags = strings(["--method", method], SHARED_FLAGS, frames, METHOD_FLAGS[method], ["--seed", 5])
+    args = option_file_of(dataset).parse_args(flags)
     model, clip = build_model(settings_of(args, dataset).model, dataset, args.seed)
     for name in model.centroid_buffers:
-        buffer = model.get_buffer(name)
-        buffer.copy_(torch.zeros_like(buffer))
+        model.get_buffer(name).zero_()
     write_torch(path, model_content(make_hparams(model, clip, dataset, vars(args)), state_without_clip(model)))
     return model.eval()
 

@@ -1,10 +1,10 @@
 """Detection from the video file to what is written about it."""
 
-import csv
 import json
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_videos import write_sound, write_video
@@ -69,8 +69,7 @@ def described(folder, name="video"):
 
 
 def table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(path, keep_default_na=False).to_dict("records")
 
 
 def slow_features(path, per_frame, crop):
@@ -95,14 +94,14 @@ def test_scores_are_those_of_slowly_made_features(method, place, tmp_path, score
     anomaly, classes = model.score_video(features)
     found, rows = described(out), table(out / "video.csv")
     np.testing.assert_allclose(found["snippets"]["anomaly"], anomaly, atol=1e-4)
-    np.testing.assert_allclose([float(row["anomaly"]) for row in rows], anomaly, atol=1e-4)
+    np.testing.assert_allclose([row["anomaly"] for row in rows], anomaly, atol=1e-4)
     assert len(anomaly) == (FRAMES if method == "anomalyclip" else 5)
     if classes is None:
         assert found["snippets"]["classes"] is None and all(s["label"] is None for s in found["segments"])
     else:
         np.testing.assert_allclose([found["snippets"]["classes"][name] for name in UCF.labels], classes.T, atol=1e-4)
-        np.testing.assert_allclose([[float(row[name]) for name in UCF.labels] for row in rows], classes, atol=1e-4)
-    assert float(rows[-1]["end"]) == pytest.approx(FRAMES / 30, abs=1e-5)
+        np.testing.assert_allclose([[row[name] for name in UCF.labels] for row in rows], classes, atol=1e-4)
+    assert rows[-1]["end"] == pytest.approx(FRAMES / 30, abs=1e-5)
     assert len(table(out / "video_seconds.csv")) == 3
     assert len(table(out / "video_segments.csv")) == len(found["segments"])
     assert (out / "video.png").read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,5 @@
 """From folders of videos to feature files: what is written, resumed, refused, and reported."""
 
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -10,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_videos import opencv_frames, plain_event_rows, plain_rows, write_sound, write_video
@@ -24,8 +24,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models.clip import image_tower, load_clip
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TOY = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu"]
 ROWS = {"Abuse/a": 2, "Normal/b__1.x": 2, "Normal/c": 1}
 
@@ -271,8 +270,7 @@ def test_a_line_that_was_cut_off_is_no_line(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real clips of ../shared/data")
 def test_real_clips_give_the_rows_of_the_benchmark(tmp_path):
-    with open(SHARED / "benchmarks" / "ucf_test_videos.csv", newline="") as file:
-        frames = {row["video"]: int(row["n_frames"]) for row in csv.DictReader(file)}
+    frames = pd.read_csv(SHARED / "benchmarks" / "ucf_test_videos.csv", index_col="video")["n_frames"]
     names = ["RoadAccidents017_x264", "RoadAccidents133_x264"]
     clips = [SHARED / "ucf_clips" / f"{name}.mp4" for name in names]
     assert extract(tmp_path, "--crop-ids", 5, "--reduce", "middle", videos=clips).code == 0

@@ -49,20 +49,16 @@ def streamed(score, rows, sizes, length=LENGTH, every=1):
     return list(score_windows(batches, score, length, every))
 
 
-def random_rows(count, width=WIDTH):
-    return np.random.default_rng(count).normal(size=(count, width)).astype(np.float32)
-
-
 @pytest.mark.parametrize("method", ["vadclip", "iefvad", "anomalyclip"])
 @settings(max_examples=12)
 @given(st.integers(1, 2 * LENGTH + 3), st.lists(st.integers(0, 40), max_size=12), st.integers(1, 9))
 def test_final_scores_are_those_of_the_whole_video(models, method, count, sizes, every):
     """A sampling that spreads over a whole video scores each window as a video of its own."""
     model = models[1][method]
-    rows, length = random_rows(count, WIDTH * len(model.streams)), model.sampling.length
-    found = streamed(model.score_video, rows, sizes, length, every)
+    rows = np.random.default_rng(count).normal(size=(count, WIDTH * len(model.streams))).astype(np.float32)
+    found = streamed(model.score_video, rows, sizes, every=every)
     final = [scores for scores in found if scores.final]
-    step = length if method == "anomalyclip" else count
+    step = LENGTH if method == "anomalyclip" else count
     for start in range(0, count, step):
         anomaly, classes = model.score_video(rows[start : start + step])
         part = slice(start, start + step)
@@ -75,7 +71,8 @@ def test_final_scores_are_those_of_the_whole_video(models, method, count, sizes,
 
 
 def test_until_a_window_is_complete_its_snippets_are_scored_with_those_before_them(models):
-    score, rows = models[1]["vadclip"].score_video, random_rows(LENGTH + 5)
+    score = models[1]["vadclip"].score_video
+    rows = np.random.default_rng(0).normal(size=(LENGTH + 5, WIDTH)).astype(np.float32)
     found = streamed(score, rows, [1] * len(rows))
     assert [scores.final for scores in found] == [False] * (LENGTH - 1) + [True] + [False] * 5 + [True]
     for index, start in ((0, 0), (7, 0), (20, 0), (LENGTH + 2, LENGTH)):
@@ -162,8 +159,7 @@ def serve(connections):
     def run():
         with server:
             for content in connections:
-                client, _ = server.accept()
-                with client:
+                with server.accept()[0] as client:
                     client.sendall(content)
 
     threading.Thread(target=run, daemon=True).start()
@@ -215,14 +211,9 @@ def test_a_silent_source_can_be_stopped():
     hold.set()
 
 
-def scripted(values):
-    """Scores that follow a script, whatever the rows."""
-    return lambda rows: (np.array(values[: len(rows)]), None)
-
-
 def test_alerts_follow_the_two_thresholds(tmp_path, capsys):
-    values = [0.1, 0.1, 0.6, 0.45, 0.45, 0.2, 0.2, 0.2, 0.45, 0.2, 0.9, 0.9, 0.9]
-    windows = streamed(scripted(values), np.zeros((13, 1)), [1] * 13, 100)
+    values = np.array([0.1, 0.1, 0.6, 0.45, 0.45, 0.2, 0.2, 0.2, 0.45, 0.2, 0.9, 0.9, 0.9])
+    windows = streamed(lambda rows: (values[: len(rows)], None), np.zeros((13, 1)), [1] * 13, 100)
     write_logs(windows, tmp_path, HEAD, [], Thresholds(0.5, 0.4, 2, 1))
     alerts = [(line["alert"], line["start"], line["end"]) for line in lines(tmp_path / "alerts.jsonl")]
     assert alerts == [("start", 2, 4), ("end", 2, 5), ("start", 10, 12), ("end", 10, 13)]
@@ -234,7 +225,8 @@ def test_alerts_follow_the_two_thresholds(tmp_path, capsys):
 
 def test_snippets_left_out_are_told(tmp_path, capsys):
     batches = ((np.zeros((1, 1)), spans(first, 1)) for first in (0, 1, 5))
-    write_logs(score_windows(batches, scripted([0.1] * 9), 100), tmp_path, HEAD, [], Thresholds())
+    windows = score_windows(batches, lambda rows: (np.full(len(rows), 0.1), None), 100)
+    write_logs(windows, tmp_path, HEAD, [], Thresholds())
     told = capsys.readouterr().out
     assert "slower than the source" in told and "3 snippets, 0:06, 0:03 left out" in told
 

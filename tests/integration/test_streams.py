@@ -33,10 +33,10 @@ def test_the_other_stream_is_found(tmp_path, rgb, event):
 
 def test_what_cannot_be_found_is_said(tmp_path):
     first = write(tmp_path / "rgb/v__0.npy", np.ones((3, 2), np.float16))
-    says = "list.csv, row 7.*event.*not found beside.*--stream-folders"
-    for folders, words in ((["rgb", "event"], says), (["image", "event"], "row 7.*no folder.*'image'")):
+    says = {"rgb": "list.csv, row 7.*event.*not found beside.*--stream-folders", "image": "row 7.*no folder.*'image'"}
+    for name, words in says.items():
         with pytest.raises(UserError, match=words):
-            add_streams([Entry(first, "Abuse", 7)], folders, "list.csv")
+            add_streams([Entry(first, "Abuse", 7)], [name, "event"], "list.csv")
 
 
 def test_streams_stand_side_by_side_and_missing_rows_are_zeros(tmp_path):
@@ -56,7 +56,6 @@ def test_streams_stand_side_by_side_and_missing_rows_are_zeros(tmp_path):
 @pytest.mark.parametrize("read", [load_video, read_video_shape])
 def test_streams_of_different_length_or_width_are_refused(tmp_path, read):
     rgb = write(tmp_path / "rgb/v.npy", np.ones((3, 2), np.float16))
-    says = "event/v.npy has 2 snippets, but .*rgb/v.npy has 3"
-    for shape, words in (((2, 2), says), ((3, 4), "event/v.npy has features of dim 4, but 2")):
-        with pytest.raises(UserError, match=words):
+    for shape, words in (((2, 2), "has 2 snippets, but .*rgb/v.npy has 3"), ((3, 4), "has features of dim 4, but 2")):
+        with pytest.raises(UserError, match=f"event/v.npy {words}"):
             read((rgb, write(tmp_path / "event/v.npy", np.ones(shape, np.float16))), 2)

@@ -48,9 +48,6 @@ def test_frames_are_those_that_opencv_reads(tmp_path, name):
     (info,) = infos
     assert (info.height, info.width) == first.shape[:2] and info.frames in (20, None)
     assert info.fps == pytest.approx(float(KINDS[name].get("rate", info.fps)), rel=1e-5)
-    # Lossy, but neither another picture nor blue for red.
-    if name == "h264.mp4":
-        assert np.corrcoef(first[..., 0].ravel(), picture(0)[..., 0].ravel())[0, 1] > 0.8
 
 
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (180, 2), (-90, 3)])
@@ -314,15 +311,13 @@ def test_the_image_tower_is_openais(toy):
             assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
-def test_bf16_is_close_and_leaves_weights_and_random_state_alone_and_fp16_needs_a_gpu(toy):
+def test_bf16_is_close_and_leaves_weights_and_random_state_alone(toy):
     before, weights = torch.get_rng_state(), toy.state["visual.proj"].clone()
     pictures = np.stack([picture(index, (224, 224)) for index in range(4)])
     full, half = (ImageEncoder(toy, "cpu", precision).encode(pictures) for precision in ("fp32", "bf16"))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(toy.state["visual.proj"], weights) and toy.state["visual.proj"].dtype == torch.float32
     assert half.dtype == np.float32 and 0 < np.abs(full - half).max() < 0.1 * np.abs(full).max()
-    with pytest.raises(UserError, match="needs a GPU"):
-        ImageEncoder(toy, "cpu", "fp16")
 
 
 def test_weights_without_an_image_tower_are_refused(toy):
