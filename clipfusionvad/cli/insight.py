@@ -1,6 +1,6 @@
 """Analyse a test or a model: classes, alarms, latency, calibration, prompts, gates, graphs, attention, transfer."""
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,26 +30,32 @@ from clipfusionvad.tools.demo import make_demo
 Analysis = Callable[..., AnalysisResult]
 FROM_SCORES: tuple[Analysis, ...] = (classes, confusion, alarms, latency, calibration)
 FROM_MODEL: tuple[Analysis, ...] = (prompts, gates, graph, attention)
-FROM_RUNS: tuple[Analysis, ...] = (transfer,)
-ANALYSES = {analysis.__name__: analysis for analysis in (*FROM_SCORES, *FROM_MODEL, *FROM_RUNS)}
-_READS = {
+_READS: dict[str, tuple[Analysis, ...]] = {
     "the scores of a run or a test (its folder, or a scores file)": FROM_SCORES,
     "a model and its test data (the folder of a run, or a model file with the options of a test)": FROM_MODEL,
-    "several runs (their folders)": FROM_RUNS,
+    "several runs (their folders)": (transfer,),
 }
+ANALYSES = {analysis.__name__: analysis for analyses in _READS.values() for analysis in analyses}
 
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    name, rest = argv[0], argv[1:]
+    name = argv[0]
     if name not in ANALYSES:
         raise UserError(f"unknown analysis {name!r}{nearest(name, ANALYSES)}; there are: {', '.join(ANALYSES)}")
-    args, test_argv = _parse(name, rest)
+    analysis, parser = ANALYSES[name], make_parser(name)
+    # After an analysis of models the options of a test may follow.
+    args, rest = (parser.parse_args(argv[1:]), []) if analysis in FROM_SCORES else parser.parse_known_args(argv[1:])
     for path in (args.output, args.output.with_suffix(".csv")):
         check_writable(path)
-    result = _analyse(name, args, test_argv)
+    chosen = {name: getattr(args, name) for name in declared_options(analysis)}
+    if analysis in FROM_SCORES:
+        result = analysis(_read_test(args.source[0]), **chosen)
+    else:
+        runs = [_find(source, rest) for source in args.source]
+        result = analysis(_load(runs[0]) if analysis in FROM_MODEL else runs, **chosen)
     print("\n\n".join(result.lines))
     files = write_result(result, args.output, args.formats)
     print(f"\nresults: {', '.join(map(str, files))}")
@@ -65,29 +71,26 @@ def _overview() -> str:
             lines.append(f"  {analysis.__name__:<12} {_summary(analysis)}{f' ({flags})' if flags else ''}")
     lines += ["", "common:", "  --output FILE    the figure; its numbers are written into FILE.csv beside it"]
     lines += [f"  --formats …      further formats of the figure: {', '.join(FORMATS)}"]
-    lines += ["", "--help after ANALYSIS explains its options"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "--help after ANALYSIS explains its options"])
 
 
 def _summary(analysis: Analysis) -> str:
     return (analysis.__doc__ or "").splitlines()[0].rstrip(".")
 
 
-def _parse(name: str, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the options of an analysis and, for an analysis of models, the rest, which are options of a test."""
+def make_parser(name: str) -> Parser:
     analysis = ANALYSES[name]
     about = f"{_summary(analysis)}."
     parser = Parser(prog=f"clipfusionvad insight {name}", description=about, formatter_class=HelpFormatter)
-    many, scores = analysis in FROM_RUNS, analysis in FROM_SCORES
+    many, scores = analysis is transfer, analysis in FROM_SCORES
     where = "folders of runs" if many else "folder of a run or a test" if scores else "folder of a run, or a model file"
     parser.add_argument("source", type=Path, nargs="+" if many else 1, help=where)
     parser.add_argument("--output", type=_figure, required=True, help="the figure; numbers go into a .csv beside it")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[], help="further formats of the figure")
     add_arguments(parser, declared_options(analysis).values())
-    if scores:
-        return parser.parse_args(argv), []
-    parser.epilog = "Options of a test, such as --device or --test-list, may follow."
-    return parser.parse_known_args(argv)
+    if not scores:
+        parser.epilog = "Options of a test, such as --device or --test-list, may follow."
+    return parser
 
 
 def _figure(text: str) -> Path:
@@ -95,16 +98,6 @@ def _figure(text: str) -> Path:
     if path.suffix.removeprefix(".") not in FORMATS:
         raise ArgumentTypeError(f"{text!r} must end in one of: {', '.join('.' + suffix for suffix in FORMATS)}")
     return path
-
-
-def _analyse(name: str, args: Namespace, test_argv: Sequence[str]) -> AnalysisResult:
-    analysis = ANALYSES[name]
-    chosen = {name: getattr(args, name) for name in declared_options(analysis)}
-    if analysis in FROM_SCORES:
-        return analysis(_read_test(args.source[0]), **chosen)
-    if analysis in FROM_MODEL:
-        return analysis(_load(_find(args.source[0], test_argv)), **chosen)
-    return analysis([_find(source, test_argv) for source in args.source])
 
 
 def _read_test(source: Path) -> TestResult:

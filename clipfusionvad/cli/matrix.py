@@ -55,12 +55,5 @@ def _run_pair(method: str, dataset: Dataset) -> DemoResult:
     import pandas as pd
 
     losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()
-    return DemoResult(
-        method,
-        dataset,
-        losses.iloc[0],
-        losses.iloc[-1],
-        untrained=results["untrained"],
-        trained=results["best"],
-        seconds=time.perf_counter() - start,
-    )
+    seconds = time.perf_counter() - start
+    return DemoResult(method, dataset, losses.iloc[0], losses.iloc[-1], results["untrained"], results["best"], seconds)

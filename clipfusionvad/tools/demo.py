@@ -38,25 +38,12 @@ def demo_settings(dataset: Dataset, method: type[Method]) -> dict[str, Any]:
     Not every method has all of these options.
     """
     folder = demo_folder(dataset)
-    lists = folder / "list"
-    settings = {
-        "clip": "toy",
-        "embed_dim": WIDTH,
-        "visual_width": WIDTH,
-        "visual_length": 128,
-        "attn_window": 8,
-        "max_epoch": 16,
-        "batch_size": 16,
-        "lr": 2e-3,
-        "scheduler_milestones": [8, 12],
-        "eval_every": 0,
-        "stream_folders": list(method.streams),
-        "train_list": str(lists / dataset.list_files["train"]),
-        "test_list": str(lists / dataset.list_files["test"]),
-        "gt_path": str(lists / dataset.list_files["truth"]),
-        "model_path": str(folder / f"model_{method.name}.pt"),
-        "checkpoint_path": str(folder / f"checkpoint_{method.name}.pt"),
-    }
+    lists = {name: str(folder / "list" / file) for name, file in dataset.list_files.items()}
+    settings: dict[str, Any] = {"clip": "toy", "embed_dim": WIDTH, "visual_width": WIDTH, "visual_length": 128}
+    settings |= {"attn_window": 8, "max_epoch": 16, "batch_size": 16, "lr": 2e-3, "scheduler_milestones": [8, 12]}
+    settings |= {"eval_every": 0, "stream_folders": list(method.streams)}
+    settings |= {"train_list": lists["train"], "test_list": lists["test"], "gt_path": lists["truth"]}
+    settings |= {f"{kind}_path": str(folder / f"{kind}_{method.name}.pt") for kind in ("model", "checkpoint")}
     return settings | method_settings(method.name)
 
 
@@ -88,9 +75,11 @@ def make_demo(dataset: Dataset) -> None:
             video, scenes, strength = _make_video(rng, dataset, column, number, directions, len(crops))
             splits[split].append(video)
             for crop, rgb in zip(crops, scenes, strict=True):
-                place = Path(split, video.label or "", f"{video.video}__{crop}.npy")
-                write_array(folder / "features" / "rgb" / place, rgb)
-                write_array(folder / "features" / "event" / place, _make_events(event_rng, strength, motions))
+                # The event camera shows the classes of a video but not its scene.
+                events = event_rng.normal(size=(len(strength), WIDTH)) + 3 * strength @ motions
+                for stream, features in (("rgb", rgb), ("event", events.astype(np.float16))):
+                    path = Path(stream, split, video.label or "", f"{video.video}__{crop}.npy")
+                    write_array(folder / "features" / path, features)
     write_annotations_csv(folder / "annotations.csv", splits["test"])
     annotations = (str(folder / "annotations.csv"),)
     features, lists = str(folder / "features" / "rgb"), str(folder / "list")
@@ -116,7 +105,8 @@ def _make_video(
     rng: np.random.Generator, dataset: Dataset, column: int, number: int, directions: np.ndarray, crops: int
 ) -> tuple[Annotation, list[np.ndarray], np.ndarray]:
     """Make one video of a class: its annotation, features (n, WIDTH) float16 of each crop, and class strengths."""
-    snippets = _length(rng)
+    # Log-normal around 100, as in surveillance clips.
+    snippets = int(np.clip(rng.lognormal(np.log(100), 0.8), 12, 600))
     events = _events(rng, snippets) if column else []
     classes = [column] * len(events)
     if dataset.multi_label and len(events) > 1:
@@ -134,16 +124,6 @@ def _make_video(
     frames = FRAMES_PER_SNIPPET * snippets + int(rng.integers(0, FRAMES_PER_SNIPPET))
     name = dataset.demo_name.format(label=label, number=number)
     return Annotation(name, bounds, labels, frames, label), features, strength
-
-
-def _make_events(rng: np.random.Generator, strength: np.ndarray, motions: np.ndarray) -> np.ndarray:
-    """Make event-camera features (n, WIDTH) float16, which show the classes of a video but not its scene."""
-    return (rng.normal(size=(len(strength), WIDTH)) + 3 * strength @ motions).astype(np.float16)
-
-
-def _length(rng: np.random.Generator) -> int:
-    """Draw the number of snippets: log-normal around 100, as in surveillance clips, between 12 and 600."""
-    return int(np.clip(rng.lognormal(np.log(100), 0.8), 12, 600))
 
 
 def _events(rng: np.random.Generator, snippets: int) -> list[tuple[int, int]]:

@@ -155,7 +155,8 @@ def test_calibration_errors_are_those_over_frames():
     weights = pooled.anomaly[0].astype(np.float64), pooled.positives, pooled.frames
     scores = np.concatenate([by_frame(test, i, v.anomaly[0]) for i, v in enumerate(test.scores)]).astype(np.float64)
     truth = np.concatenate(test.videos.truth.frames)
-    assert calibration.calibration_error(calibration.equal_width(*weights, 7)) == pytest.approx(slow_error(scores, truth, 7))
+    error = calibration.calibration_error(calibration.equal_width(*weights, 7))
+    assert error == pytest.approx(slow_error(scores, truth, 7))
     assert calibration.brier(*weights) == pytest.approx(np.mean((scores - truth) ** 2))
     held = calibration.equal_mass(*weights, 5)
     assert held.frames.sum() == len(truth) and (np.diff(held.mean_score) > 0).all()

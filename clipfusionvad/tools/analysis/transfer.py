@@ -5,9 +5,9 @@ the target's classes, so it also tells those apart. Otherwise it keeps its own c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -32,8 +32,7 @@ METRICS = {
 TRAINED, TESTED = "trained on", "tested on"
 
 
-@dataclass(frozen=True)
-class TrainedRun:
+class TrainedRun(NamedTuple):
     """A run, with its settings and its checkpoint."""
 
     folder: Path
@@ -46,7 +45,10 @@ def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
     # Runs with the same test data make one target.
     unique: dict[tuple[str | int | None, ...], TrainedRun] = {}
     for run in runs:
-        unique.setdefault(_test_data(run), run)
+        data = run.settings.data
+        truth = data.gt_path, data.gt_segment_path, data.gt_label_path
+        test = run.settings.dataset.name, data.test_list, *truth, data.feature_root, data.frames_per_snippet
+        unique.setdefault(test, run)
     targets = list(unique.values())
     names = _unique([f"{run.settings.model.method} on {run.settings.dataset.title}" for run in runs], runs)
     titles = _unique([run.settings.dataset.title for run in targets], targets)
@@ -68,12 +70,6 @@ def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
     table = make_table(rows).dropna(axis=1, how="all")
     figure = draw_transfer(table, np.reshape(home, (len(runs), len(targets))))
     return AnalysisResult(table, figure, [table_text(table), *remarks])
-
-
-def _test_data(run: TrainedRun) -> tuple[str | int | None, ...]:
-    data = run.settings.data
-    truth = data.gt_path, data.gt_segment_path, data.gt_label_path
-    return (run.settings.dataset.name, data.test_list, *truth, data.feature_root, data.frames_per_snippet)
 
 
 def _unique(names: Sequence[str], runs: Sequence[TrainedRun]) -> list[str]:
