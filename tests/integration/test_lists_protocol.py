@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_build_lists import ROOT, SHARED, needs_shared, rows_of, run, save, stems
+from test_build_lists import SHARED, needs_shared, rows_of, run, save, stems
 
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.truth import read_truth
-from clipfusionvad.datasets import DATASETS, MSAD, SHANGHAITECH, XD
+from clipfusionvad.datasets import MSAD, SHANGHAITECH, XD
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.demo import demo_folder, make_demo
 from clipfusionvad.tools.lists import Video, split_videos
@@ -30,12 +30,11 @@ MSAD_TEXT = (
 )
 
 
-def make(folder, videos, text=None, rows=2):
+def make(folder, videos, text, rows=2):
     for video in videos:
         for crop in CROPS:
             save(folder / "features", f"{video}__{crop}", rows)
-    if text is not None:
-        (folder / "annotations.txt").write_text(text)
+    (folder / "annotations.txt").write_text(text)
 
 
 def listed(folder, dataset, side):
@@ -64,28 +63,21 @@ def test_shanghaitech_pieces_are_one_test_video_again(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_shanghaitech_as_released(tmp_path, capsys):
-    make(tmp_path, SHANGHAITECH_VIDEOS, SHANGHAITECH_TEXT)
-    assert run(tmp_path, "--protocol", "paper", dataset="shanghaitech") == 0
-    assert listed(tmp_path, SHANGHAITECH, "train") == ["02_002", "01_0029", "04_0012"]
-    assert listed(tmp_path, SHANGHAITECH, "test") == ["03_0032", "01_001"]
-    assert "2 annotated videos have no feature file, the first is 04_0012_0" in capsys.readouterr().err
-
-
-def test_clean_beats_a_released_split(tmp_path, capsys):
+def test_shanghaitech_as_released_and_by_a_released_split(tmp_path, capsys):
     make(tmp_path, SHANGHAITECH_VIDEOS, SHANGHAITECH_TEXT)
     (tmp_path / "released.txt").write_text("03_0032\n01_001\n")
     split = ["--split", tmp_path / "released.txt"]
-    assert run(tmp_path, *split, dataset="shanghaitech") == 0
-    assert "moved to the test list, as in the official split" in capsys.readouterr().err
-    assert listed(tmp_path, SHANGHAITECH, "test") == ["03_0032", "01_001", "04_0012"]
-    assert run(tmp_path, *split, "--protocol", "paper", dataset="shanghaitech") == 0
-    assert listed(tmp_path, SHANGHAITECH, "test") == ["03_0032", "01_001"]
-
-
-def test_features_of_pieces_are_refused(tmp_path, capsys):
-    make(tmp_path, [*SHANGHAITECH_VIDEOS[1:], "vehicle/04_0012_0"], SHANGHAITECH_TEXT)
-    assert run(tmp_path, dataset="shanghaitech") == 2
+    clean, paper = ["03_0032", "01_001", "04_0012"], ["03_0032", "01_001"]
+    for flags, train, test, said in (
+        (["--protocol", "paper"], ["02_002", "01_0029", "04_0012"], paper, "2 annotated videos have no feature file"),
+        (split, ["02_002", "01_0029"], clean, "moved to the test list, as in the official split"),
+        ([*split, "--protocol", "paper"], ["02_002", "01_0029", "04_0012"], paper, "the first is 04_0012_0"),
+    ):
+        assert run(tmp_path, *flags, dataset="shanghaitech") == 0
+        assert listed(tmp_path, SHANGHAITECH, "train") == train and listed(tmp_path, SHANGHAITECH, "test") == test
+        assert said in capsys.readouterr().err
+    make(tmp_path / "pieces", [*SHANGHAITECH_VIDEOS[1:], "vehicle/04_0012_0"], SHANGHAITECH_TEXT)
+    assert run(tmp_path / "pieces", dataset="shanghaitech") == 2
     assert "04_0012_0 is a piece of 04_0012" in capsys.readouterr().err
 
 
@@ -103,6 +95,15 @@ def test_msad_robbery_10_is_a_training_video(tmp_path, capsys):
     frames, segments, labels = arrays(tmp_path, MSAD)
     assert np.flatnonzero(frames).tolist() == [*range(39, 44), *range(65, 85)]
     assert labels.tolist() == [["A"], ["Robbery"], ["Robbery"]]
+
+    # Features of single frames.
+    make(tmp_path, MSAD_VIDEOS, MSAD_TEXT, rows=10)
+    assert run(tmp_path, "--frames-per-snippet", 1, dataset="msad") == 0
+    frames, segments, _ = arrays(tmp_path, MSAD)
+    assert np.flatnonzero(frames).tolist() == [17, 18, 19] and len(frames) == 20
+    assert segments.tolist() == [[[0, 10]], [["7", "12"]]]
+    keyed = read_annotations(tmp_path / "list" / MSAD.list_files["truth"], MSAD)
+    assert [item.frames for item in keyed.values()] == [10, 10]
 
 
 @pytest.mark.parametrize(
@@ -133,26 +134,12 @@ def test_two_streams_in_one_folder_are_named(tmp_path, capsys):
     assert run(tmp_path, "--features", tmp_path / "features/rgb", dataset="msad") == 0
 
 
-def test_features_of_single_frames(tmp_path):
-    make(tmp_path, MSAD_VIDEOS, MSAD_TEXT, rows=10)
-    assert run(tmp_path, "--frames-per-snippet", 1, dataset="msad") == 0
-    frames, segments, _ = arrays(tmp_path, MSAD)
-    assert np.flatnonzero(frames).tolist() == [17, 18, 19] and len(frames) == 20
-    assert segments.tolist() == [[[0, 10]], [["7", "12"]]]
-    keyed = read_annotations(tmp_path / "list" / MSAD.list_files["truth"], MSAD)
-    assert [item.frames for item in keyed.values()] == [10, 10]
-
-
 def test_videos_of_several_classes_are_left_out(tmp_path, capsys):
     names = [f"v={n}__#1_label_{label}" for n, label in enumerate(["B1-0-0", "B1-G-0", "B2-B4-0", "G-0-0", "A", "A"])]
     make(tmp_path, names, f"{names[0]} 1 9\n{names[1]} 2 9\n")
     (tmp_path / "test.txt").write_text("\n".join([*names[:2], names[5]]))
-    split = ["--split", tmp_path / "test.txt"]
-    assert run(tmp_path, *split, "--single-label", dataset="xd") == 0
-    assert listed(tmp_path, XD, "train") == [names[3], names[4]] and listed(tmp_path, XD, "test") == [
-        names[0],
-        names[5],
-    ]
+    assert run(tmp_path, "--split", tmp_path / "test.txt", "--single-label", dataset="xd") == 0
+    assert [listed(tmp_path, XD, side) for side in ("train", "test")] == [names[3:5], [names[0], names[5]]]
     assert "2 videos of several classes left out" in capsys.readouterr().err
 
 
@@ -163,11 +150,6 @@ def test_made_up_data_has_every_class_on_both_sides(dataset, tmp_path, monkeypat
     for side in ("train", "test"):
         rows = rows_of(demo_folder(dataset) / "list" / dataset.list_files[side])
         assert {code for _, label in rows for code in dataset.codes(label)} == set(dataset.labels)
-
-
-@pytest.mark.parametrize("name", sorted(DATASETS))
-def test_every_dataset_has_its_script(name):
-    assert f'"--dataset", "{name}"' in (ROOT / "list" / f"{name}.py").read_text(encoding="utf-8")
 
 
 def released(dataset, side):

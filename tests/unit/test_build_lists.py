@@ -14,7 +14,7 @@ from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.data.truth import read_truth
-from clipfusionvad.datasets import UCF, XD
+from clipfusionvad.datasets import DATASETS, UCF, XD
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.lists import read_split
@@ -36,12 +36,10 @@ def save(folder, name, rows=2):
 @pytest.fixture
 def project(tmp_path):
     """Two training and three test videos of UCF-Crime, with the crops 0 and 5."""
-    names = ["Abuse/Abuse001_x264", "Abuse/Abuse002_x264", "Arson/Arson001_x264"]
-    names += ["Training_Normal_Videos_Anomaly/Normal_Videos001_x264"]
-    names += ["Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264"]
-    for rows, name in enumerate(names, 1):
+    names = ["Abuse/Abuse001", "Abuse/Abuse002", "Arson/Arson001", "Training_Normal_Videos_Anomaly/Normal_Videos001"]
+    for rows, name in enumerate([*names, "Testing_Normal_Videos_Anomaly/Normal_Videos_003"], 1):
         for crop in (0, 5):
-            save(tmp_path / "features", f"{name}__{crop}", rows)
+            save(tmp_path / "features", f"{name}_x264__{crop}", rows)
     (tmp_path / "annotations.txt").write_text(ANNOTATION)
     return tmp_path
 
@@ -107,31 +105,20 @@ def test_true_lengths_go_into_the_keyed_truth_only_and_features_elsewhere_are_ab
 
 
 ALL = ["Abuse001_x264", "Abuse002_x264", "Arson001_x264", "Normal_Videos001_x264", "Normal_Videos_003_x264"]
-SPLITS = {
-    "of test videos": (
-        {"Anomaly_Test.txt": "Arson/Arson001_x264.mp4\nArson/Arson777_x264.mp4"},
-        [0, 1, 3, 4],
-        [2],
-        r"1 videos in .*Arson777_x264",
-    ),
-    "of training videos": (
-        {"my_train.csv": "path,label\n/x/Abuse001_x264__0.npy,Abuse\n/x/Normal_Videos001_x264__0.npy,Normal\n"},
-        [0, 3],
-        [1, 2, 4],
-        "",
-    ),
-    "of both": (
-        {"train.txt": "Abuse001_x264\n", "eval.csv": "video,label\nAbuse002_x264,Abuse\n"},
-        [0],
-        [1],
-        "3 videos are in no split file",
-    ),
-}
+TEST_NAMES = "Arson/Arson001_x264.mp4\nArson/Arson777_x264.mp4"
+TRAIN_CSV = "path,label\n/x/Abuse001_x264__0.npy,Abuse\n/x/Normal_Videos001_x264__0.npy,Normal\n"
+BOTH = {"train.txt": "Abuse001_x264\n", "eval.csv": "video,label\nAbuse002_x264,Abuse\n"}
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_split_files_decide_before_annotations(project, capsys, split):
-    files, train, test, warning = SPLITS[split]
+@pytest.mark.parametrize(
+    "files, train, test, warning",
+    [
+        ({"Anomaly_Test.txt": TEST_NAMES}, [0, 1, 3, 4], [2], r"1 videos in .*Arson777_x264"),
+        ({"my_train.csv": TRAIN_CSV}, [0, 3], [1, 2, 4], ""),
+        (BOTH, [0], [1], "3 videos are in no split file"),
+    ],
+)
+def test_split_files_decide_before_annotations(project, capsys, files, train, test, warning):
     for name, content in files.items():
         (project / name).write_text(content)
     assert run(project, "--split", *(project / name for name in files)) == 0
@@ -141,37 +128,39 @@ def test_split_files_decide_before_annotations(project, capsys, split):
     assert re.search(warning, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["a/v=x__#1.mp4\nv__2\n", "video,label\nv=x__#1,A\nv__2,A\n", "path,label\n/x/v=x__#1__0.npy,A\nv__2__11.npy,A\n"],
-)
-def test_split_formats(tmp_path, content):
-    (tmp_path / "split.txt").write_text(content)
-    assert read_split(tmp_path / "split.txt") == {"v=x__#1", "v__2"}
+def test_split_formats_and_unusable_split_files(tmp_path):
+    path = tmp_path / "split.txt"
+    for content in (
+        b"a/v=x__#1.mp4\nv__2\n",
+        b"video,label\nv=x__#1,A\nv__2,A\n",
+        b"path,label\n/x/v=x__#1__0.npy,A\nv__2__11.npy,A\n",
+    ):
+        path.write_bytes(content)
+        assert read_split(path) == {"v=x__#1", "v__2"}
+    for content in (b"", b"\n", b"video,label\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"split\.txt"):
+            read_split(path)
 
 
-def test_a_folder_with_only_the_test_set(project, capsys):
+def test_folders_with_one_side_only_and_with_other_arrays(project, capsys):
     assert run(project, "--exclude", "Abuse001*") == 0
     assert not (project / "list/ucf_CLIP_rgb.csv").exists()
     assert len(rows_of(project / "list/ucf_CLIP_rgbtest.csv")) == 4
     warned = capsys.readouterr().err
     assert "become the test set" in warned and "no training videos" in warned and "2 files left out" in warned
-
-
-def test_a_folder_with_only_the_training_set(tmp_path, capsys):
-    save(tmp_path / "features", "Abuse001_x264__0")
-    assert run(tmp_path, annotations=None) == 0
-    assert sorted(path.name for path in (tmp_path / "list").iterdir()) == ["ucf_CLIP_rgb.csv"]
-    assert "no test videos" in capsys.readouterr().err
-
-
-def test_other_arrays_are_skipped_and_counted(project, capsys):
+    # Files that are not of one crop are skipped and counted.
     np.save(project / "features/gt.npy", np.zeros(7))
     np.save(project / "features/Abuse/Abuse009.npy", np.zeros((10, 2, 4), np.float32))
     assert run(project, "--exclude", "Normal*", "Abuse/*_x264__5.npy", "--test-crop", 0) == 0
     warned = capsys.readouterr().err
     assert "6 files left out" in warned and "2 files skipped" in warned and "features/gt.npy" in warned
     assert stems(project / "list/ucf_CLIP_rgb.csv") == ["Abuse001_x264__0"]
+    # Only the training set.
+    save(project / "alone/features", "Abuse001_x264__0")
+    assert run(project / "alone", annotations=None) == 0
+    assert [path.name for path in (project / "alone/list").iterdir()] == ["ucf_CLIP_rgb.csv"]
+    assert "no test videos" in capsys.readouterr().err
 
 
 def test_class_from_folder_and_from_annotation(tmp_path):
@@ -211,11 +200,6 @@ def add(name):
     return lambda project: save(project / "features", name)
 
 
-def replace_crop(project):
-    save(project / "features", "Arson/Arson001_x264__3")
-    (project / "features/Arson/Arson001_x264__5.npy").unlink()
-
-
 def truncate(project):
     path = project / "features/Abuse/Abuse001_x264__0.npy"
     path.write_bytes(path.read_bytes()[:-1])
@@ -225,7 +209,7 @@ def truncate(project):
     "harm, more, part",
     [
         (add("misc/street"), [], "street.npy"),
-        (replace_crop, [], "Arson001_x264 has no crop 5, only 0, 3"),
+        (add("Arson/Arson001_x264__3"), ["--exclude", "Arson*5.npy"], "Arson001_x264 has no crop 5, only 0, 3"),
         (add("copy/Abuse002_x264__5"), [], "same crop of Abuse002_x264"),
         (truncate, [], "Abuse001_x264__0.npy is truncated"),
         (write("Abuse002_x264 Abuse 5\n", "annotations.txt"), [], "line 1"),
@@ -259,14 +243,9 @@ def test_errors_are_one_line_and_nothing_is_written(project, capsys, monkeypatch
     assert not (project / "list").is_dir()
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"video,label\n", b"\xff\xfe"])
-def test_unusable_split_files(tmp_path, content):
-    (tmp_path / "split.txt").write_bytes(content)
-    with pytest.raises(UserError, match=r"split\.txt"):
-        read_split(tmp_path / "split.txt")
-
-
 def test_script_runs_from_anywhere_without_installation(project):
+    for name in DATASETS:
+        assert f'"--dataset", "{name}"' in (ROOT / "list" / f"{name}.py").read_text(encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, ROOT / "list/ucf.py", "--features", "features", "--output", "list"]
     command += ["--annotations", "annotations.txt"]

@@ -30,10 +30,8 @@ def objects(items):
 
 def released(folder, **changes):
     """Paths of the three released arrays for ENTRIES, each of which may be replaced."""
-    frames = np.zeros(96, np.float32)
-    frames[[5, 6, 40]] = 1
     arrays = {
-        "frames": frames,
+        "frames": frames_from_segments([(5, 7), (40, 41)], 96).astype(np.float32),
         "segments": objects([[["5", "7"]], [["8", "9"], ["50", "60"]], [[0, 16]]]),
         "labels": objects([["Abuse"], ["Arson", "Arson"], ["A"]]),
         **changes,
@@ -46,7 +44,7 @@ def released(folder, **changes):
 def keyed(folder, *lines):
     path = folder / "truth.csv"
     path.write_text("\n".join(["video,frames,label,start,end", *lines]) + "\n")
-    return path
+    return path, None, None
 
 
 def message(paths, snippets=SNIPPETS, entries=ENTRIES):
@@ -65,13 +63,10 @@ def test_released_arrays(tmp_path, capsys):
     assert truth.segments == [[(5, 7)], [(8, 9), (50, 60)], [(0, 16)]]
     assert truth.labels == [["Abuse"], ["Arson", "Arson"], ["A"]]
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float64])
-def test_frame_truth_of_any_number_type(tmp_path, dtype):
     frames = np.arange(96) % 2
-    truth = read_truth(*released(tmp_path, frames=frames.astype(dtype)), ENTRIES, SNIPPETS, UCF)
-    assert np.concatenate(truth.frames).tolist() == frames.tolist()
+    for dtype in (bool, np.uint8, np.int64, np.float64):
+        truth = read_truth(*released(tmp_path, frames=frames.astype(dtype)), ENTRIES, SNIPPETS, UCF)
+        assert np.concatenate(truth.frames).tolist() == frames.tolist()
 
 
 @pytest.mark.parametrize(
@@ -97,13 +92,6 @@ def test_malformed_arrays_name_file_and_video(tmp_path, changes, parts):
     assert all(part in text for part in parts), text
 
 
-def test_segments_are_needed_and_readable(tmp_path):
-    paths = released(tmp_path)
-    assert "segment truth" in message([paths[0], None, None])
-    paths[2].write_bytes(b"nonsense")
-    assert str(paths[2]) in message(paths)
-
-
 @pytest.mark.parametrize(
     "snippets, parts",
     [
@@ -118,36 +106,35 @@ def test_truth_of_another_length_is_explained(tmp_path, snippets, parts):
     assert ("cannot tell" in text) == (snippets != [2, 3, 2])
 
 
-def test_equal_length_by_chance_is_warned_about(tmp_path, capsys):
-    read_truth(*released(tmp_path), ENTRIES, [2, 2, 2], UCF)
+def test_equal_length_by_chance_is_warned_about_and_segments_are_needed(tmp_path, capsys):
+    paths = released(tmp_path)
+    read_truth(*paths, ENTRIES, [2, 2, 2], UCF)
     assert "Normal_003: 16 frames of truth, 32 of features" in capsys.readouterr().err
+    assert "segment truth" in message([paths[0], None, None])
+    paths[2].write_bytes(b"nonsense")
+    assert str(paths[2]) in message(paths)
 
 
 def test_keyed_truth_judges_true_lengths(tmp_path, capsys):
     lines = ["Normal_003,20,Normal,,", "Abuse001,30,Abuse,5,99", "Arson002,,Arson,0,1", "Arson9,,Arson,1,2"]
-    path = keyed(tmp_path, *lines)
-    truth = read_truth(path, "not read", None, ENTRIES, SNIPPETS, UCF)
+    truth = read_truth(*keyed(tmp_path, *lines), ENTRIES, SNIPPETS, UCF)
     assert [len(frames) for frames in truth.frames] == [30, 48, 20]
     assert [int(frames.sum()) for frames in truth.frames] == [25, 1, 0]
     assert truth.segments == [[(5, 99)], [(0, 1)], [(0, 20)]]
     assert truth.labels == [["Abuse"], ["Arson"], ["A"]]
     assert capsys.readouterr().err == ""
-
-
-def test_only_anomalous_videos_must_have_intervals_and_normal_ones_may_not(tmp_path):
-    lines = ["Abuse001,,Abuse,5,9", "Arson002,,Arson,0,1", "Normal_003,,Abuse,0,1"]
-    truth = read_truth(keyed(tmp_path, *lines[:2]), None, None, ENTRIES, SNIPPETS, UCF)
-    assert len(truth.frames[2]) == 16 and truth.segments[2] == [(0, 16)]
-    text = message([keyed(tmp_path, lines[0]), None, None])
-    assert "Arson002" in text and "row 3" in text and str(tmp_path) in text
-    assert "Normal_003" in message([keyed(tmp_path, *lines), None, None])
-
-
-def test_lengths_off_by_a_snippet_or_more_are_warned_about_in_one_line(tmp_path, capsys):
+    # Lengths that are off by a snippet or more are warned about in one line.
     path = keyed(tmp_path, "Abuse001,48,Abuse,5,9", "Arson002,100,Arson,0,1", "Normal_003,1,Normal,,")
-    read_truth(path, None, None, ENTRIES, SNIPPETS, UCF)
+    read_truth(*path, ENTRIES, SNIPPETS, UCF)
     warned = capsys.readouterr().err
     assert warned.count("\n") == 1 and "2 videos" in warned and "Arson002: 100 frames of truth, 48" in warned
+    # Only anomalous videos must have intervals, and normal ones may not.
+    lines = ["Abuse001,,Abuse,5,9", "Arson002,,Arson,0,1", "Normal_003,,Abuse,0,1"]
+    truth = read_truth(*keyed(tmp_path, *lines[:2]), ENTRIES, SNIPPETS, UCF)
+    assert len(truth.frames[2]) == 16 and truth.segments[2] == [(0, 16)]
+    text = message(keyed(tmp_path, lines[0]))
+    assert "Arson002" in text and "row 3" in text and str(tmp_path) in text
+    assert "Normal_003" in message(keyed(tmp_path, *lines))
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))), st.integers(0, 50))
