@@ -103,7 +103,7 @@ def overlap_in_disguise(demo):
     return demo.add(demo.train, rows_of(demo.test)[1][1], {f"{name}__0": features[1:]})
 
 
-def copied_features(demo, pairs):
+def copied(demo, pairs):
     """The features of one video under the name of another; the last file is what is found."""
     for source, target in pairs.items():
         save(demo.features(at(demo.train, target))[0], demo.features(at(demo.train, source))[1])
@@ -181,43 +181,46 @@ def event_stream_not_there(demo):
     return demo.train, 5
 
 
-def of_crops(name, other):
-    return {f"{name}__{crop}": f"{other}__{crop}" for crop in range(3)}
+def without(demo, label):
+    return write_rows(demo.train, [row for row in rows_of(demo.train) if row[1] != label])
 
 
-def relabelled(demo, listed, stem, label):
+def relabelled(listed, stem, label):
     return set_cells(listed, at(listed, stem), label=label)
 
 
+def label_against_name(demo):
+    demo.with_flags("", "--gt-path", "none")
+    return relabelled(demo.test, "Abuse501_x264__5", "Normal")
+
+
+def lists_swapped(demo):
+    return demo.with_flags(demo.train, "--train-list", demo.test, "--test-list", demo.train)
+
+
+def found_elsewhere(demo):
+    demo.with_flags("", "--feature-root", demo.folder / "features" / "rgb")
+    return paths_of_another_machine(demo)
+
+
+two_names = {f"Abuse001_x264__{crop}": f"Arson009_x264__{crop}" for crop in range(3)}
 # mistake: (how it is planted, check that must find it, its level)
 MISTAKES = {
     "overlap, same row": (lambda d: append(d.train, rows_of(d.test)[1]), "train-test-overlap", ERROR),
     "overlap in disguise": (overlap_in_disguise, "train-test-overlap", ERROR),
     "copied row in training": (lambda d: append(d.train, rows_of(d.train)[7]), "duplicate-rows", WARNING),
     "copied row in test": (lambda d: append(d.test, rows_of(d.test)[7]), "duplicate-rows", ERROR),
-    "one video's features under two names": (
-        lambda d: copied_features(d, of_crops("Abuse001_x264", "Arson009_x264")),
-        "same-features",
-        ERROR,
-    ),
-    "two crops the same": (
-        lambda d: copied_features(d, {"Abuse001_x264__0": "Abuse001_x264__1"}),
-        "same-features",
-        WARNING,
-    ),
+    "one video under two names": (lambda d: copied(d, two_names), "same-features", ERROR),
+    "two crops the same": (lambda d: copied(d, {"Abuse001_x264__0": "Abuse001_x264__1"}), "same-features", WARNING),
     "crop missing": (crop_missing, "training-crops", WARNING),
     "crop too many": (crop_too_many, "training-crops", WARNING),
-    "crop labelled differently": (lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Arrest"), "crop-labels", ERROR),
-    "label misspelt": (lambda d: relabelled(d, d.train, "Abuse001_x264__1", "Abus"), "unknown-label", ERROR),
-    "label against the name": (
-        lambda d: d.with_flags("", "--gt-path", "none") and relabelled(d, d.test, "Abuse501_x264__5", "Normal"),
-        "label-against-name",
-        ERROR,
-    ),
+    "crop labelled differently": (lambda d: relabelled(d.train, "Abuse001_x264__1", "Arrest"), "crop-labels", ERROR),
+    "label misspelt": (lambda d: relabelled(d.train, "Abuse001_x264__1", "Abus"), "unknown-label", ERROR),
+    "label against the name": (label_against_name, "label-against-name", ERROR),
     "mixed test crops": (mixed_test_crops, "test-crops", WARNING),
     "two crops tested": (two_crops_tested, "test-crops", ERROR),
-    "no normal videos": (lambda d: kept(d, lambda row: row[1] != "Normal"), "one-kind-only", ERROR),
-    "no videos of a class": (lambda d: kept(d, lambda row: row[1] != "Arson"), "classes-absent", NOTE),
+    "no normal videos": (lambda d: without(d, "Normal"), "one-kind-only", ERROR),
+    "no videos of a class": (lambda d: without(d, "Arson"), "classes-absent", NOTE),
     "file not there": (lambda d: d.features(5)[0].unlink() or (d.train, 5), "file-missing", ERROR),
     "file truncated": (lambda d: file_truncated(d, d.train), "file-unreadable", ERROR),
     "truncated in the test list": (lambda d: file_truncated(d, d.test), "file-unreadable", ERROR),
@@ -229,31 +232,15 @@ MISTAKES = {
     ),
     "header left out": (lambda d: write_rows(d.train, rows_of(d.train)[1:]), "list-unreadable", ERROR),
     "paths of another machine": (paths_of_another_machine, "file-missing", ERROR),
-    "paths found elsewhere": (
-        lambda d: d.with_flags("", "--feature-root", d.folder / "features" / "rgb") and paths_of_another_machine(d),
-        "foreign-paths",
-        NOTE,
-    ),
+    "paths found elsewhere": (found_elsewhere, "foreign-paths", NOTE),
     "store out of date": (store_out_of_date, "stale-store", ERROR),
     "under two names in both lists": (under_two_names_in_both_lists, "near-duplicates", WARNING),
     "training on the test list": (lambda d: d.with_flags(d.test, "--train-list", d.test), "lists-swapped", ERROR),
-    "lists the wrong way round": (
-        lambda d: d.with_flags(d.train, "--train-list", d.test, "--test-list", d.train),
-        "lists-swapped",
-        ERROR,
-    ),
+    "lists the wrong way round": (lists_swapped, "lists-swapped", ERROR),
     "model of another dataset": (model_of_another_dataset, "model-file", ERROR),
-    "no calibration": (
-        lambda d: d.with_flags("nowhere.pt", "--calibration", "nowhere.pt"),
-        "normal-centroid-file",
-        ERROR,
-    ),
+    "no calibration": (lambda d: d.with_flags("no.pt", "--calibration", "no.pt"), "normal-centroid-file", ERROR),
     "no event stream": (event_stream_not_there, "file-unreadable", ERROR),
 }
-
-
-def kept(demo, choose):
-    return write_rows(demo.train, list(filter(choose, rows_of(demo.train))))
 
 
 def change_features(change):
@@ -303,6 +290,26 @@ def first_item(make):
     return change
 
 
+def twice(array):
+    return first_item(lambda item: [item[0]] * 2)(array)
+
+
+def ends_abnormal(frames):
+    return np.append(frames[:-5], np.ones(5, frames.dtype))
+
+
+def normal_with_segments(demo):
+    return set_cells(demo.truth, len(rows_of(demo.truth)), label="Normal", start="10", end="50")
+
+
+def not_annotated(demo):
+    return write_rows(demo.truth, np.delete(rows_of(demo.truth), 1, axis=0))
+
+
+def anomalous_without_segment(demo):
+    return change_arrays(demo, labels=first_item(lambda _: ["A"]), segments=first_item(lambda _: [[0, 16]]))
+
+
 def frames_of_another_order(demo):
     """The anomalous videos' frames the other way round: normal videos stay normal, and the sum is the same."""
     normal = sum(int(item[0][1]) for item in read_array(demo.array("segments"), "")[26:])
@@ -320,31 +327,11 @@ TRUTH = {"normal-with-truth", "anomalous-without-truth", "truth-disagrees", "seg
 TRUTH |= {"truth-length", "segment-order"}
 MISTAKES |= {
     "row per frame": (lambda d: d.with_flags(d.truth, "--frames-per-snippet", "1"), "frames-per-snippet", ERROR),
-    "normal with segments": (
-        lambda d: set_cells(d.truth, len(rows_of(d.truth)), label="Normal", start="10", end="50"),
-        "truth-unreadable",
-        ERROR,
-    ),
-    "normal with frames": (
-        lambda d: change_arrays(d, frames=lambda frames: np.append(frames[:-5], np.ones(5, frames.dtype))),
-        "normal-with-truth",
-        ERROR,
-    ),
-    "anomalous, not annotated": (
-        lambda d: write_rows(d.truth, np.delete(rows_of(d.truth), 1, axis=0)),
-        "truth-unreadable",
-        ERROR,
-    ),
-    "anomalous without segment": (
-        lambda d: change_arrays(d, labels=first_item(lambda _: ["A"]), segments=first_item(lambda _: [[0, 16]])),
-        "anomalous-without-truth",
-        ERROR,
-    ),
-    "segments overlapping": (
-        lambda d: change_arrays(d, labels=first_item(lambda a: [a[0]] * 2), segments=first_item(lambda a: [a[0]] * 2)),
-        "segment-order",
-        WARNING,
-    ),
+    "normal with segments": (normal_with_segments, "truth-unreadable", ERROR),
+    "normal with frames": (lambda d: change_arrays(d, frames=ends_abnormal), "normal-with-truth", ERROR),
+    "anomalous, not annotated": (not_annotated, "truth-unreadable", ERROR),
+    "anomalous without segment": (anomalous_without_segment, "anomalous-without-truth", ERROR),
+    "segments overlapping": (lambda d: change_arrays(d, labels=twice, segments=twice), "segment-order", WARNING),
     "segment of another class": (lambda d: (set_cells(d.truth, 2, label="Shooting")[0], None), "segment-labels", ERROR),
     "frames cut short": (lambda d: change_arrays(d, frames=lambda f: f[:-100]), "truth-unreadable", ERROR),
     "frames of another order": (frames_of_another_order, "truth-disagrees", ERROR),
@@ -357,14 +344,9 @@ SEGMENTS = {
     "negative": (["-5", "40"], "truth-unreadable", ERROR),
     "backwards": (["50", "40"], "truth-unreadable", ERROR),
 }
-MISTAKES |= {
-    f"segment {name}": (
-        lambda d, bounds=bounds: change_arrays(d, segments=first_item(lambda _: [bounds])),
-        check,
-        level,
-    )
-    for name, (bounds, check, level) in SEGMENTS.items()
-}
+for name, (bounds, check, level) in SEGMENTS.items():
+    change = first_item(lambda _, bounds=bounds: [bounds])
+    MISTAKES[f"segment {name}"] = (lambda d, change=change: change_arrays(d, segments=change)), check, level
 # mistake: other checks that may report what follows from it
 FOLLOWS = {
     "overlap, same row": {"training-crops"},

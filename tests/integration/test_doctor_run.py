@@ -1,11 +1,9 @@
 """The doctor on runs, installations, and the real lists of the benchmarks."""
 
 import csv
-import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +12,7 @@ from tiny import make_tiny, quietly
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli.doctor import groups, parse_recorded
-from clipfusionvad.datasets import DATASETS, SHANGHAITECH, UCF, XD
+from clipfusionvad.datasets import UCF
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, installation, run_checks
@@ -70,13 +68,17 @@ def replace(name, pattern, new):
     return change
 
 
+def cut_state(run):
+    (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:-1000])
+
+
+def spoil_weights(content):
+    content["model_state_dict"]["classifier.bias"].fill_(float("nan"))
+
+
+SECOND_LOSS, TORCH = r"(.*\n.*\n[^,]*,[^,]*),[^,]*", r'("torch": ")[^"]*'
 RUN_MISTAKES = {
-    "state truncated": (
-        lambda run: (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:-1000]),
-        "run-files",
-        ERROR,
-        "last.pt",
-    ),
+    "state truncated": (cut_state, "run-files", ERROR, "last.pt"),
     "state missing": (lambda run: (run / "last.pt").unlink(), "run-files", ERROR, "last.pt"),
     "not ended": (lambda run: (run / "metrics.json").unlink(), "run-files", WARNING, "metrics.json"),
     "metrics damaged": (lambda run: (run / "metrics.json").write_text("{"), "run-files", ERROR, "metrics.json"),
@@ -87,25 +89,10 @@ RUN_MISTAKES = {
     "list gone": (change_options(train_list="gone.csv"), "run-data", WARNING, "gone.csv"),
     "other dataset": (hparams(dataset="msad"), "run-models", ERROR, "trained on msad"),
     "other method": (hparams(method="vadclip"), "run-models", ERROR, "checkpoint of vadclip"),
-    "weights not finite": (
-        change_model(lambda content: content["model_state_dict"]["classifier.bias"].fill_(float("nan"))),
-        "run-models",
-        ERROR,
-        "classifier.bias holds NaN",
-    ),
+    "weights not finite": (change_model(spoil_weights), "run-models", ERROR, "classifier.bias holds NaN"),
     "other CLIP": (hparams(clip_fingerprint="0" * 16), "run-clip", ERROR, "pass the same --clip"),
-    "loss not finite": (
-        replace("losses.csv", r"(.*\n.*\n[^,]*,[^,]*),[^,]*", r"\1,nan"),
-        "run-losses",
-        ERROR,
-        "losses.csv, row 3",
-    ),
-    "other torch": (
-        replace("environment.json", r'"torch": "[^"]*"', '"torch": "2.0.0"'),
-        "run-environment",
-        WARNING,
-        "torch was 2.0.0",
-    ),
+    "loss not finite": (replace("losses.csv", SECOND_LOSS, r"\1,nan"), "run-losses", ERROR, "losses.csv, row 3"),
+    "other torch": (replace("environment.json", TORCH, r"\g<1>2.0.0"), "run-environment", WARNING, "torch was 2.0.0"),
 }
 
 
@@ -172,63 +159,6 @@ def test_folders_downloads_and_clip_are_looked_at(tmp_path, monkeypatch):
         ("clip-import", ERROR, "setuptools<81"),
     ):
         assert found[check][0] == level and said in found[check][1]
-
-
-WIDTH = 8
-# Snippets that are enough for every interval where the true length is not known.
-UNKNOWN_LENGTH = 700
-
-
-def real_videos(dataset, side):
-    """(name with folder, snippets) of the benchmark's videos."""
-    folder = SHARED / "data" / "lists" / dataset.name
-    known, lengths = SHARED / f"data/benchmarks/{dataset.name}_test_videos.csv", {}
-    if known.is_file():
-        with open(known, newline="") as file:
-            rows = list(csv.DictReader(file))
-        column = next(name for name in rows[0] if name.startswith("n_snippets"))
-        lengths = {row["video"]: int(row[column]) for row in rows}
-    if dataset is UCF and side == "train":
-        names = (folder / "Anomaly_Train.txt").read_text().replace(".mp4", "").split()
-    else:
-        with open(folder / f"{side}_videos.csv", newline="") as file:
-            names = [row["video"] for row in csv.DictReader(file)]
-    # Training videos of ShanghaiTech that are annotated are 40 snippets long.
-    usual = UNKNOWN_LENGTH if side == "test" else 40 if dataset is SHANGHAITECH else 20
-    return [(name, lengths.get(name.split("/")[-1], usual)) for name in names]
-
-
-@pytest.mark.slow
-@needs_shared
-@pytest.mark.parametrize(
-    "name, protocol",
-    [(name, "paper") for name in DATASETS] + [(name, "clean") for name in DATASETS if DATASETS[name].misplaced],
-)
-def test_real_lists_have_known_quirks_only(name, protocol, tmp_path):
-    dataset, lists, rng = DATASETS[name], tmp_path / "list", np.random.default_rng(0)
-    for side in ("train", "test"):
-        for video, snippets in real_videos(dataset, side):
-            path = tmp_path / "features" / side / f"{video}__{dataset.test_crop}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, rng.normal(size=(snippets, WIDTH)).astype(np.float16))
-    files = sorted(map(str, (SHARED / "data" / "lists" / name).glob("*nnotation*.txt")))
-    argv = ["--features", str(tmp_path / "features"), "--output", str(lists), "--annotations", *files]
-    assert quietly(package_main, ["lists", "--dataset", name, "--protocol", protocol, *argv]).code == 0
-    listed = {"--train-list": dataset.list_files["train"], "--test-list": dataset.list_files["test"]}
-    arrays = {"--gt-path": "frames", "--gt-segment-path": "segments", "--gt-label-path": "labels"}
-    released = {flag: dataset.truth_files[kind] for flag, kind in arrays.items()}
-    # Large lists are looked at once.
-    for truth in [{"--gt-path": dataset.list_files["truth"]}, released] if dataset.misplaced else [released]:
-        flags = [item for flag, file in (listed | truth).items() for item in (flag, lists / file)]
-        width = ["--only", "data", "--visual-width", WIDTH]
-        outcome = doctor("--dataset", name, *width, *flags, "--json", tmp_path / "found.json")
-        found = json.loads((tmp_path / "found.json").read_text())["findings"]
-        assert outcome.code == 0 and {finding["level"] for finding in found} <= {NOTE}, outcome.out
-        named = {finding["what"].split()[0] for finding in found if finding["check"] == "misplaced-videos"}
-        assert named == (set(dataset.misplaced) if protocol == "paper" else set())
-        odd = "\n".join(finding["what"] for finding in found if "official annotation" in finding["advice"])
-        expected = dataset.annotation_quirks if dataset is XD or protocol == "clean" else set()
-        assert {video for video in dataset.annotation_quirks if video in odd} == set(expected)
 
 
 @needs_shared

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_build_lists import SHARED, needs_shared, rows_of, run, save, stems
+from test_build_lists import SHARED, doctor_quirks, needs_shared, rows_of, run, save, stems
 
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.data.lists import read_list
@@ -238,12 +238,15 @@ def test_the_released_lists_and_truth_are_rebuilt(benchmark, tmp_path, with_spli
     expected = {"shanghaitech": (240, 197, 139_568, 7_245), "msad": (479, 241, 144_144, 33_248)}[dataset.name]
     sizes = [len(released(dataset, side)) for side in ("train", "test")]
     assert (*sizes, len(truth), int(truth.sum())) == expected
+    misplaced = {(video, "misplaced-videos") for video in dataset.misplaced}
+    assert doctor_quirks(tmp_path, dataset) == misplaced
 
 
 @needs_shared
 def test_clean_differs_in_the_misplaced_videos_only(benchmark, tmp_path):
     dataset, folder, truth, counts = benchmark
     build(benchmark, tmp_path)
+    assert {video for video, _ in doctor_quirks(tmp_path, dataset)} == dataset.annotation_quirks
     train, test = (set(listed(tmp_path, dataset, side)) for side in ("train", "test"))
     before = [{name for name, _ in released(dataset, side)} for side in ("train", "test")]
     frames, segments, labels = arrays(tmp_path, dataset)

@@ -1,6 +1,7 @@
 """The lists command: what it builds from folders, splits and annotations, and what it refuses."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import quietly
 
 from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
@@ -254,6 +256,24 @@ def test_script_runs_from_anywhere_without_installation(project):
     assert (project / "list/gt_ucf.npy").exists()
 
 
+def doctor_quirks(folder, dataset):
+    """The videos that the doctor notes in built lists as quirks of the released ones; it finds nothing worse."""
+    kinds = {"--gt-path": "frames", "--gt-segment-path": "segments", "--gt-label-path": "labels"}
+    files = {"--train-list": dataset.list_files["train"], "--test-list": dataset.list_files["test"]}
+    files |= {flag: dataset.truth_files[kind] for flag, kind in kinds.items()}
+    flags = [item for flag, file in files.items() for item in (flag, str(folder / "list" / file))]
+    checks = (
+        "unknown-label train-test-overlap misplaced-videos duplicate-rows crop-labels truth-unreadable truth-length "
+    )
+    checks += "normal-with-truth anomalous-without-truth segment-bounds segment-order segment-labels truth-disagrees"
+    argv = ["doctor", "--dataset", dataset.name, *flags, "--json", str(folder / "found.json"), "--only"]
+    outcome = quietly(main, [*argv, *checks.split()])
+    found = json.loads((folder / "found.json").read_text())["findings"]
+    assert outcome.code == 0 and {finding["level"] for finding in found} <= {"note"}, outcome.out
+    official = ("as in the official annotation", "'lists --protocol clean' puts it right")
+    return {(finding["what"].split()[0], finding["check"]) for finding in found if finding["advice"] in official}
+
+
 def benchmark(dataset, folder):
     """Zero features with the true number of snippets of every test video; returns those numbers by name."""
     column = {"ucf": "n_snippets_floor16", "xd": "n_snippets_i3d"}[dataset.name]
@@ -303,3 +323,4 @@ def test_the_benchmarks_are_rebuilt(tmp_path, capsys, dataset, truth, annotation
     entries = read_list(tmp_path / "list" / dataset.list_files["test"], dataset=dataset)
     again = read_truth(built["frames"], built["segments"], built["labels"], entries, order, dataset)
     np.testing.assert_array_equal(np.concatenate(again.frames), frames)
+    assert {video for video, _ in doctor_quirks(tmp_path, dataset)} == dataset.annotation_quirks
