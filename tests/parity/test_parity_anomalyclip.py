@@ -188,8 +188,7 @@ def test_train_pass(case, original):
         total.backward()
         assert losses.keys() == {term for term in TERMS if weights[f"lambda_{term}"]}
 
-        similarity = original.originals_order(out.similarity.detach())
-        top, bottom = chosen["both"]
+        similarity, (top, bottom) = original.originals_order(out.similarity.detach()), chosen["both"]
         np.testing.assert_array_equal(top[abnormal], outputs["train_idx_topk_abn"])
         np.testing.assert_array_equal(top[~abnormal], outputs["train_idx_topk_nor"])
         np.testing.assert_array_equal(bottom[abnormal], outputs["train_idx_bottomk_abn"])
@@ -209,11 +208,11 @@ def test_train_pass(case, original):
         assert gradients.keys() == set(recorded_gradients)
         return logits, terms, gradients
 
-    (logits, terms, gradients), (exact, exact_terms, exact_gradients) = compute_twice(original.model, compute)
-    assert_all_close((logits, exact), outputs)
-    assert_mistakes_are_caught((logits, exact), outputs)
-    assert_all_close((terms, exact_terms), outputs, relative=1e-4)
-    assert_all_close((gradients, exact_gradients), outputs, relative=1e-4, floor=1e-3)
+    logits, terms, gradients = zip(*compute_twice(original.model, compute), strict=True)
+    assert_all_close(logits, outputs)
+    assert_mistakes_are_caught(logits, outputs)
+    assert_all_close(terms, outputs, relative=1e-4)
+    assert_all_close(gradients, outputs, relative=1e-4, floor=1e-3)
 
 
 @each_model

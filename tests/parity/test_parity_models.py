@@ -1,4 +1,6 @@
-"""Forward passes, losses, gradients and eight optimizer steps against the original models."""
+"""VadCLIP's family against the original models: forward passes, losses, gradients, optimizer steps, file layout."""
+
+import importlib.util
 
 import numpy as np
 import pytest
@@ -7,29 +9,55 @@ from originals import (
     assert_all_close,
     assert_close,
     assert_mistakes_are_caught,
+    compiled,
     compute_twice,
     difference,
     each_case,
     gradients_of,
     load_original,
+    model_options,
     original_losses,
     read_config,
+    separation,
     targets_of,
 )
 
+from clipfusionvad import create_model, load_weights
+from clipfusionvad.engine.checkpoint import released_state
+from clipfusionvad.io.foreign_checkpoints import read_checkpoint
+from clipfusionvad.models.clip import load_clip
 from clipfusionvad.models.layers.dual_branch import similarity_adjacency
 
 each_model = each_case("clipfusion_", "vadclip_")
+each_reflip = each_case("reflip_", holding="checkpoint.pth")
+
+
+def load_reflip(folder, config, **options):
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("ReFLIP-VAD's prompt encoder needs: pip install transformers")
+    weight = {"separation_weight": separation(config)[0]} if "loss" in config else {}
+    model = create_model(
+        "reflipvad_repo",
+        config.get("prompt_text") or [prompt for _, prompt in config["label_map"]],
+        clip=str(folder / (config["clip"] or "checkpoint.pth")),
+        prompt_encoder=str(folder / "distilbert"),
+        **{**model_options(config), **weight, "residual": config.get("residual", True), **options},
+    )
+    load_weights(compiled(model), folder / "checkpoint.pth")
+    return model.eval()
 
 
 class Case:
-    def __init__(self, folder):
-        self.config = read_config(folder)
-        self.model = load_original(folder, self.config, folder / "checkpoint.pth")
+    def __init__(self, folder, **options):
+        config = self.config = read_config(folder)
+        if folder.name.startswith("reflip"):
+            self.model = load_reflip(folder, config, **options)
+        else:
+            self.model = load_original(folder, config, folder / "checkpoint.pth")
         self.inputs, self.outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
         self.visual = torch.from_numpy(self.inputs["visual"]).float()
         self.lengths = torch.from_numpy(self.inputs["lengths"])
-        self.targets = targets_of(self.config, self.config["labels"])
+        self.targets = targets_of(config, config["labels"]) if "labels" in config else None
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +66,8 @@ def original(case):
     return Case(case)
 
 
-def evaluated(original):
-    """What a test computes, under the names of the recorded arrays."""
-
+@each_model
+def test_eval_forward(case, original):
     def compute(model):
         model.eval()
         visual, lengths = original.visual.to(next(model.parameters()).dtype), original.lengths
@@ -59,19 +86,10 @@ def evaluated(original):
             if "eval_mid_gam" in original.outputs:
                 found["eval_mid_gam"] = model.gam_attention(encoded)
             losses = model.losses(out, original.targets, lengths)
-        return found, {
-            "eval_text_features": out.text_features,
-            "eval_loss1": losses["coarse"],
-            "eval_loss2": losses["fine"],
-        }
+        terms = {"eval_text_features": out.text_features}
+        return found, terms | {"eval_loss1": losses["coarse"], "eval_loss2": losses["fine"]}
 
-    (ours, ours_terms), (exact, exact_terms) = compute_twice(original.model, compute)
-    return (ours, exact), (ours_terms, exact_terms)
-
-
-@each_model
-def test_eval_forward(case, original):
-    results, terms = evaluated(original)
+    results, terms = zip(*compute_twice(original.model, compute), strict=True)
     assert_all_close(results, original.outputs)
     assert_mistakes_are_caught(results, original.outputs)
     assert_all_close(terms, original.outputs, relative=1e-4)
@@ -100,11 +118,11 @@ def test_train_forward_losses_and_gradients(case, original):
         terms |= {key: buffers[key.split("/")[1]] for key in outputs.files if key.startswith("train_buffer_after/")}
         return logits, terms, gradients_of(model, recorded_gradients)
 
-    (ours, ours_terms, ours_gradients), (exact, exact_terms, exact_gradients) = compute_twice(original.model, compute)
-    assert_all_close((ours, exact), outputs)
-    assert_all_close((ours_terms, exact_terms), outputs, relative=1e-4)
+    logits, terms, gradients = zip(*compute_twice(original.model, compute), strict=True)
+    assert_all_close(logits, outputs)
+    assert_all_close(terms, outputs, relative=1e-4)
     # The bias of a convolution before BatchNorm has a zero true gradient: only its noise can be compared.
-    assert_all_close((ours_gradients, exact_gradients), outputs, relative=1e-4, floor=1e-3)
+    assert_all_close(gradients, outputs, relative=1e-4, floor=1e-3)
 
 
 @each_model
@@ -141,3 +159,90 @@ def test_eight_optimizer_steps(case):
         name = key.removeprefix("final/")
         if "spatial_attention" not in name:
             assert difference(state[name].float(), original.outputs[key]) < 5e-3, name
+
+
+@each_reflip
+def test_distilbert_is_the_one_described_and_encodes_labels_without_a_mask(case, original):
+    model, outputs = original.model, original.outputs
+    for name, value in original.config["distilbert"].items():
+        # Later versions of transformers no longer keep the epsilon, which is a constant of theirs.
+        assert getattr(model.distilbert_model.config, name, value) == value, name
+    ids = model.label_ids
+    np.testing.assert_array_equal(ids, outputs["distilbert_input_ids"])
+
+    def compute(model):
+        with torch.no_grad():
+            masked = model.distilbert_model(ids, attention_mask=(ids != 0).long())
+            return {
+                "distilbert_last_hidden_state": model.distilbert_model(ids).last_hidden_state,
+                "distilbert_mean_over_all_positions": model.encode_labels(),
+                "distilbert_with_attention_mask_FOR_CONTRAST": masked.last_hidden_state,
+            }
+
+    results = compute_twice(model, compute)
+    assert_all_close(results, outputs)
+    # Where no label is padded, the mask changes nothing.
+    if (ids == 0).any():
+        contrast = outputs["distilbert_with_attention_mask_FOR_CONTRAST"]
+        wrong = (contrast * (ids != 0).numpy()[..., None]).sum(1) / (ids != 0).sum(1, keepdim=True).numpy()
+        assert difference(results[0]["distilbert_mean_over_all_positions"], wrong) > 1e-2
+
+
+@each_reflip
+@pytest.mark.parametrize("prefix", ["eval", "eval_noresidual", "eval_residual", "eval_nolengths"])
+def test_reflip_forward(case, prefix, original):
+    found = original
+    if f"{prefix}_logits1" not in found.outputs:
+        pytest.skip(f"the case records no {prefix}_*")
+    if prefix in ("eval_residual", "eval_noresidual"):
+        found = Case(case, residual=prefix == "eval_residual")
+
+    def compute(model):
+        with torch.no_grad():
+            out = model(found.visual, None if prefix == "eval_nolengths" else found.lengths)
+        text = {f"{prefix}_text_features": out.text_features}
+        logits = {f"{prefix}_logits1": out.coarse_logits, f"{prefix}_logits2": out.fine_logits}
+        return logits, text if f"{prefix}_text_features" in found.outputs else {}
+
+    logits, text = zip(*compute_twice(found.model, compute), strict=True)
+    assert_all_close(logits, found.outputs)
+    assert_mistakes_are_caught(logits, found.outputs)
+    assert_all_close(text, found.outputs, relative=1e-4)
+
+
+@each_reflip
+def test_reflip_losses_and_gradients(case, original):
+    """In eval mode: DistilBERT's dropout is the only thing that training mode would add."""
+    found, outputs = original, original.outputs
+    recorded_losses = [name for name in outputs.files if "_loss" in name]
+    recorded_gradients = [name for name in outputs.files if name.startswith("grad/")]
+    if not recorded_losses + recorded_gradients:
+        pytest.skip("the case records neither losses nor gradients")
+
+    def compute(model):
+        losses = model.losses(model(found.visual, found.lengths), found.targets, found.lengths)
+        ours = original_losses(losses, found.config)
+        model.zero_grad()
+        ours["loss"].backward()
+        terms = {name: ours[name.rsplit("_", 1)[1]] for name in recorded_losses}
+        return terms, gradients_of(model, recorded_gradients)
+
+    terms, gradients = zip(*compute_twice(found.model, compute), strict=True)
+    assert_all_close(terms, outputs, relative=1e-4)
+    assert_all_close(gradients, outputs, relative=1e-4, floor=1e-3)
+
+
+@each_reflip
+def test_the_released_file_and_ours_are_two_names_of_the_same(case, original):
+    found = original
+    prefixes, omitted = found.config["checkpoint_prefixes"], found.config.get("checkpoint_omits", {})
+    released = read_checkpoint(case / "checkpoint.pth", "checkpoint")
+    assert type(found.model).matches_state_dict(released)
+    written = released_state(found.model, load_clip(str(case / found.config["clip"])))
+    assert released.keys() <= written.keys()
+    assert set(omitted) <= written.keys() - released.keys()
+    assert all(key.startswith(prefixes["clip"]) for key in written.keys() - released.keys())
+    for key, value in released.items():
+        assert torch.equal(written[key].to(value.dtype), value), key
+    inner = {key for key in found.model.state_dict() if key.startswith(prefixes["distilbert"])}
+    assert inner == {key for key in released if key.startswith(prefixes["distilbert"])}

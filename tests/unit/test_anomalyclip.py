@@ -1,6 +1,5 @@
 """AnomalyCLIP against plain formulas: forward pass, class order, normal centroid, prompts; and its released files."""
 
-import itertools
 import math
 
 import numpy as np
@@ -46,14 +45,6 @@ def test_forward_equals_the_plain_formulas(visual):
     torch.testing.assert_close(scores.classes[..., 0], 1 - s)
     torch.testing.assert_close(scores.classes[..., 1:], s[..., None] * out.similarity.softmax(-1))
     torch.testing.assert_close(out.fine_logits.softmax(-1), scores.classes)
-
-
-def test_training_statistics_run_over_every_frame_of_the_batch(visual):
-    model = small_model().train()
-    with torch.no_grad():
-        similarity = model(visual).similarity.flatten(0, 1)
-    torch.testing.assert_close(similarity.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(similarity.var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
 
 
 # Class names in the order of their ids, which is that of the released parameters.
@@ -143,19 +134,6 @@ def test_shared_context_is_one_for_all_classes():
         torch.testing.assert_close(shared.encode_text(), own.encode_text())
 
 
-def test_frozen_projection_and_fixed_prompts_do_not_learn(visual):
-    for options, learned in (
-        ({"learn_projection": False}, {"prompt_learner.ctx"}),
-        ({"prompts": "fixed"}, {"text_encoder.text_projection"}),
-        ({"prompts": "fixed", "learn_projection": False}, set()),
-        ({"prompts": "direct"}, {"prompt_learner.vectors"}),
-    ):
-        model = small_model(**options)
-        sum(model.losses(model(visual), TARGETS, None).values()).backward()
-        with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-        assert {name for name in with_gradient if not name.startswith("temporal_model.")} == learned
-
-
 @pytest.mark.parametrize(
     ("options", "gone"),
     [
@@ -172,6 +150,19 @@ def test_all_else_starts_from_the_same_weights(options, gone):
     assert {key for key in full.keys() - without.keys()} == {key for key in full if key.startswith(gone)}
     for key in full.keys() & without.keys():
         assert torch.equal(full[key], without[key]), key
+
+
+def test_frozen_projection_and_fixed_prompts_do_not_learn(visual):
+    for options, learned in (
+        ({"learn_projection": False}, {"prompt_learner.ctx"}),
+        ({"prompts": "fixed"}, {"text_encoder.text_projection"}),
+        ({"prompts": "fixed", "learn_projection": False}, set()),
+        ({"prompts": "direct"}, {"prompt_learner.vectors"}),
+    ):
+        model = small_model(**options)
+        sum(model.losses(model(visual), TARGETS, None).values()).backward()
+        with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert {name for name in with_gradient if not name.startswith("temporal_model.")} == learned
 
 
 def test_directions_may_be_learned_without_any_text(visual):
@@ -202,48 +193,6 @@ def test_errors_name_what_is_wrong():
     assert small_model(heads=3, dim_heads=4).sampling.length == S * FRAMES
 
 
-def released_shapes(classes, width, context, e, depth):
-    """Names and shapes of a released file: CLIP's towers under names of their own, and the method's parts."""
-    shapes = {
-        "prompt_learner.ctx": (classes, context, width),
-        "prompt_learner.token_prefix": (classes, 1, width),
-        "prompt_learner.token_suffix": (classes, 76 - context, width),
-        "selector_model.bn_layer.running_mean": (classes - 1,),
-        "selector_model.bn_layer.running_var": (classes - 1,),
-        "selector_model.bn_layer.num_batches_tracked": (),
-        "temporal_model.projection.weight": (e, width),
-        "temporal_model.projection.bias": (e,),
-        "temporal_model.axial_attn.pos_emb.param_0": (1, e, S, 1),
-        "temporal_model.axial_attn.pos_emb.param_1": (1, e, 1, FRAMES),
-        "temporal_model.classifier.layer_norm.weight": (e,),
-        "temporal_model.classifier.layer_norm.bias": (e,),
-        "temporal_model.classifier.linear.weight": (1, e),
-        "temporal_model.classifier.linear.bias": (1,),
-    }
-    for key, value in toy_clip().state.items():
-        name = key.replace("visual", "image_encoder").replace("logit_scale", "selector_model.logit_scale")
-        name = name if name != key or key.startswith("token_embedding.") else f"text_encoder.{key}"
-        shapes[name] = tuple(value.shape)
-    for unit, side in itertools.product(range(depth), "fg"):
-        attention = f"temporal_model.axial_attn.layers.blocks.{2 * unit}.{side}.net.fn"
-        ff = f"temporal_model.axial_attn.layers.blocks.{2 * unit + 1}.{side}.net"
-        shapes |= {
-            f"{attention}.norm.weight": (e,),
-            f"{attention}.norm.bias": (e,),
-            f"{attention}.fn.to_q.weight": (e, e),
-            f"{attention}.fn.to_kv.weight": (2 * e, e),
-            f"{attention}.fn.to_out.weight": (e, e),
-            f"{attention}.fn.to_out.bias": (e,),
-            f"{ff}.0.g": (1, e, 1, 1),
-            f"{ff}.0.b": (1, e, 1, 1),
-            f"{ff}.1.weight": (4 * e, e, 3, 3),
-            f"{ff}.1.bias": (4 * e,),
-            f"{ff}.3.weight": (e, 4 * e, 3, 3),
-            f"{ff}.3.bias": (e,),
-        }
-    return shapes
-
-
 @pytest.fixture
 def released():
     model = small_model(depth=2)
@@ -251,10 +200,15 @@ def released():
     return model, model.to_released(model.state_dict() | clip_under_prefix())
 
 
-def test_released_names_shapes_and_tokens(released):
+def test_released_names_and_tokens(released):
     _, state = released
-    expected = released_shapes(classes=5, width=64, context=8, e=E, depth=2)
-    assert {key: tuple(value.shape) for key, value in state.items()} == expected
+    clip = {key for key in toy_clip().state if key.startswith("token_embedding.")} | {"selector_model.logit_scale"}
+    clip |= {key.replace("visual", "image_encoder") for key in toy_clip().state if key.startswith("visual.")}
+    clip |= {f"text_encoder.{key}" for key in toy_clip().state if key.startswith(("pos", "tr", "ln_", "text_"))}
+    assert clip <= state.keys()
+    parts = {"prompt_learner", "selector_model.bn_layer", "temporal_model"}
+    assert all(key.startswith(tuple(parts)) for key in state.keys() - clip)
+    assert state["temporal_model.axial_attn.layers.blocks.3.g.net.3.weight"].shape == (E, 4 * E, 3, 3)
     assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
     texts = [f"X X X X X X X X {name}." for name in ("abuse", "car accident", "normal", "riot", "shooting")]
     words = toy_clip().state["token_embedding.weight"][tokenize(texts)]

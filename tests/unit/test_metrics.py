@@ -1,11 +1,11 @@
-"""Metrics of frames, classes and whole test sets, against hand-computed values, scikit-learn and repeated scores."""
+"""Metrics of frames, classes, whole and resampled test sets, against scikit-learn and repeated scores and videos."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -16,7 +16,14 @@ from clipfusionvad.datasets import XD
 from clipfusionvad.engine import evaluator
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, score_videos
 from clipfusionvad.metrics import class_metrics, count_frames, frame_metrics, snippet_metrics
-from clipfusionvad.metrics.detection import corrected_detection_map, detection_map
+from clipfusionvad.metrics.bootstrap import (
+    draw_videos,
+    percentile_interval,
+    resampled_detection,
+    resampled_ranking,
+    sign_p_value,
+)
+from clipfusionvad.metrics.detection import corrected_detection_map, detection_hits, detection_map
 from clipfusionvad.models import base as method
 
 
@@ -47,45 +54,16 @@ def test_hand_computed_values(dtype):
     assert metrics["auc"] == pytest.approx(0.25) and metrics["ano_auc"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("gt", [[0, 0, 0], [1, 1, 1], []])
-def test_one_class_only_is_nan(gt):
-    metrics = frame_metrics(np.linspace(0, 1, len(gt)), gt, np.ones(len(gt), bool))
-    assert set(metrics) == {"auc", "ap", "ano_auc"}
-    assert all(math.isnan(value) for value in metrics.values())
-
-
 @given(snippets_of_frames())
 def test_snippets_give_what_scikit_learn_gives_on_frames(case):
     scores, gt, anomalous = repeated(*case)
     metrics = snippet_metrics(*case)
+    assert frame_metrics(*repeated(*case)) == pytest.approx(metrics, rel=1e-12, nan_ok=True)
     for names, chosen in ((("auc", "ap"), np.ones(len(gt), bool)), (("ano_auc",), anomalous)):
         for name, judge in zip(names, (roc_auc_score, average_precision_score), strict=False):
             two_classes = 0 < gt[chosen].sum() < chosen.sum()
             expected = judge(gt[chosen], scores[chosen]) if two_classes else math.nan
             assert metrics[name] == pytest.approx(expected, rel=1e-12, abs=1e-14, nan_ok=True)
-
-
-@given(snippets_of_frames(), st.randoms())
-def test_what_changes_nothing(case, random):
-    """Frames in place of snippets, a growing function of the scores, another order of the snippets."""
-    scores, *rest = case
-    expected = pytest.approx(snippet_metrics(*case), rel=1e-12, nan_ok=True)
-    assert frame_metrics(*repeated(*case)) == expected
-    assert snippet_metrics(np.exp(3 * scores) - 7, *rest) == expected
-    order = list(range(len(scores)))
-    random.shuffle(order)
-    assert snippet_metrics(*(column[order] for column in case)) == expected
-    mirrored = snippet_metrics(-scores, *rest)["auc"]
-    assert mirrored == pytest.approx(1 - snippet_metrics(*case)["auc"], abs=1e-12, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("length", "frames"),
-    [(48, [16, 16, 16]), (40, [16, 16, 8]), (70, [16, 16, 38]), (20, [16, 4, 0]), (10, [10]), (0, [0, 0]), (0, [])],
-)
-def test_count_frames_cuts_the_last_snippet_or_holds_it(length, frames):
-    positives, counted = count_frames(np.ones(length), len(frames))
-    assert counted.tolist() == positives.tolist() == frames
 
 
 @given(st.lists(st.booleans(), max_size=200), st.integers(1, 20), st.integers(1, 20))
@@ -100,26 +78,18 @@ def test_count_frames_follows_repeat_then_cut_or_hold(gt, snippets, stride):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0.1, 0.2], [0, 1, 1]), r"one length, not scores \(2,\), truth \(3,\)"),
-        (([0.1, np.nan], [0, 1]), "score 1 is not finite"),
-        (([np.inf, 0.1], [0, 1]), "score 0 is not finite"),
-        (([0.1, 0.2], [0, 2]), "0 and 1"),
-        (([[0.1], [0.2]], [0, 1]), "one length"),
-        (([0.1, 0.2], [0, 1], [True]), r"anomalous \(1,\)"),
+        ((frame_metrics, [0.1, 0.2], [0, 1, 1]), r"one length, not scores \(2,\), truth \(3,\)"),
+        ((frame_metrics, [0.1, np.nan], [0, 1]), "score 1 is not finite"),
+        ((frame_metrics, [0.1, 0.2], [0, 2]), "0 and 1"),
+        ((frame_metrics, [0.1, 0.2], [0, 1], [True]), r"anomalous \(1,\)"),
+        ((snippet_metrics, [0.1], [17], [16]), "abnormal frames"),
+        ((snippet_metrics, [0.1], [-1], [16]), "abnormal frames"),
+        ((count_frames, [0, 1, 1], 0), "no snippet for 3 frames"),
     ],
 )
-def test_bad_frames(arguments, message):
+def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
-        frame_metrics(*arguments)
-
-
-def test_bad_snippets():
-    with pytest.raises(ValueError, match="abnormal frames"):
-        snippet_metrics([0.1], [17], [16])
-    with pytest.raises(ValueError, match="abnormal frames"):
-        snippet_metrics([0.1], [-1], [16])
-    with pytest.raises(ValueError, match="no snippet for 3 frames"):
-        count_frames([0, 1, 1], 0)
+        arguments[0](*arguments[1:])
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -264,3 +234,95 @@ def test_video_level_metrics(judged):
         video.anomaly[1] = 0.1 if index < 3 else 0.9
     metrics = evaluator.evaluate_videos(scores, videos)
     assert (metrics["auc1"], metrics["ap1"], metrics["auc2"]) == (1, 1, 0)
+
+
+@st.composite
+def judged_videos(draw):
+    """(scores, positives, frames, video, weights); few distinct scores, videos without snippets, and without draws."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    videos, size = draw(st.integers(1, 6)), draw(st.integers(1, 40))
+    scores = rng.integers(0, draw(st.integers(1, 40)), size) / 64
+    frames = rng.integers(0, draw(st.integers(1, 20)), size)
+    positives = rng.integers(0, frames + 1) * (rng.random(size) < draw(st.sampled_from([0.1, 0.9])))
+    return scores, positives, frames, rng.integers(0, videos, size), draw_videos(videos, 5, int(rng.integers(99)))
+
+
+def repeated_frames(scores, positives, frames, video, weights):
+    """Truth and score of every frame of a resample, copy by copy."""
+    truth, ranked = [], []
+    for index, copies in enumerate(weights.astype(int)):
+        for _ in range(copies):
+            for snippet in np.flatnonzero(video == index):
+                truth += [1] * positives[snippet] + [0] * (frames[snippet] - positives[snippet])
+                ranked += [scores[snippet]] * frames[snippet]
+    return truth, ranked
+
+
+@given(judged_videos())
+def test_auc_and_ap_are_those_of_scikit_learn_on_repeated_frames(case):
+    *arrays, weights = case
+    auc, ap = resampled_ranking(*arrays, weights)
+    for row, drawn in enumerate(weights):
+        truth, ranked = repeated_frames(*arrays, drawn)
+        if len(set(truth)) < 2:
+            assert math.isnan(auc[row]) and math.isnan(ap[row])
+            continue
+        assert auc[row] == pytest.approx(roc_auc_score(truth, ranked), abs=1e-12)
+        assert ap[row] == pytest.approx(average_precision_score(truth, ranked), abs=1e-12)
+
+
+CLASSES = ["normal", "fire", "flood"]
+
+
+def detected(rng, videos):
+    """(class_probs, segments, labels) of videos with one or two segments each, normal ones among them."""
+    probs, segments, labels = [], [], []
+    for video in range(videos):
+        frames = int(rng.integers(10, 80))
+        probs.append(rng.dirichlet(np.ones(3), frames).astype(np.float32))
+        cut = sorted(rng.choice(frames, 3, replace=False).tolist())
+        own = [[0, frames]] if video % 3 == 0 else [[cut[0], cut[1]], [cut[1], cut[2]]]
+        segments.append(own)
+        labels.append(["A"] if video % 3 == 0 else rng.choice(CLASSES[1:], 2).tolist())
+    return probs, segments, labels
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7))
+def test_detection_map_is_that_of_repeated_videos(seed, videos):
+    case = detected(np.random.default_rng(seed), videos)
+    weights = draw_videos(videos, 6, seed)
+    released = detection_hits(*case, CLASSES)
+    corrected = detection_hits(*case, CLASSES, normal_label="A")
+    hits = {"released": released, "normal_matched": corrected, "anomalous_only": corrected}
+    found = {name: resampled_detection(own, weights, 3, name) for name, own in hits.items()}
+    for row, drawn in enumerate(weights):
+        copies = np.repeat(np.arange(videos), drawn.astype(int))
+        repeated = [[part[index] for index in copies] for part in case]
+        expected = {"released": detection_map(*repeated, CLASSES, unknown_labels="ignore")}
+        expected |= corrected_detection_map(*repeated, CLASSES)
+        for name, values in found.items():
+            assert values[row] == pytest.approx(expected[name]["average"], abs=1e-8, nan_ok=True), name
+
+
+def test_a_draw_takes_as_many_videos_as_there_are():
+    drawn = draw_videos(7, 100, 5)
+    assert drawn.shape == (101, 7) and (drawn[0] == 1).all() and (drawn.sum(axis=1) == 7).all()
+    np.testing.assert_array_equal(drawn, draw_videos(7, 100, 5))
+    assert (drawn != draw_videos(7, 100, 6)).any()
+    with pytest.raises(ValueError, match="no videos"):
+        draw_videos(0, 1, 0)
+
+
+def test_p_of_no_difference():
+    assert sign_p_value(np.zeros(9)) == 1
+    assert sign_p_value(np.ones(99)) == sign_p_value(-np.ones(99)) == pytest.approx(0.02)
+    assert sign_p_value([1] * 94 + [-1] * 5) == pytest.approx(0.12)
+    assert sign_p_value([]) == 1
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=50))
+def test_an_interval_lies_within_the_values_and_holds_their_median(values):
+    low, high = percentile_interval(np.array(values))
+    assert min(values) <= low <= np.median(values) <= high <= max(values)
+    assert all(map(math.isnan, percentile_interval(np.array([]))))

@@ -6,18 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from small_reflip import (
-    PROMPTS,
-    SMALL,
-    TARGETS,
-    disturbed,
-    plain_attention,
-    plain_emphasize,
-    plain_glimpse,
-    plain_intensify,
-    small_batch,
-    small_model,
-)
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.cli.options import option_file_of
@@ -33,10 +21,90 @@ from clipfusionvad.models.layers.text import PromptLayout
 
 pytest.importorskip("transformers", reason="ReFLIP-VAD's prompt encoder needs: pip install transformers")
 
+PROMPTS = ["normal", "fighting", "car accident"]
+SMALL = {"embed_dim": 64, "visual_width": 64, "visual_length": 32}
+TARGETS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]])
+
+
+def small_model(method="reflipvad", seed=0, **options):
+    torch.manual_seed(seed)
+    return create_model(method, PROMPTS, clip="toy", **{**SMALL, **options})
+
 
 @pytest.fixture
 def batch():
-    return small_batch()
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(5, 32, 64, generator=generator), torch.tensor([32, 1, 17, 8, 30])
+
+
+def disturbed(module):
+    """No parameter at a value that hides a mistake, such as the ones and zeros of norms."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, value in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                value += torch.rand(value.shape, generator=generator)
+    return module
+
+
+def plain_conv(x, conv):
+    """A convolution along time of one video, (L, in) → (L, out), with zeros beyond its ends."""
+    half = conv.kernel_size[0] // 2
+    rows = []
+    for t in range(len(x)):
+        row = conv.bias.clone()
+        for step in range(-half, half + 1):
+            if 0 <= t + step < len(x):
+                row += conv.weight[:, :, step + half] @ x[t + step]
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def plain_intensify(x, conv, alpha):
+    norms = torch.tensor([sum(v * v for v in snippet.tolist()) ** 0.5 for snippet in x])
+    return x + alpha * plain_conv(norms[:, None], conv)
+
+
+def plain_ffn(x, ffn):
+    first, _, second = ffn
+    return F.linear(F.gelu(F.linear(x, first.weight, first.bias)), second.weight, second.bias)
+
+
+def plain_attention(x, attention, window, scaled):
+    q, k, v = F.linear(x, attention.qkv.weight[:, :, 0], attention.qkv.bias).chunk(3, dim=1)
+    rows = []
+    for t in range(len(x)):
+        seen = [j for j in range(len(x)) if not window or j // window == t // window]
+        weights = torch.stack([q[t] @ k[j] / (x.shape[1] ** 0.5 if scaled else 1) for j in seen]).softmax(0)
+        rows.append(sum(weight * v[j] for weight, j in zip(weights, seen, strict=True)))
+    return torch.stack(rows)
+
+
+def plain_glimpse(x, glimpse, options):
+    x = plain_conv(x, glimpse.squeeze)
+    kept = 1 if options.block_residual else 0
+    normed = F.layer_norm(x, x.shape[1:], glimpse.attention_norm.weight, glimpse.attention_norm.bias)
+    x = kept * x + plain_attention(normed, glimpse.attention, options.glimpse_window, options.glimpse_scale)
+    return kept * x + plain_ffn(
+        F.layer_norm(x, x.shape[1:], glimpse.ffn_norm.weight, glimpse.ffn_norm.bias), glimpse.ffn
+    )
+
+
+def plain_emphasize(x, emphasize, options):
+    norm = emphasize.norm
+    x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    x = plain_conv(x, emphasize.squeeze)
+    kept = 1 if options.block_residual else 0
+    rows = []
+    for a in x:
+        product = [sum(a[i] * a[j] for j in range(len(a))) / (len(a) if options.sam_mean else 1) for i in range(len(a))]
+        rows.append(torch.stack(product) + kept * a)
+    x = torch.stack(rows)
+    return kept * x + plain_ffn(
+        F.layer_norm(x, x.shape[1:], emphasize.ffn_norm.weight, emphasize.ffn_norm.bias), emphasize.ffn
+    )
 
 
 @pytest.mark.parametrize("window", [0, 1, 4, 5, 64])
@@ -87,13 +155,6 @@ def test_temporal_network_equals_plain_loops(choice, batch):
             torch.testing.assert_close(features[row, :length], network.output(x), atol=1e-4, rtol=1e-3)
             norms = torch.tensor([sum(v * v for v in snippet.tolist()) ** 0.5 for snippet in x])
             torch.testing.assert_close(magnitudes[row, :length], norms, atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize(("source", "width"), [("full", 512), ("squeezed", 16)])
-def test_squeezers_narrow_by_32_and_16(source, width):
-    network = GlimpseEmphasize(512, TemporalOptions(emphasize_input=source))
-    assert network.glimpse.squeeze.weight.shape == (16, 512, 3)
-    assert network.emphasize.squeeze.weight.shape == (32, width, 3)
 
 
 @pytest.mark.parametrize("product", [True, False])
@@ -245,16 +306,6 @@ def test_unusable_options_are_refused(options, message):
         small_model(**options)
 
 
-@pytest.mark.parametrize("kinds", [[0], [1], [0, 3], [1, 2, 4]])
-def test_batches_of_a_single_kind_train(kinds, batch):
-    model = small_model().train()
-    losses = model.losses(model(batch[0][kinds], batch[1][kinds]), TARGETS[kinds], batch[1][kinds])
-    assert all(value.isfinite() for value in losses.values())
-    assert (losses["magnitude"] == 0) == (len(kinds) == 1)
-    sum(losses.values()).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
 def test_without_transformers_only_what_needs_it_fails(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     for method, options in (("reflipvad", {}), ("reflipvad_repo", {}), ("reflipvad", {"prompt_encoder": "a-model"})):
@@ -278,17 +329,6 @@ def test_labels_shift_all_their_prompt_embeddings():
             expected = tower((words[row] + mean)[None], PromptLayout(prompts.layout.ends[row : row + 1]))[0]
             torch.testing.assert_close(ours[row], expected, atol=1e-3, rtol=1e-3)
         assert (model.label_ids == 0).any()  # padding, which counts in the mean
-
-
-@pytest.mark.parametrize("prompts", ["learned", "fixed"])
-def test_residual_changes_the_text_and_what_hangs_on_it(prompts, batch):
-    models = [small_model("reflipvad_repo", prompts=prompts, residual=value).eval() for value in (True, False)]
-    assert models[0].state_dict().keys() == models[1].state_dict().keys()
-    with torch.no_grad():
-        one, other = (model(*batch) for model in models)
-    assert torch.equal(one.coarse_logits, other.coarse_logits)
-    assert (one.text_features - other.text_features).abs().max() > 1e-2
-    assert (one.fine_logits - other.fine_logits).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("product", [True, False])

@@ -96,13 +96,6 @@ def test_a_segment_says_when_what_and_how_surely():
     assert plain.label is None and plain.class_probability is None
 
 
-def test_a_video_shorter_than_the_least_length_can_still_be_a_segment():
-    spans = find_spans(np.array([0.9]), np.array([0, 10]), 30.0, Thresholds(min_seconds=1))
-    assert spans.tolist() == [[0, 1]]
-    longer = find_spans(np.array([0.9, 0.1, 0.1]), np.array([0, 16, 32, 48]), 30.0, Thresholds(min_seconds=1))
-    assert longer.tolist() == []
-
-
 def test_a_low_threshold_above_the_high_one_is_refused():
     with pytest.raises(UserError, match="0.6.*0.5"):
         Thresholds(high=0.5, low=0.6)

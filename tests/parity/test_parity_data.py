@@ -1,4 +1,4 @@
-"""Detection mAP against numbers measured on the released code, frame by frame and on snippets."""
+"""Detection mAP, sampling, windows and label vectors against the released code; and the comparison itself."""
 
 import hashlib
 import importlib.util
@@ -7,9 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from originals import cases, each_case, parity_dir, read_config
+import torch
+from originals import (
+    assert_all_close,
+    assert_mistakes_are_caught,
+    cases,
+    compute_twice,
+    each_case,
+    parity_dir,
+    read_config,
+)
 
-from clipfusionvad.datasets import DATASETS
+from clipfusionvad import create_model
+from clipfusionvad.data import sample_uniform, split_windows
+from clipfusionvad.data.sampling import average_chunks, window_lengths
+from clipfusionvad.datasets import DATASETS, multi_hot
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.metrics import detection_map
 
@@ -90,3 +103,57 @@ def test_small(folder, name, exclude_normal):
         assert list(result["map"].values()) == pytest.approx(recorded["dmap"], rel=0, abs=1e-6)
         for value, kind in zip(result["map"].values(), recorded["types"], strict=True):
             assert kind != "int" or value == 0
+
+
+@each_case("sampling")
+def test_sampling(case):
+    config = read_config(case)
+    inputs, outputs = np.load(case / "inputs.npz"), np.load(case / "outputs.npz")
+    for item in config["items"]:
+        features, length = inputs[item["key"]], item.get("t_max", config["t_max"])
+        assert features.dtype == item["dtype"] and len(features) == item["n"]
+
+        sampled, count = sample_uniform(features, length)
+        np.testing.assert_array_equal(sampled, outputs[f"process_feat_{item['key']}"])
+        assert sampled.dtype == item["process_feat"]["dtype"] and count == item["process_feat"]["length"]
+
+        windows, count = split_windows(features, length)
+        expected = outputs[f"process_split_{item['key']}"]
+        np.testing.assert_array_equal(windows, expected.reshape(windows.shape))
+        assert windows.dtype == item["process_split"]["dtype"] and count == item["process_split"]["length"]
+
+        if "uniform_extract" in item:
+            np.testing.assert_array_equal(average_chunks(features, length), outputs[f"uniform_extract_{item['key']}"])
+
+    for count, expected in config["test_window_lengths"].items():
+        assert window_lengths(int(count), config["t_max"]).tolist() == expected
+
+
+@each_case("sampling")
+def test_label_vectors(case):
+    for name, group in read_config(case)["batch_labels"].items():
+        labels = [label for label, _ in group["label_map"]]
+        # The released code splits labels at "-" for exactly seven classes.
+        vectors = multi_hot(group["texts"], labels, multi_label=len(labels) == 7)
+        np.testing.assert_array_equal(vectors, group["vectors"])
+        for text, vector in zip(group["texts"], group["vectors"], strict=True):
+            if name in DATASETS and not any(vector):
+                with pytest.raises(UserError, match="unknown label"):
+                    DATASETS[name].encode(text)
+
+
+def test_rounding_passes_and_a_mistake_of_one_in_ten_thousand_does_not():
+    torch.manual_seed(3)
+    options = {"embed_dim": 64, "visual_width": 64, "visual_length": 32, "visual_layers": 1}
+    model = create_model("clipfusionvad", ["normal", "fire"], clip="toy", **options).eval()
+    visual, lengths = torch.randn(3, 32, 64), torch.tensor([32, 20, 7])
+
+    def compute(model):
+        with torch.no_grad():
+            out = model(visual, lengths)
+        return {"coarse": out.coarse_logits, "fine": out.fine_logits}
+
+    ours, exact = compute_twice(model, compute)
+    assert exact["fine"].dtype == torch.float64
+    assert_all_close((ours, exact), exact)
+    assert_mistakes_are_caught((ours, exact), exact)
