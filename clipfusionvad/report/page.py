@@ -61,7 +61,7 @@ def _json(value: Any) -> "Markup":
     return htmlsafe_json_dumps(without_nan(value), allow_nan=False, separators=(",", ":"))
 
 
-def _url(path: str | os.PathLike[str]) -> str:
+def _url(path: str) -> str:
     """Return a relative path as a link in which every character of the name means itself."""
     return quote(os.fsencode(path).replace(os.sep.encode(), b"/"))
 
@@ -85,6 +85,7 @@ def report_page(run: Run) -> str:
     from clipfusionvad.report.figures import confusion_figure, ranking_figures, training_figures
 
     tested, options, results = run.tested, run.options, run.results
+    last = list(results.values())[-1] if results else {}
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
     method, name, protocol = (str(options.get(key, "unknown")) for key in ("method", "dataset", "protocol"))
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
@@ -97,9 +98,9 @@ def report_page(run: Run) -> str:
         facts=_facts(run),
         numbers=_numbers(results, paper) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
-        classes=_classes(results) if pooled else None,
+        classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
-        detection=_detection(results, paper),
+        detection=_detection(last, paper) if "map" in last else None,
         videos=videos,
         scores=scores,
         training=training_figures(run.losses, run.evaluations),
@@ -138,19 +139,15 @@ def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float
     return {"cards": cards, "columns": [*results, *(["paper"] if paper else [])], "rows": lines}
 
 
-def _classes(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the metrics of each class of the last result."""
-    per_class = list(results.values())[-1].get("per_class", {}) if results else {}
+def _classes(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    per_class = metrics.get("per_class", {})
     columns = {key: title for key, title in _PER_CLASS.items() if any(key in found for found in per_class.values())}
     rows = [(label, [percent(key, found.get(key)) for key in columns]) for label, found in per_class.items()]
     return {"columns": list(columns.values()), "rows": rows}
 
 
-def _detection(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any] | None:
-    """Return detection mAP of the last result in its variants, by IoU."""
-    metrics = list(results.values())[-1] if results else {}
-    if "map" not in metrics:
-        return None
+def _detection(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> dict[str, Any]:
+    """Return detection mAP in its variants, by IoU."""
     keys = [*IOUS, "average"]
     rows = [(title, [percent("map", metrics[name][key]) for key in keys]) for name, title in VARIANTS.items()]
     figures = [paper.get("map_released@average" if key == "average" else f"map@{key}") for key in keys]
@@ -166,16 +163,9 @@ def _videos(tested: TestResult, pooled: PooledScores | None) -> tuple[list[dict[
     each, the lower first, in base64. Spans are the abnormal intervals in seconds, with the classes annotated there.
     """
     videos, fps, rows = tested.videos, tested.videos.dataset.fps, []
-    scores: dict[str, Any] = {
-        "branches": [
-            BRANCHES.get(str(number + 1), f"branch {number + 1}") for number in range(len(tested.scores[0].anomaly))
-        ],
-        "step": videos.frames_per_snippet / fps,
-        "scale": SCALE,
-        "seconds": [],
-        "curves": [],
-        "spans": [],
-    }
+    names = [BRANCHES.get(str(n), f"branch {n}") for n in range(1, len(tested.scores[0].anomaly) + 1)]
+    scores: dict[str, Any] = {"branches": names, "step": videos.frames_per_snippet / fps, "scale": SCALE}
+    scores |= {"seconds": [], "curves": [], "spans": []}
     start = 0
     for index, (entry, found) in enumerate(zip(videos.entries, tested.scores, strict=True)):
         snippets, error = found.anomaly.shape[1], None

@@ -128,14 +128,11 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> TestResult:
             return [part.tolist() for part in parts]
 
         abnormal, segments = (by_video(name, arrays[name][:, 1:]) for name in ("abnormal", "segments"))
-        truth = Truth(
-            list(map(frames_from_segments, abnormal, arrays["frames"].tolist())),
-            [list(map(tuple, spans)) for spans in segments],
-            by_video("segments", arrays["segment_labels"]),
-        )
+        frames = list(map(frames_from_segments, abnormal, arrays["frames"].tolist()))
+        spans = [list(map(tuple, own)) for own in segments]
+        truth = Truth(frames, spans, by_video("segments", arrays["segment_labels"]))
     videos = VideoDataset(entries, dataset, 0, truth, about["frames_per_snippet"])
-    scores = list(map(VideoScores, anomaly, classes))
-    return TestResult(about["options"], about["environment"], scores, videos)
+    return TestResult(about["options"], about["environment"], list(map(VideoScores, anomaly, classes)), videos)
 
 
 def _check(about: Mapping[str, Any], dataset: Dataset, arrays: Mapping[str, np.ndarray]) -> None:
@@ -155,12 +152,8 @@ def _check(about: Mapping[str, Any], dataset: Dataset, arrays: Mapping[str, np.n
         np.isfinite(anomaly).all() and (classes is None or np.isfinite(classes).all()),
     ]
     if "frames" in arrays:
-        frames = arrays["frames"]
-        checks += [
-            frames.shape == snippets.shape,
-            frames.min() >= 0,
-            len(arrays["segment_labels"]) == len(arrays["segments"]),
-        ]
+        frames, labels = arrays["frames"], arrays["segment_labels"]
+        checks += [frames.shape == snippets.shape and len(labels) == len(arrays["segments"]), frames.min() >= 0]
         checks += [int(frames.max()) <= _MOST_FRAMES and int(frames.sum()) <= 10 * _MOST_FRAMES]
         for rows in (arrays["abnormal"], arrays["segments"]):
             checks += [rows.shape[1] == 3, (rows >= 0).all(), (rows[:, 0] < len(frames)).all()]

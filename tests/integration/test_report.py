@@ -1,6 +1,7 @@
 """The printed table, the pictures, and the page of a run: what is in it, and that nothing in it is taken for code."""
 
 import base64
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -147,6 +148,20 @@ def test_pages_are_small_need_nothing_else_and_take_no_name_for_code(name, large
     (own,) = (text for attributes, text in found.scripts if "type" not in attributes)
     assert not re.search(r"https?:|fetch\(|XMLHttp|import\(|alert", own)
     assert not any("@import" in text or "url(" in text for text in found.styles)
+
+
+def test_text_stands_out_from_its_ground_in_light_and_dark(report):
+    """Contrast of WCAG: at least 4.5."""
+    colours = {name: pair for name, *pair in re.findall(r"--([a-z]+): light-dark\((#\w+), (#\w+)\)", report[0])}
+
+    def light(name, scheme):
+        parts = np.array(list(bytes.fromhex(colours[name][scheme][1:]))) / 255
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    for text, ground in itertools.product(("text", "muted", "accent", "alarm", "calm"), ("ground", "surface")):
+        for scheme in (0, 1):
+            low, high = sorted([light(text, scheme), light(ground, scheme)])
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground, scheme)
 
 
 def test_report_holds_the_numbers_beside_the_papers(report):
