@@ -9,7 +9,7 @@ import torch
 from benchmarks import detection, flops, linear, machine, made, protocol, reading, run, testing, training_step
 from benchmarks.plain import testing as plain_testing
 from benchmarks.plain.detection import detection_map as plain_detection_map
-from benchmarks.report import Claim, read_report
+from benchmarks.report import read_report
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.metrics import detection_map
@@ -95,15 +95,6 @@ def test_plain_detection_is_ours(dataset, seed):
     assert max(plain) > 0
 
 
-def test_made_truth_is_of_the_real_sizes():
-    for dataset, videos in ((UCF, 290), (XD, 800)):
-        truth = made.made_truth(dataset, made.benchmark_frames(dataset))
-        assert len(truth.frames) == videos
-        for frames, spans in zip(truth.frames, truth.segments, strict=True):
-            assert len(frames) % 16 == 0
-            assert all(0 <= start < end <= len(frames) for start, end in spans)
-
-
 def test_arithmetic_of_the_plain_prompts_is_what_the_paper_and_pencil_say():
     found = flops.count_parts(SIZE, made.made_model(SIZE, plain=True).train(), plain=True)
     # Per position and layer: three projections and one of D x D, and two of D x 4D; a product is two operations.
@@ -127,13 +118,6 @@ def test_what_is_compared_takes_turns_and_overlaps_count_once():
     assert [len(seconds) for seconds in times.values()] == [3, 3]
     assert machine.ratio({"plain": [4, 90, 9], "ours": [2, 10, 9]}) == 2
     assert protocol.covered([(5, 6), (0, 2), (1, 3), (1.5, 2)]) == 4
-
-
-@pytest.mark.parametrize(("value", "at_most", "met"), [(3, False, True), (2, False, False), (3, True, False)])
-def test_a_missed_goal_is_said(value, at_most, met):
-    claim = Claim("a step, times faster", value, "x", goal=2.5, at_most=at_most)
-    assert claim.met == met
-    assert ("NO" in str(claim)) == ("(missed)" in run.row(claim)) == (not met)
 
 
 def scripts(*modules):
@@ -169,12 +153,3 @@ def test_all_results_end_up_on_one_page(tmp_path):
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| AUC and AP, UCF-Crime, times faster |" in page and "$ python benchmarks/ranking.py --quick" in page
     assert (tmp_path / "speed.png").stat().st_size > 5000
-
-
-def test_products_are_told_by_their_sizes():
-    layer, x = torch.nn.Linear(3, 5), torch.randn(2, 7, 3)
-    with flops.Products() as products:
-        layer(x).sum().backward()
-        torch.bmm(torch.ones(4, 2, 3), torch.ones(4, 3, 6))
-    # Forward, and the gradient of the weights; the input needs none.
-    assert products.shapes == {(1, 14, 3, 5): 1, (1, 5, 14, 3): 1, (4, 2, 3, 6): 1}

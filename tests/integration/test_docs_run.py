@@ -20,19 +20,10 @@ from clipfusionvad.cli import training
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# Commands that are tested elsewhere or cannot run here, by how they begin.
-ELSEWHERE = {
-    "make": "its targets run tests, or programs that other tests run",
-    "git|cd|eval|pip|\\.|python -m venv|tensorboard": "needs a network or a browser",
-    "torchrun": "tests/integration/test_distributed_runs.py",
-    "python benchmarks/": "tests/integration/test_benchmarks.py",
-    "python -m clipfusionvad detect --stream": "tests/integration/test_stream.py; needs a camera",
-    ".*--engine ray": "tests/integration/test_ray.py; needs a cluster",
-    ".*--track wandb": "tests/integration/test_trackers.py; needs an optional package",
-    "python -m clipfusionvad demo": "tests/integration/test_scripts.py; takes a minute",
-    ".*--method (perceptron|smoothfusion)": "tests/integration/test_new_method.py",
-    ".*configs/ablations/(anomalyclip|reflipvad)_": "tests/integration/test_configs.py trains all cells of all tables",
-}
+# Commands that other tests run, or that need a network, a browser, a camera or a cluster; by how they begin.
+ELSEWHERE = ["make|git|cd|eval|pip|\\.|python -m venv|tensorboard", "torchrun|python benchmarks/|.*--engine ray"]
+ELSEWHERE += ["python -m clipfusionvad (demo|detect --stream)", ".*--track wandb"]
+ELSEWHERE += [".*--method (perceptron|smoothfusion)", ".*configs/ablations/(anomalyclip|reflipvad)_"]
 # Preparations for a command of a page: data of its own, or files that another page describes.
 BEFORE = {
     ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),

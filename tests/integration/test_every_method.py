@@ -9,7 +9,7 @@ import pytest
 import torch
 from refusal import assert_refused
 from test_resume import Broken
-from tiny import LABELS, METHOD_FLAGS, TRAIN, make_tiny, quietly, skip_without_packages, strings
+from tiny import LABELS, METHOD_FLAGS, make_tiny, quietly, skip_without_packages, strings
 
 from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
@@ -180,10 +180,3 @@ def test_last_weights_are_those_after_the_last_epoch(tmp_path, no_plots):
     assert plain.train("--select", "last", "--max-epoch", 2, "--protocol", "paper").code == 0
     steps = [torch.load(t.work / "model.pth", weights_only=True)["step"] for t in (tiny, plain)]
     assert steps == [8, 8]
-
-
-def test_help_says_what_a_pair_was_published_with():
-    outcome = quietly(TRAIN["shanghaitech"], strings(["--method", "anomalyclip", "--help"]))
-    assert outcome.code == 0 and "--warmup-epochs" in outcome.out
-    said = " ".join(outcome.out.split())
-    assert "(default: 10)" in said and "(default: 0.0005)" in said

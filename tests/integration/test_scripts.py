@@ -11,16 +11,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tiny import FRAMES, LENGTH, TEST_LENGTHS, TRAIN, WIDTH, make_tiny, quietly, strings
+from tiny import TRAIN, make_tiny, quietly, strings
 
-from clipfusionvad import create_model, load_weights
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli import training
 from clipfusionvad.data.lists import read_list, split_crop
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine import evaluator
-from clipfusionvad.metrics import frame_metrics
-from clipfusionvad.models.clip import load_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"options.yaml", "environment.json", "metrics.json", "metrics.jsonl", "metrics.csv", "losses.csv"}
@@ -45,14 +42,6 @@ def weights(path):
 def assert_same_weights(one, other):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def model_of(tiny, method, path=None):
-    """A model as the trained file describes it, with its weights or those of another file."""
-    made = torch.load(tiny.work / "model.pth", weights_only=True)["hparams"]["options"]
-    model = create_model(method, DATASETS[tiny.dataset].prompts, "toy", **made)
-    load_weights(model, path or tiny.work / "model.pth")
-    return model.eval()
 
 
 @pytest.fixture(scope="module", params=[("ucf", "clipfusionvad"), ("xd", "clipfusionvad"), ("xd", "vadclip")])
@@ -130,45 +119,6 @@ def test_the_same_data_in_another_form_gives_the_same_metrics(trained, tmp_path)
     outcome = tiny.test(*flags, "--feature-root", tiny.folder, "--metrics-json", found)
     assert outcome.code == 0, outcome.err
     assert read_json(found) == read_json(tiny.work / "metrics.json")
-
-
-def test_export(trained, tmp_path):
-    """The exported file is in the released form: CLIP inside, and the same outputs and metrics."""
-    tiny, method = trained
-    exported, found = tmp_path / "released.pth", tmp_path / "metrics.json"
-    assert quietly(package_main, strings(["export", tiny.work / "model.pth", "--output", exported])).code == 0
-    clip = {f"clipmodel.{key}" for key in load_clip("toy", WIDTH).state}
-    assert torch.load(exported, weights_only=True).keys() == weights(tiny.work / "model.pth").keys() | clip
-    visual = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
-    one, other = (model_of(tiny, method, path)(visual, torch.tensor([LENGTH, 5])) for path in (None, exported))
-    assert all(torch.equal(*pair) for pair in zip(vars(one).values(), vars(other).values(), strict=True))
-    switches = ["--method", method] + (["--no-gam"] if method == "clipfusionvad" else [])
-    assert tiny.test(*switches, "--model-path", exported, "--metrics-json", found).code == 0
-    assert read_json(found) == read_json(tiny.work / "metrics.json")
-
-
-@pytest.mark.parametrize("length", sorted(TEST_LENGTHS))
-def test_two_videos_of_any_length(trained, tmp_path, length):
-    """One snippet, and lengths around multiples of the window: as if each video were scored by itself."""
-    tiny, method = trained
-    model = model_of(tiny, method)
-    rng, frames = np.random.default_rng(1), length * FRAMES
-    scores, listed, truth = [], ["path,label"], ["video,frames,label,start,end"]
-    for video, event in ((tiny.videos[0], f"{tiny.videos[0].classes[0]},8,{frames}"), (tiny.videos[-1], ",,")):
-        features = rng.normal(size=(length, WIDTH)).astype(np.float32)
-        np.save(tmp_path / f"{video.name}__5.npy", features)
-        scores.append(model.score_video(features)[0])
-        listed.append(f"{video.name}__5.npy,{video.label}")
-        truth.append(f"{video.name},{frames},{event}")
-    (tmp_path / "test.csv").write_text("\n".join(listed))
-    (tmp_path / "truth.csv").write_text("\n".join(truth))
-    flags = ["--test-list", tmp_path / "test.csv", "--gt-path", tmp_path / "truth.csv"]
-    outcome = tiny.test("--method", method, *flags, "--metrics-json", tmp_path / "metrics.json")
-    assert outcome.code == 0, outcome.err
-    abnormal = (np.arange(2 * frames) >= 8) & (np.arange(2 * frames) < frames)
-    expected = frame_metrics(np.repeat(np.concatenate(scores), FRAMES), abnormal)
-    found = read_json(tmp_path / "metrics.json")
-    assert (found["auc1"], found["ap1"]) == pytest.approx((expected["auc"], expected["ap"]))
 
 
 # The clean protocol.
