@@ -70,7 +70,7 @@ def made_batch(size: Size, each: int, dataset: Dataset = UCF, seed: int = 0) -> 
     lengths = rng.integers(size.length // 4, size.length + 1, 2 * each)
     visual[np.arange(size.length) >= lengths[:, None]] = 0
     anomalous = rng.choice(dataset.labels[1:], each)
-    targets = np.stack([dataset.encode(label) for label in [dataset.normal] * each + anomalous.tolist()])
+    targets = np.stack([dataset.encode(label) for label in [dataset.labels[0]] * each + anomalous.tolist()])
     return torch.from_numpy(visual), torch.from_numpy(lengths), torch.from_numpy(targets)
 
 

@@ -98,7 +98,7 @@ class Run:
         lengths = np.minimum(np.repeat(UCF_TRAIN_SNIPPETS, crops), self.size.length)
         lengths = np.random.default_rng(0).permutation(lengths)[: args.rows].astype(np.int64)
         self.packed = MadeBatches(lengths, self.size.length, self.size.width, self.device)
-        labels = [UCF.normal] * (args.rows // 2)
+        labels = [UCF.labels[0]] * (args.rows // 2)
         labels += [UCF.labels[1 + row % (len(UCF.labels) - 1)] for row in range(args.rows - len(labels))]
         self.entries = [Entry(Path(f"{row}.npy"), label, row) for row, label in enumerate(labels)]
         truth = made_truth(UCF, benchmark_frames(UCF, args.videos))

@@ -91,7 +91,7 @@ def make_test(args: argparse.Namespace, plain: bool) -> Callable[[], dict[str, A
 
 def video_set(truth: Truth, width: int) -> VideoDataset:
     """A test set of UCF-Crime that has this truth and no files."""
-    labels = [UCF.normal if names == [NORMAL_IN_TRUTH] else names[0] for names in truth.labels]
+    labels = [UCF.labels[0] if names == [NORMAL_IN_TRUTH] else names[0] for names in truth.labels]
     entries = [Entry(Path(f"{row}.npy"), label, row) for row, label in enumerate(labels)]
     return VideoDataset(entries, UCF, width, truth)
 

@@ -69,10 +69,6 @@ class Dataset:
     def prompts(self) -> list[str]:
         return list(self.classes.values())
 
-    @property
-    def normal(self) -> str:
-        return self.labels[0]
-
     def encode(self, label: str) -> np.ndarray:
         """Return a list label as a multi-hot vector (C,) float32; ``UserError`` for an unknown label."""
         vector = multi_hot([label], self.labels, self.multi_label)[0]
@@ -83,8 +79,8 @@ class Dataset:
     def label_of(self, name: str, folder: str = "") -> str | None:
         """Return the list label in a video's name, else of its folder; None if neither names one."""
         found = re.search(self.label_pattern or "()", name)
-        words = [found.group(1) if found else None, folder]
-        return next(filter(None, map(self.match_label, filter(None, words))), None)
+        words = filter(None, [found and found.group(1), folder])
+        return next(filter(None, map(self.match_label, words)), None)
 
     def match_label(self, word: str) -> str | None:
         """Return the list label that a word means, ignoring case; None for any other word."""
@@ -135,6 +131,7 @@ def _benchmark(name: str, **more: Any) -> Dataset:
 
 _UCF_LABELS = "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting "
 _UCF_LABELS += "Shoplifting Stealing Vandalism"
+_UCF_NORMAL = "normal_videos training_normal_videos_anomaly testing_normal_videos_anomaly"
 _SHANGHAITECH_LABELS = "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running "
 _SHANGHAITECH_LABELS += "skateboard step stoop throwing_object vaudeville vehicle"
 _MSAD_LABELS = "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting "
@@ -146,9 +143,7 @@ UCF = _benchmark(
     classes={label: label[0].lower() + label[1:] for label in _UCF_LABELS.split()},
     fps=30,
     label_pattern=r"^([A-Za-z]+)(?:_Videos)?_?\d",
-    aliases=dict.fromkeys(
-        ("normal_videos", "training_normal_videos_anomaly", "testing_normal_videos_anomaly"), "Normal"
-    ),
+    aliases=dict.fromkeys(_UCF_NORMAL.split(), "Normal"),
     test_crop=5,
     demo_name="{label}{number:03d}_x264",
     anomalous_test_videos=140,

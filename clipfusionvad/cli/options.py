@@ -155,6 +155,7 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
     for item in items:
         if isinstance(item, bool) or item is None:
             raise UserError(f"{where} cannot be {item!r}")
+        # Not the value: aliases make a long one of a few lines.
         if not isinstance(item, str | int | float | date):
             raise UserError(f"{where} cannot be a {type(item).__name__}")
     return [flag, *map(str, items)] if several else [f"{flag}={value}"]
@@ -227,13 +228,11 @@ def _fitted(options: Mapping[str, Declared], method: type[Method]) -> list[Decla
 def _table(values: Mapping[str, Any], layers: Mapping[str, str]) -> str:
     """Every option, its value as it is typed, and the layer that set it."""
     rows = [("option", "value", "set by")]
-    rows += [(f"--{name.replace('_', '-')}", _typed(values[name]), layers[name]) for name in sorted(values)]
+    for name, value in sorted(values.items()):
+        typed = " ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+        rows.append((f"--{name.replace('_', '-')}", typed, layers[name]))
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(f"{name:{first}}  {value:{second}}  {layer}" for name, value, layer in rows)
-
-
-def _typed(value: Any) -> str:
-    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _name(flag: str) -> str:

@@ -14,8 +14,7 @@ from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.config import recorded
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
-from clipfusionvad.io.files import check_writable, remove_leftovers
-from clipfusionvad.io.locks import hold
+from clipfusionvad.io.files import check_writable, hold, remove_leftovers
 from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
 from clipfusionvad.models import current_options, find_method
 from clipfusionvad.tools.tables import FULL

@@ -30,9 +30,16 @@ from clipfusionvad.engine.evaluator import VideoDataset, evaluate, evaluate_clas
 from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, NORMAL_CENTROID, seed_folder, states_in
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.io.files import check_writable, link_or_copy, remove_leftovers, without_nan, write_json, write_torch
+from clipfusionvad.io.files import (
+    check_writable,
+    hold,
+    link_or_copy,
+    remove_leftovers,
+    without_nan,
+    write_json,
+    write_torch,
+)
 from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
-from clipfusionvad.io.locks import hold
 from clipfusionvad.io.provenance import Sources, environment
 from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method, find_method

@@ -16,8 +16,7 @@ from clipfusionvad.data.packed import Store
 from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.signals import ignore_stop_signals
+from clipfusionvad.io.errors import UserError, ignore_stop_signals
 
 # The share of a GPU's free memory that features may take; training needs the rest.
 _GPU_SHARE = 0.5

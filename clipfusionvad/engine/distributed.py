@@ -18,9 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.io.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST, UserError, error_line
+from clipfusionvad.io.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    UserError,
+    error_line,
+    ignore_stop_signals,
+)
 from clipfusionvad.io.rank import is_main, rank_info
-from clipfusionvad.io.signals import ignore_stop_signals
 
 #: How long a process waits for the others: rank 0 checks all feature files meanwhile.
 TIMEOUT = timedelta(minutes=30)

@@ -25,11 +25,10 @@ from clipfusionvad.engine.distributed import gather_objects, rank_slice
 from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.engine.training_step import TrainingStep
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, stop_on_signals
 from clipfusionvad.io.files import link_or_copy, write_torch
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.rank import is_main, rank_info
-from clipfusionvad.io.signals import stop_on_signals
 from clipfusionvad.models import Method
 
 #: Steps between two transfers of losses from a GPU, which works ahead of Python in between.

@@ -32,8 +32,15 @@ from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
 from clipfusionvad.extraction.jobs import MANIFEST, EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import SnippetEncoder
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hash_file, remove_leftovers
-from clipfusionvad.io.locks import hold
+from clipfusionvad.io.files import (
+    CannotWrite,
+    atomic_write,
+    check_inside,
+    check_writable,
+    hash_file,
+    hold,
+    remove_leftovers,
+)
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models.clip import image_tower, load_clip
 

@@ -1,26 +1,31 @@
-"""Read text, JSON, YAML and CSV files with clear errors, and write files whole or not at all."""
+"""Read text, JSON, YAML and CSV files with clear errors, write files whole or not at all, and lock folders."""
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import secrets
 import shutil
+import socket
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import yaml
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.locks import hold
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class CannotWrite(UserError):
@@ -120,9 +125,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
     write_text(path, buffer.getvalue())
 
 
@@ -147,17 +150,15 @@ def link_or_copy(source: Path, target: Path) -> None:
     if target.resolve() == source.resolve():
         return
     temporary = _temporary(target)
-    with writing(target):
+    with writing(target), contextlib.ExitStack() as stack:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Renaming one of two links to the same file to the other leaves both.
+        stack.callback(temporary.unlink, missing_ok=True)
         try:
-            try:
-                os.link(source, temporary)
-            except OSError:
-                shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            # Renaming one of two links to the same file to the other leaves both.
-            temporary.unlink(missing_ok=True)
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
 
 
 def hash_file(path: str | Path) -> str:
@@ -276,3 +277,71 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+LOCK = ".lock"
+
+
+# Locks are advisory and belong to a process: forked children do not inherit them, and the system frees them when the
+# process ends. Where the system or the file system has none (Windows, some network drives), nothing is refused.
+@contextlib.contextmanager
+def hold(folder: str | Path, name: str = LOCK, shared: bool = False) -> Iterator[None]:
+    """Hold the lock ``name`` of a folder, which is created if missing.
+
+    ``shared`` holders exclude only exclusive ones. At the end the lock file is removed, and so are folders created
+    here that are still empty. Raises ``UserError`` if another process holds the lock.
+    """
+    folder = Path(folder)
+    path, created = folder / name, [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(path, shared)
+    except BlockingIOError as error:
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = path.read_text(encoding="utf-8", errors="replace")
+        holder = f" (process {holder})" if holder else ""
+        raise UserError(
+            f"another run{holder} is using {folder}: wait for it, stop it, or name another folder"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with file, contextlib.suppress(OSError):
+            # Fails while others share the lock. ``_open_locked`` notices that the file is gone.
+            _lock(file, shared=False)
+            path.unlink(missing_ok=True)
+        for place in created:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _open_locked(path: Path, shared: bool) -> IO[bytes]:
+    """Return the open and locked lock file; ``BlockingIOError`` if another process holds it."""
+    while True:
+        file = open(path, "a+b")
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(file)
+            _lock(file, shared)
+            # The previous holder may have removed the file between our opening and our locking it.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                if not shared:
+                    file.truncate(0)
+                    file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
+                    file.flush()
+                closing.pop_all()
+                return file
+
+
+def _lock(file: IO[bytes], shared: bool) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        # Not ``flock``: loader processes that outlive their parent for seconds would keep the lock.
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        # These two codes mean that another process holds it; all others, that the file system has no locks.
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(*error.args) from error

@@ -31,8 +31,7 @@ class Option:
 
     ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. ``const`` is the value of the flag
     without a value. ``aliases`` are older flags of the same option. ``recorded`` is False for an option of one
-    invocation, which a run's record must not repeat. ``required`` demands the flag, ``nonempty`` refuses a list without
-    values.
+    invocation, which a run's record must not repeat. ``nonempty`` refuses a list without values.
     """
 
     help: str

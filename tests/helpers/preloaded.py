@@ -16,7 +16,7 @@ import clipfusionvad.cli.pack
 import clipfusionvad.cli.training
 import clipfusionvad.extraction.extract  # noqa: F401
 import clipfusionvad.io.event_log  # noqa: F401
-from clipfusionvad.io.locks import hold
+from clipfusionvad.io.files import hold
 from clipfusionvad.models.clip import openai_clip
 
 openai_clip()

@@ -14,7 +14,7 @@ from tiny import package, package_main, quietly, strings
 from warm import warm_context
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.locks import LOCK, hold
+from clipfusionvad.io.files import LOCK, hold
 
 pytest.importorskip("fcntl", reason="this system has no such locks")
 

@@ -15,10 +15,8 @@ from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.extraction.crops import to_canvas
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import find_videos
-from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, link_or_copy
-from clipfusionvad.io.locks import hold
-from clipfusionvad.io.signals import stop_on_signals
+from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, stop_on_signals, warn
+from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions

@@ -20,8 +20,7 @@ import torch
 
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.engine.ray_session import import_ray, session
-from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.signals import stop_on_signals
+from clipfusionvad.io.errors import UserError, stop_on_signals
 from clipfusionvad.tools.sweep.sweep import Trial, TrialEnd
 
 Work = Callable[[Trial], TrialEnd]
