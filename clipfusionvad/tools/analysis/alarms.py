@@ -8,6 +8,7 @@ event is found if an alarm overlaps it. Rates are per hour of frames that are no
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -217,73 +218,64 @@ def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: 
     return AnalysisResult(numbers, draw_alarms(curves), [about, text])
 
 
-@dataclass(frozen=True)
-class Latencies:
-    """``seconds`` (R, M) from each of M events' start to the start of its first alarm at each of R rates: 0 where that
-    began before, inf where the event is missed. ``rates`` (R,) per hour, the ``thresholds`` (R,) that keep to them
-    (inf: none does), the ``labels`` of each event."""
+def latencies(test: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> DataFrame:
+    """Return a row for each ``rate`` of false alarms per hour, in rising order, and each event, once for its every
+    ``class`` and once for "all"; main branch only.
 
-    rates: list[float]
-    thresholds: np.ndarray
-    seconds: np.ndarray
-    labels: list[list[str]]
-
-    @property
-    def classes(self) -> list[str]:
-        return sorted({label for names in self.labels for label in names})
-
-    def of_class(self, rate: int, label: str) -> tuple[np.ndarray, int]:
-        """Return the seconds of the found events of a class ("all": of every class) at a rate, given by its index, and
-        the number of its events."""
-        seconds = self.seconds[rate][[label == "all" or label in names for names in self.labels]]
-        return np.sort(seconds[np.isfinite(seconds)]), len(seconds)
-
-
-def latencies(test: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> Latencies:
-    """Return the latency of every event at each rate of false alarms per hour, in rising order; main branch only."""
+    ``seconds`` from its start to the start of its first alarm: 0 where that began before, inf where it is missed;
+    ``threshold``: the lowest that keeps to the rate, inf if none does.
+    """
     pooled = pool(test.scores, test.videos)
     axis, rates = frame_axis(test, pooled), sorted(set(rates))
     curve = alarm_curve(axis, pooled.anomaly[0], rule)
-    rows = [at_rate(curve, rate) for rate in rates]
-    thresholds = np.array([curve["threshold"][row] if row >= 0 else np.inf for row in rows])
+    at = [at_rate(curve, rate) for rate in rates]
+    thresholds = np.array([curve["threshold"][row] if row >= 0 else np.inf for row in at])
     found = find_alarms(axis, pooled.anomaly[0], thresholds, rule)
-    return Latencies(rates, thresholds, first_alarms(axis, found, len(rates)) / axis.fps, axis.labels)
+    seconds = first_alarms(axis, found, len(rates)) / axis.fps
+    rows = [
+        (rates[row], thresholds[row], label, seconds[row, event])
+        for row, (event, names) in product(range(len(rates)), enumerate(axis.labels))
+        for label in ("all", *names)
+    ]
+    return make_table(rows, ["rate", "threshold", "class", "seconds"])
 
 
-def by_class(found: Latencies) -> DataFrame:
+def by_class(events: DataFrame) -> DataFrame:
     """Return events, share missed, and median and 90th percentile of the seconds of those found, by rate and class."""
     rows = []
-    for index, rate in enumerate(found.rates):
-        for label in ["all", *found.classes]:
-            hit, events = found.of_class(index, label)
-            quantiles = np.quantile(hit, [0.5, 0.9]) if len(hit) else (np.nan, np.nan)
-            rows.append((rate, label, events, 1 - len(hit) / events, *quantiles))
+    for rate, label in product(events["rate"].unique(), ["all", *sorted({*events["class"]} - {"all"})]):
+        seconds = events["seconds"][(events["rate"] == rate) & (events["class"] == label)]
+        hit = seconds[np.isfinite(seconds)]
+        rows.append((rate, label, len(seconds), 1 - len(hit) / len(seconds), hit.quantile(0.5), hit.quantile(0.9)))
     header = ["false_alarms_per_hour", "class", "events", "share_missed", "median_seconds", "seconds_of_90_percent"]
     return make_table(rows, header)
 
 
-def draw_latency(found: Latencies) -> figures.Figure:
+def draw_latency(events: DataFrame) -> figures.Figure:
     """Draw the share of events noticed over time, and every event by class at the middle rate."""
-    figure = figures.new_figure(12, max(4.2, 0.3 * len(found.classes) + 1.6))
+    rates, labels = events["rate"].unique(), sorted({*events["class"]} - {"all"})
+    figure = figures.new_figure(12, max(4.2, 0.3 * len(labels) + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    longest = max(found.seconds[np.isfinite(found.seconds)].max(initial=0), 1) * 1.05
-    for index, (rate, colour) in enumerate(zip(found.rates, figures.COLOURS, strict=False)):
-        hit, events = found.of_class(index, "all")
-        share = np.arange(len(hit) + 1) / events
-        missed = f"{rate:g} an hour, from {found.thresholds[index]:.3g} on: {100 * (1 - share[-1]):.0f} % missed"
+    longest = max(events["seconds"].replace(np.inf, 0).max(), 1) * 1.05
+    for rate, colour in zip(rates, figures.COLOURS, strict=False):
+        own = events[(events["rate"] == rate) & (events["class"] == "all")]
+        hit = np.sort(own["seconds"][np.isfinite(own["seconds"])])
+        share = np.arange(len(hit) + 1) / len(own)
+        missed = f"{rate:g} an hour, from {own['threshold'].iloc[0]:.3g} on: {100 * (1 - share[-1]):.0f} % missed"
         left.step([0, *hit, longest], [*share, share[-1]], where="post", color=colour, label=missed)
     left.set(xlim=(0, longest), ylim=(0, 1.03), ylabel="share of events noticed")
     left.set_xlabel("seconds after the start of an event")
-    rows, middle = [], len(found.rates) // 2
-    for place, label in enumerate(found.classes):
-        hit, events = found.of_class(middle, label)
+    rows, middle = [], rates[len(rates) // 2]
+    for place, label in enumerate(labels):
+        seconds = events["seconds"][(events["rate"] == middle) & (events["class"] == label)]
+        hit = seconds[np.isfinite(seconds)]
         right.plot(hit, np.full(len(hit), place), "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
-        missed = f"{label}: {events - len(hit)} of {events} missed"
-        rows.append(missed if len(hit) < events else f"{label} ({events})")
+        missed = f"{label}: {len(seconds) - len(hit)} of {len(seconds)} missed"
+        rows.append(missed if len(hit) < len(seconds) else f"{label} ({len(seconds)})")
     right.set_yticks(range(len(rows)), rows)
     right.set(xlim=(-0.1, longest), ylim=(len(rows) - 0.4, -0.6))
     right.set_xlabel("seconds after the start of an event, a dot for each event")
-    right.set_title(f"at {found.rates[middle]:g} false alarms an hour", fontsize=10, loc="left")
+    right.set_title(f"at {middle:g} false alarms an hour", fontsize=10, loc="left")
     right.grid(axis="y", color="#eeeeee", lw=0.7)
     for axis in (left, right):
         axis.set_xscale("symlog", linthresh=1)

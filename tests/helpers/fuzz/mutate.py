@@ -147,21 +147,18 @@ def _joined(separator: str, rows: Any) -> bytes:
     return "\n".join(lines).encode("utf-8", "replace")
 
 
+def _saved(save: Callable[[io.BytesIO], object]) -> bytes:
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
+
+
 def _array_file(array: np.ndarray, rng: random.Random) -> bytes:
     """Return a .npy file; the shape in its header is a lie at times."""
-    file = io.BytesIO()
     if array.dtype == object or rng.random() < 0.8:
-        np.save(file, array, allow_pickle=True)
-        return file.getvalue()
+        return _saved(lambda file: np.save(file, array, allow_pickle=True))
     header = {"descr": array.dtype.str, "fortran_order": rng.random() < 0.3, "shape": rng.choice(SHAPES)}
-    np.lib.format.write_array_header_2_0(file, header)
-    return file.getvalue() + array.tobytes()
-
-
-def _saved(save: Callable, value: Any, **more: Any) -> bytes:
-    file = io.BytesIO()
-    save(*((file,) if more else (value, file)), **more)
-    return file.getvalue()
+    return _saved(lambda file: np.lib.format.write_array_header_2_0(file, header)) + array.tobytes()
 
 
 def _header_size(content: bytes) -> int:
@@ -187,7 +184,7 @@ WRITE: dict[str, Callable[[Any, random.Random], bytes]] = {
     ".csv": lambda value, _: _joined(",", value),
     ".txt": lambda value, _: _joined(" ", value),
     ".npy": _array_file,
-    ".npz": lambda value, _: _saved(np.savez_compressed, None, **{str(name): array for name, array in value.items()}),
+    ".npz": lambda value, _: _saved(lambda file: np.savez(file, **{str(key): value[key] for key in value})),
     ".safetensors": lambda value, _: len(head := json.dumps(value[0]).encode()).to_bytes(8, "little") + head + value[1],
-    ".pth": lambda value, _: _saved(torch.save, value),
+    ".pth": lambda value, _: _saved(lambda file: torch.save(value, file)),
 }
