@@ -83,15 +83,11 @@ def detection_map(
     ``class_probs`` counts as missed.
 
     Quirks kept:
-    - the mean is over all C classes, including those without ground truth (their AP is 0);
-    - a class without any predicted segment makes the mAP 0;
+    - the mean is over all C classes, also those without ground truth (AP 0); one without a prediction makes the mAP 0;
     - on UCF-Crime the truth calls normal "A" and the class list "Normal", so normal is never matched;
-    - ``exclude_normal`` cuts only the predictions (to the anomalous videos at the head of the list) and keeps all
-      classes and all ground truth;
+    - ``exclude_normal`` cuts only the predictions, to the anomalous videos at the head of the list;
     - a video of fewer than 16 frames, or a NaN in a class's curve, gives no segment there.
-
-    One difference: equal scores keep the order of video and time. The release sorts unstably, so its numbers on ties
-    depend on numpy's build and the processor.
+    One difference: equal scores keep the order of video and time, where the release sorts unstably.
 
     ``unknown_labels`` is the treatment of a truth label outside ``class_labels``; None is that of the release of the
     dataset with these ``class_labels``, and "error" for other class lists. Raises ``ValueError`` for such a label, for
@@ -122,19 +118,15 @@ def corrected_detection_map(
 ) -> dict[str, DetectionResult]:
     """Return detection mAP as the papers describe it; inputs and errors as in ``detection_map``.
 
-    ``"normal_matched"`` differs from ``detection_map`` in three points: ``normal_label`` in the truth means
-    ``class_labels[0]``; a class without any predicted segment has AP 0 and does not affect the others; the mean is
-    over the classes that have ground truth. ``"anomalous_only"`` also leaves out videos without an anomalous truth
-    segment, and the normal class.
-
-    ``per_class`` is NaN for classes outside the mean; the mean is NaN where no class is left.
+    ``"normal_matched"``: ``normal_label`` in the truth means ``class_labels[0]``; a class without any predicted segment
+    has AP 0 and does not affect the others; the mean is over the classes that have ground truth. ``"anomalous_only"``
+    also leaves out videos without an anomalous truth segment, and the normal class. NaN marks what is left out.
     """
     hits = detection_hits(class_probs, segments, labels, class_labels, frames, normal_label, unknown_labels)
     event = hits.truth_label > 0
     kept = np.isin(hits.video, hits.truth_video[event])
-    anomalous = Hits(
-        hits.video[kept], hits.label[kept], hits.hit[:, kept], hits.truth_video[event], hits.truth_label[event]
-    )
+    found = (hits.video[kept], hits.label[kept], hits.hit[:, kept])
+    anomalous = Hits(*found, hits.truth_video[event], hits.truth_label[event])
     results = {}
     for name, counted_hits in (("normal_matched", hits), ("anomalous_only", anomalous)):
         ap = _average_precision(counted_hits, len(class_labels))
@@ -153,11 +145,7 @@ def detection_hits(
     normal_label: str | None = None,
     unknown_labels: Literal["ignore", "error"] = "ignore",
 ) -> Hits:
-    """Return which predicted segments hit the truth; a video's hits do not depend on the other videos.
-
-    Inputs as in ``detection_map``. ``normal_label`` is the truth's name of ``class_labels[0]``, as in
-    ``corrected_detection_map``.
-    """
+    """Return which predicted segments hit the truth, independently in each video; inputs as in the functions above."""
     index = {label: c for c, label in enumerate(class_labels)} | ({normal_label: 0} if normal_label else {})
     truth = _read_truth(segments, labels, index, unknown_labels)
     return _match(*_find_segments(_join(class_probs, frames, len(class_labels))), truth, len(class_labels))
@@ -273,9 +261,8 @@ def _video_scores(rows: _Rows) -> np.ndarray:
     origin = (np.cumsum(needed) - needed)[needed > 0]
     before -= np.repeat(before[:, origin], needed[needed > 0], axis=1)
     taken = np.clip(np.repeat(top, needed) - before, 0, frames)
-    # The released code adds float32 frames one by one, the highest first, and its rounding decides the order of
-    # close segments; so the top frames (about as many as the snippets) are repeated. numpy adds in this order along
-    # the first axis of a C-ordered matrix.
+    # The released code adds float32 frames one by one, the highest first, and its rounding decides the order of close
+    # segments. numpy adds in this order along the first axis of a C-ordered matrix.
     best = np.ascontiguousarray(np.repeat(values.ravel(), taken.ravel()).reshape(len(values), -1).T)
     means = np.zeros((len(top), len(values)), dtype=np.float32)
     for slot, end in enumerate(np.cumsum(top)):
@@ -309,10 +296,9 @@ def _average_precision(hits: Hits, classes: int) -> np.ndarray:
 
 
 def _match(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> Hits:
-    """Match predictions ordered by (class, video), as ``_find_segments`` gives them, with the truth.
+    """Match predictions, ordered by (class, video), with the truth.
 
-    By descending score over all videos, each prediction of a class takes the unused truth segment of its video with
-    the best IoU that reaches the threshold.
+    By descending score, each takes the unused truth segment of its class and video with the best sufficient IoU.
     """
     # By class and descending score; equal scores keep the order of video and time.
     keys = _ordered((0 - score).view(np.int32)).astype(np.int64) << 32 | np.arange(len(score))
@@ -329,17 +315,15 @@ def _match(found: _Spans, score: np.ndarray, truth: _Spans, classes: int) -> Hit
     p = np.arange(len(g)) + np.repeat(high - np.cumsum(high - low), high - low)
     shared = np.minimum(found.end[p], truth.end[g]) - np.maximum(found.start[p], truth.start[g])
     shared = np.maximum(shared, 0)
-    union = found.end[p] - found.start[p] + np.maximum(truth.end[g] - truth.start[g], 0) - shared
-    iou = shared / union
+    iou = shared / (found.end[p] - found.start[p] + np.maximum(truth.end[g] - truth.start[g], 0) - shared)
 
     # Matching is sequential and handles all thresholds together, one bit each.
     reached = np.searchsorted(IOUS, iou, side="right")
     pairs = np.flatnonzero(reached)
     pairs = pairs[np.lexsort((g[pairs], -iou[pairs], place[p[pairs]]))]
     hits, used = bytearray(len(order)), bytearray(len(low))
-    for at, segment, bits in zip(
-        place[p[pairs]].tolist(), g[pairs].tolist(), ((1 << reached[pairs]) - 1).tolist(), strict=True
-    ):
+    columns = (place[p[pairs]], g[pairs], (1 << reached[pairs]) - 1)
+    for at, segment, bits in zip(*(column.tolist() for column in columns), strict=True):
         new = bits & ~hits[at] & ~used[segment]
         hits[at] |= new
         used[segment] |= new

@@ -1,15 +1,15 @@
 """Turn the anomaly scores of consecutive snippets into segments, of a whole video or of a running stream.
 
 A segment starts with a snippet that reaches the high threshold and lasts while snippets reach the low one. Segments
-are then merged over short gaps, and those still too short are dropped. n snippets, C classes (0 is *normal*),
-n + 1 bounds: snippet i is frames bounds[i] … bounds[i + 1] - 1.
+are then merged over short gaps, and those still too short are dropped. Snippet i has the
+frames bounds[i] … bounds[i + 1] - 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -61,12 +61,7 @@ class Segment:
 
 
 def find_segments(
-    anomaly: np.ndarray,
-    classes: np.ndarray | None,
-    bounds: np.ndarray,
-    fps: float,
-    labels: Sequence[str],
-    thresholds: Thresholds,
+    anomaly: np.ndarray, classes: Any, bounds: np.ndarray, fps: float, labels: Sequence[str], thresholds: Thresholds
 ) -> list[Segment]:
     """Return the segments of one video: anomaly (n,), classes (n, C) or None, bounds (n + 1,) in frames."""
     segments = []

@@ -34,15 +34,10 @@ CONTEXT_STD = 0.02
 # Score of a dropped segment: it is chosen only where fewer than K others are left.
 DROPPED = 1e6
 PROMPTS, SELECTIONS = ("learned", "fixed", "direct"), ("similarity", "magnitude")
-CLIP_PREFIX = "clipmodel."
-LIGHTNING_PREFIX = "net."
+CLIP_PREFIX, LIGHTNING_PREFIX = "clipmodel.", "net."
 # Prefixes of CLIP's weights in released files, and OpenAI's; the first that fits counts.
-CLIP_PARTS = (
-    ("image_encoder.", "visual."),
-    ("token_embedding.", "token_embedding."),
-    ("selector_model.logit_scale", "logit_scale"),
-    ("text_encoder.", ""),
-)
+CLIP_PARTS = [("image_encoder.", "visual."), ("token_embedding.", "token_embedding.")]
+CLIP_PARTS += [("selector_model.logit_scale", "logit_scale"), ("text_encoder.", "")]
 PROJECTION = "text_encoder.text_projection"
 TOKEN_PREFIX, TOKEN_SUFFIX = "prompt_learner.token_prefix", "prompt_learner.token_suffix"
 
@@ -138,15 +133,9 @@ class AnomalyCLIP(TextMethod):
         self.grid, self.chosen = (num_segments, seg_length), (num_topk, num_bottomk)
         self.dropout = (select_idx_dropout_topk, select_idx_dropout_bottomk)
         self.recentre, self.concat_features, self.selection = recentre, concat_features, selection
-        self.weights = {
-            "dir_abn": dir_abn_weight,
-            "dir_nor": dir_nor_weight,
-            "topk_abn": topk_abn_weight,
-            "bottomk_abn": bottomk_abn_weight,
-            "topk_nor": topk_nor_weight,
-            "smooth": smooth_weight,
-            "sparse": sparse_weight,
-        }
+        self.weights = {"dir_abn": dir_abn_weight, "dir_nor": dir_nor_weight, "topk_abn": topk_abn_weight}
+        self.weights |= {"bottomk_abn": bottomk_abn_weight, "topk_nor": topk_nor_weight}
+        self.weights |= {"smooth": smooth_weight, "sparse": sparse_weight}
         if not any(self.weights.values()):
             raise UserError("every loss weight is 0: there is nothing to train on")
 
@@ -159,24 +148,24 @@ class AnomalyCLIP(TextMethod):
         self.register_buffer("columns", anomalies.argsort(), persistent=False)
         centroid = torch.full((visual_width,), torch.nan if recentre else 0.0)
         self.register_buffer("ncentroid", centroid, persistent=recentre)
-
         self.clipmodel = ClipTextTower(clip)
         ordered = [names[index] for index in alphabetical.tolist()]
-        self.prompt_learner: ContextPrompts | FixedPrompts | ClassVectors
+        self.prompt_learner: FixedPrompts | ClassVectors
         with isolated_rng("context"):
-            if prompts == "learned":
-                self.prompt_learner = ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
+            if prompts == "direct":
+                self.prompt_learner = ClassVectors(len(ordered), visual_width)
             elif prompts == "fixed":
                 self.prompt_learner = FixedPrompts(ordered, prompt_template)
             else:
-                self.prompt_learner = ClassVectors(len(ordered), visual_width)
+                self.prompt_learner = ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
         projection = nn.Parameter(self.clipmodel.text_projection.detach().clone())
         projection.requires_grad_(learn_projection and prompts != "direct")
         self.text_encoder = nn.ParameterDict({"text_projection": projection})
         self.selector_model = nn.ModuleDict({"bn_layer": nn.BatchNorm1d(len(anomalies), affine=False)})
         width = visual_width + concat_features * len(anomalies)
-        sizes: dict[str, Any] = {"emb_size": emb_size, "depth": depth, "heads": heads, "dim_heads": dim_heads}
-        self.temporal_model = TemporalModel(width, temporal, self.grid, **sizes)
+        self.temporal_model = TemporalModel(
+            width, temporal, self.grid, emb_size=emb_size, depth=depth, heads=heads, dim_heads=dim_heads
+        )
 
     @classmethod
     def sampling_of(cls, options: Mapping[str, Any]) -> GridSampling:
@@ -194,10 +183,7 @@ class AnomalyCLIP(TextMethod):
             self.ncentroid.copy_(torch.from_numpy(total / rows))
 
     def encode_text(self) -> Tensor:
-        """Return the text features of the class prompts, neither normalised nor centred: (C, E).
-
-        Learned directions are shifted to where such features would be.
-        """
+        """Return the text features, neither normalised nor centred, (C, E); learned directions are shifted to them."""
         prompts = self.prompt_learner
         if isinstance(prompts, ClassVectors):
             return (prompts.vectors + self.ncentroid)[self.rank]
@@ -206,10 +192,8 @@ class AnomalyCLIP(TextMethod):
 
     def context_vectors(self) -> Tensor | None:
         """Return the context of each class in the order of ``class_prompts``, or the shared one."""
-        prompts = self.prompt_learner
-        if not isinstance(prompts, ContextPrompts):
-            return None
-        return prompts.ctx[self.rank] if prompts.ctx.dim() == 3 else prompts.ctx
+        ctx = getattr(self.prompt_learner, "ctx", None)
+        return ctx if ctx is None or ctx.dim() == 2 else ctx[self.rank]
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> SegmentOutput:
         """visual (B, S·F, D), all of it valid → output. ``UserError`` without a normal centroid."""
@@ -228,9 +212,9 @@ class AnomalyCLIP(TextMethod):
         return SegmentOutput(coarse, fine, text, similarity=similarity, magnitudes=magnitudes)
 
     def select(self, x: Tensor, text: Tensor) -> Tensor:
-        """Project centred frames (B, T, D) on the class directions and normalise over all frames: (B, T, C−1).
+        """Project centred frames (B, T, D) on the directions of the classes, in alphabetical order: (B, T, C−1).
 
-        Classes are in alphabetical order. Without re-centring the projections are cosines.
+        They are normalised over all frames. Without re-centring the projections are cosines.
         """
         directions = F.normalize(text[self.anomalies] - self.ncentroid, dim=-1)
         projected = (x if self.recentre else F.normalize(x, dim=-1)) @ directions.T
@@ -251,10 +235,9 @@ class AnomalyCLIP(TextMethod):
     def choose_segments(
         self, similarity: Tensor, shares: Tensor, magnitudes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the segments of each video with the highest and the lowest score, (B, K) each.
+        """Return the segments of each video with the highest and the lowest score, (B, K), in training of random ones.
 
         The score is the sum of the similarity (B, T, C−1) weighted by ``shares`` (B, C−1), or of ``magnitudes`` (B, T).
-        In training, segments are dropped at random.
         """
         if magnitudes is None:
             scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)
@@ -272,8 +255,7 @@ class AnomalyCLIP(TextMethod):
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
-        key = "selector_model.bn_layer.running_mean"
-        return key in state or LIGHTNING_PREFIX + key in state
+        return any(prefix + "selector_model.bn_layer.running_mean" in state for prefix in ("", LIGHTNING_PREFIX))
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

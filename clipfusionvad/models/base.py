@@ -22,8 +22,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Declared, declared_options, size
 from clipfusionvad.models import register_method as register_method
 
-# Snippets, of one long or of many short videos, that are scored in one forward pass: enough to fill a GPU, few
-# enough for a processor's cache.
+# Snippets that are scored in one forward pass: enough to fill a GPU, few enough for a processor's cache.
 SNIPPETS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
 
 # A video's features: one array (L, D), or one per stream of the method.
@@ -63,18 +62,10 @@ class Scores:
 class Method(nn.Module, ABC):
     """A detector that does not encode text; ``TextMethod`` is one that does.
 
-    A method must provide, in this order of use:
-
-    - ``name``, and ``@register_method`` above the class;
-    - ``__init__(self, classes, *, ...)`` (``TextMethod``: ``class_prompts, clip, *, ...``), which sets
-      ``self.visual_length`` (T) and ``self.visual_width`` (D). ``classes`` is C. Each keyword-only argument of the form
-      ``name: Annotated[type, Option("help")] = default`` is an option. Pass ``**shared`` on to have those of the base
-      class too; an argument that is declared again replaces the base's;
-    - ``forward(visual, lengths)`` → ``VADOutput`` (``TextMethod``: ``visual, lengths, text``);
-    - ``losses(output, targets, lengths)`` → weighted terms, whose sum is minimised and which losses.csv records;
-    - ``scores(output)`` → ``Scores``.
-
-    Everything else has a default; docs/methods.md ("Add a method") has an example.
+    A method is decorated with ``@register_method`` and has a ``name``, ``forward``, ``losses`` and ``scores``. Its
+    ``__init__(self, classes, *, ...)`` (``TextMethod``: ``class_prompts, clip, *, ...``) sets ``visual_length`` (T) and
+    ``visual_width`` (D). Each keyword-only argument of the form ``name: Annotated[type, Option("help")] = default`` is
+    an option; ``**shared``, passed on, adds those of the base class. docs/methods.md ("Add a method") has an example.
     """
 
     name: ClassVar[str]
@@ -158,17 +149,16 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, output: Any, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Return the weighted loss terms by name; output of ``forward``, targets (B, C) multi-hot, lengths (B,)."""
+        """Return the weighted terms, whose sum is minimised; output of ``forward``, targets (B, C) multi-hot."""
 
     @abstractmethod
     def scores(self, output: VADOutput) -> Scores:
         """Turn logits into probabilities."""
 
     def score_video(self, features: Features) -> tuple[np.ndarray, np.ndarray | None]:
-        """Score one whole video: features (L, D) → anomaly probability (L,) and class probabilities (L, C) or None.
+        """Score one whole video: features (L, D) → anomaly probability (L,) of the main branch, classes (L, C) or None.
 
-        A method of several streams takes a sequence with one array (L, D) for each, or all side by side. The
-        anomaly probability is that of the main branch.
+        A method of several streams takes a sequence with one array (L, D) for each, or all side by side.
         """
         streams = [features] if isinstance(features, np.ndarray | Tensor) else list(features)
         arrays = [np.asarray(stream.detach().cpu() if isinstance(stream, Tensor) else stream) for stream in streams]

@@ -72,7 +72,7 @@ def separation(config: dict[str, Any]) -> tuple[float, bool]:
 
 
 def original_losses(losses: Mapping[str, torch.Tensor], config: dict[str, Any]) -> Results:
-    """Return our losses under the original's names; loss3 has its weight only where the case recorded it so."""
+    """Our losses under the original's names; loss3 has its weight only where the case recorded it so."""
     weight, included = separation(config)
     third = losses["separation"] / (1 if included else weight)
     return {"loss1": losses["coarse"], "loss2": losses["fine"], "loss3": third, "loss": sum(losses.values())}
@@ -88,13 +88,8 @@ def load_original(case: Path, config: dict[str, Any], checkpoint: Path) -> Metho
     """Our model with the original's weights."""
     clip = checkpoint if config["clip"] is None else case / config["clip"]
     weight, _ = separation(config) if "loss" in config else (0.1, True)
-    model = create_model(
-        METHODS[config["model_class"]],
-        [prompt for _, prompt in config["label_map"]],
-        clip=str(clip),
-        separation_weight=weight,
-        **model_options(config),
-    )
+    prompts, options = [prompt for _, prompt in config["label_map"]], model_options(config)
+    model = create_model(METHODS[config["model_class"]], prompts, str(clip), separation_weight=weight, **options)
     load_model_file(model, ModelFile(str(checkpoint), read_checkpoint(checkpoint, "checkpoint")))
     return compiled(model)
 
@@ -132,11 +127,8 @@ def compute_twice(model: Method, compute: Callable[[Method], Any]) -> tuple[Any,
 
 
 def tolerance(noise: float, theirs: Any, relative: float = 1e-5, floor: float = 0.0) -> float:
-    """Return the largest difference that rounding explains.
-
-    It is ``relative`` times the scale (the largest true value, at least ``floor``), or four times our own noise, the
-    difference between our float32 and float64 results: the original's rounding is of the same size, not the same.
-    """
+    """Return the largest difference that rounding explains: ``relative`` times the scale (the largest true value, at
+    least ``floor``), or four times our own noise, the difference between our float32 and float64 results."""
     return max(relative * max(float(np.abs(as_array(theirs)).max(initial=0)), floor), 4 * noise)
 
 

@@ -82,40 +82,29 @@ def test_a_released_file_is_recognised_and_gives_the_outputs(case, original):
 
 @each_case("iefvad_")
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_losses(case, original, trainer):
+def test_losses_and_gradients(case, original, trainer):
     model, targets, weight = original.trained(trainer)
+    recorded = [name for name in original.outputs.files if name.startswith(f"grad_{trainer}/")]
+    assert recorded or trainer != "ucf"
 
     def compute(model):
-        with torch.no_grad():
-            out = model(original.pair, original.lengths)
-            losses = model.losses(out, targets, original.lengths)
-        cosine = F.cosine_similarity(out.image_mu, out.event_mu, dim=-1)
-        ours = {
-            "loss_classification": losses["coarse"],
-            "loss_reg": losses["reg"] / weight,
-            "loss_cos_mean": (1 - cosine).mean(),
-            "loss_norm_mean": (out.image_mu.norm(dim=-1) - out.event_mu.norm(dim=-1)).abs().mean(),
-            "kl_image": gaussian_kl(out.image_mu, out.image_logvar + model.kl_shift),
-            "kl_event": gaussian_kl(out.event_mu, out.event_logvar + model.kl_shift),
-            "loss_kl": losses["kl"] / weight,
-            "loss": sum(losses.values()),
-        }
-        return {f"{trainer}_{name}": value for name, value in ours.items()}
-
-    results = compute_twice(model, compute)
-    assert results[0].keys() == {name for name in original.outputs.files if name.startswith(f"{trainer}_")}
-    assert_all_close(results, original.outputs, relative=1e-4)
-
-
-@each_case("iefvad_")
-def test_gradients(case, original):
-    model, targets, _ = original.trained("ucf")
-    recorded = [name for name in original.outputs.files if name.startswith("grad_ucf/")]
-    assert recorded
-
-    def compute(model):
-        losses = model.losses(model(original.pair, original.lengths), targets, original.lengths)
+        out = model(original.pair, original.lengths)
+        losses = model.losses(out, targets, original.lengths)
         sum(losses.values()).backward()
-        return gradients_of(model, recorded)
+        with torch.no_grad():
+            ours = {
+                "loss_classification": losses["coarse"],
+                "loss_reg": losses["reg"] / weight,
+                "loss_cos_mean": (1 - F.cosine_similarity(out.image_mu, out.event_mu, dim=-1)).mean(),
+                "loss_norm_mean": (out.image_mu.norm(dim=-1) - out.event_mu.norm(dim=-1)).abs().mean(),
+                "kl_image": gaussian_kl(out.image_mu, out.image_logvar + model.kl_shift),
+                "kl_event": gaussian_kl(out.event_mu, out.event_logvar + model.kl_shift),
+                "loss_kl": losses["kl"] / weight,
+                "loss": sum(losses.values()),
+            }
+        return {f"{trainer}_{name}": value for name, value in ours.items()}, gradients_of(model, recorded)
 
-    assert_all_close(compute_twice(model, compute), original.outputs, relative=1e-4)
+    terms, gradients = zip(*compute_twice(model, compute), strict=True)
+    assert terms[0].keys() == {name for name in original.outputs.files if name.startswith(f"{trainer}_")}
+    assert_all_close(terms, original.outputs, relative=1e-4)
+    assert_all_close(gradients, original.outputs, relative=1e-4)

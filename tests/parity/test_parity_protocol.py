@@ -21,8 +21,6 @@ from originals import (
 from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import read_list
 from clipfusionvad.engine.evaluator import score_videos
-from clipfusionvad.io.npy import read_array
-from clipfusionvad.metrics import detection_map
 
 VARIANTS = pytest.mark.parametrize("suffix", ["", "_vadclip"], ids=["clipfusionvad", "vadclip"])
 
@@ -91,18 +89,3 @@ def test_scores(case, suffix):
     results = compute_twice(model, compute)
     assert_all_close(results, recorded)
     assert_mistakes_are_caught(results, recorded)
-
-
-@VARIANTS
-@each_case("protocol_")
-def test_detection_of_the_recorded_scores(case, suffix):
-    recorded = read_recorded(case / f"scores{suffix}.npz")
-    expected = read_recorded(case / f"expected{suffix}.json")
-    flags = truth_flags(case / "list")
-    segments, labels = (read_array(flags[index], "truth") for index in (1, 3))
-    probs = np.split(recorded["softmax2"], np.cumsum(recorded["lengths"])[:-1])
-    frames = [np.full(len(video), 16) for video in probs]
-    classes = dataset_of(read_config(case)).labels
-    for exclude_normal, key in ((False, "dmap"), (True, "dmap_excludeNormal")):
-        found = detection_map(probs, segments, labels, classes, exclude_normal, frames)
-        assert list(found["map"].values()) == pytest.approx(expected[key], abs=1e-6)

@@ -15,7 +15,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine import evaluator
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, score_videos
-from clipfusionvad.metrics import class_metrics, count_frames, frame_metrics, snippet_metrics
+from clipfusionvad.metrics import count_frames, frame_metrics, snippet_metrics
 from clipfusionvad.metrics.bootstrap import (
     draw_videos,
     percentile_interval,
@@ -41,17 +41,6 @@ def repeated(scores, positives, frames, anomalous):
     """The same case frame by frame, abnormal frames of a snippet first."""
     gt = np.concatenate([[], *(np.arange(n) < k for k, n in zip(positives, frames, strict=True))])
     return np.repeat(scores, frames), gt, np.repeat(anomalous, frames)
-
-
-@pytest.mark.parametrize("dtype", [float, np.float32])
-def test_hand_computed_values(dtype):
-    # Of the four (normal, abnormal) pairs three are in order; the precisions at hits are 1 and 2/3.
-    metrics = frame_metrics(np.array([0.1, 0.4, 0.35, 0.8], dtype), np.array([0, 0, 1, 1], dtype))
-    assert metrics == {"auc": pytest.approx(0.75), "ap": pytest.approx((1 + 2 / 3) / 2)}
-    # Ano-AUC takes only frames of anomalous videos.
-    anomalous = [False, False, True, True, True]
-    metrics = frame_metrics([0.9, 0.8, 0.2, 0.3, 0.6], [0, 0, 0, 1, 0], anomalous)
-    assert metrics["auc"] == pytest.approx(0.25) and metrics["ano_auc"] == pytest.approx(0.5)
 
 
 @given(snippets_of_frames())
@@ -90,31 +79,6 @@ def test_count_frames_follows_repeat_then_cut_or_hold(gt, snippets, stride):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         arguments[0](*arguments[1:])
-
-
-@given(st.integers(0, 10**6), st.integers(2, 5))
-def test_equals_scikit_learn_on_frames(seed, classes):
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(1, 6, size=12)
-    owner = rng.integers(0, classes, size=12)  # the class of each snippet's first frames
-    positives = np.zeros((12, classes), int)
-    positives[np.arange(12), owner] = rng.integers(0, counts + 1)
-    probs = rng.random((12, classes)).round(1)  # with ties
-    found = class_metrics(probs, positives, counts, [f"c{i}" for i in range(classes)])
-    aucs, aps = [], []
-    for column in range(1, classes):
-        truth = np.concatenate([[1] * p + [0] * (n - p) for p, n in zip(positives[:, column], counts, strict=True)])
-        if not truth.any():
-            assert f"c{column}" not in found["per_class"]
-            continue
-        frames = np.repeat(probs[:, column], counts)
-        if not truth.all():
-            aucs.append(roc_auc_score(truth, frames))
-            aps.append(average_precision_score(truth, frames))
-            assert found["per_class"][f"c{column}"] == pytest.approx({"auc": aucs[-1], "ap": aps[-1]})
-    expected = {"auc": np.mean(aucs) if aucs else np.nan, "ap": np.mean(aps) if aps else np.nan}
-    assert found["mauc"] == pytest.approx(expected["auc"], nan_ok=True)
-    assert found["mean_ap"] == pytest.approx(expected["ap"], nan_ok=True)
 
 
 @pytest.mark.parametrize("frames_per_snippet", [1, 16])
