@@ -3,12 +3,11 @@
 import contextlib
 import os
 import resource
-import sys
 import threading
 import time
 
 import matplotlib.pyplot  # noqa: F401
-from tiny import TRAIN, package_main, quietly
+from tiny import package_main, quietly
 from tqdm import tqdm
 
 import clipfusionvad.cli.extract
@@ -24,10 +23,6 @@ with contextlib.suppress(ImportError):
     import transformers  # noqa: F401
 # tqdm's default lock is shared by processes, and stays taken when its holder is killed.
 tqdm.set_lock(threading.RLock())
-
-
-def train(dataset, argv):
-    sys.exit(quietly(TRAIN[dataset], argv).code)
 
 
 def limited(argv, limit, told):

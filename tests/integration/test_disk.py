@@ -112,10 +112,11 @@ def small_files():
 
 
 def test_a_model_that_does_not_fit(tmp_path, small_files):
-    (tmp_path / "model.pth").write_bytes(b"old")
-    for size in (300, 10_000, 3_000_000):
-        with pytest.raises(UserError, match=f"cannot write {tmp_path / 'model.pth'}: {os.strerror(errno.EFBIG)}"):
-            write_torch(tmp_path / "model.pth", {"weight": torch.zeros(size)})
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"old")
+    for size in (300, 3_000_000):
+        with pytest.raises(UserError, match=f"cannot write {path}: {os.strerror(errno.EFBIG)}"):
+            write_torch(path, {"weight": torch.zeros(size)})
         assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.pth", b"old")]
 
 

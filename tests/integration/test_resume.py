@@ -1,19 +1,18 @@
 """A training that was killed, stopped or broke off goes on to the same bits as one that was not."""
 
+import contextlib
+import copy
+import itertools
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-import preloaded
 import pytest
 import torch
 from tiny import TRAIN, Tiny, make_tiny, quietly
-from warm import warm_context
 
 import ucf_option
 from clipfusionvad import load_weights
@@ -49,12 +48,17 @@ def no_plots(monkeypatch):
 
 
 def assert_same(one: Tiny, other: Tiny):
-    """Final model, whole state, records of every step and every evaluation are equal to the last bit."""
-    for name in ("model.pth", "run/best.pt", "run/last.pt"):
-        contents = [torch.load(tiny.work / name, weights_only=True) | {"run": None} for tiny in (one, other)]
-        assert_equal(*contents, name)
+    """Final model and the run are equal to the last bit."""
+    assert_equal(*(torch.load(tiny.work / "model.pth", weights_only=True) for tiny in (one, other)), "model")
+    assert_same_runs(one.work / "run", other.work / "run")
+
+
+def assert_same_runs(one: Path, other: Path):
+    """Best model, whole state, records of every step and every evaluation are equal to the last bit."""
+    for name in ("best.pt", "last.pt"):
+        assert_equal(*(torch.load(run / name, weights_only=True) | {"run": None} for run in (one, other)), name)
     for name in ("losses.csv", "metrics.jsonl", "metrics.csv", "metrics.json"):
-        assert (one.work / "run" / name).read_text() == (other.work / "run" / name).read_text(), name
+        assert (one / name).read_text() == (other / name).read_text(), name
 
 
 def assert_equal(one, other, place):
@@ -72,26 +76,20 @@ class Broken(BaseException):
     """Nothing in the package catches it, as nothing catches a kill."""
 
 
-def break_after(monkeypatch, place, name, count):
-    """Let the ``count``-th call of a function be the last thing that happens."""
-    original, calls = getattr(place, name), []
-
-    def broken(*args, **kwargs):
-        result = original(*args, **kwargs)
-        calls.append(name)
-        if len(calls) == count:
-            raise Broken
-        return result
-
-    monkeypatch.setattr(place, name, broken)
-
-
 def resume_until_done(tiny, options, places):
-    """Train, breaking off once at each of ``places``, then to the end; returns how often it broke off."""
+    """Train, breaking off once after the ``count``-th call at each of ``places``, then to the end; count the breaks."""
     broken = 0
     for place, name, count in places:
+        original, calls = getattr(place, name), itertools.count(1)
+
+        def break_after(*args, original=original, calls=calls, count=count, **kwargs):
+            result = original(*args, **kwargs)
+            if next(calls) == count:
+                raise Broken
+            return result
+
         with pytest.MonkeyPatch.context() as patch:
-            break_after(patch, place, name, count)
+            patch.setattr(place, name, break_after)
             try:
                 tiny.train(*options, "--use-checkpoint")
             except Broken:
@@ -100,9 +98,32 @@ def resume_until_done(tiny, options, places):
     return broken
 
 
+@contextlib.contextmanager
+def stopping_at(monkeypatch, step, kind=signal.SIGTERM):
+    """Trainings within get a signal at the start of a step."""
+    original = Trainer._step
+
+    def stopped(self, *args):
+        if self.progress.step + 1 == step:
+            os.kill(os.getpid(), kind)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopped)
+        yield
+
+
+def state_of(work):
+    return torch.load(work / "run/last.pt", weights_only=True)
+
+
+def assert_one_line(outcome):
+    assert outcome.code == 2 and outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
+
+
 def test_broken_off_after_every_step(case, tmp_path, no_plots):
     tiny, options, whole = case
-    steps = torch.load(whole.work / "run/last.pt", weights_only=True)["progress"]["step"]
+    steps = state_of(whole.work)["progress"]["step"]
     for step in range(1, steps + 1):
         work = tiny.at(tmp_path / str(step))
         assert resume_until_done(work, options, [(Trainer, "_step", step)]) == 1
@@ -124,73 +145,29 @@ def test_stopped_before_an_evaluation_and_broken_after_it(case, tmp_path, no_plo
     tiny, _, _ = case
     whole, work = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "stopped")
     assert whole.train("--max-epoch", 1).code == 0
-    steps = torch.load(whole.work / "run/last.pt", weights_only=True)["progress"]["step"]
+    steps = state_of(whole.work)["progress"]["step"]
     with stopping_at(monkeypatch, steps):
         assert work.train("--max-epoch", 1).code == 130
     assert resume_until_done(work, ["--max-epoch", 1], [(RunLog, "log_evaluation", 1)]) == 1
     assert_same(work, whole)
 
 
-@contextmanager
-def stopping_at(monkeypatch, step, kind=signal.SIGTERM):
-    """Trainings within get a signal at the start of a step."""
-    original = Trainer._step
-
-    def stopped(self, *args):
-        if self.progress.step + 1 == step:
-            os.kill(os.getpid(), kind)
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stopped)
-        yield
-
-
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_at_the_next_step(case, tmp_path, no_plots, monkeypatch, kind):
+def test_signals_stop_at_the_next_step_and_other_options_do_not_resume(case, tmp_path, no_plots, monkeypatch):
+    """Half a training with one seed, learning rate or loss and half with another would be no training at all."""
     tiny, options, whole = case
     work = tiny.at(tmp_path)
-    with stopping_at(monkeypatch, 3, kind):
-        outcome = work.train(*options)
-    assert outcome.code == 130
-    assert f"--use-checkpoint --output-dir {work.work / 'run'}" in outcome.out
-    assert torch.load(work.work / "run/last.pt", weights_only=True)["progress"]["step"] == 3
+    for step, kind, more in ((3, signal.SIGTERM, []), (5, signal.SIGINT, ["--use-checkpoint"])):
+        with stopping_at(monkeypatch, step, kind):
+            outcome = work.train(*options, *more)
+        assert outcome.code == 130 and f"--use-checkpoint --output-dir {work.work / 'run'}" in outcome.out
+        assert state_of(work.work)["progress"]["step"] == step
     assert not (work.work / "model.pth").exists()
+    before = (work.work / "run/last.pt").read_bytes()
+    for other in (["--seed", 1], ["--lr", 1e-5], ["--batch-size", 2], ["--separation-weight", 0.5]):
+        assert_one_line(work.train(*options, "--use-checkpoint", *other))
+        assert (work.work / "run/last.pt").read_bytes() == before
     assert work.train(*options, "--use-checkpoint").code == 0
     assert_same(work, whole)
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(case, tmp_path, monkeypatch):
-    """SIGKILL, from start-up to the last steps; then once more to the end."""
-    tiny, options, whole = case
-    work, rng = tiny.at(tmp_path), random.Random(tiny.dataset)
-    context = warm_context()
-    arguments = (tiny.dataset, work.train_flags(*options, "--use-checkpoint"))
-
-    for kill in range(6):
-        process = context.Process(target=preloaded.train, args=arguments)
-        process.start()
-        # Every other time from the moment on at which the training has begun.
-        if kill % 2:
-            wait_for_change(work.work / "run" / "last.pt", process)
-        process.join(rng.uniform(0, 0.3))
-        process.kill()
-        process.join()
-    process = context.Process(target=preloaded.train, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert_same(work, whole)
-
-
-def wait_for_change(path, process):
-    def stamp():
-        return path.stat().st_mtime_ns if path.exists() else None
-
-    before = stamp()
-    while stamp() == before and process.is_alive():
-        time.sleep(0.005)
 
 
 @pytest.mark.slow
@@ -216,21 +193,13 @@ def test_killed_as_a_user_does(tmp_path):
     assert_same(work, whole)
 
 
-def test_nothing_to_resume(case, tmp_path, no_plots):
+def test_nothing_to_resume_and_a_finished_run(case, tmp_path, no_plots):
     tiny, options, whole = case
     work = tiny.at(tmp_path)
-    outcome = work.train(*options, "--use-checkpoint")
-    assert outcome.code == 0
-    assert outcome.err.startswith("warning: nothing to resume")
-    assert_same(work, whole)
-
-
-def test_a_finished_run_stays_as_it_is(case, tmp_path, no_plots):
-    tiny, options, whole = case
-    work = tiny.at(tmp_path)
-    assert work.train(*options).code == 0
-    assert work.train(*options, "--use-checkpoint").code == 0
-    assert_same(work, whole)
+    for warning in ("warning: nothing to resume", ""):
+        outcome = work.train(*options, "--use-checkpoint")
+        assert outcome.code == 0 and outcome.err.startswith(warning)
+        assert_same(work, whole)
 
 
 def test_without_an_output_folder_the_latest_run_is_resumed(case, tmp_path, no_plots, monkeypatch):
@@ -259,52 +228,30 @@ def test_the_checkpoint_of_another_run_is_not_taken(case, tmp_path, no_plots, mo
     assert_same(work, whole)
 
 
-def test_other_options_do_not_resume(case, tmp_path, no_plots, monkeypatch):
-    """Half a training with one seed, learning rate or loss and half with another would be no training at all."""
-    tiny, options, _ = case
-    work = tiny.at(tmp_path)
-    with stopping_at(monkeypatch, 3):
-        assert work.train(*options).code == 130
-    before = (work.work / "run/last.pt").read_bytes()
-    for other in (["--seed", 1], ["--lr", 1e-5], ["--batch-size", 2], ["--separation-weight", 0.5]):
-        outcome = work.train(*options, "--use-checkpoint", *other)
-        assert outcome.code == 2
-        assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
-        assert (work.work / "run/last.pt").read_bytes() == before
-
-
 # A training checkpoint as the original code writes it.
 
 
-def original_checkpoint(work, path, epoch, ap=0.25):
+def original_checkpoint(work, path, epoch):
     """Two AdamW steps over all parameters of the whole CLIP and the model, as the original's loop makes them."""
     args = ucf_option.parse_args(work.train_flags())
     model, _ = build_model(settings_of(args, ucf_option.DATASET).model, ucf_option.DATASET, args.seed)
     clip = load_clip("toy", 64)
-    names = list(released_state(model, clip))
-    own = dict(model.named_parameters())
-    state = released_state(model, clip)
+    own, state = dict(model.named_parameters()), released_state(model, clip)
     parameters = {
-        key: own.get(key, torch.nn.Parameter(state[key], requires_grad=False))
-        for key in names
-        if state[key].is_floating_point() and not key.endswith(("running_mean", "running_var"))
+        key: own.get(key, torch.nn.Parameter(value, requires_grad=False))
+        for key, value in state.items()
+        if value.is_floating_point() and not key.endswith(("running_mean", "running_var"))
     }
     optimizer = torch.optim.AdamW(parameters.values(), lr=args.lr)
     generator = torch.Generator().manual_seed(1)
+    trained = {key: parameter for key, parameter in own.items() if parameter.requires_grad}
     for _ in range(2):
-        for parameter in own.values():
-            if parameter.requires_grad:
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for parameter in trained.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizer.step()
-    content = {
-        "epoch": epoch,
-        "model_state_dict": released_state(model, clip),
-        "optimizer_state_dict": optimizer.state_dict(),
-        "ap": ap,
-    }
-    torch.save(content, path)
-    moments = {key: optimizer.state[own[key]] for key in own if own[key].requires_grad}
-    return model, moments
+    content = {"epoch": epoch, "model_state_dict": released_state(model, clip), "ap": 0.25}
+    torch.save(content | {"optimizer_state_dict": optimizer.state_dict()}, path)
+    return model, {key: optimizer.state[parameter] for key, parameter in trained.items()}
 
 
 @pytest.fixture
@@ -314,31 +261,24 @@ def released(tmp_path, no_plots):
 
 def test_a_checkpoint_of_the_original_code_is_resumed(released, tmp_path, monkeypatch):
     model, moments = original_checkpoint(released, tmp_path / "checkpoint.pth", epoch=0)
-    taken = {}
+    found = []
 
     def look(self, *args):
-        if not taken:
-            taken["moments"] = {
-                name: {key: value.clone() for key, value in self.optimizer.state[parameter].items()}
-                for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad
-            }
-            taken["state"] = state_without_clip(self.model)
-            taken["epoch"], taken["lr"] = self.progress.epoch, self.optimizer.param_groups[0]["lr"]
-            taken["best"] = self.progress.best_score
+        names = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        moments = {name: self.optimizer.state[parameter] for name, parameter in names.items()}
+        numbers = self.progress.epoch, self.progress.best_score, self.optimizer.param_groups[0]["lr"]
+        found.append(copy.deepcopy((state_without_clip(self.model), moments, numbers)))
         return step(self, *args)
 
     step = Trainer._step
     monkeypatch.setattr(Trainer, "_step", look)
     assert released.train("--use-checkpoint").code == 0
-    assert taken["epoch"] == 1 and taken["best"] == 0.25
     # The one milestone of this schedule is the end of the first epoch.
     args = ucf_option.parse_args(released.train_flags())
-    assert taken["lr"] == pytest.approx(args.lr * args.scheduler_rate)
-    assert all(torch.equal(value, state_without_clip(model)[key]) for key, value in taken["state"].items())
-    assert taken["moments"].keys() == moments.keys()
-    for name, expected in moments.items():
-        assert all(torch.equal(taken["moments"][name][key], value) for key, value in expected.items()), name
+    state, taken, (epoch, best, lr) = found[0]
+    assert (epoch, best, lr) == (1, 0.25, pytest.approx(args.lr * args.scheduler_rate))
+    assert_equal(state, state_without_clip(model), "state")
+    assert_equal(taken, moments, "moments")
 
 
 def test_a_finished_checkpoint_of_the_original_code_is_tested(released, tmp_path):
@@ -347,16 +287,14 @@ def test_a_finished_checkpoint_of_the_original_code_is_tested(released, tmp_path
     outcome = released.train("--use-checkpoint")
     assert outcome.code == 0, outcome.err
     load_weights(model, tmp_path / "model.pth")
-    assert all(torch.equal(value, expected[key]) for key, value in state_without_clip(model).items())
+    assert_equal(state_without_clip(model), expected, "state")
 
 
-@pytest.mark.parametrize("key", ["epoch", "ap"])
-def test_an_incomplete_checkpoint_is_refused(released, tmp_path, key):
-    original_checkpoint(released, tmp_path / "checkpoint.pth", epoch=0)
-    content = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    del content[key]
-    torch.save(content, tmp_path / "checkpoint.pth")
-    outcome = released.train("--use-checkpoint")
-    assert outcome.code == 2
-    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+def test_an_incomplete_checkpoint_is_refused(released, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    original_checkpoint(released, path, epoch=0)
+    content = torch.load(path, weights_only=True)
+    for key in ("epoch", "ap"):
+        torch.save({name: value for name, value in content.items() if name != key}, path)
+        assert_one_line(released.train("--use-checkpoint"))
+        assert not (tmp_path / "run").exists()

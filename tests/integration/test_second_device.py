@@ -50,6 +50,19 @@ def run_elsewhere(*commands):
     return said["waits"]
 
 
+def run_in_both(folder, *commands):
+    """Run commands, which end in the name of their output, on the CPU and elsewhere; return both folders of outputs."""
+    places = {"cpu": folder / "here", "elsewhere": folder / "there"}
+    made = {}
+    for device, place in places.items():
+        place.mkdir()
+        made[device] = [[*argv[:-1], place / argv[-1], "--device", device] for argv in commands]
+    for argv in made["cpu"]:
+        assert (done := quietly(package_main, strings(argv))).code == 0, done.err
+    run_elsewhere(*made["elsewhere"])
+    return list(places.values())
+
+
 def assert_same_training(one, other):
     losses = [pd.read_csv(run / "losses.csv")["loss"] for run in (one, other)]
     np.testing.assert_allclose(*losses, rtol=1e-3)
@@ -120,40 +133,28 @@ def test_features_of_a_video_and_what_is_found_in_it(tmp_path):
     video = write_video(tmp_path / "videos" / "video.mp4", 70)
     write_model(tmp_path / "model.pt", "iefvad")
     toy = ["--clip", "toy", "--embed-dim", WIDTH]
-    commands = [
+    places = run_in_both(
+        tmp_path,
         ["extract", "--videos", video.parent, "--dtype", "float32", *toy, "--output", "features"],
         ["detect", video, "--checkpoint", tmp_path / "model.pt", "--clip", "toy", "--output", "found"],
-    ]
-    places = {"cpu": tmp_path / "here", "elsewhere": tmp_path / "there"}
-    made = {}
-    for device, place in places.items():
-        made[device] = [[*argv[:-1], place / argv[-1], "--device", device] for argv in commands]
-    for argv in made["cpu"]:
-        assert (done := quietly(package_main, strings(argv))).code == 0, done.err
-    run_elsewhere(*made["elsewhere"])
-    names = sorted(path.relative_to(places["cpu"]) for path in places["cpu"].rglob("*.npy"))
+    )
+    names = sorted(path.relative_to(places[0]) for path in places[0].rglob("*.npy"))
     assert names
     for name in names:
-        np.testing.assert_allclose(*(np.load(place / name) for place in places.values()), atol=1e-5)
-    one, other = (json.loads((place / "found/video.json").read_text()) for place in places.values())
+        np.testing.assert_allclose(*(np.load(place / name) for place in places), atol=1e-5)
+    one, other = (json.loads((place / "found/video.json").read_text()) for place in places)
     assert one["snippets"]["anomaly"] == pytest.approx(other["snippets"]["anomaly"], abs=1e-5)
 
 
 def test_what_looks_into_a_model(tmp_path):
     tiny = make_tiny("ucf", tmp_path / "data").at(tmp_path)
-    places = {"cpu": tmp_path / "here", "elsewhere": tmp_path / "there"}
-
-    def commands(device):
-        places[device].mkdir()
-        for what in ("prompts", "gates", "graph", "attention"):
-            yield ["insight", what, tiny.work / "run", "--output", places[device] / f"{what}.png", "--device", device]
-
     assert tiny.train("--max-epoch", 1).code == 0
-    for argv in commands("cpu"):
-        assert (done := quietly(package_main, strings(argv))).code == 0, done.err
-    run_elsewhere(*commands("elsewhere"))
-    tables = list(places["cpu"].glob("*.csv"))
+    kinds = ("prompts", "gates", "graph", "attention")
+    here, there = run_in_both(
+        tmp_path, *(["insight", kind, tiny.work / "run", "--output", f"{kind}.png"] for kind in kinds)
+    )
+    tables = list(here.glob("*.csv"))
     assert len(tables) == 4
     for path in tables:
-        one, other = map(pd.read_csv, (path, places["elsewhere"] / path.name))
+        one, other = map(pd.read_csv, (path, there / path.name))
         pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-4)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from refusal import assert_refused
-from test_resume import assert_equal
+from refusal import assert_refused, snapshot
+from test_resume import assert_same_runs
 from tiny import METHOD_FLAGS, make_tiny, package_main, quietly, strings
 
 from clipfusionvad.cli import training
@@ -74,20 +74,8 @@ def one(cases):
     return cases(DROPOUT)
 
 
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
 def steps_of(run):
-    return load(run / "last.pt")["progress"]["step"]
-
-
-def assert_same_runs(one, other):
-    """Model, state and records are equal to the last bit."""
-    for name in ("best.pt", "last.pt"):
-        assert_equal(load(one / name) | {"run": None}, load(other / name) | {"run": None}, name)
-    for name in ("losses.csv", "metrics.jsonl", "metrics.csv", "metrics.json"):
-        assert (one / name).read_text() == (other / name).read_text(), name
+    return torch.load(run / "last.pt", weights_only=True)["progress"]["step"]
 
 
 def assert_same_seeds(work, case):
@@ -214,8 +202,9 @@ def test_the_final_model_is_that_of_the_median_seed(case):
     # Of two, the lower one.
     lower = min(SEEDS, key=lambda seed: summary["seeds"][str(seed)][select])
     assert summary["model_seed"] == lower
-    model = load(case.whole.work / "model.pth")
-    assert_equal(model, load(case.whole.work / f"run/seed{lower}/best.pt"), "model")
+    best = case.whole.work / f"run/seed{lower}/best.pt"
+    assert (case.whole.work / "model.pth").read_bytes() == best.read_bytes()
+    model = torch.load(case.whole.work / "model.pth", weights_only=True)
     assert model["metrics"] == summary["seeds"][str(lower)]
     outcome = case.tiny.at(case.whole.work).test("--metrics-json", case.whole.work / "tested.json")
     assert outcome.code == 0, outcome.err
@@ -258,9 +247,8 @@ def test_records_repeat_the_run_and_each_seed(case):
     assert together["seeds"] == list(SEEDS)
     assert alone["seed"] == SEEDS[1] and "seeds" not in alone
     changed = {"seed", "seeds", "model_path", "output_dir"}
-    assert {key: alone[key] for key in alone.keys() - changed} == {
-        key: together[key] for key in together.keys() - changed
-    }
+    one, other = ({key: value for key, value in options.items() if key not in changed} for options in (alone, together))
+    assert one == other
 
 
 # Bad input.
@@ -279,22 +267,10 @@ def test_bad_seeds_are_refused(tiny, flags, says):
     assert_refused(tiny.train, tiny, *flags, says=says)
 
 
-def test_folders_of_one_and_of_several_are_not_mixed(one, tmp_path):
-    shutil.copytree(one.whole.work / "run", tmp_path / "run")
-    work = one.tiny.at(tmp_path)
-    both = (*SEEDS, 7)
-    for flags, says in (
-        (["--seeds", *both], f"already holds a run of seed {SEEDS[0]}, {SEEDS[1]}: continue it"),
-        (["--seed", 1], "holds the runs of several seeds"),
-        (["--seed", 1, "--use-checkpoint"], "holds the runs of several seeds"),
-    ):
-        outcome = work.train(*one.options, *flags)
+def test_a_folder_of_several_seeds_is_not_overwritten(one):
+    before = snapshot(one.whole.work)
+    both = f"already holds a run of seed {SEEDS[0]}, {SEEDS[1]}: continue it"
+    for flags, says in ((["--seeds", *SEEDS, 7], both), ([], "holds the runs of several seeds")):
+        outcome = one.whole.train(*one.options, *flags)
         assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
-    (tmp_path / "run").rename(tmp_path / "several")
-    shutil.copytree(tmp_path / f"several/seed{SEEDS[0]}", tmp_path / "run")
-    for flag in ("--use-checkpoint", "--overwrite"):
-        outcome = work.train(*one.options, "--seeds", *both, flag)
-        assert outcome.code == 2 and "holds the run of one seed" in outcome.err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        path.name for path in (tmp_path / f"several/seed{SEEDS[0]}").iterdir()
-    }
+    assert snapshot(one.whole.work) == before

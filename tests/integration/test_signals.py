@@ -43,10 +43,8 @@ def test_extraction(tmp_path, monkeypatch, kind):
     for name in "ab":
         write_video(tmp_path / "videos" / f"{name}.mp4", 40, size=(32, 32))
     toy = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu", "--crops", 1]
-    whole, argv = (
-        strings(["extract", "--videos", tmp_path / "videos", "--output", tmp_path / name], toy)
-        for name in ("whole", "out")
-    )
+    command = ["extract", "--videos", tmp_path / "videos", *toy, "--output"]
+    whole, argv = (strings(command, [tmp_path / name]) for name in ("whole", "out"))
     assert quietly(package_main, whole).code == 0
     with monkeypatch.context() as patch:
         # In the middle of the second video: each takes three pieces.

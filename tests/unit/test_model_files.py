@@ -8,8 +8,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from refusal import RunsCode
 
 from clipfusionvad import create_model, load_weights
@@ -23,7 +21,7 @@ from clipfusionvad.models.clip import load_clip
 
 
 class Foreign:
-    """Represents a class of the project that wrote the file."""
+    """A class of the project that wrote the file."""
 
     def __init__(self):
         self.ran = False
@@ -32,7 +30,8 @@ class Foreign:
         raise AssertionError("a foreign class was instantiated")
 
 
-def lightning(path, **extra):
+def test_a_lightning_checkpoint_gives_its_tensors_and_runs_nothing(tmp_path):
+    path = tmp_path / "last.ckpt"
     base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     state = {
         "net.weight": torch.nn.Parameter(base[:, 1:3]),  # a view: strides and an offset
@@ -42,30 +41,19 @@ def lightning(path, **extra):
         "net.empty": torch.zeros(0, 4),
         "net.shared": base,
     }
+    optimizer, log = functools.partial(torch.optim.AdamW, lr=1e-5), collections.defaultdict(list, a=[Foreign()])
+    hparams = {"loss": Foreign(), "optimizer": optimizer, "log": log, "seeds": {random.Random(3)}}
     content = {
         "pytorch-lightning_version": "1.8.3",
         "epoch": 49,
         "best": np.float64(0.25),
         "state_dict": collections.OrderedDict(state),
-        "hyper_parameters": {
-            "loss": Foreign(),
-            "optimizer": functools.partial(torch.optim.AdamW, lr=1e-5),
-            "log": collections.defaultdict(list, a=[Foreign()]),
-            "seeds": {random.Random(3)},
-        },
-        **extra,
     }
-    torch.save(content, path)
-    return content
-
-
-def test_a_lightning_checkpoint_gives_its_tensors_and_runs_nothing(tmp_path):
-    path = tmp_path / "last.ckpt"
-    written = lightning(path, callbacks=RunsCode(tmp_path / "ran"))
+    torch.save(content | {"hyper_parameters": hparams, "callbacks": RunsCode(tmp_path / "ran")}, path)
     found = read_checkpoint(path, "file")
     assert (found["epoch"], found["best"]) == (49, 0.25)
-    assert list(found["state_dict"]) == list(written["state_dict"])
-    for key, value in written["state_dict"].items():
+    assert list(found["state_dict"]) == list(state)
+    for key, value in state.items():
         read = found["state_dict"][key]
         assert read.dtype == value.dtype and torch.equal(read, value.detach()), key
     assert not (tmp_path / "ran").exists()
@@ -157,21 +145,6 @@ def test_an_array_that_runs_code_or_of_another_version_is_refused(tmp_path):
         read_array(tmp_path / "a.npy", "truth")
 
 
-@settings(max_examples=400)
-@given(st.data())
-def test_damaged_files_end_in_an_array_or_one_line(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("damaged") / "a.npy"
-    np.save(path, ARRAYS[data.draw(st.sampled_from(sorted(ARRAYS)))])
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    try:
-        assert isinstance(read_array(path, "truth"), np.ndarray)
-    except UserError as error:
-        assert "a.npy" in str(error)
-
-
 PROMPTS = ["normal", "fighting", "car accident"]
 OPTIONS = {"embed_dim": 64, "visual_width": 64, "visual_length": 16, "attn_window": 8}
 
@@ -210,7 +183,6 @@ def test_every_form_restores_the_weights(method, form, clip, tmp_path):
 def test_the_released_form_has_the_whole_of_clip_and_no_wrapper(clip):
     state = released_state(build(), clip)
     assert {key.removeprefix("clipmodel.") for key in state if key.startswith("clipmodel.")} == set(clip.state)
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
     assert {"disAdj.sigma", "gc1.residual.weight", "temporal.resblocks.0.attn.in_proj_weight"} <= set(state)
 
 

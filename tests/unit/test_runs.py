@@ -36,14 +36,20 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_state_before_the_last_is_a_run_too(tmp_path):
+def test_the_runs_of_one_and_of_several_seeds_are_not_mixed(tmp_path):
     (tmp_path / "seed3").mkdir()
+    # A state before the last is a run, too.
     (tmp_path / "seed3" / PREVIOUS).write_bytes(b"state")
     assert run_folder.seeds_in(tmp_path) == ["seed3"]
-    with pytest.raises(UserError, match="several seeds"):
-        check_folder(tmp_path, may_be_taken=True)
-    with pytest.raises(UserError, match="already holds a run"):
-        check_folder(tmp_path / "seed3", may_be_taken=False)
+    for folder, taken, seeds, message in (
+        (tmp_path, True, (), "several seeds"),
+        (tmp_path / "seed3", False, (), "already holds a run:"),
+        (tmp_path / "seed3", True, (3, 5), "holds the run of one seed"),
+        (tmp_path, False, (3, 5), "already holds a run of seed 3: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_folder(folder, taken, seeds)
+    check_folder(tmp_path, True, (3, 5))
 
 
 def write_run(folder, steps, evaluations):
