@@ -57,7 +57,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} holds neither a run (options.yaml) nor a test ({TEST_SCORES}){hint}")
     tested = read_scores(newest) if newest else None
     metrics = folder / _METRICS[newest.name if newest else RUN_SCORES]
-    results = _read_json(metrics, "metrics")
+    results = read_json(metrics, "metrics") if metrics.is_file() else {}
     if newest and newest.name == TEST_SCORES and results:
         results = {"test": results}
     elif "seeds" in results:
@@ -71,13 +71,11 @@ def read_run(folder: Path) -> Run:
     options = tested.options if tested else read_yaml(folder / OPTIONS, "options")
     if not isinstance(options, dict):
         raise UserError(f"options {folder / OPTIONS} must hold lines of the form 'option: value'")
-    environment = tested.environment if tested else _read_json(folder / ENVIRONMENT, "environment")
+    environment = tested.environment if tested else {}
+    if not tested and (folder / ENVIRONMENT).is_file():
+        environment = read_json(folder / ENVIRONMENT, "environment")
     logs = (_read_log(folder / LOSSES), _read_log(folder / "metrics.csv"))
     return Run(folder, tested, results, options, environment, *logs)
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    return read_json(path, what) if path.is_file() else {}
 
 
 def _read_log(path: Path) -> pd.DataFrame | None:

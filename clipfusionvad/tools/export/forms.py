@@ -18,16 +18,7 @@ from clipfusionvad.io.provenance import code, short_hash
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY
 from clipfusionvad.report.table import check_metrics, metrics_table
-from clipfusionvad.tools.export import FORMS, RELEASED
-from clipfusionvad.tools.export.graph import (
-    CLASSES,
-    GRAPHS,
-    MAIN,
-    export_graph,
-    input_names,
-    random_video,
-    score_by_method,
-)
+from clipfusionvad.tools.export import FORMS, RELEASED, graph
 
 _LIMITS = """\
 The scores rank snippets. They are not calibrated probabilities of an event. Choose a threshold on videos of the place
@@ -56,8 +47,8 @@ def export_model(path: Path, settings: Settings, file: ModelFile) -> tuple[Metho
         write_torch(path, released_state(model, clip))
         note = "The file holds the model's weights; it was not run."
     else:
-        if suffix in GRAPHS:
-            content, checked = export_graph(model, suffix, {**hparams, "metrics": file.metrics, "code": code()})
+        if suffix in graph.GRAPHS:
+            content, checked = graph.export_graph(model, suffix, {**hparams, "metrics": file.metrics, "code": code()})
             note = f"{checked[0].upper()}{checked[1:]}. The features were random vectors of the norm of CLIP's."
         else:
             state = state_without_clip(model)
@@ -143,21 +134,26 @@ normalised. Features of another model or scale give meaningless scores without a
 
 def _tensors(model: Method) -> str:
     lines = ["| name | shape | what |", "|---|---|---|"]
-    for name, stream in zip(input_names(model), model.streams, strict=True):
+    for name, stream in zip(graph.input_names(model), model.streams, strict=True):
         lines.append(f"| `{name}` (input) | (L, {model.visual_width}) | {stream} features, a row per snippet |")
-    meanings = {MAIN: "probability of an anomaly, 0 to 1", CLASSES: "probability of each class below, in that order"}
-    for name, value in score_by_method(model, [stream.numpy() for stream in random_video(model, 1)]).items():
+    meanings = {
+        graph.MAIN: "probability of an anomaly, 0 to 1",
+        graph.CLASSES: "probability of each class below, in that order",
+    }
+    for name, value in graph.score_by_method(
+        model, [stream.numpy() for stream in graph.random_video(model, 1)]
+    ).items():
         shape = f"(L, {value.shape[1]})" if value.ndim == 2 else "(L,)"
         lines.append(f"| `{name}` | {shape} | {meanings.get(name, 'the same of another branch')} |")
     return "\n".join(lines)
 
 
 def _usage(path: Path, model: Method, dataset: Dataset) -> str:
-    names, shape, suffix = input_names(model), f"300, {model.visual_width}", path.suffix.lower()
+    names, shape, suffix = graph.input_names(model), f"300, {model.visual_width}", path.suffix.lower()
     if suffix == SAFETENSORS:
         flags = f"--method {model.name} --dataset {dataset.name} --model-path {path.name}"
         return f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` names it."
-    if suffix not in GRAPHS:
+    if suffix not in graph.GRAPHS:
         return "The original project's code loads it; all of CLIP is inside. In this repository: `--model-path`."
     if suffix == ".onnx":
         lines = ["import numpy as np", "import onnxruntime", ""]
@@ -170,4 +166,4 @@ def _usage(path: Path, model: Method, dataset: Dataset) -> str:
         lines = ["import torch", "", f'program = torch.export.load("{path.name}").module()']
         lines += [f"{name} = torch.randn({shape})" for name in names]
         lines += [f"scores = program({', '.join(names)})"]
-    return "\n".join(["```python", *lines, f'print(scores["{MAIN}"].shape)', "```"])
+    return "\n".join(["```python", *lines, f'print(scores["{graph.MAIN}"].shape)', "```"])

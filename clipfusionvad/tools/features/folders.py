@@ -137,15 +137,10 @@ def _print_results(results: list[dict[str, Any]], causes: Counter[str]) -> dict[
     print(shown.head(SHOWN).to_string(index=False))
     if len(results) > SHOWN:
         print(f"… and {len(results) - SHOWN} more that are not worse (--output writes all)")
-    figures = table.loc[known, list(COLUMNS)[:4]]
-    weights = rows.min(axis=1)[known]
+    figures, weights = table.loc[known, list(COLUMNS)[:4]], rows.min(axis=1)[known]
     means = figures.mul(weights, axis=0).sum(min_count=1) / weights.sum()
-    overall = {
-        "mean_cosine": float(means["mean_cosine"]),
-        "min_cosine": float(figures["min_cosine"].min()),
-        "norm_ratio": float(means["norm_ratio"]),
-        "max_difference": float(figures["max_difference"].max()),
-    }
+    found = {"mean_cosine": means, "min_cosine": figures.min(), "norm_ratio": means, "max_difference": figures.max()}
+    overall = {name: float(values[name]) for name, values in found.items()}
     print(
         f"\nall rows: mean cosine {overall['mean_cosine']:.4f}, lowest {overall['min_cosine']:.4f}, "
         f"norm B/A {overall['norm_ratio']:.4g}, largest difference {overall['max_difference']:.2g}"
