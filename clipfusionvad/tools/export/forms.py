@@ -136,15 +136,12 @@ def _tensors(model: Method) -> str:
     lines = ["| name | shape | what |", "|---|---|---|"]
     for name, stream in zip(graph.input_names(model), model.streams, strict=True):
         lines.append(f"| `{name}` (input) | (L, {model.visual_width}) | {stream} features, a row per snippet |")
-    meanings = {
-        graph.MAIN: "probability of an anomaly, 0 to 1",
-        graph.CLASSES: "probability of each class below, in that order",
-    }
-    for name, value in graph.score_by_method(
-        model, [stream.numpy() for stream in graph.random_video(model, 1)]
-    ).items():
+    meanings = {graph.MAIN: "probability of an anomaly, 0 to 1", graph.SECOND: "the same of another branch"}
+    meanings[graph.CLASSES] = "probability of each class below, in that order"
+    outputs = graph.score_by_method(model, [stream.numpy() for stream in graph.random_video(model, 1)])
+    for name, value in outputs.items():
         shape = f"(L, {value.shape[1]})" if value.ndim == 2 else "(L,)"
-        lines.append(f"| `{name}` | {shape} | {meanings.get(name, 'the same of another branch')} |")
+        lines.append(f"| `{name}` | {shape} | {meanings.get(name, meanings[graph.SECOND])} |")
     return "\n".join(lines)
 
 
