@@ -1,13 +1,25 @@
 """Show how much a model trusts image and event, and what happens when one of them is damaged."""
 
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from clipfusionvad.cli.options import find_option_file
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable
-from clipfusionvad.io.option import add_arguments, declared_options, from_arguments
-from clipfusionvad.tools.uncertainty import UncertaintyOptions
+from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
+
+Levels = Annotated[tuple[float, ...], Option("shares of attenuated positions in an input", minimum=0, maximum=1)]
+
+
+@dataclass(frozen=True)
+class UncertaintyOptions:
+    """How the analysis corrupts a modality, and how many figures it draws."""
+
+    levels: Levels = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+    sweep_seed: Annotated[int, Option("seed that chooses these positions", minimum=0)] = 0
+    curve_pictures: Annotated[int, Option("figures of curves for a class at most; 0: all", minimum=0)] = 10
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +41,7 @@ def main(argv: list[str]) -> int:
     from clipfusionvad.engine.device import pick_device
     from clipfusionvad.engine.setup import load_model, read_test_set
     from clipfusionvad.tools.demo import make_demo
-    from clipfusionvad.tools.uncertainty.figures import CURVES_FILE, write_analysis
+    from clipfusionvad.tools.uncertainty import CURVES_FILE, write_analysis
 
     if settings.run.demo:
         make_demo(settings.dataset)
@@ -37,7 +49,7 @@ def main(argv: list[str]) -> int:
     device = pick_device(settings.device.device)
     videos = read_test_set(settings.dataset, settings.model, settings.data)
     options = from_arguments(UncertaintyOptions, vars(own))
-    table = write_analysis(folder, model.to(device), videos, device, settings.device.precision, options)
+    table = write_analysis(folder, model.to(device), videos, device, settings.device.precision, *astuple(options))
     print(f"{model.name} on {settings.dataset.title}: {file.path}, {len(videos.entries)} test videos\n\n{table}\n")
     print(f"results in {folder}: tables (.csv), figures (.png, and curves/ by class), {CURVES_FILE} by snippet")
     return 0

@@ -75,27 +75,22 @@ def test_a_layer_is_laid_out_where_its_lines_run():
     places = np.arange(12).reshape(3, 4).T
     layer = Layer("rows", 1, weights, places, True)
     dense = layer.dense(12)
-    for line in range(4):
-        for i in range(3):
-            for j in range(3):
-                assert dense[places[line, i], places[line, j]] == weights[line, i, j]
+    for line, i, j in np.ndindex(weights.shape):
+        assert dense[places[line, i], places[line, j]] == weights[line, i, j]
     assert dense.sum() == pytest.approx(12) and (dense > 0).sum() == 36
     np.testing.assert_allclose(layer.received(12), dense.sum(axis=0))
     even = Layer("even", 1, np.full((4, 3, 3), 1 / 3), places, True)
     assert even.effective(12) == pytest.approx(3) and layer.effective(12) < 3
 
 
+GRID = {"embed_dim": W, "visual_width": W, "num_segments": 4, "seg_length": 3, "emb_size": 8, "heads": 2, "n_ctx": 2}
+# Options, number of layers with attention, and how many places they attend to.
 CASES = {
     "clipfusionvad": (BRANCHES, 2, {4}),
     "vadclip": (BRANCHES, 2, {4}),
     "iefvad": ({"visual_width": W, "visual_length": T, "visual_head": 4, "num_refinement_steps": 1}, 4, {T}),
     "reflipvad": ({**SIZES, "glimpse_window": 6, "prompt_encoder": "toy", "prompt_length": 4}, 1, {6}),
-    "anomalyclip": (
-        {"embed_dim": W, "visual_width": W, "num_segments": 4, "seg_length": 3, "emb_size": 8, "heads": 2}
-        | {"n_ctx": 2, "clip": "toy"},
-        2,
-        {3, 4},
-    ),
+    "anomalyclip": ({**GRID, "clip": "toy"}, 2, {3, 4}),
 }
 
 
@@ -183,19 +178,14 @@ def test_nearest_words_are_found_among_all():
     assert token_words(tokenize(["burglary anti"])[0, 1:3].tolist()) == ["burglary", "anti"]
 
 
-LEARNED = {
-    "clipfusionvad": "text_prompt_embeddings.weight",
-    "vadclip": "text_prompt_embeddings.weight",
-    "reflipvad": "prompt_embeddings",
-    "anomalyclip": "prompt_learner.ctx",
-}
+LEARNED = {"reflipvad": "prompt_embeddings", "anomalyclip": "prompt_learner.ctx"}
+LEARNED |= dict.fromkeys(("clipfusionvad", "vadclip"), "text_prompt_embeddings.weight")
 
 
 @pytest.mark.parametrize("method", LEARNED)
 def test_learned_vectors_are_those_that_the_prompts_show(method):
     model = small(method, **CASES[method][0])
-    context, before = model.context_vectors(), model.encode_text()
-    parameter = model.get_parameter(LEARNED[method])
+    context, before, parameter = model.context_vectors(), model.encode_text(), model.get_parameter(LEARNED[method])
     with torch.no_grad():
         parameter.add_(torch.randn_like(parameter))
     assert context.shape[-1] == W and not torch.equal(context, model.context_vectors())
@@ -218,9 +208,9 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("analysis", FROM_MODEL)
 def test_every_analysis_of_a_model_writes_its_figure_and_numbers(analysis, runs, tmp_path):
-    name = analysis.__name__
-    out = tmp_path / f"{name}.png"
-    done = quietly(main, strings(["insight", name, runs["ucf", "clipfusionvad"], "--output", out, "--device", "cpu"]))
+    out = tmp_path / "out.png"
+    argv = ["insight", analysis.__name__, runs["ucf", "clipfusionvad"], "--output", out, "--device", "cpu"]
+    done = quietly(main, strings(argv))
     assert done.code == 0, done.err
     assert out.read_bytes().startswith(b"\x89PNG") and str(out) in done.out
     rows = list(csv.reader(out.with_suffix(".csv").open()))
@@ -228,15 +218,12 @@ def test_every_analysis_of_a_model_writes_its_figure_and_numbers(analysis, runs,
 
 
 def test_a_model_file_needs_the_options_of_a_test(runs, tmp_path):
-    tiny = runs["ucf"]
-    model = runs["ucf", "clipfusionvad"].parent / "model.pth"
-    data = ["--test-list", tiny.test_list, "--gt-path", tiny.folder / "truth.csv", "--device", "cpu"]
-    argv = strings(["insight", "gates", model, "--output", tmp_path / "a.png"], data)
-    done = quietly(main, [*argv, "--video", tiny.videos[0].name])
-    assert done.code == 0, done.err
-    assert tiny.videos[0].name in done.out
-    far = quietly(main, strings(["insight", "graph", model, "--output", tmp_path / "b.png"], data, ["--window", 9]))
-    assert far.code == 2 and "--window 9" in far.err and not (tmp_path / "b.png").exists()
+    tiny, model, out = runs["ucf"], runs["ucf", "clipfusionvad"].parent / "model.pth", tmp_path / "a.png"
+    data = ["--test-list", tiny.test_list, "--gt-path", tiny.folder / "truth.csv", "--device", "cpu", "--output", out]
+    far = quietly(main, strings(["insight", "graph", model], data, ["--window", 9]))
+    assert far.code == 2 and "--window 9" in far.err and not out.exists()
+    done = quietly(main, strings(["insight", "gates", model], data, ["--video", tiny.videos[0].name]))
+    assert done.code == 0 and tiny.videos[0].name in done.out, done.err
 
 
 def test_transfer_is_a_test_on_each_others_data(runs, tmp_path):
