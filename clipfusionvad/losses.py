@@ -106,19 +106,13 @@ def magnitude_loss(
 
 
 def agreement_loss(image_mu: Tensor, event_mu: Tensor) -> Tensor:
-    """Mean over snippets of 1 − cos(μ_I, μ_E), plus that of | ‖μ_I‖ − ‖μ_E‖ |; (…, D) each.
-
-    Source: released code of IEF-VAD.
-    """
+    """Mean of 1 − cos(μ_I, μ_E) over snippets, plus that of | ‖μ_I‖ − ‖μ_E‖ |; (…, D). Source: code of IEF-VAD."""
     angle = (1 - F.cosine_similarity(image_mu, event_mu, dim=-1)).mean()
     return angle + (image_mu.norm(dim=-1) - event_mu.norm(dim=-1)).abs().mean()
 
 
 def gaussian_kl(mu: Tensor, log_variance: Tensor) -> Tensor:
-    """KL divergence of N(μ, σ²) from N(0, 1), the mean over all entries; any equal shapes.
-
-    Source: released code of IEF-VAD.
-    """
+    """KL divergence of N(μ, σ²) from N(0, 1), the mean over all entries. Source: released code of IEF-VAD."""
     return -0.5 * (1 + log_variance - mu.square() - log_variance.exp()).mean()
 
 

@@ -52,15 +52,10 @@ def _weight(meaning: str) -> Option:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOutput(VADOutput):
-    """Besides the logits, the selector's ``similarity`` (B, T, C−1) with the anomalous classes.
+    """``fine_logits`` are log p(normal) and log p(abnormal, class), so that their exponentials sum to one."""
 
-    ``coarse_logits`` are the temporal model's, before the sigmoid; ``fine_logits`` are the joint
-    log-probabilities log p(normal) and log p(abnormal, class), so that their exponentials sum to one.
-    ``magnitudes`` (B, T) are the norms of the centred frames, where segments are selected by them.
-    """
-
-    similarity: Tensor
-    magnitudes: Tensor | None = None
+    similarity: Tensor  # (B, T, C−1), with the anomalous classes
+    magnitudes: Tensor | None = None  # (B, T), norms of the centred frames, where segments are selected by them
 
 
 @register_method
@@ -72,6 +67,7 @@ class AnomalyCLIP(TextMethod):
     """
 
     name = "anomalyclip"
+    branches = 1
     centroid_buffers = ("ncentroid",)
 
     rank: Tensor
@@ -150,10 +146,12 @@ class AnomalyCLIP(TextMethod):
         self.register_buffer("ncentroid", centroid, persistent=recentre)
         self.clipmodel = ClipTextTower(clip)
         ordered = [names[index] for index in alphabetical.tolist()]
-        self.prompt_learner: FixedPrompts | ClassVectors
+        self.prompt_learner: FixedPrompts | nn.ParameterDict
         with isolated_rng("context"):
             if prompts == "direct":
-                self.prompt_learner = ClassVectors(len(ordered), visual_width)
+                # No text: a direction of each class is learned in CLIP's space, from a random start.
+                vectors = nn.init.normal_(torch.empty(len(ordered), visual_width), std=CONTEXT_STD)
+                self.prompt_learner = nn.ParameterDict({"vectors": vectors})
             elif prompts == "fixed":
                 self.prompt_learner = FixedPrompts(ordered, prompt_template)
             else:
@@ -185,8 +183,8 @@ class AnomalyCLIP(TextMethod):
     def encode_text(self) -> Tensor:
         """Return the text features, neither normalised nor centred, (C, E); learned directions are shifted to them."""
         prompts = self.prompt_learner
-        if isinstance(prompts, ClassVectors):
-            return (prompts.vectors + self.ncentroid)[self.rank]
+        if isinstance(prompts, nn.ParameterDict):
+            return (prompts["vectors"] + self.ncentroid)[self.rank]
         words = prompts.embed(self.clipmodel)
         return self.clipmodel(words, prompts.layout, self.text_encoder["text_projection"])[self.rank]
 
@@ -275,8 +273,10 @@ class AnomalyCLIP(TextMethod):
         back = [(ours, theirs) for theirs, ours in CLIP_PARTS]
         clip = {name: value.float() for key, value in inside.items() if (name := _rename(key, back))}
         own = {key: value for key, value in state.items() if key != "ncentroid" and not key.startswith(CLIP_PREFIX)}
-        before, after = self.prompt_learner.around(clip["token_embedding.weight"])
-        return clip | own | {TOKEN_PREFIX: before.contiguous(), TOKEN_SUFFIX: after.contiguous()}
+        tokens, length = self.prompt_learner.tokens, self.prompt_learner.ctx.shape[-2]
+        words = clip["token_embedding.weight"]
+        words = words[F.pad(tokens, (0, CONTEXT_LENGTH - tokens.shape[1])).to(words.device)]
+        return clip | own | {TOKEN_PREFIX: words[:, :1].contiguous(), TOKEN_SUFFIX: words[:, 1 + length :].contiguous()}
 
 
 def segment_masks(shape: Sequence[int], rate_top: float, rate_bottom: float) -> tuple[Tensor, Tensor]:
@@ -296,8 +296,8 @@ def _rename(key: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
 class ContextPrompts(FixedPrompts):
     """``[SOT | context | name . EOT]`` of each class; the context is the parameter ``ctx``.
 
-    ``ctx`` is (C, n, W), or (n, W) where all classes share it. With ``ctx_init``, words joined by "_" or " ",
-    n is the number of their tokens and learning starts at their embeddings. Source: CoOp, as AnomalyCLIP uses it.
+    ``ctx`` is (C, n, W), or (n, W) where all classes share it. With ``ctx_init``, words joined by "_" or " ", learning
+    starts at their n embeddings. Source: CoOp, as AnomalyCLIP uses it.
     """
 
     def __init__(self, class_names: list[str], tower: ClipTextTower, n_ctx: int, ctx_init: str, shared: bool):
@@ -316,17 +316,3 @@ class ContextPrompts(FixedPrompts):
     def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
         words = super().embed(tower)
         return torch.cat([words[:, :1], self.ctx.expand(len(words), -1, -1), words[:, 1 + self.ctx.shape[-2] :]], dim=1)
-
-    def around(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings, of all 77, before and after the context, given CLIP's whole table (V, W)."""
-        padded = F.pad(self.tokens, (0, CONTEXT_LENGTH - self.tokens.shape[1]))
-        words = embedding[padded.to(embedding.device)]
-        return words[:, :1], words[:, 1 + self.ctx.shape[-2] :]
-
-
-class ClassVectors(nn.Module):
-    """No text: a direction ``vectors`` (C, E) for each class is learned in CLIP's space, from a random start."""
-
-    def __init__(self, classes: int, width: int):
-        super().__init__()
-        self.vectors = nn.Parameter(nn.init.normal_(torch.empty(classes, width), std=CONTEXT_STD))

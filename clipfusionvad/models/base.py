@@ -151,9 +151,9 @@ class Method(nn.Module, ABC):
     def losses(self, output: Any, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms, whose sum is minimised; output of ``forward``, targets (B, C) multi-hot."""
 
-    @abstractmethod
     def scores(self, output: VADOutput) -> Scores:
-        """Turn logits into probabilities."""
+        """Turn logits into probabilities; here only those of the coarse branch."""
+        return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),))
 
     def score_video(self, features: Features) -> tuple[np.ndarray, np.ndarray | None]:
         """Score one whole video: features (L, D) → anomaly probability (L,) of the main branch, classes (L, C) or None.
@@ -194,9 +194,10 @@ class Method(nn.Module, ABC):
 
 
 class TextMethod(Method):
-    """A detector that encodes class prompts with CLIP's text tower."""
+    """A detector that encodes class prompts with CLIP's text tower; it scores by a coarse and a fine branch."""
 
     needs_clip = True
+    branches = 2
     _uncompiled_text: Callable[[], Tensor] | None = None
 
     @abstractmethod
@@ -209,6 +210,11 @@ class TextMethod(Method):
 
     def fixed_inputs(self) -> tuple[Any, ...]:
         return (self.encode_text(),)
+
+    def scores(self, output: VADOutput) -> Scores:
+        """The sigmoid of the coarse logits, and 1 − P(normal) of the softmax over classes."""
+        classes = output.fine_logits.float().softmax(dim=-1)
+        return Scores((*super().scores(output).anomaly, 1 - classes[..., 0]), classes)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the model, except for the text encoder where no gradients are needed: an evaluation encodes once."""

@@ -81,9 +81,8 @@ class ClipWeights:
 def load_clip(source: str, width: int = 512) -> ClipWeights:
     """Load CLIP by model name (downloaded by openai-clip), from a local file, or ``toy`` of the given width.
 
-    A file may be OpenAI's TorchScript archive, a plain state dict, a checkpoint that holds CLIP under
-    ``clipmodel.``, or one of event-CLIP (``checkpoint`` with entries named ``encoder_k.``; spec of IEF-VAD's code).
-    Raises ``UserError`` where nothing usable is found.
+    A file may be OpenAI's TorchScript archive, a plain state dict, a checkpoint that holds CLIP under ``clipmodel.``,
+    or one of event-CLIP (entries named ``encoder_k.``). Raises ``UserError`` where nothing usable is found.
     """
     if source == TOY:
         if width >= 128 and width % 64:
@@ -200,8 +199,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
 def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """Return a seeded random CLIP of ``width`` (a multiple of 64, or less than 128) with the real vocabulary.
 
-    Its attention is scaled up, so that the word before EOT decides the text feature: classes are then apart, as they
-    are for trained weights.
+    Its attention is scaled up, so that classes are apart, as they are for trained weights.
     """
     openai_clip()
     from clip.model import CLIP

@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from clipfusionvad import losses
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
-from clipfusionvad.models.base import (
-    Method,
-    Scores,
-    VADOutput,
-    VisualLength,
-    VisualWidth,
-    isolated_rng,
-    register_method,
-)
+from clipfusionvad.models.base import Method, VADOutput, VisualLength, VisualWidth, isolated_rng, register_method
 
 NOISE_MODELS = ("student_t", "gaussian")
 FUSIONS = ("uncertainty", "mean", "rgb", "event")
@@ -119,9 +111,6 @@ class IEFVAD(Method):
             "reg": self.reg_weight * losses.agreement_loss(image_mu, event_mu),
             "kl": self.kl_weight * kl,
         }
-
-    def scores(self, output: VADOutput) -> Scores:
-        return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),))
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

@@ -16,7 +16,6 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Declared, Option, declared_options, non_negative, size
 from clipfusionvad.models.base import (
     EmbedDim,
-    Scores,
     TextMethod,
     VADOutput,
     VisualLength,
@@ -26,7 +25,7 @@ from clipfusionvad.models.base import (
 )
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
-from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, TEMPERATURE, two_branch_scores
+from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, TEMPERATURE
 from clipfusionvad.models.layers.glimpse import FeedForward, GlimpseEmphasize, TemporalOptions
 from clipfusionvad.models.layers.text import (
     ClipTextTower,
@@ -41,9 +40,7 @@ from clipfusionvad.models.layers.text import (
 
 @dataclass(frozen=True, kw_only=True)
 class MagnitudeOutput(VADOutput):
-    """Besides the logits, the norms of the Emphasize features: magnitudes (B, T)."""
-
-    magnitudes: Tensor
+    magnitudes: Tensor  # (B, T), norms of the Emphasize features
 
 
 @register_method
@@ -55,7 +52,6 @@ class ReFLIPVAD(TextMethod):
     """
 
     name = "reflipvad"
-    branches = 2
 
     def __init__(
         self,
@@ -150,9 +146,6 @@ class ReFLIPVAD(TextMethod):
             "magnitude": losses.magnitude_loss(output.magnitudes, *bag, self.margin, self.magnitude_distance),
         }
         return {name: weight * terms[name] for name, weight in self.weights.items()}
-
-    def scores(self, output: VADOutput) -> Scores:
-        return two_branch_scores(output)
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

@@ -46,10 +46,7 @@ class DistilBert:
         return cls(source, Path(source) if Path(source).is_dir() else _download(source))
 
     def build(self) -> Any:
-        """Return a ``DistilBertModel`` with the folder's weights, or random ones (torch's seed) where it has none.
-
-        Weights are read from ``model.safetensors`` or ``pytorch_model.bin``; no code in them runs.
-        """
+        """Return a ``DistilBertModel`` with the folder's weights, read without running code, or random ones."""
         if self.folder is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -122,6 +119,6 @@ def _transformers() -> ModuleType:
         _ = transformers.DistilBertModel, transformers.DistilBertTokenizerFast
     except ImportError as error:
         reason = f"which cannot be imported ({str(error).splitlines()[0]})"
-        needs = f"DistilBERT needs the Python module 'transformers', {reason}: pip install transformers"
-        raise UserError(needs) from error
+        needed = f"DistilBERT needs the Python module 'transformers', {reason}"
+        raise UserError(f"{needed}: pip install transformers") from error
     return transformers

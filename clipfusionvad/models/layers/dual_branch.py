@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clipfusionvad import losses
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
-from clipfusionvad.models.base import EmbedDim, Scores, TextMethod, VADOutput, VisualLength, VisualWidth, isolated_rng
+from clipfusionvad.models.base import EmbedDim, TextMethod, VADOutput, VisualLength, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights
 from clipfusionvad.models.layers.text import (
     ClipTextTower,
@@ -101,12 +101,9 @@ class GlobalAttentionModule(nn.Module):
 class DualBranch(TextMethod):
     """A coarse (binary) and a fine (class alignment) branch.
 
-    Coarse logits are computed from the visual features. Weighted by them, these sum to a visual prompt, which is added
-    to the class text with which the visual features are aligned. Padded snippets are not masked in attention, distance
-    graph and convolutions, as in the released code.
+    Visual features, summed with their coarse logits as weights, are a visual prompt, which is added to the class text
+    with which they are aligned. As released, padding is not masked in attention, distance graph and convolutions.
     """
-
-    branches = 2
 
     def __init__(
         self,
@@ -231,12 +228,3 @@ class DualBranch(TextMethod):
             "fine": losses.fine_mil_loss(output.fine_logits, targets, lengths),
             "separation": losses.text_separation_loss(output.text_features, self.separation_weight),
         }
-
-    def scores(self, output: VADOutput) -> Scores:
-        return two_branch_scores(output)
-
-
-def two_branch_scores(output: VADOutput) -> Scores:
-    """The sigmoid of the coarse logits, and 1 − P(normal) of the softmax over classes."""
-    classes = output.fine_logits.float().softmax(dim=-1)
-    return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1), 1 - classes[..., 0]), classes)

@@ -22,12 +22,7 @@ EMPHASIZE_INPUTS = ("full", "squeezed")
 
 @dataclass(frozen=True)
 class TemporalOptions:
-    """Which modules the network has, and how we read what the paper leaves open.
-
-    With ``emphasize_input`` "full" the Glimpse features are projected back to D and added to the intensified ones
-    before Emphasize, which squeezes from D in the text; with "squeezed" Emphasize reads the D/32 channels of Glimpse.
-    ``block_residual`` adds their input to attention, self product and feed-forward layers.
-    """
+    """Which modules the network has, and how we read what the paper leaves open (docs/methods.md)."""
 
     fim: Annotated[bool, Option("feature intensify module")] = True
     fim_alpha: Annotated[float, non_negative("its factor (not published)")] = 0.1
@@ -54,10 +49,7 @@ class FeedForward(nn.Sequential):
 
 
 class SegmentAttention(nn.Module):
-    """Single-head attention along time within windows; the dot products are not scaled unless ``scaled``.
-
-    The last window may be shorter. One convolution of kernel 1 computes q, k and v.
-    """
+    """Single-head attention along time within windows, of which the last may be shorter."""
 
     def __init__(self, channels: int, window: int, scaled: bool):
         super().__init__()

@@ -61,8 +61,7 @@ class TemporalModel(nn.Module):
 class LineTransformer(nn.Module):
     """A pre-norm transformer within each line of the grid along ``axis``: (B, E, S, F) → same.
 
-    The paper does not describe its short-term and long-term transformers. These have the attention and layer norm of
-    the axial one, a learned position along the line, and a feed-forward part of the same width for each frame.
+    The paper does not describe its two. These have the axial one's attention and norm, and learned positions.
     """
 
     def __init__(self, width: int, shape: tuple[int, int], axis: int, depth: int, heads: int, dim_heads: int | None):
@@ -107,10 +106,7 @@ class MultiScale(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """x + W · (θᵀφ / T) g, (B, C, T) → same: attention of all steps by their dot product, in C/2 channels.
-
-    The normalisation after W starts at zero, so that the block starts as the identity (as in RTFM).
-    """
+    """x + W · (θᵀφ / T) g, (B, C, T) → same, in C/2 channels; it starts as the identity (as in RTFM)."""
 
     def __init__(self, channels: int):
         super().__init__()

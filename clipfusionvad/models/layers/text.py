@@ -14,9 +14,7 @@ from clipfusionvad.io.option import Option
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.transformer import Transformer, split_heads
 
-PromptKind = Annotated[
-    str, Option("learned context around the class name, or a template", choices=("learned", "fixed"))
-]
+PromptKind = Annotated[str, Option("learned context around the name, or a template", choices=("learned", "fixed"))]
 PromptTemplate = Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")]
 
 
