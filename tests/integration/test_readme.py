@@ -8,14 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 
 from clipfusionvad import __main__ as program
-from clipfusionvad import create_model, models
+from clipfusionvad import create_model
 from clipfusionvad.cli import command_names
-from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.data.annotations import read_annotations
-from clipfusionvad.datasets import UCF, Dataset, find_dataset, own_dataset
+from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import state_without_clip
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models import method_names
@@ -26,6 +24,7 @@ README = ROOT / "README.md"
 PACKAGE = ROOT / "clipfusionvad"
 # Commands whose options are those of a dataset.
 OF_A_DATASET = ("train", "test", "uncertainty", "pack")
+FLAG = re.compile(r"--[a-z][\w-]*")
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -49,69 +48,24 @@ on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.ste
 
 
 @on_every_page
-def test_commands_exist_with_all_their_flags(page, monkeypatch):
-    for code in blocks(page, "python"):
-        if "@register_method" in code:
-            # Forgotten at the end of the test.
-            monkeypatch.setitem(models._METHODS, re.search(r'name = "(\w+)"', code).group(1), None)
-            exec(code, {"__name__": "example"})
+def test_commands_and_their_flags_exist(page):
+    """Which command takes which flag: test_docs_run.py."""
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    for tool, *rest in commands(page):
+    # Options of the methods that a page adds.
+    added = {
+        f"--{name.replace('_', '-')}" for name in re.findall(r"(\w+): Annotated", page.read_text(encoding="utf-8"))
+    }
+    for tool, *words in commands(page):
         if tool == "make":
-            assert set(rest) <= set(targets), rest
+            assert set(words) <= set(targets), words
         elif tool in ("python", "torchrun"):
-            check_python(rest[2:] if rest[0] == "--nproc-per-node" else rest)
+            scripts = "".join((ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".py"))
+            known = all_flags() | added | {*FLAG.findall(scripts), "--nproc-per-node"}
+            assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, words
+            if words[:2] == ["-m", "clipfusionvad"] and words[2:3] and not words[2].startswith("-"):
+                assert words[2].replace("-", "_") in command_names()
         else:
-            assert tool in {"git", "cd", "pip", ".", "tensorboard", "eval"}, f"unchecked command {tool} {rest}"
-
-
-def check_python(words: list[str]) -> None:
-    words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-    if words[0] == "-m" and words[1] == "clipfusionvad":
-        command, argv = (words[2], words[3:]) if not words[2].startswith("-") else (None, words[2:])
-        if command in OF_A_DATASET:
-            at = argv.index("--dataset")
-            parse_options(dataset_named(argv[at + 1]), argv[:at] + argv[at + 2 :])
-        else:
-            # What a sweep does not know itself goes to the training.
-            more = flags_of_command("train", "--dataset", "ucf") if command == "sweep" else set()
-            assert flags_in(argv) <= flags_of_command(command) | more
-    elif words[0] == "-m":
-        assert words[1] == "venv"
-    else:
-        script = ROOT / words[0]
-        assert script.is_file(), words
-        if script.parent.name == "list":
-            assert flags_in(words[1:]) <= flags_of_command("lists")
-        elif script.parent.name == "benchmarks":
-            assert flags_in(words[1:]) <= set(re.findall(r"--[a-z][\w-]*", script.read_text(encoding="utf-8")))
-        else:
-            dataset, action = script.stem.split("_")
-            assert action in ("train", "test")
-            parse_options(find_dataset(dataset), [word for word in words[1:] if word != "--help"])
-
-
-def dataset_named(name: str) -> Dataset:
-    """A benchmark, or the dataset that docs/own-data.md describes in YAML."""
-    if name.endswith(".yaml"):
-        return own_dataset(Path(name).stem, yaml.safe_load(blocks(ROOT / "docs" / "own-data.md", "yaml")[0])["classes"])
-    return find_dataset(name)
-
-
-def parse_options(dataset: Dataset, argv: list[str]) -> None:
-    """Through the script's own parser; options of a run that a page only speaks of cannot be read."""
-    if "--config" in argv and not Path(argv[argv.index("--config") + 1]).is_file():
-        at = argv.index("--config")
-        assert argv[at + 1].startswith("runs/"), argv
-        argv = argv[:at] + argv[at + 2 :]
-    try:
-        option_file_of(dataset).parse_args(argv)
-    except SystemExit as ended:
-        assert not ended.code, f"the options of {dataset.name} do not take {argv}"
-
-
-def flags_in(words: list[str]) -> set[str]:
-    return {word.split("=")[0] for word in words if word.startswith("--")}
+            assert tool in {"git", "cd", "pip", ".", "tensorboard", "eval"}, f"unchecked command {tool} {words}"
 
 
 @cache
@@ -119,7 +73,7 @@ def flags_of_command(name: str | None, *more: str) -> frozenset[str]:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         assert program.main([name, *more, "--help"] if name else ["--help"]) == 0
-    return frozenset(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
+    return frozenset(FLAG.findall(shown.getvalue()))
 
 
 @on_every_page
