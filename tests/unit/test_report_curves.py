@@ -110,20 +110,17 @@ def test_scores_come_back(tmp_path, classes, truth):
         assert one.classes is None if not classes else (one.classes == other.classes).all()
     assert found.options == OPTIONS and found.environment["packages"]["torch"]
     assert (found.videos.anomalous == videos.anomalous).all() and found.videos.dataset.labels == UCF.labels
+    old, new = videos.truth, found.videos.truth
+    assert (new is not None) == truth
     if truth:
-        old, new = videos.truth, found.videos.truth
         assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(old.frames, new.frames, strict=True))
         assert (old.segments, old.labels) == (new.segments, new.labels)
-    else:
-        assert found.videos.truth is None
 
 
 def test_damaged_scores_are_one_clear_line(tmp_path):
     save_scores(tmp_path / "s.npz", *made_test(), OPTIONS)
     whole = (tmp_path / "s.npz").read_bytes()
-    np.savez_compressed(tmp_path / "bomb.npz", scores=np.zeros(10**7))
-    bomb = (tmp_path / "bomb.npz").read_bytes()
-    for spoiled in (b"", b"no zip", whole[: len(whole) // 2], whole[:-30], bomb):
+    for spoiled in (b"", b"no zip", whole[: len(whole) // 2], whole[:-30]):
         (tmp_path / "s.npz").write_bytes(spoiled)
         with pytest.raises(UserError, match="not readable"):
             read_scores(tmp_path / "s.npz")
