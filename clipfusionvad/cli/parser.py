@@ -12,11 +12,12 @@ from clipfusionvad.io.errors import EXIT_BAD_INPUT, error_line, nearest, warn
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and that takes no abbreviated flags."""
 
+    #: Printed before an error: where the arguments come from, if it is not the command line.
+    context = ""
+
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
-        #: Printed before an error: where the arguments come from, if it is not the command line.
-        self.context = ""
 
     def error(self, message: str) -> NoReturn:
         print(error_line(f"{self.context}{message}"), file=sys.stderr)

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from clipfusionvad.io.rank import is_main, rank_info
@@ -30,12 +30,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1)
     return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
-
-
-def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raise ``UserError`` unless an option's value is one of its choices."""
-    if value not in choices:
-        raise UserError(f"{flag} {value!r}{nearest(value, choices)}: choose from {', '.join(choices)}")
 
 
 def warn(message: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from clipfusionvad.io.errors import UserError, check_choice
+from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import read_yaml
 
 Made = TypeVar("Made")
@@ -81,8 +81,9 @@ class Declared:
         """Raise ``UserError`` for one value that the declaration does not allow."""
         if value is None:
             return
-        if self.option.choices is not None:
-            check_choice(self.flag, value, self.option.choices)
+        if (choices := self.option.choices) is not None:
+            if value not in choices:
+                raise UserError(f"{self.flag} {value!r}{nearest(value, choices)}: choose from {', '.join(choices)}")
         elif self.kind in (int, float) and self.count is None and not _within(value, self.option):
             raise UserError(f"{self.flag} must be {_expected(self.kind, self.option)}, got {value!r}")
 
