@@ -7,7 +7,7 @@ from typing import Any
 
 from clipfusionvad.cli.options import OptionFile, option_file_of, settings_of
 from clipfusionvad.cli.parser import Parser
-from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.run_folder import BEST, DATASET, LAST, OPTIONS, seeds_in
@@ -53,13 +53,11 @@ def open_checkpoint(
     """
     file = read_model_file(path)
     method = method or file.method
-    if not method or not (dataset or file.hparams):
-        missing = "dataset" if method else "method"
-        raise UserError(f"{path} does not name its {missing}: pass --{missing}")
-    known = find_dataset(dataset) if dataset else dataset_of(file)
+    if not method:
+        raise UserError(f"{path} does not name its method: pass --method")
     given = {"method": method, "model_path": path, **flags}
     tokens = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    return parse_over_checkpoint(tokens, option_file_of(known))
+    return parse_over_checkpoint(tokens, option_file_of(dataset_of(file, dataset)))
 
 
 def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
@@ -79,11 +77,8 @@ def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
     parser = Parser(prog="clipfusionvad", add_help=False)
     parser.add_argument("--dataset")
     known, rest = parser.parse_known_args(argv)
-    if known.dataset is None and not file.hparams:
-        raise UserError(f"{source} does not say what it was trained on: give --dataset, one of {', '.join(DATASETS)}")
-    dataset = find_dataset(known.dataset) if known.dataset else dataset_of(file)
     method = ["--method", file.method] if file.method else []
-    return dataset, [*method, "--model-path", str(source), *rest]
+    return dataset_of(file, known.dataset), [*method, "--model-path", str(source), *rest]
 
 
 def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:

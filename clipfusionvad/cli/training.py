@@ -29,16 +29,8 @@ from clipfusionvad.engine.distributed import (
 from clipfusionvad.engine.evaluator import VideoDataset, evaluate, evaluate_classes, evaluate_videos, score_dataset
 from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, NORMAL_CENTROID, seed_folder, states_in
 from clipfusionvad.engine.trainer import Stopped, Trainer
+from clipfusionvad.io import files
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
-from clipfusionvad.io.files import (
-    check_writable,
-    hold,
-    link_or_copy,
-    remove_leftovers,
-    without_nan,
-    write_json,
-    write_torch,
-)
 from clipfusionvad.io.foreign_checkpoints import Damaged, read_checkpoint
 from clipfusionvad.io.provenance import Sources, environment
 from clipfusionvad.io.rank import is_main, rank_info
@@ -89,7 +81,7 @@ def run_training(settings: Settings) -> int:
         # Options that do not fit end it before anything is written.
         trainer, entries = (None, data.entries) if seeds else build_trainer(settings, data)
         for path in filter(None, (run.model_path, None if seeds else run.checkpoint_path, run.metrics_json)):
-            check_writable(path)
+            files.check_writable(path)
         with contextlib.ExitStack() as locks:
             # The folder that rank 0 has taken.
             folder = gather_objects(_take_folder(settings, locks) if is_main() else None)[0]
@@ -170,13 +162,13 @@ def _take_folder(settings: Settings, locks: contextlib.ExitStack) -> Path:
     run, seeds = settings.run, settings.training.seeds or ()
     stem = f"{settings.dataset.name}_{settings.model.method}" + "_seeds" * bool(seeds)
     folder = run_folder.choose_folder(run.output_dir, stem, run.use_checkpoint)
-    check_writable(folder / (METRICS if seeds else LAST))
-    locks.enter_context(hold(folder))
+    files.check_writable(folder / (METRICS if seeds else LAST))
+    locks.enter_context(files.hold(folder))
     run_folder.check_folder(folder, run.use_checkpoint or run.overwrite, seeds)
     for seed in seeds:
-        locks.enter_context(hold(seed_folder(folder, seed)))
+        locks.enter_context(files.hold(seed_folder(folder, seed)))
     for path in map(Path, filter(None, (run.model_path, run.checkpoint_path, run.metrics_json))):
-        remove_leftovers(path.parent, path.name)
+        files.remove_leftovers(path.parent, path.name)
     return folder
 
 
@@ -215,9 +207,9 @@ def _train_seeds(settings: Settings, data: TrainingData, folder: Path) -> None:
         _train(alone, data, trainer, entries, own)
     summary = write_summary(settings, folder, data.sources)
     if run.metrics_json:
-        write_json(run.metrics_json, summary)
+        files.write_json(run.metrics_json, summary)
     seed, by = summary["model_seed"], summary["model_by"]
-    link_or_copy(seed_folder(folder, seed) / BEST, Path(run.model_path))
+    files.link_or_copy(seed_folder(folder, seed) / BEST, Path(run.model_path))
     print(seeds_table(summary, _published(settings)))
     print(f"\nfinal model   {run.model_path}: that of seed {seed}, the median by {by}")
     print(f"run folder    {folder}: {PAGE}, {METRICS}, and the run of each seed in a folder of its own")
@@ -228,7 +220,7 @@ def write_summary(settings: Settings, folder: Path, sources: Sources) -> dict[st
     summary = summarise_seeds(folder, settings.training.seeds or (), settings.training.select)
     about = environment(pick_device(settings.device.device))
     run_folder.record_run(folder, settings.dataset, settings.record(), about, sources)
-    write_json(folder / METRICS, summary)
+    files.write_json(folder / METRICS, summary)
     write_report(folder)
     return summary
 
@@ -255,13 +247,13 @@ def _train(
         results[name] = evaluate(scores, data.test_set, settings.training.protocol)
         results[name] |= evaluate_classes(scores, data.test_set)
     if is_main():
-        metrics = without_nan(results["best"])
+        metrics = files.without_nan(results["best"])
         final = model_content(trainer.hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)
         for path in (folder / BEST, Path(settings.run.model_path)):
-            write_torch(path, final)
-        write_json(folder / METRICS, results)
+            files.write_torch(path, final)
+        files.write_json(folder / METRICS, results)
         if settings.run.metrics_json:
-            write_json(settings.run.metrics_json, results["best"])
+            files.write_json(settings.run.metrics_json, results["best"])
         draw_score_curves(folder / "scores.png", scores, data.test_set)
         draw_training(folder / "training.png", folder)
         here = setup.result_environment(trainer.hparams, data.device)
@@ -280,7 +272,7 @@ def start_run(settings: Settings, data: TrainingData, trainer: Trainer, entries:
     if not settings.run.use_checkpoint:
         run_folder.clear_run(folder)
     if trainer.model.centroid_buffers:
-        write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
+        files.write_torch(folder / NORMAL_CENTROID, centroid_content(trainer.model))
     about = setup.result_environment(trainer.hparams, data.device)
     run_folder.record_run(folder, settings.dataset, settings.record(), about, data.sources)
 

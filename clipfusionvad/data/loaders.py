@@ -18,6 +18,8 @@ from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError, ignore_stop_signals
 
+#: Returns which rows of a batch of so many are wanted.
+Part = Callable[[int], slice]
 # The share of a GPU's free memory that features may take; training needs the rest.
 _GPU_SHARE = 0.5
 # Batches that wait in pinned memory while the GPU computes a step.
@@ -158,14 +160,14 @@ def load_batches(
     workers: int,
     epoch: int = 0,
     start: int = 0,
-    part: Callable[[int], slice] = slice,
+    part: Part = slice,
     pin: bool = False,
 ) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
     """Yield the batches of an epoch from batch ``start`` on.
 
-    They are visual (B, T, D) float32, lengths (B,) int64 and targets (B, C). ``part`` returns which rows of a batch of
-    so many are wanted (default: all), without a change of their samples. ``workers`` processes read and sample single
-    files, into pinned memory with ``pin``. Packed features need neither.
+    They are visual (B, T, D) float32, lengths (B,) int64 and targets (B, C). ``part`` does not change the samples of
+    the rows. ``workers`` processes read and sample single files, into pinned memory with ``pin``. Packed features need
+    neither.
     """
     if bags.packed is not None:
         yield from _gather_batches(bags, bags.packed, batches, epoch, start, part)
@@ -190,12 +192,7 @@ def load_batches(
 
 
 def _gather_batches(
-    bags: BagDataset,
-    packed: PackedBatches,
-    batches: Sequence[np.ndarray],
-    epoch: int,
-    start: int,
-    part: Callable[[int], slice],
+    bags: BagDataset, packed: PackedBatches, batches: Sequence[np.ndarray], epoch: int, start: int, part: Part
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the same batches from packed features, on the device."""
     sampling = bags.sampling

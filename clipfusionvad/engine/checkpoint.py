@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipfusionvad.datasets import DATASETS, Dataset, own_dataset
+from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
 from clipfusionvad.models import Method, current_options, find_method, method_names
@@ -97,8 +97,12 @@ def make_hparams(
     }
 
 
-def dataset_of(file: ModelFile) -> Dataset:
-    """Return the dataset that one of our models was trained on: a benchmark, or the classes that the file holds."""
+def dataset_of(file: ModelFile, name: str | None = None) -> Dataset:
+    """Return the dataset ``name``, else the one that the file names: a benchmark, or the classes that it holds."""
+    if name:
+        return find_dataset(name)
+    if not file.hparams:
+        raise UserError(f"{file.path} does not name its dataset: pass --dataset, one of {', '.join(DATASETS)}")
     name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]

@@ -22,8 +22,6 @@ from clipfusionvad.io.errors import UserError, warn
 
 #: The project of the runs where the environment names none.
 PROJECT = "clipfusionvad"
-# The most points that MLflow takes in one message.
-_MOST_POINTS = 1000
 
 
 class RunLog:
@@ -178,8 +176,9 @@ class MLflow:
             for name, value in values.items()
         ]
         try:
-            for start in range(0, len(points), _MOST_POINTS):
-                self._client.log_batch(self.run_id, metrics=points[start : start + _MOST_POINTS])
+            # MLflow takes at most 1000 points in one message.
+            for start in range(0, len(points), 1000):
+                self._client.log_batch(self.run_id, metrics=points[start : start + 1000])
         except Exception as error:
             if not self._warned:
                 warn(f"--track mlflow: {len(self._waiting)} steps not sent yet ({_one_line(error)})")

@@ -124,8 +124,8 @@ def find_normal_centroid(model: Method, entries: Sequence[Entry], dataset: Datas
     normal = [entry for entry in entries if dataset.is_normal(entry.label)]
     if not normal:
         raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
-    progress = tqdm(normal, "normal videos", disable=None, leave=False)
-    model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in progress)
+    bar = tqdm(normal, "normal videos", disable=None, leave=False)
+    model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in bar)
 
 
 def class_weight(settings: Settings, file: ModelFile) -> str | None:

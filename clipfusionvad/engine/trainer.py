@@ -314,9 +314,8 @@ class Trainer:
         names = [key for key in state if not key.endswith(buffers)]
         moments = {names[index]: value for index, value in content["optimizer_state_dict"]["state"].items()}
         trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        merged = self.optimizer.state_dict()
-        merged["state"] = {index: moments[name] for index, name in enumerate(trained) if name in moments}
-        self.optimizer.load_state_dict(merged)
+        merged = {index: moments[name] for index, name in enumerate(trained) if name in moments}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": merged})
         self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
         for _ in range(self.progress.epoch):
             self._step_scheduler()
