@@ -68,9 +68,8 @@ def resampled_ranking(
 def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: str) -> np.ndarray:
     """Return the average detection mAP (R,) of each resample, in percent; NaN where no class is left to average.
 
-    ``variant`` is "released" (``hits`` without a ``normal_label``), "normal_matched" or "anomalous_only" (``hits``
-    with one). Each number is that of the repeated videos, except that equal scores of one class and video are put in
-    order of time before they are repeated.
+    ``variant`` is "released" (``hits`` without a ``normal_label``), "normal_matched" or "anomalous_only" (with one).
+    Each number is that of the repeated videos, whose equal scores are put in order of time before they are repeated.
     """
     shape = (weights.shape[1], classes)
     truth, predicted = np.zeros(shape), np.zeros(shape)

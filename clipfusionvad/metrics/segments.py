@@ -18,10 +18,7 @@ from clipfusionvad.io.errors import UserError
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Scores at which a segment starts (high) and below which it ends (low), its minimum length, gaps to merge.
-
-    A segment as long as the whole video is never too short.
-    """
+    """Scores at which a segment starts (high) and below which it ends (low), its minimum length, gaps to merge."""
 
     high: float = 0.5
     low: float = 0.4
@@ -33,7 +30,7 @@ class Thresholds:
             raise UserError(f"the low threshold {self.low} is above the high one, {self.high}")
 
     def least_frames(self, fps: float, whole: int) -> float:
-        """Return the frames of the shortest segment in a video of ``whole`` frames."""
+        """Return the frames of the shortest segment in a video of ``whole`` frames, which is never too short."""
         return min(round(self.min_seconds * fps, 6), whole)
 
     def merged_frames(self, fps: float) -> float:
@@ -74,8 +71,6 @@ def find_segments(
 
 def find_spans(anomaly: np.ndarray, bounds: np.ndarray, fps: float, thresholds: Thresholds) -> np.ndarray:
     """Return the segments as snippets [first, last), (k, 2) int."""
-    if not len(anomaly):
-        return np.empty((0, 2), dtype=np.int64)
     verdict = np.where(anomaly >= thresholds.high, 1, np.where(anomaly < thresholds.low, -1, 0))
     # A score between the thresholds keeps the state of the last decisive one.
     decided = np.maximum.accumulate(np.where(verdict != 0, np.arange(len(verdict)), 0))

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Method", "TextMethod", "build_method", "create_model", "find_method", "method_names", "register_method"]
 
-_NOT_METHODS = {"base", "clip", "config"}
-_FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - _NOT_METHODS
+_FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - {"base", "clip", "config"}
 _METHODS: dict[str, type[Method]] = {}
 #: Ends the name of a method that is another one's released code, which ``--variant repo`` used to choose.
 _REPO = "_repo"

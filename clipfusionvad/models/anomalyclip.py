@@ -101,9 +101,7 @@ class AnomalyCLIP(TextMethod):
         heads: Annotated[int, size("attention heads of the transformer")] = 8,
         dim_heads: Annotated[int | None, size("width of an attention head (default: --emb-size / --heads)")] = None,
         concat_features: Annotated[bool, Option("the temporal model reads the similarities too")] = False,
-        selection: Annotated[
-            str, Option("choose segments by their class's direction, or by their norm", choices=SELECTIONS)
-        ] = "similarity",
+        selection: Annotated[str, Option("choose segments by direction or by norm", choices=SELECTIONS)] = "similarity",
         num_topk: Annotated[int, size("segments of a video that are most like its class")] = 3,
         num_bottomk: Annotated[int, size("segments of a video that are least like its class")] = 3,
         select_idx_dropout_topk: Annotated[float, _dropout("topk")] = 0.7,
@@ -230,12 +228,11 @@ class AnomalyCLIP(TextMethod):
         return {name: weight * terms[name] for name, weight in self.weights.items() if weight}
 
     @torch.no_grad()
-    def choose_segments(
-        self, similarity: Tensor, shares: Tensor, magnitudes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the segments of each video with the highest and the lowest score, (B, K), in training of random ones.
+    def choose_segments(self, similarity: Tensor, shares: Tensor, magnitudes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the segments of each video with the highest and the lowest score, (B, K) each.
 
         The score is the sum of the similarity (B, T, C−1) weighted by ``shares`` (B, C−1), or of ``magnitudes`` (B, T).
+        In training, segments are dropped at random.
         """
         if magnitudes is None:
             scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)

@@ -23,10 +23,7 @@ FUSIONS = ("uncertainty", "mean", "rgb", "event")
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyOutput(VADOutput):
-    """Besides the logits, mean, log variance and weight of the two modalities, all (B, T, D).
-
-    ``fused`` is the refined state that is classified. The two weights sum to one (up to the epsilon of the fusion).
-    """
+    """Besides the logits, mean, log variance and weight of both modalities, and the refined state, all (B, T, D)."""
 
     fused: Tensor
     image_mu: Tensor
@@ -98,12 +95,10 @@ class IEFVAD(Method):
         return self.temporal(image, event, valid)
 
     def losses(self, output: UncertaintyOutput, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        image_mu, event_mu = output.image_mu, output.event_mu
-        image_logvar, event_logvar = output.image_logvar, output.event_logvar
+        moments = [output.image_mu, output.event_mu, output.image_logvar, output.event_logvar]
         if self.mask_padding:
-            valid = losses.valid_mask(lengths, output.fused.shape[1])
-            image_mu, event_mu = image_mu[valid], event_mu[valid]
-            image_logvar, event_logvar = image_logvar[valid], event_logvar[valid]
+            moments = [values[losses.valid_mask(lengths, values.shape[1])] for values in moments]
+        image_mu, event_mu, image_logvar, event_logvar = moments
         kl = losses.gaussian_kl(image_mu, image_logvar + self.kl_shift)
         kl = kl + losses.gaussian_kl(event_mu, event_logvar + self.kl_shift)
         return {
@@ -118,10 +113,7 @@ class IEFVAD(Method):
 
 
 class UncertaintyFusion(nn.Module):
-    """The network: two encoders, a mean and a log variance of each, weighted fusion, refinement, classifier.
-
-    Each of the ``layers`` of an encoder is an ``attention()``.
-    """
+    """Two encoders of ``layers`` × ``attention()``, mean and log variance of each, fusion, refinement, classifier."""
 
     def __init__(
         self,
@@ -178,10 +170,7 @@ class UncertaintyFusion(nn.Module):
         )
 
     def weights(self, image_logvar: Tensor, event_logvar: Tensor) -> tuple[Tensor, Tensor]:
-        """w_m / (w_I + w_E + epsilon) with the precisions w_m = c · exp(-logvar_m), computed without overflow.
-
-        The factor c of the noise model is the same for both, so it only scales epsilon, which holds it already.
-        """
+        """w_m / (w_I + w_E + epsilon) with w_m = c · exp(-logvar_m), without overflow; epsilon is divided by c."""
         if self.fusion == "uncertainty":
             log_sum = torch.logaddexp(-image_logvar, -event_logvar)
             log_sum = torch.logaddexp(log_sum, torch.full_like(log_sum, self.log_epsilon))

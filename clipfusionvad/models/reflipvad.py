@@ -27,15 +27,7 @@ from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
 from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, TEMPERATURE
 from clipfusionvad.models.layers.glimpse import FeedForward, GlimpseEmphasize, TemporalOptions
-from clipfusionvad.models.layers.text import (
-    ClipTextTower,
-    FixedPrompts,
-    LearnedPrompts,
-    PromptKind,
-    PromptLayout,
-    Prompts,
-    PromptTemplate,
-)
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts, PromptKind, PromptTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +90,7 @@ class ReFLIPVAD(TextMethod):
 
         self.clipmodel = ClipTextTower(clip)
         self.prompt_embeddings = self.prompt_encoder = None
-        self.prompts: Prompts
+        self.prompts: nn.Module
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             return
@@ -153,11 +145,7 @@ class ReFLIPVAD(TextMethod):
 
 
 class MiddlePrompts(LearnedPrompts):
-    """N prompt tokens with the class name in their middle: SOT, the first half, the name, the second half, EOT.
-
-    An odd token goes to the second half. ``shared``: all classes have the same prompt tokens.
-    Source: section "RL-prompt" of the paper.
-    """
+    """N prompt tokens, of which floor(N / 2) come before the class name (paper, section "RL-prompt")."""
 
     order: Tensor
 
@@ -165,9 +153,7 @@ class MiddlePrompts(LearnedPrompts):
         room = CONTEXT_LENGTH - 1 - int(tokenize(class_prompts).argmax(dim=1).max())
         if count > room:
             raise UserError(f"--prompt-length {count}, but beside the class names CLIP has room for {room} tokens")
-        super().__init__(class_prompts, count // 2, count - count // 2)
-        if not shared:
-            self.layout = PromptLayout(self.layout.ends, shared=1)
+        super().__init__(class_prompts, count // 2, count - count // 2, shared)
         # Positions after EOT have an index too, but nothing attends to them.
         order = self.learned.squeeze(-1).cumsum(dim=1) - 1
         self.register_buffer("order", order.clamp(0, max(count - 1, 0)), persistent=False)
@@ -181,8 +167,8 @@ class MiddlePrompts(LearnedPrompts):
 class PromptEncoder(nn.Module):
     """φ(p) = p + θ(p), where θ is DistilBERT over the sequence of prompt tokens (paper, RL-prompt).
 
-    Linear layers adapt CLIP's width to DistilBERT's and back (not stated in the paper). The second one starts at zero,
-    so that φ starts as the identity. A frozen DistilBERT runs without dropout.
+    Linear layers adapt the widths (not stated in the paper); the second starts at zero, so that φ starts as the
+    identity. A frozen DistilBERT runs without dropout.
     """
 
     def __init__(self, distilbert: Any, width: int, length: int, trained: bool):

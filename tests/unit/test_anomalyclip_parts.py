@@ -258,7 +258,7 @@ def test_segments_are_dropped_in_training_only(rates):
 
 def test_dropped_segments_fill_the_gap_where_too_few_are_left():
     model, out = small_model(num_topk=S, num_bottomk=S).train(), random_output(1, 5)
-    for chosen in model.choose_segments(out.similarity, torch.ones(5, 4)):
+    for chosen in model.choose_segments(out.similarity, torch.ones(5, 4), None):
         assert torch.equal(chosen.sort().values, torch.arange(S).expand(5, S))
 
 

@@ -89,10 +89,9 @@ class Glimpse(nn.Module):
 
 
 class Emphasize(nn.Module):
-    """BatchNorm, channel squeezer, self product (SAM, without weights) and feed-forward layer.
+    """BatchNorm (which counts padding), channel squeezer, self product (SAM) and feed-forward layer.
 
-    The self product of channels a is a_l · Σ_m a_m, divided by the number of channels with ``sam_mean``; the printed
-    sum over both indices would leave one channel. BatchNorm counts padded snippets too.
+    The self product of channels a is a_l · Σ_m a_m, as printed but for the sum over l, which would leave one channel.
     """
 
     def __init__(self, width: int, channels: int, options: TemporalOptions):

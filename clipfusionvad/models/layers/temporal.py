@@ -82,10 +82,9 @@ class LineTransformer(nn.Module):
 
 
 class MultiScale(nn.Module):
-    """The multi-scale temporal network (MTN) of RTFM, arXiv 2101.10030, of width E: (B, E, T) → same.
+    """The multi-scale temporal network (MTN) of RTFM, arXiv 2101.10030: (B, E, T) → same; E is a multiple of 8.
 
-    Three dilated convolutions and a self-attention without softmax compute E/4 channels each; a convolution combines
-    them, and the input is added. Raises ``UserError`` where E is not a multiple of 8.
+    Three dilated convolutions and a self-attention without softmax compute E/4 channels each; a convolution joins them.
     """
 
     def __init__(self, width: int):

@@ -48,9 +48,8 @@ class ClipTextTower(nn.Module):
 class PromptLayout(nn.Module):
     """Which tokens of C prompts are computed, as one row of P tokens.
 
-    CLIP's text attention is causal, so tokens after a prompt's EOT change nothing, and the first ``shared`` tokens,
-    where they are the same in all prompts, have the same keys and values in all: they are computed once. The row
-    holds them first, then the other tokens of each prompt up to its EOT.
+    CLIP's text attention is causal, so tokens after a prompt's EOT change nothing, and the first ``shared`` tokens, the
+    same in all prompts, are computed once. The row holds them first, then the others of each prompt up to its EOT.
     """
 
     ends: Tensor
@@ -133,11 +132,11 @@ class LearnedPrompts(Prompts):
     """Learned context around each class name.
 
     The prompt of a class with the tokens [SOT, w1 … wk, EOT at i] has SOT at 0, the words at prefix+1 … prefix+k, EOT
-    at prefix+i+postfix, and rows of the context (77, W), which all classes share, everywhere else.
-    Source: released code of VadCLIP.
+    at prefix+i+postfix, and rows of the context (77, W) everywhere else. Source: released code of VadCLIP.
     """
 
-    def __init__(self, class_prompts: list[str], prefix: int, postfix: int):
+    def __init__(self, class_prompts: list[str], prefix: int, postfix: int, shared: bool = True):
+        """``shared``: the learned tokens before the class name are the same for all classes."""
         super().__init__()
         tokens = tokenize(class_prompts)
         ends = tokens.argmax(dim=1)
@@ -152,7 +151,7 @@ class LearnedPrompts(Prompts):
             placed[row, prefix + end + postfix] = tokens[row, end]
         self.register_buffer("learned", (placed < 0).unsqueeze(-1), persistent=False)
         self.register_buffer("tokens", placed.clamp(min=0), persistent=False)
-        self.layout = PromptLayout(prefix + ends + postfix, shared=1 + prefix)
+        self.layout = PromptLayout(prefix + ends + postfix, shared=1 + prefix * shared)
 
     def embed(self, tower: ClipTextTower, context: Tensor | None = None) -> Tensor:
         assert context is not None
