@@ -128,11 +128,7 @@ def check_dim(path: str | Path, found: int, wanted: int | None) -> None:
 
 
 def check_features(
-    entries: Sequence[Entry],
-    dim: int | None,
-    list_name: str,
-    read: bool = True,
-    note: Callable[[Path], None] = lambda path: None,
+    entries: Sequence[Entry], dim: int | None, path: str, read: bool = True, note: Callable[[Path], None] | None = None
 ) -> list[int]:
     """Verify every feature file of a list, so that a bad one does not end a run after hours; return their snippets.
 
@@ -149,8 +145,9 @@ def check_features(
                 found = len(features), median_norm(features)
             else:
                 found = read_video_shape(entry.paths, dim), 1.0
-            for path in entry.paths:
-                note(path)
+            if note:
+                for file in entry.paths:
+                    note(file)
             return found
         except UserError as error:
             return error
@@ -159,11 +156,11 @@ def check_features(
         # disable=None: no bar where stderr is not a terminal.
         progress = tqdm(pool.map(check, entries), "checking features", len(entries), disable=None, leave=False)
         results = list(zip(entries, progress, strict=True))
-    bad = [f"{list_name}, row {entry.row}: {error}" for entry, error in results if isinstance(error, UserError)]
+    bad = [f"{path}, row {entry.row}: {error}" for entry, error in results if isinstance(error, UserError)]
     if bad:
         raise UserError(bad[0] + (f" ({len(bad) - 1} other files of the list are bad too)" if len(bad) > 1 else ""))
     found = [result for _, result in results if not isinstance(result, UserError)]
-    compare_norms(entries, np.array([norm for _, norm in found]), list_name)
+    compare_norms(entries, np.array([norm for _, norm in found]), path)
     return [rows for rows, _ in found]
 
 

@@ -53,10 +53,7 @@ def split_crop(stem: str) -> tuple[str, int | None]:
 
 
 def read_list(
-    path: str | Path,
-    feature_root: str | Path | None = None,
-    dataset: Dataset | None = None,
-    may_lack_files: bool = False,
+    path: str | Path, feature_root: str | None = None, dataset: Dataset | None = None, may_lack_files: bool = False
 ) -> list[Entry]:
     """Read a list with the header ``path,label``.
 
@@ -94,10 +91,8 @@ def read_list(
         entries.append(Entry(Path(listed.replace("\\", "/") if found is None else found), label, row))
     if missing and not may_lack_files:
         where = f"nor below {feature_root}, see" if feature_root else "name the folder that holds them with"
-        raise UserError(
-            f"list {path}: {len(missing)} of {len(rows)} feature files not found, the first in {missing[0]} "
-            f"({where} --feature-root)"
-        )
+        count = f"{len(missing)} of {len(rows)} feature files not found"
+        raise UserError(f"list {path}: {count}, the first in {missing[0]} ({where} --feature-root)")
     return entries
 
 
@@ -186,7 +181,7 @@ class _Finder:
     """Finds listed files on this machine; see ``read_list`` for the order in which places are tried."""
 
     folder: Path
-    root: str | Path | None
+    root: str | None
 
     @cached_property
     def below(self) -> dict[str, list[Path]]:

@@ -115,10 +115,8 @@ def _read_keyed(
     annotations = read_annotations(path, dataset)
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
-        raise UserError(
-            f"{path} has no annotation for {len(absent)} anomalous videos of the test list, "
-            f"the first is {absent[0].video} (list row {absent[0].row})"
-        )
+        first = f"the first is {absent[0].video} (list row {absent[0].row})"
+        raise UserError(f"{path} has no annotation for {len(absent)} anomalous videos of the test list, {first}")
     truth = Truth([], [], [])
     off: list[tuple[int, int, str]] = []
     for entry, covered in zip(entries, lengths, strict=True):

@@ -93,7 +93,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
                 f"video: give features of that, or --exclude the pieces"
             )
     _note_missing(for_classes, videos, "annotated videos", notes)
-    train, test = split_videos(videos, for_classes, dataset, config.split, clean, config.single_label, notes)
+    train, test = split_videos(videos, for_classes, dataset, config, notes)
 
     train_rows = [
         (path, video.label)
@@ -267,30 +267,23 @@ def _split_of(folders: Sequence[str], dataset: Dataset) -> str | None:
 
 
 def split_videos(
-    videos: dict[str, Video],
-    annotations: Annotations,
-    dataset: Dataset,
-    split_files: Sequence[str | Path],
-    clean: bool,
-    single_label: bool,
-    notes: list[str],
+    videos: dict[str, Video], annotations: Annotations, dataset: Dataset, config: ListsConfig, notes: list[str]
 ) -> tuple[list[Video], list[Video]]:
     """Return training and test videos, each in the order of the released lists.
 
-    Split files decide if there are any, else annotations and folders. ``clean`` moves videos that the released lists
-    have on the wrong side; ``single_label`` leaves out videos of several classes.
+    Split files decide if there are any, else annotations and folders.
     """
     normal = {name for name, video in videos.items() if dataset.is_normal(video.label)}
     train: set[str] = set()
     test: set[str] = set()
-    for path in split_files:
+    for path in config.split:
         names = read_split(path)
         _note_missing(names, videos, f"videos in {path}", notes)
         side = train if "train" in Path(path).name.lower() else test
         side |= names
     if both := sorted(train & test):
         raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
-    if split_files:
+    if config.split:
         train, test = train or videos.keys() - test, test or videos.keys() - train
         if neither := sorted(videos.keys() - train - test):
             notes.append(f"{len(neither)} videos are in no split file and left out, the first is {neither[0]}")
@@ -307,23 +300,19 @@ def split_videos(
                 "the test set has no normal video: if annotations name only anomalous videos, normal test videos end "
                 "up in the training list; name the test videos with --split"
             )
-    for wrong, right, side_name in ((train, test, "test"), (test, train, "training")) if clean else ():
-        moved = {name for name in wrong & videos.keys() if side_name.startswith(dataset.misplaced.get(name, "-"))}
+    for wrong, right, title in ((train, test, "test"), (test, train, "training")) if config.protocol == "clean" else ():
+        moved = sorted(name for name in wrong & videos.keys() if title.startswith(dataset.misplaced.get(name, "-")))
         if moved:
-            names_moved = ", ".join(sorted(moved))
             official = "as in the official split (--protocol paper does not)"
-            notes.append(f"moved to the {side_name} list, {official}: {names_moved}")
-            wrong -= moved
-            right |= moved
-    parts = [[video for name, video in videos.items() if name in side] for side in (train, test)]
-    if single_label:
-        chosen = [[video for video in part if len(dataset.codes(video.label)) == 1] for part in parts]
-        if left_out := sum(map(len, parts)) - sum(map(len, chosen)):
-            notes.append(f"{left_out} videos of several classes left out by --single-label")
-        parts = chosen
-    for part in parts:
-        part.sort(key=lambda video: dataset.list_order(video.label, video.name))
-    return parts[0], parts[1]
+            notes.append(f"moved to the {title} list, {official}: {', '.join(moved)}")
+            wrong.difference_update(moved)
+            right.update(moved)
+    several = {name for name, video in videos.items() if config.single_label and len(dataset.codes(video.label)) > 1}
+    if left_out := len(several & (train | test)):
+        notes.append(f"{left_out} videos of several classes left out by --single-label")
+    ordered = sorted(videos.values(), key=lambda video: dataset.list_order(video.label, video.name))
+    first, second = ([video for video in ordered if video.name in side - several] for side in (train, test))
+    return first, second
 
 
 def read_split(path: str | Path) -> set[str]:

@@ -13,7 +13,7 @@ from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import MSAD, SHANGHAITECH, XD
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.demo import demo_folder, make_demo
-from clipfusionvad.tools.lists import Video, split_videos
+from clipfusionvad.tools.lists import ListsConfig, Video, split_videos
 
 CROPS = (0, 5)
 # A test video as released, one in two pieces, a normal one, and training videos.
@@ -279,7 +279,8 @@ def test_splits_of_xd_violence(tmp_path):
     official = SHARED / "data/lists/xd/test_videos.csv"
 
     def sizes(split, single_label, notes):
-        train, test = split_videos(videos, annotations, XD, [split], True, single_label, notes)
+        config = ListsConfig(features="", output="", split=(split,), single_label=single_label)
+        train, test = split_videos(videos, annotations, XD, config, notes)
         return len(train), len(test)
 
     assert sizes(official, False, []) == (3954, 800)
