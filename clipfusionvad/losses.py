@@ -50,7 +50,7 @@ def coarse_mil_loss(coarse_logits: Tensor, targets: Tensor, lengths: Tensor, sin
 
 
 def fine_mil_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-    """MIL-Align: cross-entropy of the per-class top-k means with the normalised target; fine_logits (B, T, C).
+    """MIL-Align, cross-entropy of the per-class ``topk_mean`` with the normalised target; fine_logits (B, T, C).
 
     Source: VadCLIP eq. 9-10 and released code.
     """
@@ -71,10 +71,7 @@ def alignment_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor, single
 
 
 def text_separation_loss(text_features: Tensor, weight: float) -> Tensor:
-    """weight · mean over the C−1 anomaly classes of |cos(t_normal, t_class)|; text_features (C, E), not normalised.
-
-    Source: released code of VadCLIP (weight 1e-1 on UCF-Crime, 1e-4 on XD-Violence).
-    """
+    """weight · mean over the anomaly classes of |cos(t_normal, t_class)|; text_features (C, E). Source: VadCLIP."""
     normed = F.normalize(text_features.float(), dim=-1)
     return weight * (normed[1:] @ normed[0]).abs().mean()
 

@@ -57,9 +57,8 @@ def snippet_metrics(
 def count_frames(gt_frames: ArrayLike, snippets: int, stride: int = 16) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of abnormal and of all frames of one video's snippets: two (snippets,) int64 vectors.
 
-    gt_frames (F,) 0 or 1. Each score is repeated ``stride`` times and the result is cut, or held at its last value,
-    to F frames: the last snippet gets all remaining frames, snippets past F get none. Raises ``ValueError`` for truth
-    that is not 0/1 and for frames without a snippet.
+    gt_frames (F,) 0 or 1. A snippet has ``stride`` frames, the last one all that remain, those past F none. Raises
+    ``ValueError`` for truth that is not 0/1 and for frames without a snippet.
     """
     gt_frames = _truth(gt_frames)
     if snippets < 1 and len(gt_frames):
@@ -80,8 +79,7 @@ def _truth(gt: ArrayLike) -> np.ndarray:
 def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
     """Return AUC and AP of snippets weighted by their abnormal and normal frames.
 
-    The definitions are scikit-learn's: trapezoids under the ROC curve; precision at each threshold times the recall it
-    adds. scikit-learn with sample weights gives the same numbers in six times the time (``benchmarks/ranking.py``).
+    scikit-learn with sample weights gives the same numbers in six times the time (``benchmarks/ranking.py``).
     """
     order = np.argsort(-scores)
     order = order[frames[order] > 0]

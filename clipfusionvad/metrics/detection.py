@@ -1,7 +1,6 @@
 """Compute fine-grained detection mAP on intervals: the released procedure, and the one the papers describe.
 
-Every step handles all videos and classes at once. A row represents a run of equal frames, so single frames are never
-built, and an IoU is computed from interval bounds.
+Every step handles all videos and classes at once. A row is a run of equal frames, so single frames are never built.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 Bounds = Sequence[Sequence[Sequence[int | str]]]
 Names = Sequence[Sequence[str]]
 
-# Constants of the released procedure.
+# Of the released procedure.
 TOP_FRACTION = 16  # a video's class score is the mean of its top 1/16 of frames
 DEPTH = 0.6  # segments are where the curve is above max - DEPTH * (max - min)
 VIDEO_SHARE = 0.7  # of the video's class score, added to a segment's own

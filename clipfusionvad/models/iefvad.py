@@ -4,10 +4,10 @@ Formulas and parameter names are those of the released code. B videos, T snippet
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -116,14 +116,7 @@ class UncertaintyFusion(nn.Module):
     """Two encoders of ``layers`` × ``attention()``, mean and log variance of each, fusion, refinement, classifier."""
 
     def __init__(
-        self,
-        width: int,
-        layers: int,
-        attention: Callable[[], nn.Module],
-        fusion: str,
-        log_epsilon: float,
-        steps: int,
-        step_size: float,
+        self, width: int, layers: int, attention: Any, fusion: str, log_epsilon: float, steps: int, step_size: float
     ):
         super().__init__()
         self.fusion, self.log_epsilon, self.step_size = fusion, log_epsilon, step_size

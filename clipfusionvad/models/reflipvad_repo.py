@@ -21,8 +21,7 @@ from clipfusionvad.models.layers.text import PromptLayout
 class ReFLIPVADRepo(DualBranch):
     """VadCLIP whose class prompts are shifted by the mean DistilBERT state of the class label.
 
-    DistilBERT reads the plain labels without an attention mask, so [PAD] is attended to and counted in the mean. It is
-    trained with the rest. Our completion is a linear layer to CLIP's width where the two differ.
+    DistilBERT is trained, and without a mask [PAD] counts too. Ours is a linear layer where its width is not CLIP's.
     """
 
     name = "reflipvad_repo"

@@ -205,10 +205,9 @@ class DualBranch(TextMethod):
         return None if self.text_prompt_embeddings is None else self.text_prompt_embeddings.weight
 
     def context_vectors(self) -> Tensor | None:
-        """Return the rows of the learned table that are in the prompt of any class."""
+        """Return the rows of the learned table that are in the prompt of any class, before EOT."""
         if self.context_table is None:
             return None
-        # Those before EOT.
         before = losses.valid_mask(self.prompts.layout.ends, self.prompts.learned.shape[1])
         seen = (self.prompts.learned.squeeze(-1) & before).any(dim=0)
         return self.context_table[: len(seen)][seen]
