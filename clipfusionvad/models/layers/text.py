@@ -40,7 +40,7 @@ class ClipTextTower(nn.Module):
 
     def forward(self, embeddings: Tensor, layout: PromptLayout, projection: Tensor | None = None) -> Tensor:
         """Token embeddings of prompts (C, n, W) → text features (C, E); ``projection`` (W, E) replaces CLIP's own."""
-        x = layout.pack(embeddings + self.positional_embedding[: embeddings.shape[1]])
+        x = (embeddings + self.positional_embedding[: embeddings.shape[1]]).flatten(0, 1).index_select(0, layout.taken)
         x = self.transformer(x, layout.attend)[layout.last]
         return self.ln_final(x) @ (self.text_projection if projection is None else projection)
 
@@ -77,10 +77,6 @@ class PromptLayout(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("kept", own.flatten().nonzero().squeeze(1), persistent=False)
         self.register_buffer("visible", columns <= columns[self.shared :, None], persistent=False)
-
-    def pack(self, x: Tensor) -> Tensor:
-        """Tokens (C, n, W) → (P, W)."""
-        return x.flatten(0, 1).index_select(0, self.taken)
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """Causal attention of each prompt to itself: (P, 3W) → (P, W)."""
