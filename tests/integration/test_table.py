@@ -20,8 +20,7 @@ from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
 from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
 from clipfusionvad.report.scores import save_scores
-from clipfusionvad.tools.tables.compare import compare, difference_text
-from clipfusionvad.tools.tables.resampled import read_test_result
+from clipfusionvad.tools.tables.compare import compare, difference_text, read_test_result
 
 OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
 

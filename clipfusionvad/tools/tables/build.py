@@ -1,28 +1,67 @@
-"""From settings to the tables that the options ask for."""
+"""From settings to tables: metrics over seeds, intervals, published figures, differences from a reference."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from clipfusionvad.io.errors import UserError, nearest, warn
 from clipfusionvad.report.formatting import Table
+from clipfusionvad.report.table import BRANCHES, RANKING, VARIANTS, PublishedFigure, published_figures
 from clipfusionvad.tools.tables import BEST, FULL, HEADLINE, LAST, OVERVIEW, TableOptions
 from clipfusionvad.tools.tables.collect import Setting
-from clipfusionvad.tools.tables.compare import Difference, Resampler
-from clipfusionvad.tools.tables.layout import ablation, details, differences, overview
-from clipfusionvad.tools.tables.rows import TITLES, MetricRow, metric_rows
+from clipfusionvad.tools.tables.compare import Difference, Resampler, explain, student_t
+
+#: The names of the metrics, in the order of tables.
+TITLES = {f"{key}{number}": f"{name}, {branch}" for number, branch in BRANCHES.items() for key, name in RANKING.items()}
+TITLES |= {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames", "map_average": "detection mAP"}
+TITLES |= {f"{key}@average": f"  {title.removeprefix('corrected: ')}" for key, title in VARIANTS.items()}
+SHORT = {"auc1": "AUC", "ap1": "AP", "ano_auc1": "Ano-AUC", "auc2": "AUC fine", "ap2": "AP fine"}
+SHORT |= {"ano_auc2": "Ano-AUC fine", "mauc": "mAUC", "mean_ap": "mAP frames", "map_average": "mAP"}
+
+#: How a setting differs from a reference in one metric: the names of both, and the difference.
+Compared = tuple[str, str, Difference]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """How a setting differs from a reference in one metric; both by name."""
+class MetricRow:
+    """A metric of a setting (``cell``) with some ``weights``, in percent: ``mean`` and sample ``std`` over seeds.
 
-    setting: str
-    reference: str
-    difference: Difference
+    ``low`` and ``high`` bound a 95 % interval; ``interval`` says of what: the mean over "seeds" (Student's t) or, for a
+    single run, the test "videos" (bootstrap). ``inside`` says whether the ``paper``'s figure lies in it. None means
+    unknown.
+    """
+
+    cell: str
+    method: str
+    dataset: str
+    data: str
+    protocol: str
+    weights: str
+    metric: str
+    mean: float
+    std: float | None
+    n: int
+    low: float | None
+    high: float | None
+    interval: str | None
+    paper: float | None
+    source: str | None
+    inside: bool | None
+
+    @property
+    def measured(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}") + f" ({self.n})"
+
+    @property
+    def judged(self) -> str:
+        """The paper's figure and whether it lies in the interval; empty without a figure."""
+        verdict = "not judged" if self.inside is None else "inside" if self.inside else "outside"
+        return "" if self.paper is None else f"{self.paper:.2f} {verdict}"
 
 
 def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[list[Table], str]:
@@ -30,27 +69,37 @@ def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[li
 
     Raises ``UserError`` for an unknown metric or reference, and where a given reference cannot be compared with.
     """
-    by = options.rows or ("cell" if _is_ablation(settings) else "method")
+    counts = Counter((setting.method, setting.data) for setting in settings)
+    by = options.rows or ("cell" if len(counts) < len(settings) else "method")
     references = _references(settings, options.reference, by)
     single = any(len(setting.results) == 1 for setting in settings)
     metrics = options.metrics or (tuple(TITLES) if single else HEADLINE)
     resampler = Resampler(options.bootstrap, options.bootstrap_seed, metrics)
-    rows = _rows(settings, references, options, resampler)
+
+    def over_videos(setting: Setting, metric: str) -> tuple[float, float] | None:
+        result = setting.results[0]
+        return resampler.interval(result.folder, metric) if options.bootstrap and result.scores else None
+
+    # The paper's figure does not belong to the changed settings of an ablation.
+    changed = [one.name for one in settings if counts[one.method, one.data] > 1 and references.get(one.data) is not one]
+    weights = (BEST, LAST) if options.weights == "both" else (options.weights,)
+    bar = tqdm(settings, "runs", disable=None, leave=False)
+    rows = metric_rows(bar, weights, options.metrics or tuple(TITLES), over_videos, changed)
+    if missing := set(options.metrics or ()) - {row.metric for row in rows}:
+        known = sorted({name for setting in settings for run in setting.results for name in run.metrics.get(BEST, {})})
+        word = min(missing)
+        raise UserError(f"no run has a metric {word!r}{nearest(word, known)}; there are: {', '.join(known)}")
     compared = _compare(settings, references, resampler, bool(options.reference)) if options.bootstrap else []
     return _lay_out(rows, by, compared, options.metrics), _csv(rows, compared)
-
-
-def _is_ablation(settings: Sequence[Setting]) -> bool:
-    return len({(setting.method, setting.data) for setting in settings}) < len(settings)
 
 
 def _references(settings: Sequence[Setting], given: str | None, by: str) -> dict[str, Setting]:
     """Return, by their data, the settings that others are compared with."""
     if given:
-        folder = Path(given).resolve()
-        for setting in settings:
-            if given == setting.name or folder in _folders(setting):
-                return {setting.data: setting}
+        for one in settings:
+            folders = {one.folder.resolve(), *(result.folder.resolve() for result in one.results)}
+            if given == one.name or Path(given).resolve() in folders:
+                return {one.data: one}
         names = [setting.name for setting in settings]
         raise UserError(f"--reference {given} is not one of the runs{nearest(given, names)}: {', '.join(names)}")
     # The first of each data, unless a sweep's unchanged cell is there.
@@ -58,32 +107,50 @@ def _references(settings: Sequence[Setting], given: str | None, by: str) -> dict
     return {setting.data: setting for setting in reversed(ordered)} if by == "cell" else {}
 
 
-def _folders(setting: Setting) -> set[Path]:
-    return {setting.folder.resolve(), *(result.folder.resolve() for result in setting.results)}
-
-
-def _rows(
-    settings: Sequence[Setting], references: dict[str, Setting], options: TableOptions, resampler: Resampler
+def metric_rows(
+    settings: Iterable[Setting],
+    weights: Sequence[str],
+    metrics: Sequence[str],
+    over_videos: Callable[[Setting, str], tuple[float, float] | None],
+    changed: Sequence[str] = (),
 ) -> list[MetricRow]:
-    def over_videos(setting: Setting, metric: str) -> tuple[float, float] | None:
-        result = setting.results[0]
-        return resampler.interval(result.folder, metric) if options.bootstrap and result.scores else None
+    """Return the rows of all settings; a metric that one of a setting's seeds lacks has no row.
 
-    # The paper's figure does not belong to the changed settings of an ablation.
-    counts = pd.Series([(setting.method, setting.data) for setting in settings]).value_counts()
-    changed = [
-        setting.name
-        for setting in settings
-        if counts[(setting.method, setting.data)] > 1 and references.get(setting.data) is not setting
-    ]
-    weights = (BEST, LAST) if options.weights == "both" else (options.weights,)
-    bar = tqdm(settings, "runs", disable=None, leave=False)
-    rows = metric_rows(bar, weights, options.metrics or tuple(TITLES), over_videos, changed)
-    if missing := set(options.metrics or ()) - {row.metric for row in rows}:
-        known = sorted({name for setting in settings for run in setting.results for name in run.metrics.get(BEST, {})})
-        word = sorted(missing)[0]
-        raise UserError(f"no run has a metric {word!r}{nearest(word, known)}; there are: {', '.join(known)}")
+    ``over_videos`` returns the interval of a single run's best weights. Made-up data and the settings in ``changed``
+    get no published figure.
+    """
+    figures = {(one.method, one.dataset, one.metric): one for one in reversed(published_figures())}
+    rows = []
+    for setting in settings:
+        unpublished = setting.demo or setting.name in changed
+        shared = (setting.name, setting.method, setting.dataset, setting.data, setting.protocol)
+        for metric in metrics:
+            figure = None if unpublished else _figure(figures, setting, metric)
+            paper, source = (figure.percent, figure.source) if figure else (None, None)
+            for kind in weights:
+                found = [result.metrics.get(kind, {}).get(metric) for result in setting.results]
+                values = [(1 if metric.startswith("map") else 100) * value for value in found if value is not None]
+                if len(values) < len(found):
+                    continue
+                several = student_t(values)
+                bounds = several[:2] if several else over_videos(setting, metric) if kind == BEST else None
+                low, high = bounds or (None, None)
+                inside = None if paper is None or bounds is None else bounds[0] <= paper <= bounds[1]
+                std = float(np.std(values, ddof=1)) if several else None
+                interval = ("seeds" if several else "videos") if bounds else None
+                center = (kind, metric, float(np.mean(values)), std, len(values))
+                rows.append(MetricRow(*shared, *center, low, high, interval, paper, source, inside))
     return rows
+
+
+def _figure(
+    figures: dict[tuple[str, str, str], PublishedFigure], setting: Setting, metric: str
+) -> PublishedFigure | None:
+    """Find the published figure of a metric; papers report detection mAP by the released procedure."""
+    if metric == "map_average" and setting.protocol != "paper":
+        return None
+    wanted = "map_average" if metric == "map_released@average" else metric
+    return figures.get((setting.method, setting.dataset, wanted))
 
 
 def _compare(
@@ -94,7 +161,7 @@ def _compare(
     A setting that cannot be compared is an error where the user ``asked`` for the reference, else a warning.
     """
     others = [one for one in settings if one.data in references and one is not references[one.data]]
-    compared = []
+    compared: list[Compared] = []
     for setting in tqdm(others, "paired bootstrap", disable=None, leave=False):
         reference = references[setting.data]
         try:
@@ -103,9 +170,23 @@ def _compare(
             if asked:
                 raise
             warn(f"{setting.name} is not compared with {reference.name}: {error}")
-            continue
-        compared += [Compared(setting.name, reference.name, one) for one in found]
+        else:
+            compared += [(setting.name, reference.name, one) for one in found]
     return compared
+
+
+def _csv(rows: Sequence[MetricRow], compared: Sequence[Compared]) -> str:
+    """Return a line for each setting, metric and weights, with differences beside the best weights, whose they are."""
+    names = ("difference", "low", "high", "p", "seeds", "seed_low", "seed_high", "seed_p")
+    keys = ["cell", "metric", "weights"]
+    lines = [
+        (setting, one.metric, BEST, reference, *(getattr(one, name) for name in names))
+        for setting, reference, one in compared
+    ]
+    gaps = pd.DataFrame(lines, columns=[*keys, "reference", *(f"difference_{name}" for name in names)])
+    gaps = gaps.astype({"difference_seeds": "Int64"})
+    text: str = pd.DataFrame(rows).merge(gaps, how="left", on=keys).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def _lay_out(
@@ -114,24 +195,95 @@ def _lay_out(
     wanted = metrics or (HEADLINE if by == "cell" else OVERVIEW)
     shown = [row for row in rows if row.metric in wanted or (row.paper is not None and "@" not in row.metric)]
     kinds = [[row for row in shown if row.weights == kind] for kind in dict.fromkeys(row.weights for row in shown)]
-    tables = (
-        list(map(ablation, kinds)) if by == "cell" else [*(overview(kind, by) for kind in kinds[:1]), *details(rows)]
-    )
-    for reference in dict.fromkeys(one.reference for one in compared):
-        own = [one for one in compared if one.reference == reference and one.difference.metric in (metrics or HEADLINE)]
-        tables += differences(reference, [(one.setting, one.difference) for one in own])
+    if by == "cell":
+        tables = [_pivot(kind, "setting", lambda row: row.cell, _short) for kind in kinds]
+    else:
+        tables = [*(_overview(kind, by) for kind in kinds[:1]), *_details(rows)]
+    for reference in dict.fromkeys(reference for _, reference, _ in compared):
+        found = [(one[0], one[2]) for one in compared if one[1] == reference and one[2].metric in (metrics or HEADLINE)]
+        tables += _differences(reference, found)
     return tables
 
 
-def _csv(rows: Sequence[MetricRow], compared: Sequence[Compared]) -> str:
-    """Return a line for each setting, metric and weights, with differences beside the best weights, whose they are."""
-    names = ("difference", "low", "high", "p", "seeds", "seed_low", "seed_high", "seed_p")
-    keys = ["cell", "metric", "weights", "reference"]
+def _details(rows: Sequence[MetricRow]) -> list[Table]:
+    """Return a table for each setting: its metrics by weights, with intervals and the paper's figure."""
+    kinds = dict.fromkeys(row.weights for row in rows)
+    tables = []
+    for place in dict.fromkeys((row.cell, row.data) for row in rows):
+        own = {(row.metric, row.weights): row for row in rows if (row.cell, row.data) == place}
+        header, lines = ["in percent"], []
+        for kind in kinds:
+            over = dict.fromkeys(row.interval for row in own.values() if row.weights == kind and row.interval)
+            header += [f"{kind} (n)", " ".join(["95 %", *over])]
+        for metric in dict.fromkeys(metric for metric, _ in own):
+            line = [TITLES.get(metric, metric)]
+            for row in (own.get((metric, kind)) for kind in kinds):
+                line.append(row.measured if row else "-")
+                line.append("-" if row is None or row.low is None else f"[{row.low:.2f}, {row.high:.2f}]")
+            first = next(row for row in own.values() if row.metric == metric)
+            lines.append([*line, first.judged or "-"])
+        columns = len(header) + _has_paper(own.values())
+        title = f"{first.method} on {first.data}: {first.cell}"
+        tables.append(Table([*header, "paper"][:columns], [line[:columns] for line in lines], title))
+    parts = {
+        "seeds": "seeds: of the mean over seeds, by Student's t; it says nothing about other test videos",
+        "videos": "videos: of this one run over test videos, by bootstrap; it says nothing about other seeds",
+        None: "-: a single run's weights whose scores are not stored, or a metric that is not resampled",
+    }
+    there = {row.interval for row in rows}
+    note = "Intervals. " + ". ".join(text for kind, text in parts.items() if kind in there) + "."
+    note += " The paper's figure is inside or outside the first interval." if _has_paper(rows) else ""
+    return [*tables[:-1], replace(tables[-1], note=note)]
+
+
+def _overview(rows: Sequence[MetricRow], by: str) -> Table:
+    """Return methods down and datasets across (by "method") or the reverse (by "dataset"), each with its metrics."""
+    cells = {(row.method, row.data, row.cell) for row in rows}
+    several = Counter((method, data) for method, data, _ in cells)
+
+    def who(row: MetricRow) -> str:
+        """The method, with the setting where the method has several on this data."""
+        return f"{row.method}: {row.cell}" if several[row.method, row.data] > 1 else row.method
+
+    def data(row: MetricRow) -> str:
+        return row.data
+
+    down, group = (data, who) if by == "dataset" else (who, data)
+    note = "Brackets: the paper's figure, and whether it lies in the 95 % interval." if _has_paper(rows) else ""
+    return _pivot(rows, by, down, lambda row: f"{group(row)} {_short(row)}", note)
+
+
+def _pivot(
+    rows: Sequence[MetricRow], corner: str,
+    down: Callable[[MetricRow], str], across: Callable[[MetricRow], str], note: str = "",
+) -> Table:  # fmt: skip
+    entries = {(down(row), across(row)): row.measured + (row.judged and f" [{row.judged}]") for row in rows}
+    columns = list(dict.fromkeys(map(across, rows)))
     lines = [
-        (one.setting, one.difference.metric, BEST, one.reference, *(getattr(one.difference, name) for name in names))
-        for one in compared
+        [line, *(entries.get((line, column), "-") for column in columns)] for line in dict.fromkeys(map(down, rows))
     ]
-    gaps = pd.DataFrame(lines, columns=[*keys, *(f"difference_{name}" for name in names)])
-    gaps = gaps.astype({"difference_seeds": "Int64"})
-    text: str = pd.DataFrame(rows).merge(gaps, how="left", on=keys[:3]).to_csv(index=False, lineterminator="\n")
-    return text
+    title = f"Mean ± standard deviation over (n) seeds, in percent; {rows[0].weights} weights"
+    return Table([corner, *columns], lines, title, note=note)
+
+
+def _differences(reference: str, found: Sequence[tuple[str, Difference]]) -> list[Table]:
+    """Return a table for each metric: how much settings differ from the reference, over test videos and over seeds."""
+    header = ("setting", "pairs", "difference", "videos: 95 %", "p", "seeds: 95 %", "p")
+    tables = []
+    for metric in dict.fromkeys(one.metric for _, one in found):
+        rows = [
+            (cell, str(one.seeds), f"{one.difference:+.2f}", one.over_videos, f"{one.p:.4f}", *one.over_seeds)
+            for cell, one in found
+            if one.metric == metric
+        ]
+        title = f"{TITLES.get(metric, metric).strip()}: difference from {reference}, in percent points"
+        tables.append(Table(header, rows, title))
+    return [*tables[:-1], replace(tables[-1], note=explain([one for _, one in found]))] if tables else []
+
+
+def _short(row: MetricRow) -> str:
+    return SHORT.get(row.metric, row.metric)
+
+
+def _has_paper(rows: Iterable[MetricRow]) -> bool:
+    return any(row.paper is not None for row in rows)

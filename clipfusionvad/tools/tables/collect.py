@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,37 +55,21 @@ class Result:
 
 @dataclass
 class Setting:
-    """All seeds of one setting; ``folder`` holds their folders, or is that of the only run."""
+    """All seeds of one setting; ``folder`` holds their folders, or is that of the only run; ``options`` of the first.
 
-    name: str
+    ``data`` is the dataset's name in a table, where made-up data is marked.
+    """
+
     folder: Path
+    options: dict[str, Any]
     results: list[Result] = field(default_factory=list)
+    name: str = ""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.results[0].options
-
-    @property
-    def method(self) -> str:
-        return str(self.options["method"])
-
-    @property
-    def dataset(self) -> str:
-        return str(self.options["dataset"])
-
-    @property
-    def demo(self) -> bool:
-        return bool(self.options.get("demo"))
-
-    @property
-    def protocol(self) -> str:
-        return str(self.options.get("protocol", "paper"))
-
-    @property
-    def data(self) -> str:
-        """The name of the data in a table; made-up data is marked."""
-        known = DATASETS.get(self.dataset)
-        return (known.title if known else self.dataset) + (" (demo)" if self.demo else "")
+    def __post_init__(self) -> None:
+        self.method, self.dataset = str(self.options["method"]), str(self.options["dataset"])
+        self.demo, self.protocol = bool(self.options.get("demo")), str(self.options.get("protocol", "paper"))
+        title = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
+        self.data = title + (" (demo)" if self.demo else "")
 
 
 def collect(paths: Sequence[Path]) -> list[Setting]:
@@ -100,7 +84,7 @@ def collect(paths: Sequence[Path]) -> list[Setting]:
         found = [result for result in _read_below(path) if result.folder.resolve() not in seen]
         seen |= {result.folder.resolve() for result in found}
         for result in found:
-            setting = settings.setdefault(result.setting, Setting("", result.parent))
+            setting = settings.setdefault(result.setting, Setting(result.parent, result.options))
             twin = next((other for other in setting.results if other.seed == result.seed), None)
             if twin:
                 warn(f"{result.folder} is the same setting and seed as {twin.folder}: counted once")
@@ -129,33 +113,26 @@ def _read_below(path: Path) -> list[Result]:
     files = list(walk_files(path, METRICS))
     trained = {file.parent for file in files if file.name == METRICS and (file.parent / OPTIONS).is_file()}
     tested = {file.parent for file in files if file.name == TEST_METRICS and (file.parent / TEST_SCORES).is_file()}
-    read = [_read_training(folder) for folder in sorted(trained)]
-    found = [result for result in read if result] + [_read_test(folder) for folder in sorted(tested - trained)]
+    folders = [(folder, False) for folder in sorted(trained)] + [(folder, True) for folder in sorted(tested - trained)]
+    found = [result for folder, is_test in folders if (result := _read(folder, is_test))]
     if not found:
         raise UserError(f"{path} holds no finished run: no {METRICS} beside {OPTIONS} there or below")
     return found
 
 
-def _read_training(folder: Path) -> Result | None:
-    """Read a training; None for the summary of several seeds, whose folders are below it."""
-    content = read_json(folder / METRICS, "metrics")
-    if "seeds" in content:
+def _read(folder: Path, is_test: bool) -> Result | None:
+    """Read a training or a test; None for the summary of several seeds, whose folders are below it."""
+    source, scores = (folder / name for name in ((TEST_METRICS, TEST_SCORES) if is_test else (METRICS, RUN_SCORES)))
+    content = read_json(source, "metrics")
+    if is_test:
+        options, metrics = read_scores(scores).options, {BEST: content}
+    elif "seeds" in content:
         return None
-    options = read_yaml(folder / OPTIONS, "options")
-    scores = folder / RUN_SCORES
-    kept = {weights: content[weights] for weights in (BEST, LAST) if weights in content}
-    if not kept:
-        raise UserError(f"metrics {folder / METRICS} do not belong to a run: neither {BEST} nor {LAST} is there")
-    return _result(folder, options, kept, folder / METRICS, scores if scores.is_file() else None)
-
-
-def _read_test(folder: Path) -> Result:
-    scores = folder / TEST_SCORES
-    metrics = {BEST: read_json(folder / TEST_METRICS, "metrics")}
-    return replace(_result(folder, read_scores(scores).options, metrics, folder / TEST_METRICS, scores), is_test=True)
-
-
-def _result(folder: Path, options: Any, metrics: dict[str, Any], source: Path, scores: Path | None) -> Result:
+    else:
+        options = read_yaml(folder / OPTIONS, "options")
+        metrics = {weights: content[weights] for weights in (BEST, LAST) if weights in content}
+        if not metrics:
+            raise UserError(f"metrics {source} do not belong to a run: neither {BEST} nor {LAST} is there")
     if not isinstance(options, dict) or not all(isinstance(options.get(key), str) for key in ("method", "dataset")):
         raise UserError(
             f"the options of {folder} name no method and dataset: the run is damaged, or the folder is not a run"
@@ -164,4 +141,5 @@ def _result(folder: Path, options: Any, metrics: dict[str, Any], source: Path, s
         raise UserError(f"the options of {folder}: seed is {str(options['seed'])[:60]}, not a whole number")
     for weights, found in metrics.items():
         check_metrics(found, f"metrics {source}, {weights}")
-    return Result(folder, options, {weights: flat_metrics(found) for weights, found in metrics.items()}, scores)
+    flat = {weights: flat_metrics(found) for weights, found in metrics.items()}
+    return Result(folder, options, flat, scores if scores.is_file() else None, is_test)

@@ -4,19 +4,32 @@ The test videos are a sample: on others, both runs would have scored differently
 both runs, and the interval shows how far their difference moves. Seeds are another source of chance, judged separately.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from clipfusionvad.datasets import NORMAL_IN_TRUTH
+from clipfusionvad.engine.evaluator import HEADLINE_MAP
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.metrics.bootstrap import draw_videos, percentile_interval, sign_p_value
+from clipfusionvad.metrics.bootstrap import (
+    draw_videos,
+    percentile_interval,
+    resampled_detection,
+    resampled_ranking,
+    sign_p_value,
+)  # fmt: skip
+from clipfusionvad.metrics.detection import detection_hits
+from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.formatting import Table, to_text
+from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES
+from clipfusionvad.report.scores import TestResult, read_scores
 from clipfusionvad.tools.tables import RESAMPLES
-from clipfusionvad.tools.tables.resampled import fingerprints, read_test_result, resampled_metrics
 
+_VARIANTS = ("released", "normal_matched", "anomalous_only")
 LEVEL = 0.95
 
 
@@ -61,8 +74,7 @@ class Difference:
         return f"[{self.seed_low:+.2f}, {self.seed_high:+.2f}]", f"{self.seed_p:.3f}"
 
 
-@dataclass(frozen=True)
-class _ResampledRun:
+class _ResampledRun(NamedTuple):
     """A run's metrics in percent, (1 + R,) each, the first on the original test set; hashes of its videos and truth."""
 
     folder: Path
@@ -70,9 +82,6 @@ class _ResampledRun:
     seed: Any
     videos: str
     truth: str
-
-
-_Pairs = Sequence[tuple[_ResampledRun, _ResampledRun]]
 
 
 class Resampler:
@@ -89,35 +98,44 @@ class Resampler:
 
     def compare(self, reference: Sequence[Path], other: Sequence[Path]) -> list[Difference]:
         """Compare as the function ``compare`` does."""
-        pairs = self._pair([self._run(path) for path in reference], [self._run(path) for path in other])
-        shared = [name for name in pairs[0][0].values if all(name in run.values for pair in pairs for run in pair)]
-        return [_difference(metric, pairs) for metric in shared]
-
-    def _pair(self, reference: Sequence[_ResampledRun], other: Sequence[_ResampledRun]) -> _Pairs:
-        by_seed = {run.seed: run for run in other}
-        pairs = [(run, by_seed[run.seed]) for run in reference if run.seed in by_seed]
-        if len(reference) == len(other) == 1:
-            pairs = [(reference[0], other[0])]
+        one, two = ([self._run(folder) for folder in folders] for folders in (reference, other))
+        by_seed = {run.seed: run for run in two}
+        pairs = [(run, by_seed[run.seed]) for run in one if run.seed in by_seed]
+        if len(one) == len(two) == 1:
+            pairs = [(one[0], two[0])]
         if not pairs:
-            folders = [runs[0].folder.parent for runs in (reference, other)]
-            raise UserError(f"{folders[0]} and {folders[1]} have no seed in common, so there is nothing to pair")
-        first = pairs[0][0]
-        for run in [run for pair in pairs for run in pair]:
-            for what in ("videos", "truth"):
-                if getattr(run, what) != getattr(first, what):
-                    raise UserError(
-                        f"{first.folder} and {run.folder} were tested on different {what}: they cannot be compared "
-                        f"video by video; test both on the same list and truth"
-                    )
-        return pairs
+            folders = f"{reference[0].parent} and {other[0].parent}"
+            raise UserError(f"{folders} have no seed in common, so there is nothing to pair")
+        first, runs = pairs[0][0], [run for pair in pairs for run in pair]
+        for run in runs:
+            if (run.videos, run.truth) != (first.videos, first.truth):
+                what = "videos" if run.videos != first.videos else "truth"
+                raise UserError(
+                    f"{first.folder} and {run.folder} were tested on different {what}: they cannot be compared video "
+                    f"by video; test both on the same list and truth"
+                )
+        shared = [name for name in first.values if all(name in run.values for run in runs)]
+        sides = {name: np.array([[run.values[name] for run in pair] for pair in pairs]) for name in shared}
+        return [_difference(name, values[:, 0], values[:, 1]) for name, values in sides.items()]
 
     def _run(self, folder: Path) -> _ResampledRun:
         if folder not in self._runs:
             tested = read_test_result(folder)
             weights = draw_videos(len(tested.scores), self.resamples, self.seed)
             values = resampled_metrics(tested, weights, self.metrics)
-            self._runs[folder] = _ResampledRun(folder, values, tested.options.get("seed"), *fingerprints(tested))
+            self._runs[folder] = _ResampledRun(folder, values, tested.options.get("seed"), *_fingerprints(tested))
         return self._runs[folder]
+
+
+def _difference(metric: str, one: np.ndarray, two: np.ndarray) -> Difference:
+    """Return the difference of a metric from its values (pairs, 1 + R) of the reference and of the other setting."""
+    gaps = (two - one).mean(axis=0)
+    drawn = gaps[1:][np.isfinite(gaps[1:])]
+    return Difference(
+        metric, float(one[:, 0].mean()), float(two[:, 0].mean()), float(gaps[0]),
+        *percentile_interval(drawn, LEVEL), sign_p_value(drawn), len(gaps) - 1, len(gaps) - 1 - len(drawn),
+        len(one), *(student_t((two - one)[:, 0].tolist()) or (None, None, None)),
+    )  # fmt: skip
 
 
 def compare(
@@ -177,24 +195,93 @@ def student_t(values: Sequence[float]) -> tuple[float, float, float] | None:
     return float(low), float(high), float(found.pvalue)
 
 
-def _difference(metric: str, pairs: _Pairs) -> Difference:
-    one, two = (np.stack([pair[side].values[metric] for pair in pairs]) for side in (0, 1))
-    gaps = (two - one).mean(axis=0)
-    drawn = gaps[1:][np.isfinite(gaps[1:])]
-    low, high = percentile_interval(drawn, LEVEL)
-    seed_low, seed_high, seed_p = student_t((two - one)[:, 0].tolist()) or (None, None, None)
-    return Difference(
-        metric,
-        reference=float(one[:, 0].mean()),
-        other=float(two[:, 0].mean()),
-        difference=float(gaps[0]),
-        low=low,
-        high=high,
-        p=sign_p_value(drawn),
-        resamples=len(gaps) - 1,
-        skipped=len(gaps) - 1 - len(drawn),
-        seeds=len(pairs),
-        seed_low=seed_low,
-        seed_high=seed_high,
-        seed_p=seed_p,
+def read_test_result(folder: Path) -> TestResult:
+    """Read the scores of a run or a test, sorted by the names of its videos.
+
+    Raises ``UserError`` where there are none, where they are damaged, and where the truth is unknown.
+    """
+    path = next((folder / name for name in (RUN_SCORES, TEST_SCORES) if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} holds no {RUN_SCORES}: test its model into a folder (--output-dir) and give that")
+    tested = read_scores(path)
+    if tested.videos.truth is None:
+        raise UserError(f"scores {path} hold no frame truth, so no metric can be resampled")
+    names = [entry.video for entry in tested.videos.entries]
+    return tested.only(sorted(range(len(names)), key=names.__getitem__))
+
+
+def _fingerprints(tested: TestResult) -> tuple[str, str]:
+    """Return hashes of the videos (names, labels, classes) and of their truth: equal ones allow pairing."""
+    videos, truth = tested.videos, tested.videos.known_truth
+    named = [[entry.video, entry.label] for entry in videos.entries]
+    frames = b"".join(np.packbits(frames > 0).tobytes() for frames in truth.frames)
+    lengths = [len(frames) for frames in truth.frames]
+    return (
+        hashlib.sha256(repr((named, videos.dataset.labels)).encode()).hexdigest(),
+        hashlib.sha256(repr((lengths, truth.segments, truth.labels)).encode() + frames).hexdigest(),
     )
+
+
+def resampled_metrics(
+    tested: TestResult, weights: np.ndarray, wanted: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Return the metrics of ``evaluate`` and ``evaluate_classes`` in percent, (R,) each, NaN where undefined.
+
+    ``weights`` (R, V): how often each video was drawn. ``wanted`` are names of metrics; None: all that the scores
+    allow, which are ranking of the branches, ``mauc``, ``mean_ap``, and averages of detection mAP over IoUs.
+    """
+
+    def needed(*names: str) -> bool:
+        return wanted is None or not set(names).isdisjoint(wanted)
+
+    pooled = pool(tested.scores, tested.videos)
+    video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
+    anomalous = tested.videos.anomalous[video]
+    found: dict[str, np.ndarray] = {}
+    for branch, scores in enumerate(pooled.anomaly, start=1):
+        if needed(f"auc{branch}", f"ap{branch}"):
+            auc, ap = resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
+            found |= {f"auc{branch}": 100 * auc, f"ap{branch}": 100 * ap}
+        if needed(f"ano_auc{branch}"):
+            inside = pooled.positives[anomalous], pooled.frames[anomalous], video[anomalous]
+            found[f"ano_auc{branch}"] = 100 * resampled_ranking(scores[anomalous], *inside, weights)[0]
+    if pooled.classes is not None and needed("mauc", "mean_ap"):
+        found |= _class_means(pooled, pooled.classes, video, weights)
+    if pooled.classes is not None and needed("map_average", *(f"map_{variant}@average" for variant in _VARIANTS)):
+        found |= _detection(tested, pooled, pooled.classes, weights)
+    return {name: values for name, values in found.items() if needed(name)}
+
+
+def _class_means(
+    pooled: PooledScores, classes: np.ndarray, video: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return in each resample the mean over the classes that occur in it."""
+    ranked = np.array(
+        [
+            resampled_ranking(classes[:, column], pooled.truth[:, column], pooled.frames, video, weights)
+            for column in range(1, classes.shape[1])
+            if pooled.truth[:, column].any()
+        ]
+    ).reshape(-1, 2, len(weights))
+    there = np.isfinite(ranked)
+    with np.errstate(invalid="ignore"):
+        mauc, mean_ap = np.where(there, ranked, 0).sum(axis=0) / there.sum(axis=0)
+    return {"mauc": 100 * mauc, "mean_ap": 100 * mean_ap}
+
+
+def _detection(
+    tested: TestResult, pooled: PooledScores, classes: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    truth, labels = tested.videos.known_truth, tested.videos.dataset.labels
+    ends = np.cumsum(pooled.snippets)[:-1]
+    frames = np.split(pooled.frames, ends)
+    inputs = (np.split(classes, ends), truth.segments, truth.labels, labels, frames)
+    hits = {
+        variant: detection_hits(*inputs, None if variant == "released" else NORMAL_IN_TRUTH) for variant in _VARIANTS
+    }
+    found = {variant: resampled_detection(hits[variant], weights, len(labels), variant) for variant in _VARIANTS}
+    protocol = str(tested.options.get("protocol", "paper"))
+    if protocol not in HEADLINE_MAP:
+        raise UserError(f"a run's protocol is {protocol!r}; it may be {', '.join(HEADLINE_MAP)}")
+    headline = HEADLINE_MAP[protocol]
+    return {"map_average": found[headline]} | {f"map_{name}@average": values for name, values in found.items()}

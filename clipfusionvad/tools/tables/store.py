@@ -1,7 +1,7 @@
 """The results store, a CSV file of measured metrics, and the tables in README that are generated from it."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,22 +11,18 @@ from clipfusionvad.engine.run_folder import ENVIRONMENT
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv, read_json, read_text, write_csv, write_text
 from clipfusionvad.report.formatting import Table, to_markdown
-from clipfusionvad.report.table import PublishedFigure, published_figures
+from clipfusionvad.report.table import published_figures
 from clipfusionvad.tools.tables import BEST, CLIPS, DATA, DEMO, FULL_SET
+from clipfusionvad.tools.tables.build import SHORT, TITLES, metric_rows
 from clipfusionvad.tools.tables.collect import Setting
-from clipfusionvad.tools.tables.layout import SHORT
-from clipfusionvad.tools.tables.rows import TITLES, metric_rows
 
 _KEY = ("method", "dataset", "data", "protocol", "metric")
 _COLUMNS = (*_KEY, "mean", "std", "n", "command", "version", "commit", "date")
 _WIDTH = 120
 
 
-def add_to_store(path: Path, settings: Sequence[Setting], data: str | None) -> int:
-    """Write the result of ``merge`` into a store; return how many of its rows belong to these runs."""
-    rows, own = merge(path, settings, data)
+def write_store(path: Path, rows: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:
     write_csv(path, _COLUMNS, [[row[column] for column in _COLUMNS] for _, row in sorted(rows.items())])
-    return own
 
 
 def merge(
@@ -81,10 +77,7 @@ def _rows_of(setting: Setting, kind: str) -> dict[tuple[str, ...], dict[str, str
     about = read_json(environment, "environment") if environment.is_file() else {}
     measured = datetime.fromtimestamp(max(run.folder.stat().st_mtime for run in setting.results), timezone.utc)
     shared = {
-        "method": setting.method,
-        "dataset": setting.dataset,
-        "data": kind,
-        "protocol": setting.protocol,
+        **dict(zip(_KEY, (setting.method, setting.dataset, kind, setting.protocol), strict=False)),
         "command": " ".join(map(str, about.get("command", []))).replace("__main__.py", "python -m clipfusionvad"),
         "version": str(about.get("version", clipfusionvad.__version__)),
         "commit": str(about.get("commit") or ""),
@@ -120,22 +113,14 @@ def write_into_page(path: Path, store: Sequence[dict[str, str]]) -> None:
 
 def headline_text(store: Sequence[dict[str, str]]) -> str:
     """Render each paper's first figure by dataset beside what was measured here on the full test set, in percent."""
-    measured = {
-        (row["method"], row["dataset"], row["metric"]): row
-        for row in store
-        if row["data"] == FULL_SET and row["protocol"] == "paper"
-    }
-    claims: dict[tuple[str, str], PublishedFigure] = {}
-    for figure in published_figures():
-        claims.setdefault((figure.method, figure.dataset), figure)
+    measured = _by_place(store, FULL_SET)
+    claims = {(figure.method, figure.dataset): figure for figure in reversed(published_figures())}
     cells = {
         key: f"{_name(figure.metric)} {figure.percent:.2f} / {_measured(measured.get((*key, figure.metric)))}"
         for key, figure in claims.items()
     }
-    rows = tuple(
-        (method, *(cells.get((method, name), "–") for name in DATASETS))
-        for method in dict.fromkeys(method for method, _ in claims)
-    )
+    methods = dict.fromkeys(figure.method for figure in published_figures())
+    rows = [(method, *(cells.get((method, name), "–") for name in DATASETS)) for method in methods]
     return to_markdown(Table(("published / measured here", *(item.title for item in DATASETS.values())), rows))
 
 
@@ -144,18 +129,24 @@ def results_text(store: Sequence[dict[str, str]]) -> str:
 
     In percent; only results of the protocol of the papers.
     """
-    store = [row for row in store if row["protocol"] == "paper"]
-    figures = [figure for figure in published_figures() if "@" not in figure.metric]
-    real = [row for row in store if row["data"] != DEMO]
+    full, clips, demo = (_by_place(store, kind) for kind in (FULL_SET, CLIPS, DEMO))
     intro = (
         "Published figures in percent and, beside them, what was measured with this repository by the same protocol. "
-        + ("" if real else "**None of them was measured here yet.** ")
+        + ("" if full or clips else "**None of them was measured here yet.** ")
         + "*unverified*: no public source could be checked."
     )
-    parts = [textwrap.fill(intro, _WIDTH), "", to_markdown(_published_table(figures, store))]
-    demo = [row for row in store if row["data"] == DEMO]
+    rows = []
+    for figure in published_figures():
+        if "@" not in figure.metric:
+            mark = " *unverified*" if "unverified" in figure.source else ""
+            place = (figure.method, figure.dataset, figure.metric)
+            shown = (figure.method, DATASETS[figure.dataset].title, _name(figure.metric), f"{figure.percent:.2f}{mark}")
+            here = (_measured(kind.get(place)) for kind in (full, clips))
+            rows.append((*shown, figure.source.replace(" (unverified)", ""), *here))
+    header = ("method", "dataset", "metric", "published", "source", "here: full test set", "here: some real clips")
+    parts = [textwrap.fill(intro, _WIDTH), "", to_markdown(Table(header, rows, labels=3))]
     if demo:
-        parts += [textwrap.fill(_DEMO, _WIDTH), "", to_markdown(_demo_table(demo, figures))]
+        parts += [textwrap.fill(_DEMO, _WIDTH), "", to_markdown(_demo_table(demo))]
     return "\n".join(parts)
 
 
@@ -166,45 +157,21 @@ _DEMO = (
 )
 
 
-def _published_table(figures: Sequence[PublishedFigure], store: Sequence[dict[str, str]]) -> Table:
-    measured = {(row["method"], row["dataset"], row["metric"], row["data"]): row for row in store}
-    rows = tuple(
-        (
-            figure.method,
-            DATASETS[figure.dataset].title,
-            _name(figure.metric),
-            f"{figure.percent:.2f}" + (" *unverified*" if "unverified" in figure.source else ""),
-            figure.source.replace(" (unverified)", ""),
-            *(
-                _measured(measured.get((figure.method, figure.dataset, figure.metric, kind)))
-                for kind in (FULL_SET, CLIPS)
-            ),
-        )
-        for figure in figures
-    )
-    header = ("method", "dataset", "metric", "published", "source", "here: full test set", "here: some real clips")
-    return Table(header, rows, labels=3)
-
-
-def _demo_table(demo: Sequence[dict[str, str]], figures: Sequence[PublishedFigure]) -> Table:
-    names = [name for name in DATASETS if any(row["dataset"] == name for row in demo)]
-    there = {row["method"] for row in demo}
-    methods = [*dict.fromkeys(figure.method for figure in figures if figure.method in there)]
-    methods += sorted(there - set(methods))
-    by_place = {(row["method"], row["dataset"], row["metric"]): row for row in demo}
-    rows = tuple(
-        (
-            method,
-            *(
-                " / ".join(_measured(by_place.get((method, name, metric)), "-") for metric in ("auc1", "ap1"))
-                if (method, name, "auc1") in by_place
-                else "not run"
-                for name in names
-            ),
-        )
-        for method in methods
-    )
+def _demo_table(demo: Mapping[tuple[str, str, str], dict[str, str]]) -> Table:
+    names = [name for name in DATASETS if any(dataset == name for _, dataset, _ in demo)]
+    there, published = {method for method, *_ in demo}, [figure.method for figure in published_figures()]
+    rows = []
+    for method in dict.fromkeys([*(method for method in published if method in there), *sorted(there)]):
+        cells = [[demo.get((method, name, metric)) for metric in ("auc1", "ap1")] for name in names]
+        shown = (" / ".join(_measured(row, "-") for row in pair) if pair[0] else "not run" for pair in cells)
+        rows.append((method, *shown))
     return Table(("made-up data shaped like", *(DATASETS[name].title for name in names)), rows)
+
+
+def _by_place(store: Sequence[dict[str, str]], kind: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """Return the rows of one kind of data, by the protocol of the papers, by method, dataset and metric."""
+    own = [row for row in store if row["data"] == kind and row["protocol"] == "paper"]
+    return {(row["method"], row["dataset"], row["metric"]): row for row in own}
 
 
 def _name(metric: str) -> str:
