@@ -90,7 +90,7 @@ def test_from_features_to_an_exported_model(garage):
     assert "Protest" in run("test", *OWN, "--gt-path", "list/parking_truth.csv", code=2).err
     Path("parking.yaml").unlink()
     stored = dataset_of(read_model_file("model/model_parking.pth"))
-    assert stored.name == "parking" and stored.prompts[1] == "someone breaking into a car" and stored.labels[0] == "Quiet"
+    assert (stored.name, stored.prompts[1], stored.labels[0]) == ("parking", "someone breaking into a car", "Quiet")
 
 
 def test_without_annotations_whole_videos_are_judged(garage):
