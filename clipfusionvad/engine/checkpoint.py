@@ -185,8 +185,8 @@ def load_centroid(model: Method, path: str | Path) -> None:
 def check_method(file: ModelFile, method: str) -> None:
     """Raise ``UserError`` for a file of another method."""
     # Bare weights of a method that extends another one look like those of either.
-    fits = not file.hparams and find_method(method).matches_state_dict(file.state)
-    if file.method not in (None, method) and not fits:
+    may_fit = not file.hparams and find_method(method).matches_state_dict(file.state) in (True, None)
+    if file.method not in (None, method) and not may_fit:
         raise UserError(f"{file.path} is a checkpoint of {file.method}, not of {method}: use --method {file.method}")
 
 

@@ -99,9 +99,9 @@ class Method(nn.Module, ABC):
         return list(cls.declared_options())
 
     @classmethod
-    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict without a name looks like one that the method's authors released."""
-        return False
+    def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool | None:
+        """Whether a state dict without a name looks like one that the method's authors released; None: unknown."""
+        return None
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from refusal import RunsCode
 
-from clipfusionvad import create_model, load_weights
+from clipfusionvad import create_model, load_weights, models
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine import checkpoint
 from clipfusionvad.engine.checkpoint import model_content, read_model_file, released_state, state_without_clip
@@ -18,6 +18,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.models.clip import load_clip
+from clipfusionvad.models.layers.dual_branch import DualBranch
 
 
 class Foreign:
@@ -224,6 +225,14 @@ def test_a_file_of_another_method_or_clip_is_refused(clip, tmp_path):
     checkpoint.check_clip(file, clip)
     with pytest.raises(UserError, match="trained with CLIP toy.*pass the same --clip"):
         checkpoint.check_clip(file, load_clip("toy", 128))
+
+
+def test_bare_weights_of_a_new_method_with_the_keys_of_another_are_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(models._METHODS, "plain", type("Plain", (DualBranch,), {"name": "plain"}))
+    trained, other = build("plain", seed=1), build("plain", seed=2)
+    torch.save(trained.state_dict(), tmp_path / "model.pth")
+    load_weights(other, tmp_path / "model.pth")
+    assert same(trained, other)
 
 
 @pytest.mark.parametrize("content", [torch.ones(2), {}, {"model_state_dict": {}}, {"weight": "text"}, [1, 2]])
