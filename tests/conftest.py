@@ -19,7 +19,7 @@ settings.load_profile("unhurried")
 
 
 # Long files start first, so that both processes end at about the same time.
-LONG = "docs_run disk distributed_runs every_method sweep export resume scripts stream torture".split()
+LONG = "docs disk distributed_runs every_method sweep export resume scripts stream torture".split()
 
 
 def pytest_collection_modifyitems(items):

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     name = argv[0]
     if name not in ANALYSES:
         raise UserError(f"unknown analysis {name!r}{nearest(name, ANALYSES)}; there are: {', '.join(ANALYSES)}")
-    analysis, parser = ANALYSES[name], make_parser(name)
+    analysis, parser = ANALYSES[name], _parser(name)
     # After an analysis of models the options of a test may follow.
     args, rest = (parser.parse_args(argv[1:]), []) if analysis in FROM_SCORES else parser.parse_known_args(argv[1:])
     for path in (args.output, args.output.with_suffix(".csv")):
@@ -78,7 +78,7 @@ def _summary(analysis: Analysis) -> str:
     return (analysis.__doc__ or "").splitlines()[0].rstrip(".")
 
 
-def make_parser(name: str) -> Parser:
+def _parser(name: str) -> Parser:
     analysis = ANALYSES[name]
     about = f"{_summary(analysis)}."
     parser = Parser(prog=f"clipfusionvad insight {name}", description=about, formatter_class=HelpFormatter)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from tiny import TRAIN, make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
-from clipfusionvad.cli import training
+from clipfusionvad.cli import command_names, training, typed
 from clipfusionvad.data.lists import read_list, split_crop
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine import evaluator
@@ -235,3 +236,31 @@ def test_demo(tmp_path, monkeypatch):
     assert "testing the model" in outcome.out and "detection mAP" in outcome.out
     assert read_json(run / "test_metrics.json") == read_json(run / "metrics.json")["best"]
     assert made == {path: path.stat().st_mtime_ns for path in Path("demo").rglob("*.npy")}
+
+
+# What a shell offers after a few letters.
+
+OFFERED = {
+    "tra": {"train"},
+    "train --max": {"--max-epoch"},
+    "train --num-refine": {"--num-refinement-steps"},
+    "train --method v": {"vadclip"},
+    "sweep --job": {"--jobs"},
+    "sweep --no-ga": {"--no-gam"},
+    "pack --dt": {"--dtype"},
+    "extract --crop": {"--crops", "--crop-ids"},
+    "test --dataset s": {"shanghaitech"},
+}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_completes_every_command(shell, tmp_path):
+    done = quietly(package_main, ["completion", shell])
+    assert done.code == 0 and all(typed(name) in done.out for name in command_names())
+    if shell == "bash" and shutil.which("bash"):
+        (tmp_path / "script").write_text(done.out)
+        for words, expected in OFFERED.items():
+            asked = f"COMP_WORDS=(clipfusionvad {words}); COMP_CWORD={len(words.split())}; _shtab_clipfusionvad"
+            code = f'source {tmp_path}/script; {asked} 2> /dev/null; echo "${{COMPREPLY[@]}}"'
+            found = subprocess.run(["bash", "-c", code], capture_output=True, text=True).stdout.split()
+            assert set(found) == expected, words
