@@ -5,7 +5,9 @@ from pathlib import Path
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import method_names
-from clipfusionvad.tools.export import FORMS, RELEASED
+
+RELEASED = "released form"
+FORMS = {".onnx": "ONNX", ".pt2": "torch.export", ".safetensors": "safetensors", ".pth": RELEASED, ".pt": RELEASED}
 
 
 def main(argv: list[str]) -> int:
@@ -13,7 +15,7 @@ def main(argv: list[str]) -> int:
     # After the command line is parsed: these need torch, --help does not.
     from clipfusionvad.cli.trained_model import open_checkpoint
     from clipfusionvad.engine.checkpoint import read_model_file
-    from clipfusionvad.tools.export.forms import export_model
+    from clipfusionvad.tools.export import export_model
 
     path, checkpoint = Path(args.output), args.checkpoint
     if not (form := FORMS.get(path.suffix.lower())):
@@ -23,7 +25,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{checkpoint} is in the released form already")
     flags = {name: getattr(args, name) for name in ("config", "clip", "normal_centroid", "train_list")}
     settings, file = open_checkpoint(checkpoint, args.method, args.dataset, flags)
-    model, card, checked = export_model(path, settings, file)
+    model, card, checked = export_model(path, settings, file, form)
     print(f"wrote {path}: {model.name} on {settings.dataset.title}, {form}")
     if checked:
         print(checked)

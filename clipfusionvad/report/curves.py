@@ -99,18 +99,12 @@ def thin(curve: Curve, points: int = 400) -> Curve:
 
 
 def best_threshold(curve: Curve) -> float:
-    """Return the score with the greatest difference of true and false positive rate (Youden's index).
-
-    Infinite where no score is better than calling every frame normal.
-    """
+    """Return the score with the greatest Youden's index, true minus false positive rate; infinite if none gains."""
     return float(curve.thresholds[np.argmax(curve.y - curve.x)])
 
 
 def predicted_classes(anomaly: np.ndarray, classes: np.ndarray | None, threshold: float) -> np.ndarray:
-    """Predict the class of each snippet, (S,): 0 below the threshold, else the likeliest anomalous class.
-
-    anomaly (S,), classes (S, C). Without classes an anomalous snippet is 1.
-    """
+    """anomaly (S,), classes (S, C) → (S,): 0 below the threshold, else the likeliest anomalous class (1 without)."""
     likeliest = 1 if classes is None else 1 + np.argmax(classes[:, 1:], axis=1)
     return np.where(anomaly >= threshold, likeliest, 0)
 
@@ -124,10 +118,9 @@ class Confusion(NamedTuple):
 
 
 def class_confusion(labels: Sequence[str], pooled: PooledScores) -> Confusion | None:
-    """Count predictions by true class, at the best threshold of the main branch.
+    """Count predictions by true class (C,) at the main branch's best threshold; None where all frames are of one kind.
 
-    ``labels`` (C,), the normal one first. Without class probabilities there are two classes, normal and anomalous.
-    None where all frames are abnormal or all normal.
+    Without class probabilities there are two classes, normal and anomalous.
     """
     if (curve := roc(pooled.anomaly[0], pooled.positives, pooled.frames)) is None:
         return None

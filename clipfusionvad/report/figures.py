@@ -33,8 +33,6 @@ _PAGE_STYLE = {
 # Text stays text, in a font that publishers accept.
 _PAPER_STYLE = {"pdf.fonttype": 42, "font.size": 8}
 _COLUMN = 3.4  # inches: one column of a two-column paper
-# Points of a curve whose values are shown under the pointer.
-_HINTS = 40
 
 #: A line of a figure: its label, x, y, and a hint for each point.
 _Line = tuple[str, np.ndarray, np.ndarray, list[str]]
@@ -124,9 +122,8 @@ def _draw_for_page(
     hints = []
     for _, x, y, texts in lines:
         finite = np.flatnonzero(np.isfinite(y))
-        for index in finite[np.linspace(0, len(finite) - 1, min(len(finite), _HINTS)).astype(int)]:
-            says = f"{texts[index]}, {axes[0]} {x[index]:.6g}, {axes[1] or title} {y[index]:.4g}"
-            hints.append((x[index], y[index], says))
+        for at in finite[np.linspace(0, len(finite) - 1, min(len(finite), 40)).astype(int)]:
+            hints.append((x[at], y[at], f"{texts[at]}, {axes[0]} {x[at]:.6g}, {axes[1] or title} {y[at]:.4g}"))
     with matplotlib.rc_context(_PAGE_STYLE):
         return _embed(_draw(axes, lines, (6.2, 4.6), _CURVES, marker, chance), title, hints)
 

@@ -21,7 +21,6 @@ from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, p
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
 # Scores in the page are whole multiples of 1 / SCALE.
 SCALE = 10_000
@@ -31,10 +30,7 @@ _PER_CLASS = {"video_auc": "video AUC", "video_ap": "video AP", "auc": "class AU
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a page from a template; every value is escaped, because names of files and classes are foreign text.
-
-    The head of a template lists its values; a missing one raises ``jinja2.UndefinedError``.
-    """
+    """Render a template with the values that its head lists; all are escaped, a missing one is ``UndefinedError``."""
     text = _environment().get_template(template).render(**values)
     # A file name may hold bytes that are not text: they become question marks.
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -44,26 +40,18 @@ def render(template: str, **values: Any) -> str:
 def _environment() -> "Environment":
     # Here: the commands that may write a page do not load Jinja at their start.
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    packages = ("clipfusionvad.report", "clipfusionvad.tools.detect")
-    loader = ChoiceLoader([PackageLoader(package) for package in packages])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"json": _json, "url": _url, "clock": clock}
-    return environment
-
-
-def _json(value: Any) -> "Markup":
-    """Return compact strict JSON that is safe inside a script element."""
     from jinja2.utils import htmlsafe_json_dumps
 
-    return htmlsafe_json_dumps(without_nan(value), allow_nan=False, separators=(",", ":"))
-
-
-def _url(path: str) -> str:
-    """Return a relative path as a link in which every character of the name means itself."""
-    return quote(os.fsencode(path).replace(os.sep.encode(), b"/"))
+    loader = ChoiceLoader([PackageLoader("clipfusionvad.report"), PackageLoader("clipfusionvad.tools.detect")])
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {
+        # Compact strict JSON that is safe inside a script element.
+        "json": lambda value: htmlsafe_json_dumps(without_nan(value), allow_nan=False, separators=(",", ":")),
+        # A relative path as a link in which every character of the name means itself.
+        "url": lambda path: quote(os.fsencode(path).replace(os.sep.encode(), b"/")),
+        "clock": clock,
+    }
+    return pages
 
 
 def clock(seconds: float) -> str:

@@ -1,7 +1,5 @@
 """Figures of a run: scores over the truth, losses and metrics of the training. The first one loads matplotlib."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +74,7 @@ def draw_training(path: Path, folder: Path) -> None:
     save_figure(figure, path)
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=dpi)
     with atomic_write(path) as file:

@@ -1,7 +1,5 @@
 """The results of a run's or a test's folder, and the summary over several seeds of one training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +36,8 @@ class Run:
     results: dict[str, dict[str, Any]]
     options: dict[str, Any]
     environment: dict[str, Any]
-    losses: pd.DataFrame | None
-    evaluations: pd.DataFrame | None
+    losses: "pd.DataFrame | None"
+    evaluations: "pd.DataFrame | None"
 
 
 def read_run(folder: Path) -> Run:
@@ -78,7 +76,7 @@ def read_run(folder: Path) -> Run:
     return Run(folder, tested, results, options, environment, *logs)
 
 
-def _read_log(path: Path) -> pd.DataFrame | None:
+def _read_log(path: Path) -> "pd.DataFrame | None":
     """Read a log by step; None where it is missing or empty."""
     import pandas as pd
 

@@ -7,8 +7,6 @@ the frame truth, ``segments`` (m, 3) of the annotated classes ``segment_labels``
 first. ``about`` is JSON: the options and the environment of the test, and its dataset.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -46,7 +44,7 @@ class TestResult:
     scores: list[VideoScores]
     videos: VideoDataset
 
-    def only(self, chosen: Sequence[int]) -> TestResult:
+    def only(self, chosen: Sequence[int]) -> "TestResult":
         """Return the result of some of the videos."""
         whole, old = self.videos, self.videos.truth
         truth = old and old.only(chosen)
@@ -62,10 +60,7 @@ def save_scores(
     options: Mapping[str, Any],
     environment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a test's scores, completely or not at all, with the recorded ``options``.
-
-    ``environment`` as ``provenance.environment`` returns it (None: the current one).
-    """
+    """Write a test's scores, completely or not at all, with ``options`` and ``environment`` (None: the current one)."""
     about = {
         "options": options,
         "environment": environment or current_environment(),

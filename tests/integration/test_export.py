@@ -21,8 +21,8 @@ from clipfusionvad.data.sampling import GridSampling, WindowSampling
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.io.errors import UserError, error_line
-from clipfusionvad.tools.export import graph
-from clipfusionvad.tools.export.graph import GRAPHS, TOLERANCE, VideoScorer, random_video, run_onnx, score_by_method
+from clipfusionvad.tools import export as exporting
+from clipfusionvad.tools.export import GRAPHS, TOLERANCE, VideoScorer, random_video, run_onnx, score_by_method
 
 WIDTHS = {"embed_dim": 64, "visual_width": 64}
 WINDOWS = {**WIDTHS, "visual_length": 16, "attn_window": 8, "visual_layers": 1}
@@ -244,7 +244,7 @@ def test_what_cannot_be_exported_is_one_line(message, tmp_path, monkeypatch):
     def full(scorer):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(graph, "export_program", full)
+    monkeypatch.setattr(exporting, "export_program", full)
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "model.pth", "iefvad")
@@ -296,7 +296,7 @@ def test_what_cannot_be_followed_is_one_line_that_names_it(line, tmp_path, monke
     importlib.invalidate_caches()
     model = importlib.import_module("odd_method").Odd()
     with pytest.raises(UserError, match="odd cannot be exported") as refused:
-        graph.export_graph(model, suffix, {})
+        exporting.export_graph(model, suffix, {})
     message = error_line(refused.value)
     number = program.splitlines().index(f"        {line}") + 1
     assert named.format(number=number) in message and len(message) < 500

@@ -214,10 +214,7 @@ def _what_is_left(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
 
 
 def _single_frames(a: np.ndarray, b: np.ndarray, what: str) -> tuple[str, str] | None:
-    """Recognise single frames against means: what a frame adds to the mean of its chunk has no fixed direction.
-
-    It makes the row longer, and it makes the changes from row to row larger ("rougher").
-    """
+    """Recognise single frames against means: they are longer, and change more ("rougher"), in no fixed direction."""
     if len(a) < 8 or (fixed := _fixed_part(a, b)) > FIXED:
         return None
     size = np.square(b - a).sum()
@@ -287,9 +284,9 @@ def _best_offset(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _relations(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the correlation between the cosines of A's changes from row to row and those of B's.
+    """Correlate the cosines of changes from row to row: high for one video under any model or crop.
 
-    It is high for one video under any model or crop. The rows themselves drift slowly, so any two videos are similar.
+    The rows themselves drift slowly, so any two videos are similar.
     """
     chosen = np.linspace(0, len(a) - 2, min(len(a) - 1, 256)).astype(int)
     upper = np.triu_indices(len(chosen), 1)

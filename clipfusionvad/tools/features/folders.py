@@ -1,7 +1,6 @@
 """Compare two feature files, or the files of two folders, and print a table and the causes of differences."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,10 +33,7 @@ def compare_features(
     output: Annotated[str | None, Option("write all figures to this file (.json)", metavar="FILE")] = None,
     limit: Annotated[int | None, Option("compare only N pairs, spread evenly", minimum=1, metavar="N")] = None,
 ) -> int:
-    """Compare two files or folders and print the result.
-
-    Return the exit code: 0 if all agree, 1 if not, 2 if a file is unreadable.
-    """
+    """Compare and print the result; return the exit code: 0 if all agree, 1 if not, 2 if a file is unreadable."""
     if output:
         check_writable(output)
     pairs, notes = find_pairs(a, b)
@@ -106,13 +102,8 @@ def find_pairs(a: Path, b: Path) -> tuple[list[tuple[Path, Path, list[Path]]], l
 
 def _pair_files(left: list[Path], right: list[Path], a: Path, b: Path) -> dict[Path, Path]:
     """Pair files by one key after another; a paired file is not considered again."""
-    keys: list[Callable[[Path, Path], Any]] = [
-        lambda path, root: path.relative_to(root),
-        lambda path, root: path.name,
-        lambda path, root: _video(path),
-    ]
     paired: dict[Path, Path] = {}
-    for key in keys:
+    for key in (Path.relative_to, lambda path, root: path.name, lambda path, root: _video(path)):
         taken, candidates = set(paired.values()), dict[Any, Path]()
         for path in right:
             if path not in taken:

@@ -1,11 +1,13 @@
-"""All that a test does to one video as a graph of torch.export or of ONNX, checked against the model.
+"""Write a trained model in one of its forms, with its card: how to run it, how it was checked, its limits.
 
+A graph, of torch.export or of ONNX, does all that a test does to one video, and is checked against the model.
 L snippets of a video, D feature width of one stream, C classes (0 is *normal*).
 """
 
 import contextlib
 import copy
 import importlib
+import inspect
 import io
 import json
 import logging
@@ -22,8 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from clipfusionvad.datasets import Dataset
+from clipfusionvad.engine.checkpoint import ModelFile, make_hparams, model_content, released_state, state_without_clip
+from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.setup import load_model
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import atomic_write, check_writable, write_text, write_torch
+from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safetensors, unpack_safetensors
+from clipfusionvad.io.provenance import code, short_hash
 from clipfusionvad.models import Method
+from clipfusionvad.models.clip import TOY
+from clipfusionvad.report.table import check_metrics, metrics_table
 
 #: Features of each stream (L, D) → arrays by the name of an output.
 Run = Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]]
@@ -33,13 +44,21 @@ MAIN, SECOND, CLASSES = "anomaly", "anomaly_fine", "classes"
 ABOUT = "clipfusionvad"
 #: Largest difference of a probability.
 TOLERANCE = 1e-5
+_LIMITS = """\
+The scores rank snippets. They are not calibrated probabilities of an event. Choose a threshold on videos of the place
+where the model will run. The model has learned the kinds of events of its training data and the look of its cameras;
+other scenes, lenses, frame rates and compression shift its scores. Public anomaly datasets are small, old and biased
+about people and places, and so is the model.
+
+The model is for research, and for showing a person where in a recording to look. Do not use it to decide about people
+without a review of the video, or to identify people.
+"""
 
 
 class VideoScorer(nn.Module):
-    """A method with its text features as constants: whole videos → probabilities.
+    """A method, put into evaluation mode, with its text features as constants: whole videos → probabilities.
 
-    Windows, padding, softmax and the way back to the video's snippets are inside; CLIP is not. The method itself does
-    not change, except that it is put into evaluation mode.
+    Windows, padding, softmax and the way back to the video's snippets are inside; CLIP is not.
     """
 
     text: Tensor | None
@@ -155,16 +174,12 @@ def export_graph(method: Method, suffix: str, about: Mapping[str, Any]) -> tuple
     """
     to_bytes, load = GRAPHS[suffix]
     with _clear_errors(method):
-        scorer = VideoScorer(method)
-        content = to_bytes(scorer, about)
+        content = to_bytes(VideoScorer(method), about)
         return content, check_graph(load(content), method)
 
 
 def check_graph(run: Run, method: Method) -> str:
-    """Compare a graph with the model on videos shorter and longer than one and two windows; return the differences.
-
-    Raises ``UserError`` if an output has another shape or differs by more than ``TOLERANCE``.
-    """
+    """Compare with the model on videos around one and two windows; ``UserError`` for other shapes or numbers."""
     window = method.sampling.length
     lengths = sorted({1, window - 1, window, window + 1, 2 * window, 2 * window + 3} - {0})
     largest: dict[str, float] = {}
@@ -232,3 +247,137 @@ def require_package(name: str) -> ModuleType:
     except ImportError as error:
         packages = "onnx onnxscript onnxruntime safetensors"
         raise UserError(f"this export needs {name}, which cannot be imported: pip install {packages}") from error
+
+
+def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> tuple[Method, Path, str]:
+    """Write the model of a checkpoint in the form of the path's suffix, checked or not at all, and its card.
+
+    ``form`` names it. Return the model, the path of the card (``model.onnx.md``), and the result of a graph's check.
+    """
+    suffix, card, checked = path.suffix.lower(), path.with_name(f"{path.name}.md"), ""
+    if file.metrics is not None:
+        check_metrics(file.metrics, f"metrics in {file.path}")
+    model, clip = load_model(settings, file)
+    hparams = make_hparams(model, clip, settings.dataset, settings.options())
+    for written in (path, card):
+        check_writable(written)
+    if suffix in GRAPHS:
+        content, checked = export_graph(model, suffix, {**hparams, "metrics": file.metrics, "code": code()})
+        note = f"{checked[0].upper()}{checked[1:]}. The features were random vectors of the norm of CLIP's."
+    elif suffix == SAFETENSORS:
+        state = state_without_clip(model)
+        content = pack_safetensors(model_content(hparams, state, metrics=file.metrics))
+        read = unpack_safetensors(content, path)[WEIGHTS]
+        if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):
+            raise UserError(f"safetensors changes the weights: {path} not written")
+        note = "The file was read back; all weights are the same bits."
+    else:
+        write_torch(path, released_state(model, clip))
+        note = "The file holds the model's weights; it was not run."
+    if suffix in (*GRAPHS, SAFETENSORS):
+        with atomic_write(path) as stream:
+            stream.write(content)
+    write_text(card, _card(path, form, model, hparams, settings.dataset, file, note))
+    return model, card, checked
+
+
+def _card(
+    path: Path, form: str, model: Method, hparams: Mapping[str, Any], dataset: Dataset, file: ModelFile, checked: str
+) -> str:
+    version = code()
+    paper = (inspect.getdoc(inspect.getmodule(type(model))) or model.name).splitlines()[0]
+    known = hparams["clip"]
+    toy = "\n- its CLIP is the small random one of the demo: only for trying out" if known == TOY else ""
+    clip = f"CLIP {known}" if known else "the CLIP of its training data, which the file does not name"
+    frames = hparams["frames_per_snippet"]
+    metrics = "Not measured: the checkpoint holds no test metrics."
+    if file.metrics:
+        table = metrics_table({"measured": file.metrics}, {})
+        metrics = f"At the end of training, on the test set of {dataset.title}:\n\n```text\n{table}\n```"
+    classes, options = (
+        "\n".join(f"- {name}: {value}" for name, value in pairs.items())
+        for pairs in (dataset.classes, hparams["options"])
+    )
+    return f"""\
+# {path.name}
+
+## What it is
+
+A detector of anomalous events in video, snippet by snippet. {paper}
+
+- form: {form}; SHA-256 begins with {short_hash(path)}, {path.stat().st_size} bytes
+- method: {hparams["method"]}
+- trained on: {dataset.title}, video labels only; the training features are not in this file
+- protocol: {hparams["protocol"]} (`paper`: the released code's, which selects the weights on the test set)
+- exported from: {Path(file.path).name}
+- code: clipfusionvad {version["version"]}, commit {version["commit"] or "unknown"}, sources {version["sources"]}{toy}
+
+## Inputs and outputs
+
+One whole video at a time, of any length L ≥ 1; windows and padding are inside. All values are float32.
+
+{_tensors(model)}
+
+## Features it expects
+
+Image features of {clip}, {frames or "an unknown number of"} frame{"s" if frames != 1 else ""} per snippet, \
+{model.visual_width} values each, as in the training data: released features are the mean over the frames, not \
+normalised. Features of another model or scale give meaningless scores without any error.
+
+## How to run it
+
+{_usage(path, model, dataset)}
+
+## How it was checked
+
+{checked}
+
+## Metrics
+
+{metrics}
+
+## Classes
+
+{classes}
+
+## Options
+
+{options}
+
+## Limits and intended use
+
+{_LIMITS}"""
+
+
+def _tensors(model: Method) -> str:
+    lines = ["| name | shape | what |", "|---|---|---|"]
+    for name, stream in zip(input_names(model), model.streams, strict=True):
+        lines.append(f"| `{name}` (input) | (L, {model.visual_width}) | {stream} features, a row per snippet |")
+    meanings = {MAIN: "probability of an anomaly, 0 to 1", SECOND: "the same of another branch"}
+    meanings[CLASSES] = "probability of each class below, in that order"
+    outputs = score_by_method(model, [stream.numpy() for stream in random_video(model, 1)])
+    for name, value in outputs.items():
+        shape = f"(L, {value.shape[1]})" if value.ndim == 2 else "(L,)"
+        lines.append(f"| `{name}` | {shape} | {meanings.get(name, meanings[SECOND])} |")
+    return "\n".join(lines)
+
+
+def _usage(path: Path, model: Method, dataset: Dataset) -> str:
+    names, shape, suffix = input_names(model), f"300, {model.visual_width}", path.suffix.lower()
+    if suffix == SAFETENSORS:
+        flags = f"--method {model.name} --dataset {dataset.name} --model-path {path.name}"
+        return f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` names it."
+    if suffix not in GRAPHS:
+        return "The original project's code loads it; all of CLIP is inside. In this repository: `--model-path`."
+    if suffix == ".onnx":
+        lines = ["import numpy as np", "import onnxruntime", ""]
+        lines += [f'session = onnxruntime.InferenceSession("{path.name}")', "# np.load(…) of real features here"]
+        lines += [f"{name} = np.random.randn({shape}).astype(np.float32)" for name in names]
+        fed = ", ".join(f'"{name}": {name}' for name in names)
+        lines += ["outputs = [output.name for output in session.get_outputs()]"]
+        lines += [f"scores = dict(zip(outputs, session.run(outputs, {{{fed}}})))"]
+    else:
+        lines = ["import torch", "", f'program = torch.export.load("{path.name}").module()']
+        lines += [f"{name} = torch.randn({shape})" for name in names]
+        lines += [f"scores = program({', '.join(names)})"]
+    return "\n".join(["```python", *lines, f'print(scores["{MAIN}"].shape)', "```"])
