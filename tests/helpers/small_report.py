@@ -9,6 +9,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, evaluate_classes
 from clipfusionvad.io.files import write_json, write_text
+from clipfusionvad.report.page import render
 from clipfusionvad.report.results import TEST_SCORES
 from clipfusionvad.report.scores import save_scores
 
@@ -49,12 +50,19 @@ def write_test(folder, *test, options=OPTIONS):
     return metrics
 
 
+def detection_page(**changed):
+    """The page of a video of three snippets."""
+    values = {"title": HOSTILE, "video": "a b/#1 100%?.mp4", "fps": 30.0, "seconds": [0.27, 0.8, 1.33]}
+    values |= {"anomaly": [0.1, 0.9, float("nan")], "threshold": 0.5}
+    values |= {"classes": {"normal": [0.5, 0.2, 0.3], "</script>" + HOSTILE: [0.5, 0.8, 0.7]}}
+    values |= {"segments": [{"start": 0.5, "end": 1.1, "label": "</script>" + HOSTILE, "confidence": 0.9}]}
+    return render("detection.html.j2", **values | changed)
+
+
 def write_training(folder, steps=900):
     """The logs of a training run."""
     rng = np.random.default_rng(1)
-    rows = [
-        f"{step},{step // 300},{2 / step + 0.1 * rng.random():.5f},{1 / step:.5f},0.001" for step in range(1, steps)
-    ]
+    rows = [f"{at},{at // 300},{2 / at + 0.1 * rng.random():.5f},{1 / at:.5f},0.001" for at in range(1, steps)]
     write_text(folder / "losses.csv", "step,epoch,loss,coarse,lr\n" + "\n".join(rows) + "\n")
     rows = [f"{step},0,{0.5 + step / 2000},{0.3 + step / 3000},{step / 100}" for step in range(300, steps + 1, 300)]
     write_text(folder / "metrics.csv", "step,epoch,auc1,ap1,map_average\n" + "\n".join(rows) + "\n")

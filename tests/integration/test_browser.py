@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_report import HOSTILE, made_test, write_test, write_training
+from small_report import HOSTILE, detection_page, made_test, write_test, write_training
 
 from clipfusionvad.datasets import SHANGHAITECH
 from clipfusionvad.report.page import render, write_report
@@ -17,13 +17,10 @@ from clipfusionvad.report.page import render, write_report
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 FOUND = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome")]
 PROGRAM = next(filter(None, FOUND), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: install it, or name it with CHROMIUM"),
-]
+NEEDED = "no Chromium here: install it, or name it with CHROMIUM"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason=NEEDED)]
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1400, 420)]
 VIDEOS = 26
 
 
@@ -65,8 +62,14 @@ def pages(tmp_path_factory):
     write_test(folder / "run", *made_test(VIDEOS))
     write_film(folder / "film #1.webm")
     (folder / "text.mp4").write_text("no video")
+    seconds = np.arange(0.25, 4, 0.5)
+    anomaly = np.where(seconds > 2, 0.9, 0.1)
+    classes = {"normal": 1 - anomaly, HOSTILE: 0.7 * anomaly, "fire": 0.2 * anomaly}
+    values = {"seconds": seconds.tolist(), "anomaly": anomaly.tolist(), "duration": 4.0, "facts": {"length": "0:04"}}
+    values |= {"segments": [{"start": 2.0, "end": 4.0, "label": HOSTILE, "confidence": 0.9}], "fps": 10}
+    values |= {"classes": {label: shares.tolist() for label, shares in classes.items()}}
     for name, video in (("detection", "film #1.webm"), ("unplayable", "text.mp4")):
-        (folder / f"{name}.html").write_text(detection(video), encoding="utf-8")
+        (folder / f"{name}.html").write_text(detection_page(video=video, **values), encoding="utf-8")
     rows = [
         {"name": f"clip {i}", "page": "detection.html", "verdict": "fire" if i % 3 else "normal"}
         | {"max_score": i / 30, "segments": i % 3, "seconds": 61.5 * i}
@@ -89,24 +92,6 @@ def write_film(path):
         file.mux(stream.encode())
 
 
-def detection(video):
-    seconds = np.arange(0.25, 4, 0.5)
-    anomaly = np.where(seconds > 2, 0.9, 0.1)
-    return render(
-        "detection.html.j2",
-        title=f"{video} {HOSTILE}",
-        video=video,
-        fps=10,
-        seconds=seconds.tolist(),
-        anomaly=anomaly.tolist(),
-        classes={"normal": (1 - anomaly).tolist(), HOSTILE: (anomaly * 0.7).tolist(), "fire": (anomaly * 0.2).tolist()},
-        segments=[{"start": 2.0, "end": 4.0, "label": HOSTILE, "confidence": 0.9}],
-        threshold=0.5,
-        duration=4.0,
-        facts={"length": "0:04", "video": "160×120"},
-    )
-
-
 def overflowing(page):
     """Elements that stick out of the window, those that may be scrolled by themselves aside."""
     return page.evaluate(
@@ -123,7 +108,8 @@ def curves(page, selector):
 
 
 @pytest.mark.parametrize("name", ["report", "detection", "unplayable", "index"])
-@pytest.mark.parametrize(("scheme", "width"), LOOKS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 420])
 def test_looks(pages, opened, tmp_path, name, scheme, width):
     page = opened(pages[name], scheme, width)
     page.wait_for_timeout(300)

@@ -25,15 +25,8 @@ class Service:
     def __init__(self):
         self.runs, self.reachable, self.ended = {}, True, []
         self.entities = types.SimpleNamespace(Metric=lambda *point: point)
-
-    def MlflowClient(self):  # noqa: N802
-        return self
-
-    def get_experiment_by_name(self, name):
-        return None
-
-    def create_experiment(self, name):
-        return "1"
+        self.MlflowClient, self.set_terminated = lambda: self, self.ended.append
+        self.get_experiment_by_name, self.create_experiment = lambda name: None, lambda name: "1"
 
     def create_run(self, experiment, run_name):
         self.runs["first"] = []
@@ -51,9 +44,6 @@ class Service:
             raise ConnectionError("no route\nto host")
         assert len(metrics) <= 1000
         self.runs[run] += [(step, name, value) for name, value, _, step in metrics]
-
-    def set_terminated(self, run):
-        self.ended.append(run)
 
     @property
     def losses(self):

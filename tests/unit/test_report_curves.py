@@ -8,7 +8,6 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from small_report import OPTIONS, made_test
 
 from clipfusionvad.datasets import UCF, XD
-from clipfusionvad.io.errors import UserError
 from clipfusionvad.report import curves
 from clipfusionvad.report.scores import read_scores, save_scores
 
@@ -62,10 +61,8 @@ def test_thinned_curve_stays_close(count, points, seed):
     assert len(thin.x) <= max(points, 2) and {0, count - 1} <= set(thin.thresholds)
     assert np.isin(thin.thresholds, whole.thresholds).all() and (np.diff(thin.thresholds) > 0).all()
     # A monotone curve is at most a step of its way from its neighbours that were kept.
-    way = x[-1] - x[0] + y[-1] - y[0]
-    steps = np.diff(thin.x) + np.diff(thin.y)
-    jumps = np.diff(x) + np.diff(y)
-    assert steps.max() <= way / (points - 1) + 2 * jumps.max() + 1e-9
+    way = x + y
+    assert np.diff(thin.x + thin.y).max() <= (way[-1] - way[0]) / (points - 1) + 2 * np.diff(way).max() + 1e-9
 
 
 @pytest.mark.parametrize("dataset", [UCF, XD], ids=["ucf", "xd"])
@@ -115,12 +112,3 @@ def test_scores_come_back(tmp_path, classes, truth):
     if truth:
         assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(old.frames, new.frames, strict=True))
         assert (old.segments, old.labels) == (new.segments, new.labels)
-
-
-def test_damaged_scores_are_one_clear_line(tmp_path):
-    save_scores(tmp_path / "s.npz", *made_test(), OPTIONS)
-    whole = (tmp_path / "s.npz").read_bytes()
-    for spoiled in (b"", b"no zip", whole[: len(whole) // 2], whole[:-30]):
-        (tmp_path / "s.npz").write_bytes(spoiled)
-        with pytest.raises(UserError, match="not readable"):
-            read_scores(tmp_path / "s.npz")
