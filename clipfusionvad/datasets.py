@@ -22,10 +22,7 @@ NORMAL_IN_TRUTH = "A"
 
 @dataclass(frozen=True)
 class Dataset:
-    """One benchmark, or a user's own dataset.
-
-    ``classes`` maps each label of the CSV lists to its text prompt; the first one is *normal*.
-    """
+    """A benchmark or a user's own dataset; ``classes`` maps labels of lists to prompts, the first one is *normal*."""
 
     name: str
     title: str
@@ -215,10 +212,7 @@ OWN_KEYS |= dict(multi_label=(bool,), label_pattern=(str,), aliases=(dict,), tes
 
 
 def read_dataset(path: str | Path) -> Dataset:
-    """Read a user's own dataset: a YAML file with ``OWN_KEYS``; its name is the file's unless ``name`` is given.
-
-    ``classes`` maps each label (the name of its folder) to its prompt, the normal one first. Raises ``UserError``.
-    """
+    """Read a user's own dataset: a YAML file with ``OWN_KEYS``; its name is the file's unless ``name`` is given."""
     content = read_yaml(path, "dataset file")
     try:
         return _own(content, Path(path).stem)

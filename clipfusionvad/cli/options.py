@@ -5,7 +5,7 @@ pair that was not published, and the settings of --demo < the checkpoint under t
 """
 
 import argparse
-import importlib
+import importlib.util
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ class OptionParser(Parser):
     """The flags of one dataset and one method. An unknown flag names the methods that have it."""
 
     def hint(self, flag: str) -> str:
-        name = _name(flag.partition("=")[0])
+        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
         return _others(name) or _others(name.removeprefix("no_")) or super().hint(flag)
 
     @property
     def options(self) -> dict[str, argparse.Action]:
         """The actions of all options by name, also by the old name of a renamed one."""
         own = [action for action in self._actions if action.option_strings and action.default is not argparse.SUPPRESS]
-        named = {_name(flag): action for action in own for flag in old_names(action)}
+        named = {flag[2:].replace("-", "_"): action for action in own for flag in old_names(action)}
         return named | {action.dest: action for action in own}
 
     def read(self, tokens: Sequence[str]) -> dict[str, Any]:
@@ -48,8 +48,7 @@ class OptionParser(Parser):
 
     def read_settings(self, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return the values of a mapping, such as a YAML file, checked like flags; ``where`` begins every error."""
-        tokens = config_tokens(self, settings, where)
-        self.context = f"{where}: "
+        tokens, self.context = config_tokens(self, settings, where), f"{where}: "
         values = self.read(tokens)
         self.context = ""
         return values
@@ -96,7 +95,7 @@ def parse_options(
     given = {key: value for key, value in own.items() if value is not None}
     add_layer("option file", parser.read_settings(given, f"option file of {dataset.name}"))
     # The file of the published pair of a method and a dataset, else the method's general settings, if any.
-    paths = (option_io.CONFIGS / f"{stem}.yaml" for stem in (f"{name}_{dataset.name}", name))
+    paths = [option_io.CONFIGS / f"{stem}.yaml" for stem in (f"{name}_{dataset.name}", name)]
     path = next(filter(Path.is_file, paths), None)
     add_layer(f"configs/{path.name}" if path else "configs", settings_of_pair(parser, path))
     if config.get("demo") is True if known.demo is None else known.demo:
@@ -231,12 +230,8 @@ def _table(values: Mapping[str, Any], layers: Mapping[str, str]) -> str:
     for name, value in sorted(values.items()):
         typed = " ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
         rows.append((f"--{name.replace('_', '-')}", typed, layers[name]))
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(f"{name:{first}}  {value:{second}}  {layer}" for name, value, layer in rows)
-
-
-def _name(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
 
 
 class OptionFile(Protocol):
@@ -268,12 +263,7 @@ class GeneralOptions:
 def option_file_of(dataset: Dataset) -> OptionFile:
     """Return the module ``NAME_option``, or the general options of a dataset that has none."""
     name = f"{dataset.name}_option"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-    return GeneralOptions(dataset)
+    return importlib.import_module(name) if importlib.util.find_spec(name) else GeneralOptions(dataset)
 
 
 def find_option_file(command: str, argv: Sequence[str]) -> tuple[OptionFile, list[str]]:

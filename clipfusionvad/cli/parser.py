@@ -16,8 +16,7 @@ class Parser(argparse.ArgumentParser):
     context = ""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str) -> NoReturn:
         print(error_line(f"{self.context}{message}"), file=sys.stderr)

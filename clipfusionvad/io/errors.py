@@ -33,7 +33,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def warn(message: str) -> None:
-    """Print a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -108,8 +107,7 @@ def handling(kinds: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterat
 def stop_on_signals(stop: threading.Event, second_interrupts: bool = True) -> contextlib.AbstractContextManager[None]:
     """Set ``stop`` on the first SIGINT or SIGTERM; a second one then acts as it did before.
 
-    Without ``second_interrupts`` all signals only set ``stop``: a launcher may pass on a signal that this process has
-    received already.
+    Without ``second_interrupts`` all only set ``stop``: a launcher may pass on a signal that has been received already.
     """
     previous: dict[int, Any] = {kind: signal.getsignal(kind) for kind in STOP_SIGNALS}
 

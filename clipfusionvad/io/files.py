@@ -32,6 +32,10 @@ class CannotWrite(UserError):
     """The system refuses to write; the next write would fail as well."""
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` once the body has ended without error."""
@@ -50,16 +54,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Make a temporary folder beside ``path`` that replaces ``path`` once the body has ended without error.
-
-    Raises ``UserError`` where another process is making the same folder.
-    """
+    """Make a folder that replaces ``path`` at the end without error; ``UserError`` where another process makes it."""
     path = Path(path)
     with hold(path.parent, f".{path.name}.lock"), writing(path):
         # The lock is held, so anything found here was left by a run that was killed.
@@ -255,8 +252,7 @@ def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
     """Yield every file below ``folder`` whose name ends in ``suffix``, sorted; enter linked folders once."""
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
+        if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
         seen.add(real)
@@ -279,17 +275,13 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-LOCK = ".lock"
-
-
 # Locks are advisory and belong to a process: forked children do not inherit them, and the system frees them when the
 # process ends. Where the system or the file system has none (Windows, some network drives), nothing is refused.
 @contextlib.contextmanager
-def hold(folder: str | Path, name: str = LOCK, shared: bool = False) -> Iterator[None]:
-    """Hold the lock ``name`` of a folder, which is created if missing.
+def hold(folder: str | Path, name: str = ".lock", shared: bool = False) -> Iterator[None]:
+    """Hold the lock ``name`` of a folder, made if missing; ``UserError`` if another process holds it.
 
-    ``shared`` holders exclude only exclusive ones. At the end the lock file is removed, and so are folders created
-    here that are still empty. Raises ``UserError`` if another process holds the lock.
+    ``shared`` holders exclude only exclusive ones. The end removes the lock file, and folders made here and empty.
     """
     folder = Path(folder)
     path, created = folder / name, [place for place in (folder, *folder.parents) if not place.exists()]
@@ -300,10 +292,8 @@ def hold(folder: str | Path, name: str = LOCK, shared: bool = False) -> Iterator
         holder = ""
         with contextlib.suppress(OSError):
             holder = path.read_text(encoding="utf-8", errors="replace")
-        holder = f" (process {holder})" if holder else ""
-        raise UserError(
-            f"another run{holder} is using {folder}: wait for it, stop it, or name another folder"
-        ) from error
+        what = f"another run{holder and f' (process {holder})'} is using {folder}"
+        raise UserError(f"{what}: wait for it, stop it, or name another folder") from error
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
     try:

@@ -195,10 +195,7 @@ def pack_safetensors(content: Mapping[str, Any]) -> bytes:
 
 
 def unpack_safetensors(written: bytes, path: str | Path, what: str = "model file") -> dict[str, Any]:
-    """Return what ``pack_safetensors`` was given, or the tensors of another program's file; ``path`` is for messages.
-
-    Raises ``Damaged`` where the content is not what was written.
-    """
+    """Return what ``pack_safetensors`` was given, or the tensors of another's file; ``path`` is for messages."""
     load, _ = _safetensors()
     try:
         # Refuses long headers, and tensors that overlap, leave gaps or end beyond the file.

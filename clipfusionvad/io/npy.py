@@ -98,14 +98,11 @@ class _Array(np.ndarray):
         return np.asarray(self).__reduce__()
 
 
-def _scalar(dtype: _Dtype, content: bytes) -> Any:
-    return np.frombuffer(content, dtype.dtype)[0]
-
-
 #: What the names that numpy writes into pickles stand for here.
 NUMPY_NAMES: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    NUMPY_NAMES |= {(_module, "_reconstruct"): _Array, (_module, "scalar"): _scalar}
+    NUMPY_NAMES[_module, "_reconstruct"] = _Array
+    NUMPY_NAMES[_module, "scalar"] = lambda dtype, content: np.frombuffer(content, dtype.dtype)[0]
 
 
 # The unpickler written in C allocates gigabytes for a memo index that takes a few bytes of the file.

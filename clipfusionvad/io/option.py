@@ -1,11 +1,8 @@
 """Declare an option once, where it is used; read YAML files of options.
 
-A declaration is a typed keyword with its help and limits beside it:
-
-    def __init__(self, *, attn_window: Annotated[int, Option("snippets in an attention window", minimum=1)] = 8): ...
-
-The command line, the check of YAML files, ``--help``, shell completion and the tables in docs/ all read this one
-declaration. A frozen dataclass declares its fields in the same way.
+A declaration is a typed keyword of a callable or field of a dataclass, with its help and limits beside it:
+``attn_window: Annotated[int, Option("snippets in an attention window", minimum=1)] = 8``. The command line, the check
+of YAML files, ``--help``, shell completion and the tables in docs/ all read it.
 """
 
 import argparse
@@ -187,10 +184,7 @@ CONFIGS = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "con
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of flat ``option: value`` lines; dashes and underscores in names are the same.
-
-    ``configs/NAME`` that does not exist in the current folder is read from the package.
-    """
+    """Read a YAML file, found by ``find_config``, of ``option: value`` lines; dashes in names are underscores."""
     content = read_yaml(find_config(path), "config")
     if content is not None and not isinstance(content, dict):
         raise UserError(f"config {path} must hold lines of the form 'option: value'")

@@ -57,10 +57,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 @cache
 def code() -> dict[str, Any]:
-    """Return the version of this package, its git commit (None without git) and a hash of its source files.
-
-    The commit ends in "-dirty" where tracked files differ from it.
-    """
+    """Return this package's version, git commit (None without git, "…-dirty" where files differ) and source hash."""
     command, commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"], None
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         commit = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10).stdout.strip()
@@ -93,10 +90,7 @@ def _version(package: str) -> str | None:
 
 
 class Source(NamedTuple):
-    """A file that a result was made from: its role (``part``) and its content.
-
-    ``sha256`` is empty where the whole file was not read, and "crc32:…" for packed features, which store their own.
-    """
+    """A file that a result was made from; ``sha256`` is empty where not all was read, "crc32:…" for packed features."""
 
     part: str
     path: str
@@ -129,15 +123,11 @@ class Sources:
 
     @classmethod
     def read(cls, path: Path) -> Sources:
-        """Return what ``write`` wrote."""
-        return cls({(item.part, item.path): item for item in read_sources(path)})
+        """Return what ``write`` wrote; ``UserError`` for any other file."""
+        rows = [row for _, row in read_csv(path, "record of data", Source._fields)]
+        found = [Source(row["part"], row["path"], int(row["bytes"] or 0), row["sha256"]) for row in rows]
+        return cls({(source.part, source.path): source for source in found})
 
     def write(self, path: Path) -> None:
         """Write a CSV file, sorted by part and path."""
         write_csv(path, Source._fields, sorted(self.found.values()))
-
-
-def read_sources(path: Path) -> list[Source]:
-    """Return the files that ``Sources.write`` recorded; ``UserError`` for any other file."""
-    rows = read_csv(path, "record of data", Source._fields)
-    return [Source(row["part"], row["path"], int(row["bytes"] or 0), row["sha256"]) for _, row in rows]

@@ -14,13 +14,13 @@ from tiny import package, package_main, quietly, strings
 from warm import warm_context
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import LOCK, hold
+from clipfusionvad.io.files import hold
 
 pytest.importorskip("fcntl", reason="this system has no such locks")
 
 
 @contextlib.contextmanager
-def holder(folder, name=LOCK, shared=False, forks=False):
+def holder(folder, name=".lock", shared=False, forks=False):
     """Another process that holds a folder until it is killed."""
     context = warm_context()
     told, tell = context.Pipe()
@@ -43,7 +43,7 @@ def test_the_second_is_refused_until_the_first_is_gone(tmp_path):
         process.kill()
         process.join()
         with hold(folder):
-            assert (folder / LOCK).exists()
+            assert (folder / ".lock").exists()
     # Nothing is left of the lock; the folder was made by another.
     assert folder.exists() and not list(folder.iterdir())
 

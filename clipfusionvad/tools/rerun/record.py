@@ -13,7 +13,7 @@ from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.run_folder import DATA, DATASET, ENVIRONMENT, METRICS, OPTIONS, seeds_in
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
-from clipfusionvad.io.provenance import CRC, Source, environment, read_sources, short_hash
+from clipfusionvad.io.provenance import CRC, Source, Sources, environment, short_hash
 from clipfusionvad.models import current_options
 from clipfusionvad.models.config import read_options
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
@@ -72,7 +72,9 @@ def read_record(folder: Path) -> RunRecord:
         raise UserError(f"{folder} holds neither a finished run nor a test ({hint})")
     described, data = folder / DATASET, folder / (DATA if is_run else TEST_DATA)
     dataset = find_dataset(str(described) if described.is_file() else str(options.get("dataset")))
-    return RunRecord(folder, not is_run, options, made, read_sources(data) if data.is_file() else None, dataset)
+    return RunRecord(
+        folder, not is_run, options, made, [*Sources.read(data).found.values()] if data.is_file() else None, dataset
+    )
 
 
 def data_changes(sources: Sequence[Source]) -> list[str]:
