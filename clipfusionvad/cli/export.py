@@ -12,7 +12,7 @@ FORMS = {".onnx": "ONNX", ".pt2": "torch.export", ".safetensors": "safetensors",
 
 def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
-    # After the command line is parsed: these need torch, --help does not.
+    # These need torch, --help does not.
     from clipfusionvad.cli.trained_model import open_checkpoint
     from clipfusionvad.engine.checkpoint import read_model_file
     from clipfusionvad.tools.export import export_model

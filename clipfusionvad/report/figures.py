@@ -50,7 +50,10 @@ def training_figures(losses: pd.DataFrame | None, evaluations: pd.DataFrame | No
         terms = losses.drop(columns=["epoch", "lr"], errors="ignore")
         series += [("Training loss", terms, "loss", ""), ("Learning rate", losses.filter(["lr"]), "", "")]
     if evaluations is not None:
-        ranking = evaluations.filter(regex="auc|^ap").rename(columns=_short_name)
+        ranking = evaluations.filter(regex="auc|^ap")
+        # As short as a legend needs it: AUC coarse.
+        short = {name: f"{RANKING[name[:-1]]} {_short_branch(name[-1])}" for name in ranking if name[:-1] in RANKING}
+        ranking = ranking.rename(columns=short)
         series.append(("Evaluations", ranking, "AUC, AP", "o"))
         series.append(("Detection mAP, average", evaluations.filter(["map_average"]), "percent", "o"))
     figures = []
@@ -80,12 +83,6 @@ def _rankings(pooled: PooledScores) -> Iterator[tuple[str, str, tuple[str, str],
             hints = [f"{branch}: threshold {threshold:.3g}" for threshold in thresholds]
             lines.append((f"{branch}, {RANKING[metric]} {100 * area:.2f}", x, y, hints))
         yield name, title, axes, lines, chance
-
-
-def _short_name(metric: str) -> str:
-    """Return a metric of a branch as short as a legend needs it: AUC coarse."""
-    kind = RANKING.get(metric[:-1])
-    return f"{kind} {_short_branch(metric[-1])}" if kind else metric
 
 
 def _short_branch(number: str) -> str:

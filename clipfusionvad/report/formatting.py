@@ -27,10 +27,7 @@ def to_text(table: Table) -> str:
 
 
 def to_markdown(table: Table, width: int | None = None) -> str:
-    """Render as Markdown with title and note; ends with a line break.
-
-    Given a ``width`` in characters, a wider table is split into several, each with the labels repeated.
-    """
+    """Render as Markdown with title and note; one wider than ``width`` characters becomes several with its labels."""
     lines = [[_clean(cell).replace("|", "\\|") for cell in line] for line in (table.header, *table.rows)]
     # The renderer pads a cell with 3 characters, and a header with 2 more.
     widths = [max(len(head) + 2, *map(len, cells), 3) + 3 for head, *cells in zip(*lines, strict=True)]

@@ -17,7 +17,7 @@ from clipfusionvad.report import PAGE
 from clipfusionvad.report.curves import PooledScores, pool, video_error
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
-from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, metrics_rows, percent, published
+from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, Results, metrics_rows, percent, published
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -114,7 +114,7 @@ def _facts(run: Run) -> list[str]:
     return facts
 
 
-def _numbers(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any]:
+def _numbers(results: Results, paper: Mapping[str, float]) -> dict[str, Any]:
     """Return cards of the last result and the table that a test prints, without the rows of the table by IoU."""
     rows = metrics_rows(results, paper)
     cards = [

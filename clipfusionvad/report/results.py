@@ -41,10 +41,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a folder; of a training and a later test in it, scores and results are those of the later one.
-
-    Raises ``UserError`` for a folder with neither, and for damaged files.
-    """
+    """Read a folder, of a training and a later test in it the later one; ``UserError`` without any, or if damaged."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}; give the folder of a run, or the --output-dir of a test")
     there = [folder / name for name in _METRICS if (folder / name).is_file()]

@@ -11,6 +11,8 @@ from typing import Any
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.report.formatting import Table, to_text
 
+#: Metrics by the name of a result.
+Results = Mapping[str, Mapping[str, Any]]
 # Far beyond any metric; larger integers of JSON do not fit a float.
 _LARGEST = 1e300
 BRANCHES = {"1": "coarse branch", "2": "fine branch"}
@@ -79,15 +81,13 @@ def check_metrics(metrics: Any, where: str) -> None:
             raise UserError(f"{where}: {', '.join(keys)} is {str(value)[:60]}, not a number")
 
 
-def metrics_table(results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]) -> str:
+def metrics_table(results: Results, paper: Mapping[str, float]) -> str:
     """Render metrics as text in percent: a column per result, and one for the published figures if there are any."""
     rows = [[title, *values] for title, _, values in metrics_rows(results, paper)]
     return to_text(Table(["percent", *results, *(["paper"] if paper else [])], rows))
 
 
-def metrics_rows(
-    results: Mapping[str, Mapping[str, Any]], paper: Mapping[str, float]
-) -> list[tuple[str, str, list[str]]]:
+def metrics_rows(results: Results, paper: Mapping[str, float]) -> list[tuple[str, str, list[str]]]:
     """Return the rows of that table: title, key as in ``published``, a percentage or "-" per result and the paper."""
     rows = []
     for title, keys in _rows(next(iter(results.values()))):
@@ -99,13 +99,9 @@ def metrics_rows(
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     """Return title and key path of every row that the metrics can fill."""
-    rows: list[tuple[str, tuple[str, ...]]] = [
-        (f"{name}, {branch}", (f"{key}{number}",))
-        for number, branch in BRANCHES.items()
-        for key, name in RANKING.items()
-        if f"{key}{number}" in metrics
-    ]
-    rows += [(title, (key,)) for key, title in MEANS.items() if key in metrics]
+    names = {f"{key}{n}": f"{name}, {branch}" for n, branch in BRANCHES.items() for key, name in RANKING.items()}
+    single = [(title, key) for key, title in (names | MEANS).items() if key in metrics]
+    rows: list[tuple[str, tuple[str, ...]]] = [(title, (key,)) for title, key in single]
     if "map" in metrics:
         rows += [(f"detection mAP@{iou}", ("map", iou)) for iou in IOUS]
         rows += [("detection mAP, average", ("map_average",))]

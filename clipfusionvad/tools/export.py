@@ -14,7 +14,7 @@ import logging
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,14 +168,31 @@ GRAPHS = {".onnx": (onnx_bytes, run_onnx), ".pt2": (pt2_bytes, run_pt2)}
 
 
 def export_graph(method: Method, suffix: str, about: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Return the content of a graph file and the result of its check.
-
-    Raises ``UserError`` that says what and where if torch, ONNX or onnxruntime cannot export the method.
-    """
-    to_bytes, load = GRAPHS[suffix]
-    with _clear_errors(method):
-        content = to_bytes(VideoScorer(method), about)
-        return content, check_graph(load(content), method)
+    """Return a graph file's content and the result of its check; ``UserError`` says what and where if that fails."""
+    (to_bytes, load), disabled = GRAPHS[suffix], logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        # torch.export prints the whole graph to stderr if it fails.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            content = to_bytes(VideoScorer(method), about)
+            return content, check_graph(load(content), method)
+    except (UserError, MemoryError):
+        raise
+    # The libraries raise errors of many classes for this.
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next(iter(str(cause).splitlines()), "").rstrip(". ") or type(cause).__name__
+        raise UserError(
+            f"{method.name} cannot be exported as a graph{_place(cause)}: {reason}. Export it as .safetensors, or "
+            f"replace this operation in its forward or scores"
+        ) from error
+    finally:
+        logging.disable(disabled)
 
 
 def check_graph(run: Run, method: Method) -> str:
@@ -200,33 +217,6 @@ def check_graph(run: Run, method: Method) -> str:
             largest[name] = max(largest.get(name, 0.0), difference)
     differences = ", ".join(f"{name} {value:.1e}" for name, value in largest.items())
     return f"largest difference from PyTorch on videos of {', '.join(map(str, lengths))} snippets: {differences}"
-
-
-@contextlib.contextmanager
-def _clear_errors(method: Method) -> Iterator[None]:
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        # torch.export prints the whole graph to stderr if it fails.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    except (UserError, MemoryError):
-        raise
-    # The libraries raise errors of many classes for this.
-    except Exception as error:
-        if "allocate memory" in str(error):
-            raise
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = next(iter(str(cause).splitlines()), "").rstrip(". ") or type(cause).__name__
-        raise UserError(
-            f"{method.name} cannot be exported as a graph{_place(cause)}: {reason}. Export it as .safetensors, or "
-            f"replace this operation in its forward or scores"
-        ) from error
-    finally:
-        logging.disable(disabled)
 
 
 def _place(error: BaseException) -> str:

@@ -103,8 +103,7 @@ def overflowing(page):
 
 def curves(page, selector):
     """How many points each curve in an element has."""
-    lines = page.locator(f"{selector} polyline")
-    return lines.evaluate_all("(lines) => lines.map((line) => line.points.length)")
+    return page.locator(f"{selector} polyline").evaluate_all("(lines) => lines.map((line) => line.points.length)")
 
 
 @pytest.mark.parametrize("name", ["report", "detection", "unplayable", "index"])

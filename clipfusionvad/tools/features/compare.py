@@ -65,17 +65,10 @@ def compare_rows(a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: _
     x, y = a[:shared], b[:shared]
     cosines = 1 - _row_distances(x, y) ** 2 / 2
     cause, evidence = _find_cause(a, b, crop, crops)
-    return Comparison(
-        rows,
-        cause,
-        evidence,
-        agree := cause in (IDENTICAL, SAME),
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
-        norm_ratio=float(_norm_ratios(x, y).mean()),
-        max_difference=float(np.abs(x - y).max()),
-        offset=0 if agree else _best_offset(a, b),
-    )
+    agree = cause in (IDENTICAL, SAME)
+    mean, lowest, ratio = float(cosines.mean()), float(cosines.min()), float(_norm_ratios(x, y).mean())
+    largest, offset = float(np.abs(x - y).max()), 0 if agree else _best_offset(a, b)
+    return Comparison(rows, cause, evidence, agree, mean, lowest, ratio, largest, offset)
 
 
 def _find_cause(a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops) -> tuple[str, str]:
@@ -284,10 +277,7 @@ def _best_offset(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _relations(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlate the cosines of changes from row to row: high for one video under any model or crop.
-
-    The rows themselves drift slowly, so any two videos are similar.
-    """
+    """Correlate the cosines of changes from row to row (rows drift slowly): high for one video in any model or crop."""
     chosen = np.linspace(0, len(a) - 2, min(len(a) - 1, 256)).astype(int)
     upper = np.triu_indices(len(chosen), 1)
     if len(upper[0]) < 3:

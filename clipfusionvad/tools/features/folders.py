@@ -85,10 +85,8 @@ def find_pairs(a: Path, b: Path) -> tuple[list[tuple[Path, Path, list[Path]]], l
                 raise UserError(f"no feature files (.npy) below {folder}")
         paired = _pair_files(left, right, a, b)
         if not paired:
-            raise UserError(
-                f"no file below {a} has a counterpart below {b}: neither paths nor names agree "
-                f"(the first are {left[0].name} and {right[0].name})"
-            )
+            first = f"(the first are {left[0].name} and {right[0].name})"
+            raise UserError(f"no file below {a} has a counterpart below {b}: neither paths nor names agree {first}")
         notes = [
             f"{len(files)} files below {folder} are not compared, the first is {min(files).name}"
             for folder, files in ((a, set(left) - paired.keys()), (b, set(right) - set(paired.values())))
@@ -132,10 +130,8 @@ def _print_results(results: list[dict[str, Any]], causes: Counter[str]) -> dict[
     means = figures.mul(weights, axis=0).sum(min_count=1) / weights.sum()
     found = {"mean_cosine": means, "min_cosine": figures.min(), "norm_ratio": means, "max_difference": figures.max()}
     overall = {name: float(values[name]) for name, values in found.items()}
-    print(
-        f"\nall rows: mean cosine {overall['mean_cosine']:.4f}, lowest {overall['min_cosine']:.4f}, "
-        f"norm B/A {overall['norm_ratio']:.4g}, largest difference {overall['max_difference']:.2g}"
-    )
+    says = "mean cosine {:.4f}, lowest {:.4f}, norm B/A {:.4g}, largest difference {:.2g}"
+    print("\nall rows: " + says.format(*overall.values()))
     counted = ", ".join(f"{count} × {cause}" for cause, count in causes.most_common())
     print(f"{len(results)} pair{'s' if len(results) > 1 else ''} compared: {counted}")
     for cause, _ in causes.most_common():
