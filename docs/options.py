@@ -10,8 +10,7 @@ from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.config import CONFIGS
 from clipfusionvad.io.option import declared_options
-from clipfusionvad.models import find_method, method_names
-from clipfusionvad.models.config import ModelConfig
+from clipfusionvad.models import ModelConfig, find_method, method_names
 
 PAGE = Path(__file__).with_name("methods.md")
 SECTION = re.compile(r"(<!-- options of (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)

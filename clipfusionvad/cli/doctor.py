@@ -108,7 +108,7 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
 def parse_recorded(path: Path) -> Settings:
     """Return the options that a run has recorded, as training would read them; ``UserError`` if it cannot."""
     from clipfusionvad.cli.options import option_file_of, settings_of
-    from clipfusionvad.models.config import read_options
+    from clipfusionvad.models import read_options
 
     recorded = read_options(str(path))
     if "dataset" not in recorded:

@@ -21,8 +21,15 @@ from clipfusionvad.engine.loggers import TRACKERS
 from clipfusionvad.io import option as option_io
 from clipfusionvad.io.errors import UserError, nearest, warn
 from clipfusionvad.io.option import Declared, add_arguments, declared_options, find_config
-from clipfusionvad.models import Method, current_options, find_method, method_names, variants_of
-from clipfusionvad.models.config import ModelConfig, read_options
+from clipfusionvad.models import (
+    Method,
+    ModelConfig,
+    current_options,
+    find_method,
+    method_names,
+    read_options,
+    variants_of,
+)
 
 _UNSET = object()
 

@@ -13,8 +13,7 @@ from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.run_folder import BEST, DATASET, LAST, OPTIONS, seeds_in
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import must_exist
-from clipfusionvad.models import find_method
-from clipfusionvad.models.config import read_options
+from clipfusionvad.models import find_method, read_options
 
 
 def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Settings, ModelFile]:

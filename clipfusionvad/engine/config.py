@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from clipfusionvad.data.config import DataConfig
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.option import Option, declared_options
-from clipfusionvad.models.config import ModelConfig
+from clipfusionvad.models import ModelConfig
 
 #: The value of ``TrainingConfig.select`` that takes the last weights instead of the best ones.
 LAST_WEIGHTS = "last"

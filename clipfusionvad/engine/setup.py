@@ -19,9 +19,8 @@ from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.provenance import CRC, Sources, environment
-from clipfusionvad.models import Method, build_method, find_method
+from clipfusionvad.models import Method, ModelConfig, build_method, find_method
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
-from clipfusionvad.models.config import ModelConfig
 
 
 def read_entries(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.option import LARGEST_SIZE, Option, read_config
 
 if TYPE_CHECKING:
     from clipfusionvad.models.base import Method, TextMethod
@@ -15,10 +18,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Method", "TextMethod", "build_method", "create_model", "find_method", "method_names", "register_method"]
 
-_FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - {"base", "clip", "config"}
+_FILES = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg} - {"base", "clip"}
 _METHODS: dict[str, type[Method]] = {}
 #: Ends the name of a method that is another one's released code, which ``--variant repo`` used to choose.
 _REPO = "_repo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is built, whatever its method. ``options`` are the keyword arguments of the method."""
+
+    method: Annotated[str, Option("detector")]
+    clip: Annotated[str, Option("CLIP model name, local file, or 'toy'")] = "ViT-B/16"
+    classes_num: Annotated[int, Option("number of classes, the normal one included", minimum=1, maximum=LARGEST_SIZE)]
+    embed_dim: Annotated[int, Option("width of CLIP's text tower", minimum=1, maximum=LARGEST_SIZE)]
+    visual_width: Annotated[int, Option("width of the visual features", minimum=1, maximum=LARGEST_SIZE)]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_options(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of options; older names of methods become today's."""
+    return current_options(read_config(path))
 
 
 def __getattr__(name: str) -> Any:

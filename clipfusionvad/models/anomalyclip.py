@@ -17,15 +17,8 @@ from clipfusionvad.data.sampling import GridSampling
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
 from clipfusionvad.losses import class_shares, segment_losses
-from clipfusionvad.models.base import (
-    EmbedDim,
-    Scores,
-    TextMethod,
-    VADOutput,
-    VisualWidth,
-    isolated_rng,
-    register_method,
-)
+from clipfusionvad.models import register_method
+from clipfusionvad.models.base import EmbedDim, Scores, TextMethod, VADOutput, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.temporal import TEMPORAL_MODELS, TemporalModel
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, PromptLayout, PromptTemplate

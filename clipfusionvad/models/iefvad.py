@@ -139,28 +139,15 @@ class UncertaintyFusion(nn.Module):
         image = self.whiten_image(_attend(image, self.image_attn_layers, self.image_norms, valid))
         event = self.whiten_event(_attend(event, self.event_attn_layers, self.event_norms, valid))
         # Variances span many orders of magnitude, which autocast's short floats do not resolve.
-        image_mu, event_mu, image_logvar, event_logvar = (
-            values.to(torch.promote_types(values.dtype, torch.float32))
-            for values in (
-                self.image_mu(image),
-                self.event_mu(event),
-                self.image_logvar(image),
-                self.event_logvar(event),
-            )
-        )
-        image_weight, event_weight = self.weights(image_logvar, event_logvar)
-        fused = image_weight * image_mu + event_weight * event_mu
+        estimates = {"image_mu": self.image_mu(image), "event_mu": self.event_mu(event)}
+        estimates |= {"image_logvar": self.image_logvar(image), "event_logvar": self.event_logvar(event)}
+        wide = {name: x.to(torch.promote_types(x.dtype, torch.float32)) for name, x in estimates.items()}
+        image_weight, event_weight = self.weights(wide["image_logvar"], wide["event_logvar"])
+        fused = image_weight * wide["image_mu"] + event_weight * wide["event_mu"]
         for block in self.refinement_blocks:
             fused = fused - self.step_size * block(fused)
-        moments = {
-            "image_mu": image_mu,
-            "event_mu": event_mu,
-            "image_logvar": image_logvar,
-            "event_logvar": event_logvar,
-        }
-        return UncertaintyOutput(
-            self.classifier(fused), fused=fused, image_weight=image_weight, event_weight=event_weight, **moments
-        )
+        wide |= {"fused": fused, "image_weight": image_weight, "event_weight": event_weight}
+        return UncertaintyOutput(self.classifier(fused), **wide)
 
     def weights(self, image_logvar: Tensor, event_logvar: Tensor) -> tuple[Tensor, Tensor]:
         """w_m / (w_I + w_E + epsilon) with w_m = c · exp(-logvar_m), without overflow; epsilon is divided by c."""

@@ -14,15 +14,8 @@ from torch import Tensor, nn
 from clipfusionvad import losses
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Declared, Option, declared_options, non_negative, size
-from clipfusionvad.models.base import (
-    EmbedDim,
-    TextMethod,
-    VADOutput,
-    VisualLength,
-    VisualWidth,
-    isolated_rng,
-    register_method,
-)
+from clipfusionvad.models import register_method
+from clipfusionvad.models.base import EmbedDim, TextMethod, VADOutput, VisualLength, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.distilbert import DistilBert, DistilBertName
 from clipfusionvad.models.layers.dual_branch import EMBEDDING_STD, TEMPERATURE

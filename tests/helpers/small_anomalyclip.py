@@ -11,16 +11,8 @@ from clipfusionvad.models.clip import load_clip
 CLASSES = ["normal", "riot", "car accident", "abuse", "shooting"]
 # Segments, frames of each, and the width of the temporal model.
 S, FRAMES, E = 4, 3, 16
-SMALL = {
-    "embed_dim": 64,
-    "visual_width": 64,
-    "num_segments": S,
-    "seg_length": FRAMES,
-    "emb_size": E,
-    "heads": 2,
-    "num_topk": 2,
-    "num_bottomk": 1,
-}
+SMALL = {"embed_dim": 64, "visual_width": 64, "num_segments": S, "seg_length": FRAMES}
+SMALL |= {"emb_size": E, "heads": 2, "num_topk": 2, "num_bottomk": 1}
 TERMS = ("dir_abn", "dir_nor", "topk_abn", "bottomk_abn", "topk_nor", "smooth", "sparse")
 # Videos of one class and of several, normal ones in between.
 TARGETS = torch.tensor([[0.0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]])

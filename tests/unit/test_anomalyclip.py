@@ -49,10 +49,6 @@ def test_forward_equals_the_plain_formulas(visual):
 
 # Class names in the order of their ids, which is that of the released parameters.
 RELEASED = {
-    "shanghaitech": (
-        "car, chasing, circuit, fall, fighting, hurdle, jumping, monocycle, normal, push, robbery, running, "
-        "skateboard, step, stoop, throwing object, vaudeville, vehicle"
-    ),
     "ucf": (
         "Abuse, Arrest, Arson, Assault, Burglary, Explosion, Fighting, Normal, RoadAccidents, Robbery, Shooting, "
         "Shoplifting, Stealing, Vandalism"

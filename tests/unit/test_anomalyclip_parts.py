@@ -63,16 +63,6 @@ def test_a_line_transformer_is_a_transformer_of_each_line(kind):
                 torch.testing.assert_close(found[cut], line)
 
 
-def plain_dilated(x, weight, bias, dilation):
-    """A convolution of kernel 3 over (E, T) with zeros around it, step by step."""
-    rows = []
-    for t in range(x.shape[1]):
-        taps = [(k, t + (k - 1) * dilation) for k in range(3)]
-        parts = [weight[:, :, k] @ x[:, place] for k, place in taps if 0 <= place < x.shape[1]]
-        rows.append(sum(parts) + (0 if bias is None else bias))
-    return torch.stack(rows, dim=1)
-
-
 def test_mtn_is_a_pyramid_and_a_self_attention_joined():
     torch.manual_seed(1)
     model, steps = MultiScale(E), 11
@@ -89,7 +79,8 @@ def test_mtn_is_a_pyramid_and_a_self_attention_joined():
     with torch.no_grad():
         scales = []
         for (conv, _, norm), dilation in zip(model.pyramid, DILATIONS, strict=True):
-            scales.append(normed(plain_dilated(x, conv.weight, conv.bias, dilation).relu(), norm))
+            scale = nn.functional.conv1d(x, conv.weight, conv.bias, padding=dilation, dilation=dilation)
+            scales.append(normed(scale.relu(), norm))
         squeezed = (model.squeeze[0].weight[..., 0] @ x).relu()
         block = model.everywhere
         theta, phi, g = (m.weight[..., 0] @ squeezed + m.bias[:, None] for m in (block.theta, block.phi, block.g))
@@ -98,7 +89,7 @@ def test_mtn_is_a_pyramid_and_a_self_attention_joined():
         )
         back = block.back.weight[..., 0] @ seen + block.back.bias[:, None]
         joined = torch.cat([*scales, squeezed + normed(back, block.norm)])
-        expected = x + normed(plain_dilated(joined, model.join[0].weight, None, 1).relu(), model.join[2])
+        expected = x + normed(nn.functional.conv1d(joined, model.join[0].weight, padding=1).relu(), model.join[2])
         torch.testing.assert_close(model.eval()(x[None])[0], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -121,24 +112,15 @@ def plain_attention(line, weights, heads):
     return torch.stack(rows) @ weights["fn.to_out.weight"].T + weights["fn.to_out.bias"]
 
 
-def plain_convolution(grid, weight, bias):
-    """3×3 convolution of (E, S, F) with zeros around it."""
-    _, rows, columns = grid.shape
-    padded = nn.functional.pad(grid, (1, 1, 1, 1))
-    out = bias[:, None, None].expand(-1, rows, columns)
-    for dy, dx in np.ndindex(3, 3):
-        out = out + torch.einsum("oc,cyx->oyx", weight[:, :, dy, dx], padded[:, dy : dy + rows, dx : dx + columns])
-    return out
-
-
 def plain_feed_forward(grid, weights):
     normed = torch.empty_like(grid)
     for y, x in np.ndindex(*grid.shape[1:]):
         place = grid[:, y, x]
         normed[:, y, x] = (place - place.mean()) / (place.std(correction=0) + 1e-5)
     normed = normed * weights["0.g"][0] + weights["0.b"][0]
-    hidden = plain_convolution(normed, weights["1.weight"], weights["1.bias"])
-    return plain_convolution(torch.where(hidden > 0, hidden, 0.01 * hidden), weights["3.weight"], weights["3.bias"])
+    hidden = nn.functional.conv2d(normed, weights["1.weight"], weights["1.bias"], padding=1)
+    hidden = torch.where(hidden > 0, hidden, 0.01 * hidden)
+    return nn.functional.conv2d(hidden, weights["3.weight"], weights["3.bias"], padding=1)
 
 
 def plain_axial(grid, state, depth, heads):

@@ -211,23 +211,13 @@ def judged_videos(draw):
     return scores, positives, frames, rng.integers(0, videos, size), draw_videos(videos, 5, int(rng.integers(99)))
 
 
-def repeated_frames(scores, positives, frames, video, weights):
-    """Truth and score of every frame of a resample, copy by copy."""
-    truth, ranked = [], []
-    for index, copies in enumerate(weights.astype(int)):
-        for _ in range(copies):
-            for snippet in np.flatnonzero(video == index):
-                truth += [1] * positives[snippet] + [0] * (frames[snippet] - positives[snippet])
-                ranked += [scores[snippet]] * frames[snippet]
-    return truth, ranked
-
-
 @given(judged_videos())
 def test_auc_and_ap_are_those_of_scikit_learn_on_repeated_frames(case):
-    *arrays, weights = case
-    auc, ap = resampled_ranking(*arrays, weights)
+    *snippets, video, weights = case
+    auc, ap = resampled_ranking(*snippets, video, weights)
     for row, drawn in enumerate(weights):
-        truth, ranked = repeated_frames(*arrays, drawn)
+        rows = np.repeat(np.arange(len(video)), drawn.astype(int)[video])
+        ranked, truth, _ = repeated(*(values[rows] for values in snippets), rows)
         if len(set(truth)) < 2:
             assert math.isnan(auc[row]) and math.isnan(ap[row])
             continue

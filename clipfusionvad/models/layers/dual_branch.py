@@ -15,14 +15,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
 from clipfusionvad.models.base import EmbedDim, TextMethod, VADOutput, VisualLength, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights
-from clipfusionvad.models.layers.text import (
-    ClipTextTower,
-    FixedPrompts,
-    LearnedPrompts,
-    PromptKind,
-    Prompts,
-    PromptTemplate,
-)
+from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts, PromptKind, PromptTemplate
 from clipfusionvad.models.layers.transformer import MLP, QuickGELU, WindowTransformer
 
 TEMPERATURE = 0.07
@@ -158,7 +151,7 @@ class DualBranch(TextMethod):
         self.classifier = nn.Linear(visual_width, 1)
 
         self.clipmodel = ClipTextTower(clip)
-        self.prompts: Prompts
+        self.prompts: FixedPrompts | LearnedPrompts
         self.text_prompt_embeddings: nn.Embedding | None = None
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)

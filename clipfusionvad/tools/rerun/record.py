@@ -14,8 +14,7 @@ from clipfusionvad.engine.run_folder import DATA, DATASET, ENVIRONMENT, METRICS,
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
 from clipfusionvad.io.provenance import CRC, Source, Sources, environment, short_hash
-from clipfusionvad.models import current_options
-from clipfusionvad.models.config import read_options
+from clipfusionvad.models import current_options, read_options
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 

@@ -35,8 +35,7 @@ from typing import Any
 
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.errors import UserError, nearest
-from clipfusionvad.models import method_names
-from clipfusionvad.models.config import read_options
+from clipfusionvad.models import method_names, read_options
 from clipfusionvad.tools.tables import FULL
 
 _LISTS = {"cells", "grid", "search"}
