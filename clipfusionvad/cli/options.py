@@ -64,10 +64,7 @@ class OptionParser(Parser):
 def parse_options(
     argv: Sequence[str] | None, dataset: Dataset, defaults: Mapping[str, Any], stored: Mapping[str, Any] | None = None
 ) -> Namespace:
-    """Parse a script's command line over its option file.
-
-    ``defaults`` are the lines of the option file, ``stored`` the options that a checkpoint was trained with.
-    """
+    """Parse a command line over an option file (``defaults``) and the options of a checkpoint (``stored``)."""
     argv = sys.argv[1:] if argv is None else list(argv)
     early = Parser(add_help=False)
     for flag in ("--config", "--method", "--variant"):

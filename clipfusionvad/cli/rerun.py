@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,11 +86,8 @@ def _choose_folder(given: str | None, record: "RunRecord") -> tuple[Path, bool]:
 
     base = record.folder.resolve()
     if given is None:
-        number, folder = 1, base.with_name(f"{base.name}_rerun")
-        while folder.exists():
-            number += 1
-            folder = base.with_name(f"{base.name}_rerun-{number}")
-        return folder, False
+        names = chain([f"{base.name}_rerun"], (f"{base.name}_rerun-{number}" for number in count(2)))
+        return next(folder for folder in map(base.with_name, names) if not folder.exists()), False
     folder = Path(given)
     if folder.resolve() == base or any((folder / name).exists() for name in (METRICS, TEST_SCORES)):
         raise UserError(f"{folder} holds a finished run or a test: name another --output-dir for the repetition")

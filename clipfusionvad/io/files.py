@@ -224,10 +224,9 @@ def read_yaml(path: str | Path, what: str) -> Any:
 
 
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a CSV file as (line number, cells by column name); the header is line 1.
+    """Return a CSV file's rows as (line number, cells by column name); ``UserError`` for missing columns or long rows.
 
     Cells are stripped (released lists have stray spaces), blank lines skipped, cells missing at a row's end empty.
-    Raises ``UserError`` for a missing column and for a row longer than the header.
     """
     # newline=None: files from every platform.
     reader = csv.reader(io.StringIO(read_text(path, what), newline=None), strict=True, skipinitialspace=True)

@@ -26,9 +26,8 @@ LARGEST, LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 2**16, 1000
 class Option:
     """What a declaration adds to a keyword's type and default; ``help`` is one line for a person.
 
-    ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. ``const`` is the value of the flag
-    without a value. ``aliases`` are older flags of the same option. ``recorded`` is False for an option of one
-    invocation, which a run's record must not repeat. ``nonempty`` refuses a list without values.
+    ``minimum`` and ``maximum`` are allowed, ``above`` and ``below`` are not. ``const`` is the value of the bare flag,
+    ``aliases`` are older flags. ``recorded`` is False for an option of one invocation, which no record must repeat.
     """
 
     help: str

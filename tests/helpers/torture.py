@@ -10,7 +10,6 @@ results must equal those of an undisturbed run bit for bit. To test another comm
 import argparse
 import csv
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -114,7 +113,9 @@ def _run(start: Start, work: Path, kill_after: float | None) -> tuple[int | None
     outcome = work.with_suffix(".txt")
     outcome.unlink(missing_ok=True)
     began = time.perf_counter()
-    process = _start(_child, start(work), str(outcome))
+    # It has imported everything, so that a kill meets the program at work.
+    process = warm_context().Process(target=_child, args=(start(work), str(outcome)))
+    process.start()
     process.join(kill_after)
     killed = process.is_alive()
     process.kill()
@@ -125,13 +126,6 @@ def _run(start: Start, work: Path, kill_after: float | None) -> tuple[int | None
         code, _, err = outcome.read_text().partition("\n")
         return int(code), err, seconds
     return None if killed else process.exitcode, "", seconds
-
-
-def _start(target: Callable[..., object], *arguments: object) -> multiprocessing.Process:
-    """Start a process that has imported everything, so that a kill meets the program at work."""
-    process = warm_context().Process(target=target, args=arguments)
-    process.start()
-    return process
 
 
 def _child(argv: list[str], path: str) -> None:
@@ -160,14 +154,9 @@ def _complete_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _read_table(path: Path) -> None:
-    if len({len(row) for row in csv.reader(_complete_lines(path))}) > 1:
-        raise ValueError("rows of different lengths")
-
-
-def _read_page(path: Path) -> None:
-    if not path.read_text().rstrip().endswith("</html>"):
-        raise ValueError("half a page")
+def _check(whole: bool) -> None:
+    if not whole:
+        raise ValueError("incomplete")
 
 
 _READ: dict[str, Callable[[Path], object]] = {
@@ -177,10 +166,10 @@ _READ: dict[str, Callable[[Path], object]] = {
     ".npz": lambda path: dict(np.load(path)),
     ".json": lambda path: json.loads(path.read_text()),
     ".jsonl": lambda path: [json.loads(line) for line in _complete_lines(path)],
-    ".csv": _read_table,
+    ".csv": lambda path: _check(len({len(row) for row in csv.reader(_complete_lines(path))}) <= 1),
     ".yaml": lambda path: yaml.safe_load(path.read_text()),
     ".png": lambda path: Image.open(path).load(),
-    ".html": _read_page,
+    ".html": lambda path: _check(path.read_text().rstrip().endswith("</html>")),
 }
 
 
@@ -216,7 +205,9 @@ def _equal(one: object, other: object) -> bool:
 def torture_all(chosen: dict[str, Start], folder: Path, kills: int, seed: int) -> list[Tally]:
     """Share the kills among commands, two commands at a time."""
     # The first process waits for all imports.
-    _start(os.getpid).join()
+    first = warm_context().Process(target=os.getpid)
+    first.start()
+    first.join()
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda name: torture(name, chosen[name], folder, -(-kills // len(chosen)), seed), chosen))
 

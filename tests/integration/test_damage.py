@@ -44,14 +44,13 @@ def test_a_flipped_bit_never_gives_other_numbers(tmp_path):
 
 
 def test_files_without_checksums_are_read(tmp_path):
+    """Also torch's older format: test_model_files.py."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"weight": torch.arange(5.0)}, tmp_path / "plain.pt")
     finally:
         torch.serialization.set_crc32_options(True)
     assert read_checkpoint(tmp_path / "plain.pt", "file")["weight"].tolist() == [0, 1, 2, 3, 4]
-    torch.save({"weight": torch.arange(5.0)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / "old.pt", "file")["weight"].tolist() == [0, 1, 2, 3, 4]
 
 
 # Trainings.

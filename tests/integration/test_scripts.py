@@ -16,8 +16,7 @@ from tiny import TRAIN, make_tiny, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli import command_names, training, typed
-from clipfusionvad.data.lists import read_list, split_crop
-from clipfusionvad.datasets import DATASETS
+from clipfusionvad.data.lists import read_list
 from clipfusionvad.engine import evaluator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,24 +127,21 @@ def test_the_same_data_in_another_form_gives_the_same_metrics(trained, tmp_path)
 def test_clean_protocol_trains_and_selects_without_the_test_set(trained, tmp_path, no_plots, monkeypatch):
     tiny, method = trained
     trained_on, scored, selection = set(), [], []
-    load, score, fit = training.BagDataset.__getitem__, evaluator.score_videos, training.Trainer.fit
 
-    def watched_load(self, item):
-        trained_on.add(self.entries[item[0]].path)
-        return load(self, item)
+    def watch(place, name, before=lambda *args: None, after=lambda *args: None):
+        original = getattr(place, name)
 
-    def watched_score(model, features, *args):
-        scored.append(features)
-        return score(model, features, *args)
+        def watched(*args):
+            before(*args)
+            result = original(*args)
+            after(*args)
+            return result
 
-    def watched_fit(self, *args):
-        states = fit(self, *args)
-        selection.extend(scored)
-        return states
+        monkeypatch.setattr(place, name, watched)
 
-    monkeypatch.setattr(training.BagDataset, "__getitem__", watched_load)
-    monkeypatch.setattr(evaluator, "score_videos", watched_score)
-    monkeypatch.setattr(training.Trainer, "fit", watched_fit)
+    watch(training.BagDataset, "__getitem__", lambda bags, item: trained_on.add(bags.entries[item[0]].path))
+    watch(evaluator, "score_videos", lambda model, features, *args: scored.append(features))
+    watch(training.Trainer, "fit", after=lambda *args: selection.extend(scored))
     work = tiny.at(tmp_path)
     outcome = work.train("--method", method, "--protocol", "clean", "--holdout", 0.3, "--batch-size", 2)
     assert outcome.code == 0, outcome.err
@@ -196,28 +192,6 @@ def test_scripts_and_commands_are_one(ucf, tmp_path):
     tested = ["test", "--dataset", "ucf", *command.test_flags("--metrics-json", tmp_path / "n.json")]
     assert quietly(package_main, tested).code == 0
     assert read_json(tmp_path / "m.json") == read_json(tmp_path / "n.json")
-
-
-def test_lists_command_feeds_the_scripts(trained, tmp_path):
-    """Lists and truth that the command builds stand for those that the test wrote by hand."""
-    tiny, method = trained
-    output = tmp_path / "list"
-    argv = ["lists", "--dataset", tiny.dataset, "--features", tiny.folder / "features", "--test-crop", 5]
-    argv += ["--annotations", tiny.folder / "truth.csv", "--output", output]
-    outcome = quietly(package_main, strings(argv))
-    assert outcome.code == 0, outcome.err
-    names = DATASETS[tiny.dataset].truth_files | DATASETS[tiny.dataset].list_files
-    flags = ["--test-list", output / names["test"], "--gt-path", output / names["frames"]]
-    flags += ["--gt-segment-path", output / names["segments"], "--gt-label-path", output / names["labels"]]
-    metrics = tmp_path / "metrics.json"
-    assert tiny.test("--method", method, *flags, "--metrics-json", metrics).code == 0
-    # The same videos, in another order.
-    assert {video.name for video in tiny.videos} == {entry.video for entry in read_list(output / names["test"])}
-    found, expected = read_json(metrics), read_json(tiny.work / "metrics.json")
-    for name in ("auc1", "ap1", "auc2", "ap2", "map_average"):
-        assert found[name] == pytest.approx(expected[name])
-    rows = read_list(output / names["train"])
-    assert {split_crop(entry.path.stem)[0] for entry in rows} == {entry.video for entry in read_list(tiny.train_list)}
 
 
 def test_demo(tmp_path, monkeypatch):
