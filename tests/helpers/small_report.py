@@ -14,14 +14,12 @@ from clipfusionvad.report.results import TEST_SCORES
 from clipfusionvad.report.scores import save_scores
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}"
-OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper"}
-OPTIONS |= {"model_path": "</script><script>alert(2)</script>"}
+OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "model_path": "</script><script>alert(2)"}
 
 
 def made_test(videos=8, classes=True, truth=True, dataset=UCF, seed=0):
     """Scores and videos: the even ones hold an abnormal stretch of one or two classes, which the scores half see."""
-    rng = np.random.default_rng(seed)
-    labels = dataset.labels
+    rng, labels = np.random.default_rng(seed), dataset.labels
     entries, scores, known = [], [], Truth([], [], [])
     for index in range(videos):
         snippets = int(rng.integers(3, 60))
@@ -67,5 +65,5 @@ def write_training(folder, steps=900):
     rows = [f"{step},0,{0.5 + step / 2000},{0.3 + step / 3000},{step / 100}" for step in range(300, steps + 1, 300)]
     write_text(folder / "metrics.csv", "step,epoch,auc1,ap1,map_average\n" + "\n".join(rows) + "\n")
     write_text(folder / "options.yaml", "method: vadclip\ndataset: ucf\nprotocol: paper\nseed: 5\n")
-    environment = {"command": ["ucf_train.py", "a b"], "packages": {"torch": "2"}, "gpu": None}
-    write_json(folder / "environment.json", environment)
+    about = {"command": ["ucf_train.py", "a b"], "packages": {"torch": "2"}, "gpu": None}
+    write_json(folder / "environment.json", about)

@@ -153,8 +153,7 @@ def test_report_finds_and_sorts_videos_and_opens_curves(pages, opened):
     assert page.locator(large).count() == 0
 
     def errors():
-        cells = page.locator("#videos td[data-name=error]")
-        return cells.evaluate_all("(cells) => cells.map((cell) => Number(cell.dataset.value))")
+        return page.eval_on_selector_all("td[data-name=error]", "(all) => all.map((one) => Number(one.dataset.value))")
 
     heading, before = page.locator("#videos th", has_text="error"), errors()
     heading.locator("button").click()

@@ -14,7 +14,7 @@ from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
 from clipfusionvad.datasets import DATASETS, UCF
-from clipfusionvad.engine.evaluator import VideoDataset, evaluate
+from clipfusionvad.engine.evaluator import evaluate
 from clipfusionvad.io.files import write_text
 from clipfusionvad.models import method_names
 from clipfusionvad.report.curves import pool
@@ -47,18 +47,15 @@ def test_a_metric_that_is_undefined_is_a_dash_and_a_method_without_classes_has_n
 
 
 def test_published_figures_are_of_known_methods_and_in_range():
-    assert published("vadclip", "ucf")["auc1"] == 0.8802
-    assert published("no such method", "ucf") == {}
-    for method in method_names():
-        for dataset in DATASETS:
-            for name, value in published(method, dataset).items():
-                assert 0 < value <= (100 if name.startswith("map") else 1), (method, dataset, name)
+    assert published("vadclip", "ucf")["auc1"] == 0.8802 and published("no such method", "ucf") == {}
+    for method, dataset in itertools.product(method_names(), DATASETS):
+        for name, value in published(method, dataset).items():
+            assert 0 < value <= (100 if name.startswith("map") else 1), (method, dataset, name)
 
 
 def test_pictures_of_few_and_many_videos_and_of_a_training(tmp_path):
     for count in (1, 2, 17):
-        scores, videos = made_test(count)
-        draw_score_curves(tmp_path / "scores.png", scores, VideoDataset(videos.entries, UCF, 4, videos.truth))
+        draw_score_curves(tmp_path / "scores.png", *made_test(count))
         height, width, _ = imread(tmp_path / "scores.png").shape
         assert width > 1000 and (height > 800) == (count > 6)
     write_training(tmp_path)
@@ -116,8 +113,7 @@ def report(tmp_path_factory):
 def test_pages_are_small_need_nothing_else_and_take_no_name_for_code(name, largest, report):
     text = {"report": lambda: report[0], "detection": detection_page, "index": index}[name]()
     found = Page(text)
-    assert len(text) < largest
-    assert not found.all("img") and HOSTILE.split('"')[0] in found.words
+    assert len(text) < largest and not found.all("img") and HOSTILE.split('"')[0] in found.words
     assert not any(key.startswith("on") for _, attributes in found.elements for key in attributes)
     places = [value for _, attributes in found.elements for name in ("src", "href") if (value := attributes.get(name))]
     assert all(re.match(r"#|data:,$|a%20b", place) for place in places), places
@@ -134,10 +130,10 @@ def test_text_stands_out_from_its_ground_in_light_and_dark(report):
         parts = np.array(list(bytes.fromhex(colours[name][scheme][1:]))) / 255
         return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
 
-    for text, ground in itertools.product(("text", "muted", "accent", "alarm", "calm"), ("ground", "surface")):
-        for scheme in (0, 1):
-            low, high = sorted([light(text, scheme), light(ground, scheme)])
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground, scheme)
+    texts, grounds = ("text", "muted", "accent", "alarm", "calm"), ("ground", "surface")
+    for text, ground, scheme in itertools.product(texts, grounds, (0, 1)):
+        low, high = sorted([light(text, scheme), light(ground, scheme)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground, scheme)
 
 
 def test_report_holds_the_numbers_beside_the_papers(report):
@@ -254,10 +250,10 @@ def test_command_writes_page_and_figures(tmp_path):
     outcome = quietly(main, strings(argv, ["--videos", "v1.a__#1_Normal", HOSTILE]))
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "page.html").is_file() and not (tmp_path / "test/report.html").exists()
-    for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
-        for name in ("roc", "precision_recall", "confusion", "curves"):
-            path = tmp_path / "figures" / f"{name}.{suffix}"
-            assert path.read_bytes().startswith(magic) and str(path) in outcome.out
+    names, kinds = ("roc", "precision_recall", "confusion", "curves"), {"png": b"\x89PNG", "pdf": b"%PDF"}
+    for name, suffix in itertools.product(names, kinds):
+        path = tmp_path / "figures" / f"{name}.{suffix}"
+        assert path.read_bytes().startswith(kinds[suffix]) and str(path) in outcome.out
     outcome = quietly(main, strings(argv, ["--videos", "v1.a__#1_Norma"]))
     assert outcome.code == 2 and "did you mean 'v1.a__#1_Normal'" in outcome.err
 

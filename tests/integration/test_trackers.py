@@ -70,19 +70,17 @@ def losses_kept(folder):
 
 def test_a_resumed_run_continues_at_the_service_and_sends_nothing_twice(service, data, tmp_path, monkeypatch):
     work, end_epoch = data.at(tmp_path), Trainer._end_epoch
-
-    def broken(self):
-        if self.progress.epoch == 1:
-            # The points of this epoch wait to be sent, as they do when a run is killed.
-            monkeypatch.setattr("clipfusionvad.engine.loggers.MLflow.close", lambda self: None)
-            raise KeyboardInterrupt
-        return end_epoch(self)
-
     with monkeypatch.context() as patch:
+
+        def broken(self):
+            if self.progress.epoch == 1:
+                # The points of this epoch wait to be sent, as they do when a run is killed.
+                patch.setattr("clipfusionvad.engine.loggers.MLflow.close", lambda self: None)
+                raise KeyboardInterrupt
+            return end_epoch(self)
+
         patch.setattr(Trainer, "_end_epoch", broken)
         assert work.train("--track", "mlflow", "--max-epoch", 3).code != 0
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "mlflow", service)
     sent = service.losses
     assert sent and len(sent) < len(losses_kept(tmp_path / "run"))
     assert work.train("--track", "mlflow", "--max-epoch", 3, "--use-checkpoint").code == 0
@@ -93,16 +91,13 @@ def test_a_resumed_run_continues_at_the_service_and_sends_nothing_twice(service,
 def test_an_unreachable_service_does_not_stop_a_training_and_gets_all_points_later(service, tmp_path, capsys):
     (tmp_path / "options.yaml").write_text("seed: 1\n")
     log = RunLog(tmp_path, trackers=["mlflow"])
-    service.reachable = False
-    for step in (1, 2):
+    for step in (1, 2, 3):
+        service.reachable = step == 3
         log.log_step(step, 0, {"coarse": 0.5}, lr=1e-3)
         log.flush()
     printed = capsys.readouterr().err
     assert printed.count("warning") == 1 and "--track mlflow: 1 steps not sent yet (no route to host)" in printed
-    service.reachable = True
-    log.log_step(3, 0, {"coarse": 0.5}, lr=1e-3)
-    log.flush()
-    assert [step for step, _ in service.losses] == [1, 2, 3] and not capsys.readouterr().err
+    assert [step for step, _ in service.losses] == [1, 2, 3]
     service.reachable = False
     log.log_step(4, 0, {"coarse": 0.5}, lr=1e-3)
     log.close()

@@ -90,9 +90,8 @@ def test_confusion_without_classes_has_two_of_them():
     scores, videos = made_test(classes=False)
     found = curves.class_confusion(UCF.labels, curves.pool(scores, videos))
     score, truth, _ = by_frame(scores, videos)
-    taken = score >= found.threshold
     assert found.labels == ["Normal", "anomalous"]
-    np.testing.assert_array_equal(found.table, confusion_matrix(truth, taken))
+    np.testing.assert_array_equal(found.table, confusion_matrix(truth, score >= found.threshold))
 
 
 @pytest.mark.parametrize("classes", [True, False])
