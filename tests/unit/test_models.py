@@ -1,28 +1,33 @@
 """The models' parts against plain formulations, and what each ablation switch changes."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from small_anomalyclip import TERMS
 from tiny import skip_without_packages, small_options
 from torch import nn
 
 from clipfusionvad import create_model
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models import find_method, method_names
+from clipfusionvad.models import method_names
 from clipfusionvad.models.layers.dual_branch import DistanceAdjacency, similarity_adjacency
 from clipfusionvad.models.layers.transformer import WindowTransformer
 
 PROMPTS = ["normal", "fighting", "car accident"]
-SMALL = {"embed_dim": 64, "visual_width": 64, "visual_length": 32, "attn_window": 8}
 DUAL_BRANCH = ["clipfusionvad", "vadclip"]
 METHODS = pytest.mark.parametrize("method", DUAL_BRANCH)
 
 
 def small_model(method, seed=0, **options):
+    skip_without_packages(method)
     torch.manual_seed(seed)
-    return create_model(method, PROMPTS, clip="toy", **{**SMALL, **options})
+    sizes = {"embed_dim": 64, "visual_width": 64, **small_options(method)}
+    model = create_model(method, PROMPTS, clip="toy", **{**sizes, **options})
+    model.set_normal_centroid([np.linspace(-1, 1, 3 * 64).reshape(3, 64)])
+    return model.eval()
 
 
 @pytest.fixture
@@ -100,55 +105,73 @@ def test_forward_equals_the_plain_formulation(method, batch):
     torch.testing.assert_close(out.fine_logits, fine, atol=1e-4, rtol=1e-4)
 
 
-SWITCHES = {
-    # switch: (parameters that are no longer there, stages that stay as they are)
-    "gam": (("gam_attention.",), ("temporal", "encode_video", "text")),
-    "aggregator": ((), ("temporal", "encode_video", "text")),
-    "product": (("mlp1.",), ("temporal", "encode_video", "text", "coarse")),
-    "graph": (("gc1.", "gc2.", "gc3.", "gc4."), ("temporal", "text")),
-    "similarity_graph": (("gc1.", "gc2."), ("temporal", "text")),
-    "distance_graph": (("gc3.", "gc4."), ("temporal", "text")),
-    "prompts": (("text_prompt_embeddings.",), ("temporal", "encode_video", "coarse")),
-}
-CASES = [
-    (method, switch) for method in DUAL_BRANCH for switch in SWITCHES if switch in find_method(method).option_names()
+BEFORE, ESTIMATES = "temporal video text_features", "image_mu event_mu image_logvar event_logvar"
+# method, switch, pattern of the parameters that are no longer there, what stays as it is
+SWITCHES = [
+    ("clipfusionvad", {"gam": False}, "gam_attention", BEFORE),
+    ("clipfusionvad", {"aggregator": False}, None, BEFORE),
+    *(
+        (method, *row)
+        for method in DUAL_BRANCH
+        for row in (
+            ({"product": False}, "mlp1", f"{BEFORE} coarse_logits"),
+            ({"graph": False}, "gc", "temporal text_features"),
+            ({"similarity_graph": False}, "gc[12]", "temporal text_features"),
+            ({"distance_graph": False}, "gc[34]", "temporal text_features"),
+            ({"prompts": "fixed"}, "text_prompt", "temporal video coarse_logits"),
+        )
+    ),
+    *(("iefvad", {"fusion": fusion}, None, ESTIMATES) for fusion in ("mean", "rgb", "event")),
+    ("iefvad", {"num_refinement_steps": 0}, ".*refinement", f"{ESTIMATES} image_weight event_weight"),
+    ("iefvad", {"lambda_ref": 0.0}, None, f"{ESTIMATES} image_weight event_weight"),
+    ("iefvad", {"visual_layers": 0}, ".*(attn_layers|norms)", ""),
+    ("anomalyclip", {"recentre": False}, "ncentroid", "text_features"),
+    ("anomalyclip", {"learn_projection": False}, None, "text_features coarse_logits fine_logits similarity"),
+    ("anomalyclip", {"selection": "magnitude"}, None, "text_features coarse_logits fine_logits similarity"),
+    *(("anomalyclip", {"prompts": kind}, "prompt_learner", "coarse_logits") for kind in ("fixed", "direct")),
+    *(
+        ("anomalyclip", {"temporal": kind}, ".*axial_attn", "text_features similarity")
+        for kind in ("mlp", "short", "long", "mtn")
+    ),
+    ("reflipvad", {"fim": False}, "temporal.fim", "text_features"),
+    ("reflipvad", {"glimpse": False}, "temporal.(glimpse|project)", "text_features"),
+    ("reflipvad", {"emphasize": False}, "temporal.emphasize", "text_features"),
+    ("reflipvad", {"reparameterise": False}, "prompt_encoder", "text_features coarse_logits magnitudes fine_logits"),
+    ("reflipvad", {"product": False}, "prompt_ffn", "text_features coarse_logits magnitudes"),
+    ("reflipvad", {"prompts": "fixed"}, "prompt_e", "coarse_logits magnitudes"),
+    ("reflipvad", {"temperature": 0.1}, None, "text_features coarse_logits magnitudes"),
+    ("reflipvad", {"fim_alpha": 0.5}, None, "text_features"),
+    ("reflipvad", {"glimpse_window": 4}, None, "text_features"),
+    ("reflipvad", {"glimpse_scale": True}, None, "text_features"),
+    ("reflipvad", {"sam_mean": False}, None, "text_features"),
+    ("reflipvad", {"block_residual": False}, None, "text_features"),
 ]
 
 
-@pytest.mark.parametrize(("method", "switch"), CASES)
-def test_a_switch_changes_what_it_says_and_nothing_else(method, switch, batch):
-    gone, untouched = SWITCHES[switch]
-    full = small_model(method).eval()
-    value = "fixed" if switch == "prompts" else False
-    without = small_model(method, **{switch: value}).eval()
-    names = dict(full.named_parameters()).keys() - dict(without.named_parameters()).keys()
-    assert names == {name for name in dict(full.named_parameters()) if name.startswith(gone or ("-",))}
-    for name, value in without.state_dict().items():
-        assert torch.equal(value, full.state_dict()[name]), f"without {switch}, {name} starts from other weights"
+@pytest.mark.parametrize(("method", "switch", "gone", "untouched"), SWITCHES, ids=str)
+def test_a_switch_changes_what_it_says_and_nothing_else(method, switch, gone, untouched, batch):
+    full, without = small_model(method), small_model(method, **switch)
+    ours, theirs = full.state_dict(), without.state_dict()
+    assert ours.keys() - theirs.keys() == {name for name in ours if gone and re.match(gone, name)}
+    # Without Emphasize the layer after it has another width.
+    for name in ours.keys() & theirs.keys() - {"temporal.output.weight", "temporal.output.bias"}:
+        assert torch.equal(theirs[name], ours[name]), f"with {switch}, {name} starts from other weights"
     before, after = stages(full, batch), stages(without, batch)
-    changed = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
-    assert "fine" in changed and not changed & set(untouched)
+    assert {name for name in before if torch.allclose(before[name], after[name], atol=1e-6)} == set(untouched.split())
 
 
 def stages(model, batch):
+    visual, lengths = torch.cat([batch[0]] + [batch[0].flip(1)] * (len(model.streams) - 1), dim=-1), batch[1]
     with torch.no_grad():
-        out = model(*batch)
-        return {
-            "temporal": model.encode_temporal(batch[0]),
-            "encode_video": model.encode_video(*batch),
-            "text": out.text_features,
-            "coarse": out.coarse_logits,
-            "fine": out.fine_logits,
-        }
+        found = {name: value for name, value in vars(model(visual, lengths)).items() if value is not None}
+        if model.name in DUAL_BRANCH:
+            found |= {"temporal": model.encode_temporal(visual), "video": model.encode_video(visual, lengths)}
+    return found
 
 
 @pytest.fixture(params=method_names())
 def any_model(request):
-    skip_without_packages(request.param)
-    torch.manual_seed(0)
-    model = create_model(request.param, PROMPTS, "toy", embed_dim=64, visual_width=64, **small_options(request.param))
-    model.set_normal_centroid([np.linspace(-1, 1, 3 * 64).reshape(3, 64)])
-    return model.eval()
+    return small_model(request.param)
 
 
 def test_videos_do_not_depend_on_each_other_and_scores_are_probabilities(any_model):
@@ -218,7 +241,25 @@ def test_windows_of_padding_computed_once_change_nothing():
         ("vadclap", {}, "unknown method 'vadclap'.*did you mean 'vadclip'"),
         ("vadclip", {"visual_layer": 2}, "no option 'visual_layer'.*did you mean 'visual_layers'"),
         ("vadclip", {"attn_window": 5}, "not a multiple of --attn-window 5"),
-        ("vadclip", {"prompt_prefix": 80}, "a prompt of 94 tokens; CLIP reads 77"),
+        ("vadclip", {"prompt_prefix": 80}, "a prompt of 86 tokens; CLIP reads 77"),
+        ("iefvad", {"noise_model": "student-t"}, "--noise-model 'student-t' .did you mean 'student_t'"),
+        ("iefvad", {"kl_noise_model": "laplace"}, "--kl-noise-model 'laplace': choose from student_t, gaussian"),
+        ("iefvad", {"fusion": "max"}, "--fusion 'max'.*uncertainty, mean, rgb, event"),
+        ("iefvad", {"visual_head": 5}, "--visual-width 64 is not a multiple of --visual-head 5"),
+        ("anomalyclip", {"visual_width": 512}, "--visual-width 512, but CLIP toy embeds into 64"),
+        ("anomalyclip", {"heads": 3}, "--emb-size 16 is not a multiple of --heads 3"),
+        ("anomalyclip", {"num_topk": 9}, "--num-topk 9 is more than the --num-segments 8"),
+        ("anomalyclip", {"select_idx_dropout_bottomk": 1.0}, "--select-idx-dropout-bottomk must be a number from 0 to"),
+        ("anomalyclip", {"n_ctx": 80}, "too long for CLIP"),
+        ("anomalyclip", {"temporal": "rnn"}, "--temporal 'rnn': choose from axial, short, long, mtn, mlp"),
+        ("anomalyclip", {"temporal": "mtn", "emb_size": 20}, "takes an --emb-size that is a multiple of 8, not 20"),
+        ("anomalyclip", {"selection": "chance"}, "--selection 'chance': choose from similarity, magnitude"),
+        ("anomalyclip", {f"{term}_weight": 0.0 for term in TERMS}, "nothing to train on"),
+        ("reflipvad", {"embed_dim": 48, "visual_width": 48}, "--visual-width 48 must be a multiple of 32"),
+        ("reflipvad", {"squeeze_kernel": 4}, "--squeeze-kernel 4 must be odd"),
+        ("reflipvad", {"emphasize_input": "half"}, "--emphasize-input 'half': choose from full, squeezed"),
+        ("reflipvad", {"magnitude_distance": "max"}, "--magnitude-distance 'max'.*: choose from mean_topk, minmax"),
+        ("reflipvad", {"prompt_length": 80}, "--prompt-length 80, but beside the class names CLIP has room for 7"),
     ],
 )
 def test_errors_name_what_is_wrong(method, options, message):

@@ -216,41 +216,6 @@ def test_a_frozen_distilbert_keeps_its_weights_and_works_without_dropout(trained
         assert (parameter.grad is None) == still, name
 
 
-SWITCHES = {
-    "fim": (False, ("temporal.fim.",), {"text"}),
-    "glimpse": (False, ("temporal.glimpse.", "temporal.project."), {"text"}),
-    "emphasize": (False, ("temporal.emphasize.",), {"text"}),
-    "reparameterise": (False, ("prompt_encoder.",), {"text", "coarse", "magnitudes", "fine"}),
-    "product": (False, ("prompt_ffn.",), {"text", "coarse", "magnitudes"}),
-    "prompts": ("fixed", ("prompt_e",), {"coarse", "magnitudes"}),
-    "fim_alpha": (0.5, (), {"text"}),
-    "glimpse_window": (4, (), {"text"}),
-    "glimpse_scale": (True, (), {"text"}),
-    "sam_mean": (False, (), {"text"}),
-    "block_residual": (False, (), {"text"}),
-    "temperature": (0.1, (), {"text", "coarse", "magnitudes"}),
-}
-
-
-@pytest.mark.parametrize("switch", SWITCHES)
-def test_a_switch_changes_what_it_says_and_nothing_else(switch, batch):
-    value, gone, untouched = SWITCHES[switch]
-    full, without = small_model().eval(), small_model(**{switch: value}).eval()
-    ours, theirs = full.state_dict(), without.state_dict()
-    assert ours.keys() - theirs.keys() == {name for name in ours if name.startswith(gone or ("-",))}
-    for name in theirs.keys() - {"temporal.output.weight", "temporal.output.bias"}:
-        assert torch.equal(theirs[name], ours[name]), f"{switch}: {name} starts from other weights"
-    before, after = stages(full, batch), stages(without, batch)
-    assert {name for name in before if torch.allclose(before[name], after[name], atol=1e-6)} == untouched
-
-
-def stages(model, batch):
-    with torch.no_grad():
-        out = model(*batch)
-    names = {"coarse": "coarse_logits", "fine": "fine_logits", "text": "text_features", "magnitudes": "magnitudes"}
-    return {short: getattr(out, name) for short, name in names.items()}
-
-
 def test_loss_options_reach_the_losses(batch):
     def losses(**options):
         model = small_model(**options).eval()
@@ -265,22 +230,6 @@ def test_loss_options_reach_the_losses(batch):
     assert losses(margin=3.0)["magnitude"] > plain["magnitude"]
     assert losses(margin=2.0, magnitude_distance="minmax")["magnitude"] != plain["magnitude"]
     assert losses(margin=2.0, single_normal=False)["coarse"] < plain["coarse"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"visual_width": 32}, "--visual-width 32, but CLIP toy embeds into 64"),
-        ({"embed_dim": 48, "visual_width": 48}, "--visual-width 48 must be a multiple of 32"),
-        ({"squeeze_kernel": 4}, "--squeeze-kernel 4 must be odd"),
-        ({"emphasize_input": "half"}, "--emphasize-input 'half': choose from full, squeezed"),
-        ({"magnitude_distance": "max"}, "--magnitude-distance 'max'.*: choose from mean_topk, minmax"),
-        ({"prompt_length": 80}, "--prompt-length 80, but beside the class names CLIP has room for 7"),
-    ],
-)
-def test_unusable_options_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        small_model(**options)
 
 
 def test_without_transformers_only_what_needs_it_fails(monkeypatch):
