@@ -1,7 +1,4 @@
-"""Append to records: text, and TensorBoard events. A failed write is one clear line.
-
-TensorBoard's own writer is a thread: on a full disk it prints a traceback of its own, after the step has ended.
-"""
+"""Append to text and TensorBoard records; a failed write is one clear line, not the traceback of a late thread."""
 
 import os
 import socket

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,13 @@ import torch
 import yaml
 from refusal import RunsCode, assert_refused
 from small_detect import write_model
-from tiny import FRAMES, WIDTH, Outcome, quietly, strings
+from test_scripts import run_script
+from tiny import FRAMES, WIDTH, Outcome, quietly
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.checkpoint import released_state
 from clipfusionvad.models import build_method
 from clipfusionvad.models.clip import load_clip, toy_state
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def cases(table):
@@ -293,17 +290,16 @@ def test_outputs_that_cannot_be_written(tiny):
 def test_through_processes(tiny):
     """Nothing that Python prints at its end adds a line."""
 
-    def outcome(*argv):
-        settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *strings(argv)], cwd=ROOT, env=settings, capture_output=True, text=True)
+    def outcome(name, *argv):
+        done = run_script(name, argv, tiny.folder)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     in_feature(lambda path, array: path.unlink())(tiny, "train")
     assert_refused(outcome, tiny, "ucf_train.py", *tiny.train_flags(), says="--feature-root")
     config = tiny.folder / "config.yaml"
     config.write_text(yaml.safe_dump({"lrr": 1}))
-    argv = ["-m", "clipfusionvad", "test", "--dataset", "ucf", *tiny.test_flags("--config", config)]
-    assert_refused(outcome, tiny, *argv, says="'lr'")
+    argv = ["test", "--dataset", "ucf", *tiny.test_flags("--config", config)]
+    assert_refused(outcome, tiny, "clipfusionvad", *argv, says="'lr'")
 
 
 @pytest.mark.parametrize("argv, says", [(["tran"], "'train'"), (["train"], "--dataset"), (["lists"], "--dataset")])

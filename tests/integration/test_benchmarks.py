@@ -14,6 +14,7 @@ from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.metrics import detection_map
 
+SCRIPTS = [machine, flops, detection, linear, protocol, reading, training_step, testing]
 SIZE = made.Size(width=64, text_layers=2, length=32, visual_layers=2, context=3)
 
 
@@ -121,11 +122,7 @@ def test_what_is_compared_takes_turns_and_overlaps_count_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "script",
-    [machine, flops, detection, linear, protocol, reading, training_step, testing],
-    ids=lambda module: module.__name__,
-)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda module: module.__name__)
 def test_script_runs(script, tmp_path, capsys, monkeypatch):
     def here(command):
         """What a child process would print, from this one."""

@@ -59,9 +59,8 @@ def test_commands_and_their_flags_exist(page):
     """Which command takes which flag: ``test_every_command_of_a_page_runs``."""
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     # Options of the methods that a page adds.
-    added = {
-        f"--{name.replace('_', '-')}" for name in re.findall(r"(\w+): Annotated", page.read_text(encoding="utf-8"))
-    }
+    options = re.findall(r"(\w+): Annotated", page.read_text(encoding="utf-8"))
+    added = {f"--{name.replace('_', '-')}" for name in options}
     for tool, *words in commands(page):
         if tool == "make":
             assert set(words) <= set(targets), words
