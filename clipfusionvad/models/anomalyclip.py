@@ -152,9 +152,8 @@ class AnomalyCLIP(TextMethod):
         self.text_encoder = nn.ParameterDict({"text_projection": projection})
         self.selector_model = nn.ModuleDict({"bn_layer": nn.BatchNorm1d(len(anomalies), affine=False)})
         width = visual_width + concat_features * len(anomalies)
-        self.temporal_model = TemporalModel(
-            width, temporal, self.grid, emb_size=emb_size, depth=depth, heads=heads, dim_heads=dim_heads
-        )
+        sizes: dict[str, Any] = {"emb_size": emb_size, "depth": depth, "heads": heads, "dim_heads": dim_heads}
+        self.temporal_model = TemporalModel(width, temporal, self.grid, **sizes)
 
     @classmethod
     def sampling_of(cls, options: Mapping[str, Any]) -> GridSampling:

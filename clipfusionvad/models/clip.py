@@ -1,7 +1,4 @@
-"""CLIP: OpenAI's weights by name, from a local file, or a small random toy; and its tokenizer.
-
-Weights are a state dict with OpenAI's names, from which models build the parts that they need.
-"""
+"""CLIP: OpenAI's weights, under its names, by name, from a local file, or a small random toy; and its tokenizer."""
 
 from __future__ import annotations
 
@@ -238,9 +235,8 @@ def image_tower(weights: ClipWeights) -> nn.Module:
                 tower = VisionTransformer(resolution, patch, width, layers, width // 64, state["proj"].shape[1])
             else:
                 width, dim = len(state["layer1.0.conv1.weight"]), len(state["attnpool.c_proj.weight"])
-                blocks = [
-                    len({key.split(".")[1] for key in state if key.startswith(f"layer{n}.")}) for n in range(1, 5)
-                ]
+                names = [{key.split(".")[1] for key in state if key.startswith(f"layer{n}.")} for n in range(1, 5)]
+                blocks = [len(own) for own in names]
                 resolution = math.isqrt(len(state["attnpool.positional_embedding"]) - 1) * 32
                 tower = ModifiedResNet(blocks, dim, width * 32 // 64, resolution, width)
         tower.load_state_dict(state, assign=True)

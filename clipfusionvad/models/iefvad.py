@@ -79,9 +79,8 @@ class IEFVAD(Method):
         self.kl_shift = -factor[kl_noise_model or noise_model]
         log_epsilon = math.log(epsilon) - factor[noise_model]
         attention = partial(nn.MultiheadAttention, visual_width, visual_head, dropout=dropout, batch_first=True)
-        self.temporal = UncertaintyFusion(
-            visual_width, visual_layers, attention, fusion, log_epsilon, num_refinement_steps, lambda_ref
-        )
+        refinement = (num_refinement_steps, lambda_ref)
+        self.temporal = UncertaintyFusion(visual_width, visual_layers, attention, fusion, log_epsilon, *refinement)
 
     def forward(self, visual: Tensor | Sequence[Tensor], lengths: Tensor | None = None) -> UncertaintyOutput:
         """RGB and event features side by side, (B, T, 2·D), or as a pair of (B, T, D); lengths (B,) → output."""

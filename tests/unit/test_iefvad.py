@@ -81,16 +81,9 @@ def plain_video(rgb, event, weights, keys, heads=4, layers=2, steps=3, step_size
     for step in range(steps):
         hidden = np.maximum(linear(z, weights, f"refinement_blocks.{step}.0"), 0)
         z = z - step_size * linear(hidden, weights, f"refinement_blocks.{step}.2")
-    return {
-        "coarse_logits": linear(z, weights, "classifier"),
-        "fused": z,
-        "image_mu": means[0],
-        "event_mu": means[1],
-        "image_logvar": log_variances[0],
-        "event_logvar": log_variances[1],
-        "image_weight": image_weight,
-        "event_weight": event_weight,
-    }
+    found = {"coarse_logits": linear(z, weights, "classifier"), "fused": z, "image_mu": means[0], "event_mu": means[1]}
+    found |= {"image_logvar": log_variances[0], "event_logvar": log_variances[1]}
+    return found | {"image_weight": image_weight, "event_weight": event_weight}
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])

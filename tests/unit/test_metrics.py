@@ -15,14 +15,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine import evaluator
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, score_videos
-from clipfusionvad.metrics import count_frames, frame_metrics, snippet_metrics
-from clipfusionvad.metrics.bootstrap import (
-    draw_videos,
-    percentile_interval,
-    resampled_detection,
-    resampled_ranking,
-    sign_p_value,
-)
+from clipfusionvad.metrics import bootstrap, count_frames, frame_metrics, snippet_metrics
 from clipfusionvad.metrics.detection import corrected_detection_map, detection_hits, detection_map
 from clipfusionvad.models import base as method
 
@@ -208,13 +201,14 @@ def judged_videos(draw):
     scores = rng.integers(0, draw(st.integers(1, 40)), size) / 64
     frames = rng.integers(0, draw(st.integers(1, 20)), size)
     positives = rng.integers(0, frames + 1) * (rng.random(size) < draw(st.sampled_from([0.1, 0.9])))
-    return scores, positives, frames, rng.integers(0, videos, size), draw_videos(videos, 5, int(rng.integers(99)))
+    video = rng.integers(0, videos, size)
+    return scores, positives, frames, video, bootstrap.draw_videos(videos, 5, int(rng.integers(99)))
 
 
 @given(judged_videos())
 def test_auc_and_ap_are_those_of_scikit_learn_on_repeated_frames(case):
     *snippets, video, weights = case
-    auc, ap = resampled_ranking(*snippets, video, weights)
+    auc, ap = bootstrap.resampled_ranking(*snippets, video, weights)
     for row, drawn in enumerate(weights):
         rows = np.repeat(np.arange(len(video)), drawn.astype(int)[video])
         ranked, truth, _ = repeated(*(values[rows] for values in snippets), rows)
@@ -245,11 +239,11 @@ def detected(rng, videos):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
 def test_detection_map_is_that_of_repeated_videos(seed, videos):
     case = detected(np.random.default_rng(seed), videos)
-    weights = draw_videos(videos, 6, seed)
+    weights = bootstrap.draw_videos(videos, 6, seed)
     released = detection_hits(*case, CLASSES)
     corrected = detection_hits(*case, CLASSES, normal_label="A")
     hits = {"released": released, "normal_matched": corrected, "anomalous_only": corrected}
-    found = {name: resampled_detection(own, weights, 3, name) for name, own in hits.items()}
+    found = {name: bootstrap.resampled_detection(own, weights, 3, name) for name, own in hits.items()}
     for row, drawn in enumerate(weights):
         copies = np.repeat(np.arange(videos), drawn.astype(int))
         repeated = [[part[index] for index in copies] for part in case]
@@ -260,23 +254,23 @@ def test_detection_map_is_that_of_repeated_videos(seed, videos):
 
 
 def test_a_draw_takes_as_many_videos_as_there_are():
-    drawn = draw_videos(7, 100, 5)
+    drawn = bootstrap.draw_videos(7, 100, 5)
     assert drawn.shape == (101, 7) and (drawn[0] == 1).all() and (drawn.sum(axis=1) == 7).all()
-    np.testing.assert_array_equal(drawn, draw_videos(7, 100, 5))
-    assert (drawn != draw_videos(7, 100, 6)).any()
+    np.testing.assert_array_equal(drawn, bootstrap.draw_videos(7, 100, 5))
+    assert (drawn != bootstrap.draw_videos(7, 100, 6)).any()
     with pytest.raises(ValueError, match="no videos"):
-        draw_videos(0, 1, 0)
+        bootstrap.draw_videos(0, 1, 0)
 
 
 def test_p_of_no_difference():
-    assert sign_p_value(np.zeros(9)) == 1
-    assert sign_p_value(np.ones(99)) == sign_p_value(-np.ones(99)) == pytest.approx(0.02)
-    assert sign_p_value([1] * 94 + [-1] * 5) == pytest.approx(0.12)
-    assert sign_p_value([]) == 1
+    assert bootstrap.sign_p_value(np.zeros(9)) == 1
+    assert bootstrap.sign_p_value(np.ones(99)) == bootstrap.sign_p_value(-np.ones(99)) == pytest.approx(0.02)
+    assert bootstrap.sign_p_value([1] * 94 + [-1] * 5) == pytest.approx(0.12)
+    assert bootstrap.sign_p_value([]) == 1
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=50))
 def test_an_interval_lies_within_the_values_and_holds_their_median(values):
-    low, high = percentile_interval(np.array(values))
+    low, high = bootstrap.percentile_interval(np.array(values))
     assert min(values) <= low <= np.median(values) <= high <= max(values)
-    assert all(map(math.isnan, percentile_interval(np.array([]))))
+    assert all(map(math.isnan, bootstrap.percentile_interval(np.array([]))))

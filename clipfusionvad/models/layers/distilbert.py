@@ -1,7 +1,4 @@
-"""DistilBERT by name, from a local folder, or a small random toy; and its tokenizer.
-
-The package ``transformers`` is optional, so it is imported only when a model is built.
-"""
+"""DistilBERT by name, from a local folder, or a small random toy; and its tokenizer (``transformers`` is optional)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""VadCLIP's two branches, from which other methods are built: graphs, visual encoder, text branch, fusion, losses.
-
-Parameter names are those of the released checkpoints.
-"""
+"""VadCLIP's two branches, from which other methods are built, with the released checkpoints' parameter names."""
 
 import math
 from typing import Annotated
