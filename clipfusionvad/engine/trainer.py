@@ -21,10 +21,9 @@ from tqdm import tqdm
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
 from clipfusionvad.engine import checkpoint
 from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig
-from clipfusionvad.engine.distributed import gather_objects, rank_slice
+from clipfusionvad.engine.distributed import TrainingStep, gather_objects, rank_slice
 from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
-from clipfusionvad.engine.training_step import TrainingStep
 from clipfusionvad.io.errors import UserError, stop_on_signals
 from clipfusionvad.io.files import link_or_copy, write_torch
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint

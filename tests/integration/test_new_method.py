@@ -1,10 +1,13 @@
 """A method is one file: the files that docs/methods.md prints work as printed, and options do not leak."""
 
+import functools
 import importlib
+import inspect
 import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -12,7 +15,12 @@ import torch
 from tiny import METHOD_FLAGS, make_tiny, method_flags, package_main, quietly, strings
 
 from clipfusionvad import create_model, load_weights, models
+from clipfusionvad.cli.options import build_parser
+from clipfusionvad.datasets import DATASETS
+from clipfusionvad.io.option import non_negative
 from clipfusionvad.losses import valid_mask
+from clipfusionvad.models import find_method, method_names
+from clipfusionvad.models.layers.dual_branch import DualBranch
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 SECTIONS = {"perceptron": "## Add a method", "smoothfusion": "## Change a loss"}
@@ -98,3 +106,26 @@ def test_a_loss_term_from_one_file_is_trained_and_recorded(added, tiny, tmp_path
         terms = model.losses(output, targets, lengths)
     assert terms["smooth"].item() == pytest.approx(0.5 * sum(jumps) / len(jumps), rel=1e-4)
     assert valid_mask(lengths, 16).sum(1).tolist() == [16, 3]
+
+
+def test_an_option_added_to_a_base_class_breaks_no_other_method(monkeypatch):
+    original = DualBranch.__init__
+
+    @functools.wraps(original)
+    def with_option(self, *args, coarse_weight=1.0, **options):
+        original(self, *args, **options)
+
+    option = inspect.Parameter("coarse_weight", inspect.Parameter.KEYWORD_ONLY, default=1.0)
+    signature = inspect.signature(original)
+    with_option.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    hint = {"coarse_weight": Annotated[float, non_negative("weight of the coarse loss")]}
+    with_option.__annotations__ = original.__annotations__ | hint
+    before = {name: find_method(name).option_names() for name in method_names()}
+    monkeypatch.setattr(DualBranch, "__init__", with_option)
+    for name, old in before.items():
+        method = find_method(name)
+        new = {"coarse_weight"} if issubclass(method, DualBranch) else set()
+        assert set(method.option_names()) == {*old, *new}
+        for dataset in DATASETS.values():
+            shown = build_parser(dataset, method).format_help()
+            assert ("--coarse-weight" in shown) == ("coarse_weight" in method.option_names())

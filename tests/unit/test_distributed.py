@@ -14,6 +14,7 @@ from torch import nn
 
 from clipfusionvad import create_model
 from clipfusionvad.engine.distributed import (
+    TrainingStep,
     distributed_context,
     gather_objects,
     gather_rows,
@@ -22,7 +23,6 @@ from clipfusionvad.engine.distributed import (
     sync_batchnorm,
 )
 from clipfusionvad.engine.trainer import Trainer
-from clipfusionvad.engine.training_step import TrainingStep
 from clipfusionvad.io.rank import RankInfo, is_main, rank_info
 from clipfusionvad.models import find_method
 from clipfusionvad.models.base import VADOutput
