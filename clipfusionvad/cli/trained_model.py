@@ -84,7 +84,7 @@ def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:
     """Return the dataset of a run and the options that it recorded; ``UserError`` for another folder."""
     if not (folder / OPTIONS).is_file():
         seeds = ", ".join(seeds_in(folder)) if folder.is_dir() else ""
-        hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"there is no {OPTIONS} in it"
+        hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"it does not hold {OPTIONS}"
         raise UserError(f"{folder} is not the folder of a run: {hint}")
     options, own = read_options(str(folder / OPTIONS)), folder / DATASET
     return find_dataset(str(own) if own.is_file() else str(options.get("dataset"))), options

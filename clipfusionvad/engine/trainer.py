@@ -30,7 +30,7 @@ from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method
 
-#: Steps between two transfers of losses from a GPU, which works ahead of Python in between.
+#: Steps between two transfers of losses from a GPU: each transfer waits until the GPU has finished.
 GPU_LOG_EVERY = 25
 # Videos of a batch that are named when its loss is not finite.
 _VIDEOS_NAMED = 8
@@ -151,7 +151,7 @@ class Trainer:
                 self._pending.append((progress.step, rows, losses, norm, self.optimizer.param_groups[0]["lr"]))
                 due = self._evaluation_due(progress.batch - 1, len(rows))
                 log_now = not on_gpu or due or progress.batch == len(batches) or len(self._pending) >= GPU_LOG_EVERY
-                # Several processes only ask each other when they log: GPUs work ahead of Python in between.
+                # Several processes only ask each other when they log: asking at every step would make the GPUs wait.
                 stop = (log_now or rank_info().world_size == 1) and any(gather_objects(self._stop.is_set()))
                 if log_now or stop:
                     totals += self._log_losses(bar)

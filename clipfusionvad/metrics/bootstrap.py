@@ -17,7 +17,7 @@ _CHUNK = 2**20  # elements of a (resamples, snippets) table that are held at a t
 def draw_videos(videos: int, resamples: int, seed: int) -> np.ndarray:
     """Return how often each video is drawn, (1 + R, V) float64; the first row is the test set itself, all ones."""
     if videos < 1:
-        raise ValueError("there are no videos to draw from")
+        raise ValueError(f"cannot draw from {videos} videos")
     drawn = np.random.default_rng(seed).multinomial(videos, np.full(videos, 1 / videos), resamples)
     return np.concatenate([np.ones((1, videos)), drawn])
 

@@ -1,6 +1,6 @@
 """What the released code of ReFLIP-VAD (TCSVT 2024) was written to compute: VadCLIP with prompts shifted by DistilBERT.
 
-That code does not run. There are no published weights to compare with. C classes.
+That code does not run, and the authors published no weights, so no outputs can be compared. C classes.
 """
 
 import re

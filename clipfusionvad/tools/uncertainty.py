@@ -127,12 +127,7 @@ def _unsuitable(model: Method) -> UserError:
 
 
 def sweep(
-    model: Method,
-    videos: VideoDataset,
-    device: torch.device,
-    precision: str,
-    levels: Sequence[float],
-    seed: int,
+    model: Method, videos: VideoDataset, device: torch.device, precision: str, levels: Sequence[float], seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Corrupt the image at each level with clean events, then the reverse. Source: released code of IEF-VAD.
 
