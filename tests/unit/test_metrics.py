@@ -258,7 +258,7 @@ def test_a_draw_takes_as_many_videos_as_there_are():
     assert drawn.shape == (101, 7) and (drawn[0] == 1).all() and (drawn.sum(axis=1) == 7).all()
     np.testing.assert_array_equal(drawn, bootstrap.draw_videos(7, 100, 5))
     assert (drawn != bootstrap.draw_videos(7, 100, 6)).any()
-    with pytest.raises(ValueError, match="no videos"):
+    with pytest.raises(ValueError, match="0 videos"):
         bootstrap.draw_videos(0, 1, 0)
 
 
