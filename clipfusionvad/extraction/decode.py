@@ -61,15 +61,10 @@ def read_frames(
         raise UserError(f"{path} is empty (0 bytes)")
     count, reason = 0, ""
     with open_video(source) as (container, stream):
-        # Decoding several frames in parallel is fastest but delays live frames.
-        stream.thread_type = "AUTO" if local else "SLICE"
         try:
-            for frame in container.decode(stream):
-                image = upright(frame)
-                if count == 0 and on_info:
-                    on_info(video_info(source, stream, image))
+            for frame in decode(source, container, stream, on_info):
                 count += 1
-                yield image
+                yield frame
         except (av.error.FFmpegError, OSError) as error:
             reason = error_reason(error)
         else:
@@ -117,19 +112,32 @@ def open_video(source: str | Path, file: Any = None, input_format: str | None = 
         yield container, streams[0]
 
 
-def upright(frame: Any) -> np.ndarray:
-    """Return a decoded frame as RGB uint8 (H, W, 3), rotated as its display matrix says."""
-    image = frame.to_ndarray(format="rgb24")
-    quarters = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
+def decode(
+    source: str | Path, container: Any, stream: Any, on_info: Callable[[VideoInfo], object] | None, live: bool = False
+) -> Iterator[np.ndarray]:
+    """Yield the frames of an open stream, rotated as their display matrices say, after a call of ``on_info``.
 
-
-def video_info(source: str | Path, stream: Any, image: np.ndarray) -> VideoInfo:
-    """Return the metadata of an open stream; ``image`` is its first upright frame."""
-    rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-    height, width = image.shape[:2]
-    fps = rate if math.isfinite(rate) else DEFAULT_FPS
-    return VideoInfo(str(source), fps, stream.frames or None, width, height, stream.codec_context.name)
+    ``live``: no frame is delayed, and damaged ones are left out; a stream that is joined late starts with such.
+    """
+    # Decoding several frames in parallel is fastest, but each thread delays a frame.
+    stream.thread_type = "SLICE" if live else "AUTO"
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if not live:
+                raise
+            continue
+        for frame in frames:
+            image = frame.to_ndarray(format="rgb24")
+            if quarters := round(frame.rotation / 90) % 4:
+                image = np.ascontiguousarray(np.rot90(image, quarters))
+            if on_info:
+                rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+                fps, (height, width) = rate if math.isfinite(rate) else DEFAULT_FPS, image.shape[:2]
+                on_info(VideoInfo(str(source), fps, stream.frames or None, width, height, stream.codec_context.name))
+                on_info = None
+            yield image
 
 
 def error_reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,17 +48,8 @@ from clipfusionvad.models.clip import image_tower, load_clip
 _PIECE = 32
 # How often Ray restarts a video after the loss of its worker or of the worker's machine.
 RETRIES = 3
-# Ray tasks that wait for each running one: enough to keep workers busy, few enough to hold in memory.
-_WAITING = 2
-
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """The result of a job: its record in the manifest, or one line that says why it failed."""
-
-    job: Job
-    record: dict[str, Any] | None = None
-    error: str | None = None
+#: Jobs in any order, each with its record in the manifest; that of a video that failed holds the ``error``.
+Results = Generator[tuple[Job, dict[str, Any]], None, None]
 
 
 def extract(config: ExtractConfig) -> int:
@@ -73,6 +64,9 @@ def extract(config: ExtractConfig) -> int:
         encoder = replace(encoder, clip=config.event_clip or encoder.clip)
     videos = find_videos(config.videos)
     jobs = [Job(source, name, config.output, options, encoder, config.dtype) for source, name in videos]
+    # An encoder that cannot be loaded, or cannot run here, would fail every video.
+    image_tower(weights := _weights(encoder.clip, encoder.embed_dim))
+    check_precision(pick_device(encoder.device), encoder.precision)
     check_writable(Path(config.output, MANIFEST))
     with contextlib.ExitStack() as locks:
         # Shards share the folder. Each may run once at a time, and not beside a run of all videos.
@@ -81,7 +75,7 @@ def extract(config: ExtractConfig) -> int:
             locks.enter_context(hold(config.output, f".lock-{shard[0]}-of-{shard[1]}"))
             # Every N-th video, so that shards have similar sizes.
             jobs = jobs[shard[0] - 1 :: shard[1]]
-        return _extract_jobs(config, jobs, FeatureManifest(config.output, shard))
+        return _extract_jobs(config, jobs, FeatureManifest(config.output, shard), weights.image_fingerprint)
 
 
 def _read_shard(text: str | None) -> tuple[int, int] | None:
@@ -93,26 +87,30 @@ def _read_shard(text: str | None) -> tuple[int, int] | None:
     return int(number), int(of)
 
 
-def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureManifest) -> int:
-    # A shard may have no videos. Otherwise, an encoder that cannot be loaded would fail every video.
-    fingerprint = check_encoder(jobs[0].encoder) if jobs else ""
+def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -> int:
     pending = jobs if config.overwrite else _pending(jobs, manifest, fingerprint)
     for job in pending:
         manifest.append(job.name, "begun", {"source": job.source})
     started, frames, failed = time.perf_counter(), 0, 0
     size = sum(job.bytes or 0 for job in pending)
     bar = tqdm(total=size, desc="extract", unit="B", unit_scale=True, disable=None if pending else True)
+    results = ((job, extract_job(job, lambda n: bar.set_postfix_str(f"{n} frames of this video"))) for job in pending)
+    if config.engine == "ray" and pending:
+        results = run_on_ray(pending, config.workers, config.ray_address)
+    elif config.workers > 1 and pending:
+        results = run_in_processes(pending, config.workers)
     try:
-        with bar, contextlib.closing(_run(config, pending, bar)) as results:
-            for count, result in enumerate(results, 1):
-                if result.record:
-                    manifest.append(result.job.name, "done", result.record | {"code": code()})
-                    frames += result.record["frames"]
-                else:
-                    manifest.append(result.job.name, "failed", {"source": result.job.source, "error": result.error})
-                    tqdm.write(f"failed: {result.error}", file=sys.stderr)
+        # Closing the results stops the work and removes partly written files.
+        with bar, contextlib.closing(results):
+            for count, (job, record) in enumerate(results, 1):
+                if error := record.get("error"):
+                    manifest.append(job.name, "failed", record)
+                    tqdm.write(f"failed: {error}", file=sys.stderr)
                     failed += 1
-                bar.update(result.job.bytes or 0)
+                else:
+                    manifest.append(job.name, "done", record | {"code": code()})
+                    frames += record["frames"]
+                bar.update(job.bytes or 0)
                 bar.set_postfix_str(f"{count} of {len(pending)} videos, {frames} frames")
     except KeyboardInterrupt:
         print(f"finished videos are kept in {config.output}; the same command continues from there", file=sys.stderr)
@@ -130,14 +128,6 @@ def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureM
     return 1 if failed else 0
 
 
-def check_encoder(encoder: EncoderConfig) -> str:
-    """Return the fingerprint of the image encoder; ``UserError`` if it does not exist or cannot run here."""
-    weights = _weights(encoder.clip, encoder.embed_dim)
-    image_tower(weights)
-    check_precision(pick_device(encoder.device), encoder.precision)
-    return weights.image_fingerprint
-
-
 def _pending(jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -> list[Job]:
     """Return the jobs that are not done; raise ``UserError`` if features exist that were made with other options."""
     pending, errors = [], []
@@ -153,16 +143,7 @@ def _pending(jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -
     return pending
 
 
-def _run(config: ExtractConfig, jobs: Sequence[Job], bar: tqdm) -> Generator[ExtractResult, None, None]:
-    """Yield a result per job in any order; closing the iterator stops the work and removes partly written files."""
-    if config.engine == "ray" and jobs:
-        return run_on_ray(jobs, config.workers, config.ray_address)
-    if config.workers > 1 and jobs:
-        return run_in_processes(jobs, config.workers)
-    return (extract_job(job, lambda frames: bar.set_postfix_str(f"{frames} frames of this video")) for job in jobs)
-
-
-def run_in_processes(jobs: Sequence[Job], workers: int) -> Generator[ExtractResult, None, None]:
+def run_in_processes(jobs: Sequence[Job], workers: int) -> Results:
     """Run jobs in ``workers`` processes, which start them in the given order."""
     # The cores that this process may use, not those of the machine.
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
@@ -171,9 +152,8 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> Generator[ExtractResu
     unfinished = {pool.submit(extract_job, job): job for job in jobs}
     try:
         for future in as_completed(list(unfinished)):
-            result = future.result()
-            del unfinished[future]
-            yield result
+            record = future.result()
+            yield unfinished.pop(future), record
     except BrokenProcessPool as error:
         raise UserError(
             f"a worker process died with {len(unfinished)} videos to go (out of memory?): repeat the command to "
@@ -205,7 +185,7 @@ def _start_worker(threads: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def run_on_ray(jobs: Sequence[Job], workers: int, address: str | None = None) -> Generator[ExtractResult, None, None]:
+def run_on_ray(jobs: Sequence[Job], workers: int, address: str | None = None) -> Results:
     """Run jobs as Ray tasks, ``workers`` at a time, in their order and with few of them waiting.
 
     ``address`` is that of a running cluster ("auto" finds the one that this machine belongs to); without it and
@@ -223,20 +203,20 @@ def run_on_ray(jobs: Sequence[Job], workers: int, address: str | None = None) ->
             needs = {"num_cpus": 1, "num_gpus": min(1, gpus / workers)}
             task = ray.remote(extract_job).options(**needs, max_retries=RETRIES, retry_exceptions=False)
             while True:
-                running |= {task.remote(job): job for job in islice(waiting, (1 + _WAITING) * workers - len(running))}
+                # Two wait for each that runs: enough to keep workers busy, few enough to hold in memory.
+                running |= {task.remote(job): job for job in islice(waiting, 3 * workers - len(running))}
                 if not running:
                     return
                 (done, *_), _ = ray.wait(list(running), num_returns=1)
                 try:
-                    result = ray.get(done)
+                    record = ray.get(done)
                 except ray.exceptions.RayTaskError:
                     # A bug in this package, with the worker's traceback.
                     raise
                 except ray.exceptions.RayError as error:
                     lost = f"its worker was lost {RETRIES + 1} times ({str(error).splitlines()[0]}); out of memory?"
-                    result = ExtractResult(running[done], error=f"{running[done].source}: {lost}")
-                del running[done]
-                yield result
+                    record = {"source": running[done].source, "error": f"{running[done].source}: {lost}"}
+                yield running.pop(done), record
     finally:
         _remove_partial(running.values())
 
@@ -247,14 +227,14 @@ def _remove_partial(jobs: Iterable[Job]) -> None:
         remove_leftovers(path.parent, path.name)
 
 
-def extract_job(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> ExtractResult:
-    """Run ``extract_video``; a bad video is a result, so that other videos continue. A full disk stops everything."""
+def extract_job(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> dict[str, Any]:
+    """Run ``extract_video``; a bad video gives a record too, so that others continue. A full disk stops everything."""
     try:
-        return ExtractResult(job, extract_video(job, on_frames))
+        return extract_video(job, on_frames)
     except CannotWrite:
         raise
     except UserError as error:
-        return ExtractResult(job, error=" ".join(str(error).split()))
+        return {"source": job.source, "error": " ".join(str(error).split())}
 
 
 def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> dict[str, Any]:

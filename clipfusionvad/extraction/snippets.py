@@ -62,23 +62,10 @@ class ExtractOptions:
             raise UserError(
                 "CLIP's own preprocessing has crop 0 and its mirror image 5 only; the others need 'released'"
             )
-        if self.stride < 1:
-            raise UserError(f"--stride must be at least one frame, not {self.stride}")
         if self.stream == "event" and self.reduce != "mean":
             raise UserError(f"an event image covers a whole chunk: --reduce {self.reduce} does not apply to it")
         if self.stream == "event" and self.stride < 2:
             raise UserError("events are changes between the frames of a chunk: --stride must be 2 or more")
-
-
-def row_count(frames: int, options: ExtractOptions) -> int:
-    """Return the number of rows of a video with ``frames`` frames."""
-    if options.reduce == "none":
-        return frames
-    whole, rest = divmod(frames, options.stride)
-    if options.tail == "ceil":
-        return whole + (rest > 0)
-    single = frames % (BLOCK_CHUNKS * options.stride) == options.stride
-    return whole - 1 if options.tail == "released" and single else whole
 
 
 class SnippetEncoder:
@@ -93,7 +80,7 @@ class SnippetEncoder:
         self.block_frames = block_frames or BLOCK_CHUNKS * options.stride
         # Only CLIP's own preprocessing has other sizes than that of the released crops.
         self.size = encoder.resolution if options.resize == "clip" else SIZE
-        self._frames = self._rows = 0
+        self._frames = 0
         self._chunk: list[np.ndarray] = []
         # For each row of the current block: its frames, or the counts of its events.
         self._block: list[Any] = []
@@ -108,14 +95,17 @@ class SnippetEncoder:
                 self._end_chunk()
             if self._frames % self.block_frames == 0:
                 block, self._block = self._block, []
-                self._rows += len(block)
                 rows.append(self._encode_block(block))
         return np.concatenate(rows, axis=1)
 
     def finish(self) -> np.ndarray:
         """Return the last rows by the tail rule, (crops, rows, D)."""
-        self._end_chunk()
-        return self._encode_block(self._block[: row_count(self._frames, self.options) - self._rows])
+        options = self.options
+        if options.tail == "ceil" or options.reduce == "none":
+            self._end_chunk()
+        elif options.tail == "released" and self._frames % (BLOCK_CHUNKS * options.stride) == options.stride:
+            del self._block[-1:]
+        return self._encode_block(self._block)
 
     def _end_chunk(self) -> None:
         chunk, self._chunk = self._chunk, []

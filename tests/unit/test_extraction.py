@@ -241,7 +241,6 @@ def test_rows_come_as_soon_as_their_block_is_full():
         ({"crops": (1,), "resize": "clip"}, "crop 0 and its mirror"),
         *(({"stream": "event", "reduce": reduce}, f"--reduce {reduce}") for reduce in ("none", "middle")),
         ({"stream": "event", "stride": 1}, "2 or more"),
-        ({"stride": 0}, "at least one frame"),
     ],
 )
 def test_unusable_options_are_refused(options, words):

@@ -93,16 +93,12 @@ def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, cli
         if name is None:
             raise UserError(f"pass --clip: the CLIP whose features of width {width} the model was trained on")
         clip = load_clip(name, width)
-    clips = {}
-    for stream in model.streams:
-        source = own.event_clip or (TOY if clip.source == TOY else None)
-        if stream == "rgb":
-            clips[stream] = clip
-        elif source:
-            clips[stream] = load_clip(source, width)
-        else:
-            raise UserError(f"{model.name} also reads {stream} images: pass the weights for them with --event-clip")
-    return clips
+    if "event" not in model.streams:
+        return {"rgb": clip}
+    source = own.event_clip or (TOY if clip.source == TOY else None)
+    if source is None:
+        raise UserError(f"{model.name} also reads event images: pass the weights for them with --event-clip")
+    return {"rgb": clip, "event": load_clip(source, width)}
 
 
 def read_classes(words: Sequence[str]) -> dict[str, str]:

@@ -116,18 +116,13 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """Return the content of a finished video's JSON file; None if it is missing, damaged or something else."""
     try:
         content = read_json(path, "detection")
-    except UserError:
-        return None
-    video = content.get("video")
-    numbers = [content.get("max_score"), video.get("seconds") if isinstance(video, dict) else None]
-    complete = (
-        {"settings", "snippets", "thresholds"} <= content.keys()
         # The index needs these.
-        and isinstance(content.get("verdict"), str)
-        and isinstance(content.get("segments"), list)
-        and all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
-    )
-    return content if complete else None
+        numbers = content["max_score"], content["video"]["seconds"]
+        complete = isinstance(content["verdict"], str) and isinstance(content["segments"], list)
+        complete &= all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
+    except (UserError, KeyError, TypeError):
+        return None
+    return content if complete and {"settings", "snippets", "thresholds"} <= content.keys() else None
 
 
 def name_of(segment: Segment) -> str:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -14,13 +15,12 @@ import numpy as np
 
 from clipfusionvad.extraction.decode import (
     VideoInfo,
+    decode,
     error_reason,
     index_is_last,
     is_address,
     missing_bytes,
     open_video,
-    upright,
-    video_info,
 )
 from clipfusionvad.io.errors import UserError
 
@@ -33,6 +33,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _WAITING = 8
 
 
+@dataclass
 class StreamSource:
     """Where frames come from. ``timeout`` seconds without data end the stream; 0: no limit.
 
@@ -40,19 +41,16 @@ class StreamSource:
     interruption; setting ``stop`` ends the stream soon.
     """
 
-    def __init__(
-        self,
-        name: str,
-        timeout: float = 30.0,
-        input_format: str | None = None,
-        report: Callable[[str], object] = lambda line: None,
-        stop: threading.Event | None = None,
-    ):
-        self.name, self.timeout, self.input_format, self.report = name, timeout, input_format, report
-        self.stop = stop or threading.Event()
-        device = input_format is not None and name != "-" and not Path(name).is_file()
+    name: str
+    timeout: float = 30.0
+    input_format: str | None = None
+    report: Callable[[str], object] = lambda line: None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        device = self.input_format is not None and self.name != "-" and not Path(self.name).is_file()
         # A live source sets the pace: frames that are not read in time are lost.
-        self.live = is_address(name) or device
+        self.live = is_address(self.name) or device
         self._last_data, self._endless = time.monotonic(), True
 
     def frames(self, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
@@ -122,33 +120,20 @@ class StreamSource:
             raise UserError(reason)
 
     def _decode(self, file: Any, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
-        """Yield the frames of all packets that can be decoded: a stream that is joined late starts with others."""
+        seen = False
         with open_video(self.name, file, self.input_format) as (container, stream):
-            # Frame threads would each delay a frame.
-            stream.thread_type = "SLICE"
-            packets, seen = container.demux(stream), False
-            while not self.stop.is_set():
-                try:
-                    packet = next(packets, None)
-                except (av.error.FFmpegError, OSError) as error:
-                    self.report(f"{self.name} breaks off ({error_reason(error)})")
-                    break
-                if packet is None:
-                    break
-                try:
-                    frames = packet.decode()
-                except av.error.InvalidDataError:
-                    continue
-                for frame in frames:
-                    image = upright(frame)
-                    if not seen:
-                        # A recording has a length; connecting again would replay it.
-                        self._endless = container.duration is None
-                        on_info(video_info(self.name, stream, image))
+            # A recording has a length; connecting again would replay it.
+            self._endless = container.duration is None
+            try:
+                for frame in decode(self.name, container, stream, on_info, live=True):
                     seen = True
-                    yield image
-            if not seen and not self.stop.is_set():
-                raise UserError(f"{self.name} holds no frame that can be decoded")
+                    yield frame
+                    if self.stop.is_set():
+                        return
+            except (av.error.FFmpegError, OSError) as error:
+                self.report(f"{self.name} breaks off ({error_reason(error)})")
+        if not seen and not self.stop.is_set():
+            raise UserError(f"{self.name} holds no frame that can be decoded")
 
 
 def keep_up(items: Iterable[Item], stop: threading.Event, waiting: int = _WAITING) -> Iterator[Item]:
