@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -51,8 +52,8 @@ def distributed_context(device_name: str) -> Iterator[torch.device]:
         if device_name not in ("auto", "cuda", "cpu"):
             raise UserError(f"--device {device_name} with several processes: give cuda (a GPU for each) or cpu")
         if device_name != "cpu" and (gpus := torch.cuda.device_count()):
-            if info.local_world_size > gpus:
-                raise UserError(f"{info.local_world_size} processes, but {gpus} GPUs here: lower --nproc-per-node")
+            if info.local_rank >= gpus:
+                raise UserError(f"{info.local_rank + 1} processes or more, but {gpus} GPUs: lower --nproc-per-node")
             device_name = f"cuda:{info.local_rank}"
             torch.cuda.set_device(device_name)
         yield pick_device(device_name)
@@ -83,32 +84,23 @@ def barrier() -> None:
 @contextlib.contextmanager
 def local_main_first() -> Iterator[None]:
     """Let one process of each machine run the block first: the others find what it has downloaded."""
-    first = rank_info().local_rank == 0
-    if not first:
+    if rank_info().local_rank:
         barrier()
     yield
-    if first:
+    if not rank_info().local_rank:
         barrier()
-
-
-def rank_slices(count: int, world_size: int) -> list[slice]:
-    """Return the rows of a batch that each process takes: all rows where there are fewer than processes."""
-    if count < world_size:
-        return [slice(0, count)] * world_size
-    bounds = [rank * count // world_size for rank in range(world_size + 1)]
-    return list(map(slice, bounds, bounds[1:]))
 
 
 def rank_slice(count: int) -> slice:
-    """Return this process's rows of a batch of ``count``."""
-    return rank_slices(count, rank_info().world_size)[rank_info().rank]
+    """Return this process's rows of a batch of ``count``: all where there are fewer than processes."""
+    rank, size = rank_info()[:2]
+    return slice(rank * count // size, (rank + 1) * count // size) if count >= size else slice(0, count)
 
 
-def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Return the rows of all processes, ``sizes`` of them each; gradients of all processes flow back."""
-    rank = rank_info().rank
-    place = [0, 0] * (rows.ndim - 1) + [sum(sizes[:rank]), sum(sizes[rank + 1 :])]
-    return _SumRanks.apply(nn.functional.pad(rows, place))  # type: ignore[no-untyped-call]  # torch gives apply no types
+def gather_rows(rows: Tensor, own: slice, count: int) -> Tensor:
+    """Return the ``count`` rows of all processes, of which ``rows`` are ``own``; all gradients flow back."""
+    padded = nn.functional.pad(rows, [0, 0] * (rows.ndim - 1) + [own.start, count - own.stop])
+    return _SumRanks.apply(padded)  # type: ignore[no-untyped-call]  # torch gives apply no types
 
 
 class _SumRanks(torch.autograd.Function):
@@ -134,7 +126,9 @@ class CpuSyncBatchNorm(nn.BatchNorm1d):
         if not self.training or self.process_group is not None:
             return super().forward(x)
         sizes = gather_objects(len(x))
-        return super().forward(gather_rows(x, sizes)).split(sizes)[rank_info().rank]
+        start = sum(sizes[: rank_info().rank])
+        own = slice(start, start + len(x))
+        return super().forward(gather_rows(x, own, sum(sizes)))[own]
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> list[Any]:
@@ -181,11 +175,11 @@ class TrainingStep(nn.Module):
             torch.manual_seed((torch.initial_seed() + 1 + step * size + rank * shared) % 2**63)
             output = self._forward(visual, lengths)
         if shared:
-            sizes = [rows.stop - rows.start for rows in rank_slices(count, size)]
+            gather = partial(gather_rows, own=rank_slice(count), count=count)
             parts = {field.name: getattr(output, field.name) for field in fields(output)}
             per_row = {name: part for name, part in parts.items() if name not in output.replicated and part is not None}
-            output = replace(output, **{name: gather_rows(part, sizes) for name, part in per_row.items()})
-            lengths, targets = gather_rows(lengths, sizes), gather_rows(targets, sizes)
+            output = replace(output, **{name: gather(part) for name, part in per_row.items()})
+            lengths, targets = gather(lengths), gather(targets)
         return self.model.losses(output, targets, lengths)
 
     def _forward(self, visual: Tensor, lengths: Tensor) -> VADOutput:
