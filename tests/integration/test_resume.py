@@ -121,6 +121,7 @@ def assert_one_line(outcome):
     assert outcome.code == 2 and outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
 
 
+@pytest.mark.slow
 def test_broken_off_after_every_step(case, tmp_path, no_plots):
     tiny, options, whole = case
     steps = state_of(whole.work)["progress"]["step"]

@@ -178,6 +178,7 @@ def test_clean_protocol_needs_both_kinds(ucf, tmp_path, kept):
 # Through processes.
 
 
+@pytest.mark.slow
 def test_scripts_and_commands_are_one(ucf, tmp_path):
     """python ucf_train.py and python -m clipfusionvad train --dataset ucf do the same, from any folder."""
     script, command = ucf.at(tmp_path / "script"), ucf.at(tmp_path / "command")

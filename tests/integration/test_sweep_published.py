@@ -98,6 +98,7 @@ def test_figures_stand_beside_what_was_measured():
     assert text.endswith("\npaper: a paper (UCF-Crime)\na note\n") and text.count("paper: a paper") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "flags"), [("ucf", []), ("ucf", ["--protocol", "clean"]), ("xd", [])])
 def test_a_sweep_shows_figures_of_its_own_dataset_only(tmp_path, dataset, flags):
     """And under --protocol clean none of detection mAP."""
