@@ -21,8 +21,7 @@ from tiny import LENGTH, WIDTH
 from clipfusionvad.extraction.decode import read_frames
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics.segments import Thresholds
-from clipfusionvad.tools.detect.sources import StreamSource, keep_up
-from clipfusionvad.tools.detect.stream import score_windows, write_logs
+from clipfusionvad.tools.detect.stream import StreamSource, keep_up, score_windows, write_logs
 
 HEAD = {"stream": "x", "fps": 16.0}
 

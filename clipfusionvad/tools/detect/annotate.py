@@ -1,5 +1,6 @@
 """Write a copy of a video with its score curve below the picture and the class of the current segment in it."""
 
+import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -33,7 +34,7 @@ def write_annotated(path: Path, source: str | Path, found: Detection) -> None:
 
 def _annotated(source: str | Path, found: Detection) -> Iterator[np.ndarray]:
     strip: np.ndarray | None = None
-    try:
+    with contextlib.suppress(BrokenVideo):
         for index, frame in enumerate(islice(read_frames(source), found.frames)):
             even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
             if strip is None:
@@ -44,8 +45,6 @@ def _annotated(source: str | Path, found: Detection) -> Iterator[np.ndarray]:
             below, column = strip.copy(), int(index / found.frames * strip.shape[1])
             below[:, column : column + 2] = WHITE
             yield np.concatenate([_labelled(even, found, index), below])
-    except BrokenVideo:
-        return
 
 
 def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:

@@ -98,7 +98,6 @@ def write_detection(
         "detection.html.j2",
         title=title,
         video=video,
-        fps=info.fps,
         seconds=((seconds[:-1] + seconds[1:]) / 2).round(3).tolist(),
         anomaly=found.anomaly.astype(np.float64).round(4).tolist(),
         classes={label: np.round(column, 4).tolist() for label, column in found.by_label.items()},

@@ -22,8 +22,7 @@ from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
 from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
-from clipfusionvad.tools.detect.sources import StreamSource
-from clipfusionvad.tools.detect.stream import CHUNK, watch
+from clipfusionvad.tools.detect.stream import CHUNK, StreamSource, watch
 
 
 def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel]) -> int:
