@@ -27,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.extraction.crops import cut_windows, to_canvas
 from clipfusionvad.extraction.decode import VideoInfo, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.jobs import find_videos
+from clipfusionvad.extraction.snippets import cut_windows, to_canvas
 from clipfusionvad.models.clip import ClipWeights, openai_clip
 
 MADE = {"libx264": "H.264", "libx265": "HEVC"}

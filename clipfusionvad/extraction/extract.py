@@ -26,21 +26,12 @@ from tqdm import tqdm
 from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.ray_session import import_ray, session
-from clipfusionvad.extraction.crops import to_canvas
 from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
-from clipfusionvad.extraction.jobs import MANIFEST, EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
-from clipfusionvad.extraction.snippets import SnippetEncoder
+from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
+from clipfusionvad.extraction.snippets import SnippetEncoder, to_canvas
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import (
-    CannotWrite,
-    atomic_write,
-    check_inside,
-    check_writable,
-    hash_file,
-    hold,
-    remove_leftovers,
-)
+from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, hash_file, hold, remove_leftovers
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models.clip import image_tower, load_clip
 
@@ -56,7 +47,12 @@ def extract(config: ExtractConfig) -> int:
     """Extract the features of all videos that are not done yet; return the exit code, 1 if a video failed."""
     if config.ray_address and config.engine != "ray":
         raise UserError("--ray-address is for --engine ray")
-    shard, encoder = _read_shard(config.shard), config.encoder
+    shard, encoder = None, config.encoder
+    if config.shard is not None:
+        number, _, of = config.shard.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UserError(f"--shard must be I/N with I from 1 to N, got {config.shard!r}")
+        shard = int(number), int(of)
     options = replace(config.options, crops=tuple(config.crop_ids or range(config.crops)))
     if options.stream == "event":
         if config.event_clip is None:
@@ -67,7 +63,6 @@ def extract(config: ExtractConfig) -> int:
     # An encoder that cannot be loaded, or cannot run here, would fail every video.
     image_tower(weights := _weights(encoder.clip, encoder.embed_dim))
     check_precision(pick_device(encoder.device), encoder.precision)
-    check_writable(Path(config.output, MANIFEST))
     with contextlib.ExitStack() as locks:
         # Shards share the folder. Each may run once at a time, and not beside a run of all videos.
         locks.enter_context(hold(config.output, shared=shard is not None))
@@ -76,15 +71,6 @@ def extract(config: ExtractConfig) -> int:
             # Every N-th video, so that shards have similar sizes.
             jobs = jobs[shard[0] - 1 :: shard[1]]
         return _extract_jobs(config, jobs, FeatureManifest(config.output, shard), weights.image_fingerprint)
-
-
-def _read_shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise UserError(f"--shard must be I/N with I from 1 to N, got {text!r}")
-    return int(number), int(of)
 
 
 def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -> int:

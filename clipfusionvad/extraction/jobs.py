@@ -124,9 +124,11 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
             yield line if is_address(line) else str(path.parent / line), _listed_name(line)
     elif path.suffix.lower() == ".jsonl":
         for number, record in _read_lines(path):
-            if not _has_texts(record, "video", "source"):
-                raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
-            yield record["source"], record["video"]
+            match record:
+                case {"video": str(name), "source": str(source)}:
+                    yield source, name
+                case _:
+                    raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
     elif path.exists():
         yield item, path.stem
     else:
@@ -201,15 +203,12 @@ class FeatureManifest:
 
 
 def _is_record(record: Any) -> bool:
-    if not _has_texts(record, "video", "state", "time"):
-        return False
-    model, options = record.get("model"), record.get("options")
-    known = isinstance(model, dict) and isinstance(options, dict) and {"clip", "fingerprint"} <= model.keys()
-    return record["state"] != "done" or (known and {"bytes", "source"} <= record.keys())
-
-
-def _has_texts(record: Any, *keys: str) -> bool:
-    return isinstance(record, dict) and all(isinstance(record.get(key), str) for key in keys)
+    match record:
+        case {"video": str(), "time": str(), "state": "done", "model": dict(model), "options": dict()}:
+            return {"bytes", "source"} <= record.keys() and {"clip", "fingerprint"} <= model.keys()
+        case {"video": str(), "time": str(), "state": str(state)}:
+            return state != "done"
+    return False
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -12,10 +12,9 @@ from small_detect import detect, write_model
 from tiny import METHOD_FLAGS, WIDTH, skip_without_packages
 
 from clipfusionvad.datasets import UCF, XD
-from clipfusionvad.extraction.crops import cut_windows, to_canvas
 from clipfusionvad.extraction.decode import VideoInfo, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder
-from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
+from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder, cut_windows, to_canvas
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.models.clip import load_clip

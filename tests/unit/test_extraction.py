@@ -13,10 +13,16 @@ from hypothesis.extra import numpy as arrays
 from made_videos import MEAN, STD, opencv_frames, picture, plain_crop, plain_event_rows, write_sound, write_video
 from PIL import Image
 
-from clipfusionvad.extraction.crops import count_events, cut_windows, normalise_counts, to_canvas
 from clipfusionvad.extraction.decode import BrokenVideo, missing_bytes, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder
-from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
+from clipfusionvad.extraction.snippets import (
+    ExtractOptions,
+    SnippetEncoder,
+    count_events,
+    cut_windows,
+    normalise_counts,
+    to_canvas,
+)
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import ClipWeights, image_tower, load_clip, openai_clip
 

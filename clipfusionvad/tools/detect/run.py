@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from clipfusionvad.data.prefetch import prefetch
-from clipfusionvad.extraction.crops import to_canvas
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import find_videos
+from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
 from clipfusionvad.metrics.segments import Thresholds, find_segments

@@ -22,7 +22,6 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.extraction.crops import to_canvas
 from clipfusionvad.extraction.decode import (
     VideoInfo,
     batched,
@@ -33,6 +32,7 @@ from clipfusionvad.extraction.decode import (
     missing_bytes,
     open_video,
 )
+from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, without_nan
 from clipfusionvad.metrics.segments import Alert, OnlineSegments, Thresholds
@@ -193,8 +193,8 @@ def watch(
     infos: list[VideoInfo] = []
     length = model.frames_per_snippet
     size = length if length > 1 else CHUNK
-    chunks: Iterator[Chunk] = enumerate(batched(map(to_canvas, source.frames(infos.append)), size))
-    chunks = keep_up(chunks, source.stop) if source.live else chunks
+    arriving = enumerate(batched(map(to_canvas, source.frames(infos.append)), size))
+    chunks = keep_up(arriving, source.stop) if source.live else arriving
     first = next(chunks, None)
     if first is None:
         if source.stop.is_set():
