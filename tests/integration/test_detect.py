@@ -7,17 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_videos import write_sound, write_video
+from made_videos import plain_event_rows, plain_rows, write_sound, write_video
 from small_detect import detect, write_model
 from tiny import METHOD_FLAGS, WIDTH, skip_without_packages
 
 from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.extraction.decode import VideoInfo, read_frames
-from clipfusionvad.extraction.encoder import ImageEncoder
-from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder, cut_windows, to_canvas
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.metrics.segments import Thresholds
-from clipfusionvad.models.clip import load_clip
+from clipfusionvad.models.clip import image_tower, load_clip
 from clipfusionvad.tools.detect import page
 
 FRAMES = 70
@@ -71,13 +69,6 @@ def table(path):
     return pd.read_csv(path, keep_default_na=False).to_dict("records")
 
 
-def slow_features(path, per_frame, crop):
-    """One frame at a time: its crop, its embedding, then means of 16."""
-    encoder = ImageEncoder(load_clip("toy", WIDTH), "cpu")
-    rows = [encoder.encode(cut_windows(to_canvas(frame)[None], [crop])[:, 0])[0] for frame in read_frames(path)]
-    return np.stack([np.mean(rows[i : i + 16], axis=0) for i in range(0, len(rows), 16)] if not per_frame else rows)
-
-
 @pytest.mark.parametrize("method", METHOD_FLAGS)
 def test_scores_are_those_of_slowly_made_features(method, place, tmp_path, scored):
     skip_without_packages(method)
@@ -85,16 +76,16 @@ def test_scores_are_those_of_slowly_made_features(method, place, tmp_path, score
     # A model without class texts does not know the CLIP of its features.
     flags = ["--crop", 6] if model.needs_clip else ["--clip", "toy"]
     out = scored("out", *flags, model=tmp_path / "model.pt")
-    features = slow_features(video, method == "anomalyclip", 6 * model.needs_clip)
-    if len(model.streams) > 1:
-        options = ExtractOptions(stream="event", tail="ceil")
-        events = SnippetEncoder(ImageEncoder(load_clip("toy", WIDTH), "cpu"), options)
-        features = [features, np.concatenate([events.add(list(read_frames(video))), events.finish()], axis=1)[0]]
+    tower, frames = image_tower(load_clip("toy", WIDTH)), list(read_frames(video))
+    length = 1 if method == "anomalyclip" else 16
+    chunks = [frames[start : start + length] for start in range(0, FRAMES, length)]
+    plain = (plain_rows, plain_event_rows)[: len(model.streams)]
+    features = [rows(tower, chunks, 6 * model.needs_clip).astype(np.float32) for rows in plain]
     anomaly, classes = model.score_video(features)
     found, rows = described(out), table(out / "video.csv")
     np.testing.assert_allclose(found["snippets"]["anomaly"], anomaly, atol=1e-4)
     np.testing.assert_allclose([row["anomaly"] for row in rows], anomaly, atol=1e-4)
-    assert len(anomaly) == (FRAMES if method == "anomalyclip" else 5)
+    assert len(anomaly) == len(chunks)
     if classes is None:
         assert found["snippets"]["classes"] is None and all(s["label"] is None for s in found["segments"])
     else:

@@ -197,13 +197,9 @@ def test_bad_videos_are_reported_and_the_others_continue(tmp_path):
     assert again.code == 1 and "1 videos extracted" in again.out and "4 of 6 videos failed" in again.err
 
 
-REFUSED = {
-    "crops must be": "--crop-ids 10",
-    "I/N": "--shard 3/2",
-    "GPU": "--precision fp16",
-    "cuda:99": "--device cuda:99",
-}
-REFUSED |= {"absent.pt": "--clip absent.pt", "--engine ray": "--ray-address auto", "--batch-size": "--batch-size 0"}
+REFUSED = {"crops must be": "--crop-ids 10", "I/N": "--shard 3/2", "GPU": "--precision fp16"}
+REFUSED |= {"cuda:99": "--device cuda:99", "absent.pt": "--clip absent.pt", "--engine ray": "--ray-address auto"}
+REFUSED |= {"--batch-size": "--batch-size 0", "--stride": "--stride 0"}
 
 
 @pytest.mark.parametrize(("words", "flags"), REFUSED.items())

@@ -6,16 +6,14 @@ import json
 import re
 import tracemalloc
 import zipfile
-from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from refusal import RunsCode
-from small_report import made_test, write_test
-from tiny import FRAMES, quietly, strings
+from small_report import detection_page, write_test
+from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
@@ -42,9 +40,6 @@ def refused(read, says=""):
     line = error_line(caught.value)
     assert line.isprintable() and says in line
     return line
-
-
-# Code.
 
 
 def test_a_pickle_in_a_scores_file_does_not_run(tmp_path):
@@ -81,9 +76,6 @@ def test_torchscript_is_not_run(tmp_path):
     with pytest.raises(torch.jit.Error, match="the archive's code was run"):
         torch.jit.load(path)
     assert "code was run" not in refused(lambda: load_clip(path), "not a CLIP file")
-
-
-# What would take all memory or time.
 
 
 def header_of(shape, dtype="<f4", data=b"\0" * 64):
@@ -141,9 +133,6 @@ def test_deep_json(tmp_path):
     refused(lambda: find_videos([path]), "no videos")
 
 
-# Paths.
-
-
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/../../escaped", "a\nb", "\x1b[2J", "a\0b", ""])
 def test_names_in_a_manifest_stay_in_their_folder(name, tmp_path):
     path = tmp_path / "manifest.jsonl"
@@ -179,8 +168,6 @@ def test_origins_in_a_model_file(key, value, tmp_path):
     refused(lambda: read_model_file(tmp_path / "model.pth"), "no valid hyper-parameters")
 
 
-# Pages.
-
 SCRIPT = "<script>alert(1)</script>"
 NAMES = [SCRIPT, f"</script>{SCRIPT}", "\"><img src=x onerror='alert(1)'>", "{{7*7}}"]
 
@@ -205,30 +192,25 @@ class Elements(HTMLParser):
         self.seen |= {data} if self._runs else set()
 
 
-def run_page(tmp_path, name):
-    scores, videos = made_test(4)
-    shown = name.replace("/", "∕")
-    entries = [replace(entry, path=Path(f"{i}{shown}__5.npy")) for i, entry in enumerate(videos.entries)]
-    changed = type(videos)(entries, videos.dataset, 4, videos.truth, FRAMES)
-    write_test(tmp_path, scores, changed, options={"method": name, "dataset": name, "model_path": name, name: name})
-    outcome = quietly(main, strings(["report", tmp_path]))
+def run_page(folder, name):
+    """Names of videos: test_report.py."""
+    write_test(folder, options={"method": name, "dataset": name, "model_path": name, name: name})
+    outcome = quietly(main, strings(["report", folder]))
     assert outcome.code == 0, outcome.err
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def detection_page(tmp_path, name):
-    values = {"title": name, "video": f"{name}.mp4", "fps": 30.0, "seconds": [0.3, 0.8], "anomaly": [0.1, 0.9]}
-    values |= {"segments": [{"start": 0.5, "end": 1.1, "label": name, "confidence": 0.9}], "threshold": 0.5}
-    classes = {"normal": [0.5, 0.2], name: [0.5, 0.8]}
-    return render("detection.html.j2", **values, classes=classes, facts={name: name})
+def video_page(folder, name):
+    values = {"title": name, "video": f"{name}.mp4", "facts": {name: name}, "classes": {name: [0.5, 0.8, 0.7]}}
+    return detection_page(segments=[{"start": 0.5, "end": 1.1, "label": name, "confidence": 0.9}], **values)
 
 
-def index_page(tmp_path, name):
+def index_page(folder, name):
     row = {"name": name, "page": f"{name}.html", "verdict": name, "max_score": 0.5, "segments": 1, "seconds": 3.0}
     return render("index.html.j2", title=name, rows=[row])
 
 
-@pytest.mark.parametrize("make", [run_page, detection_page, index_page])
+@pytest.mark.parametrize("make", [run_page, video_page, index_page])
 def test_no_name_becomes_an_element_or_an_attribute(make, tmp_path):
     plain = Elements(make(tmp_path / "plain", "plain"))
     for number, name in enumerate(NAMES):

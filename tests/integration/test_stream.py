@@ -188,7 +188,7 @@ def test_damaged_frames_are_left_out(tmp_path):
     np.testing.assert_array_equal(frames[-1], list(read_frames(tmp_path / "video.ts"))[-1])
 
 
-def test_what_a_slow_scorer_cannot_take_is_left_out_oldest_first_and_errors_come_through():
+def test_a_slow_scorer_misses_the_oldest_chunks_gets_errors_and_can_be_stopped_in_silence():
     taken, made = [], threading.Event()
 
     def chunks():
@@ -201,9 +201,6 @@ def test_what_a_slow_scorer_cannot_take_is_left_out_oldest_first_and_errors_come
             made.wait(5)
             taken.append(chunk)
     assert taken[-4:] == [46, 47, 48, 49] and len(taken) <= 5
-
-
-def test_a_silent_source_can_be_stopped():
     stop, hold = threading.Event(), threading.Event()
     threading.Timer(0.2, stop.set).start()
     assert list(keep_up(iter(lambda: hold.wait(20), True), stop)) == []

@@ -29,8 +29,6 @@ from clipfusionvad.models.clip import ClipWeights, image_tower, load_clip, opena
 SIZES = [(320, 240), (240, 320), (1280, 720), (64, 48), (65, 47), (340, 256), (224, 224)]
 FRAMES = [picture(index, (320, 240)) for index in range(36)]
 
-# Frames: every one, upright and in order; one clear line for a file that is not a video.
-
 KINDS = {
     "h264.mp4": {},
     "hevc.mp4": {"codec": "libx265", "rate": Fraction(2700003, 100000)},
@@ -121,9 +119,6 @@ def test_a_file_that_is_not_a_whole_video_is_one_line(tmp_path, make, words, kin
     assert caught.type is kind and "a.mp4" in str(caught.value) and "\n" not in str(caught.value)
 
 
-# Pictures.
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_ten_crops_are_those_of_the_protocol(size):
     frames = [picture(index, size) for index in range(2)]
@@ -179,9 +174,6 @@ def test_counts_are_divided_by_the_maximum_of_a_crop():
         # The second crop of the first chunk does not move: the XD-Violence script left it black, the others wrote NaN.
         assert np.isnan(normalise_counts(counts, scope, "nan")[0, 1]).all() == (scope == "chunk")
         assert np.isnan(normalise_counts(counts[:1, 1:], scope, "nan")).all()
-
-
-# Rows.
 
 
 class Numbers:
@@ -254,9 +246,6 @@ def test_unusable_options_are_refused(options, words):
         ExtractOptions(**options)
 
 
-# The plain way.
-
-
 @pytest.fixture(scope="module")
 def toy():
     return load_clip("toy", 64)
@@ -286,9 +275,6 @@ def test_event_blocks_are_normalised_by_themselves(toy, tower):
     assert np.abs(alone[0, :32] - expected[:32]).max() > 1e-3
 
 
-# The encoder.
-
-
 def test_other_sizes_of_towers_and_of_pictures(toy, tower):
     """A tower of another resolution gets pictures of its own size; other preprocessing makes other features."""
     first, rest = toy.state["visual.positional_embedding"].split([1, 49])
@@ -300,7 +286,7 @@ def test_other_sizes_of_towers_and_of_pictures(toy, tower):
     assert np.abs(extract(toy, FRAMES, resize="clip") - extract(toy, FRAMES)).max() > 1e-3
 
 
-def test_the_image_tower_is_openais(toy):
+def test_the_image_tower_is_openais_and_weights_without_one_are_refused(toy):
     openai_clip()
     from clip.model import CLIP, build_model
 
@@ -314,6 +300,9 @@ def test_the_image_tower_is_openais(toy):
             torch.testing.assert_close(ours(small), theirs.encode_image(small), atol=1e-5, rtol=1e-5)
             assert ours.input_resolution == size and not ours.training
             assert not any(parameter.requires_grad for parameter in ours.parameters())
+    text_only = {key: value for key, value in toy.state.items() if not key.startswith("visual.")}
+    with pytest.raises(UserError, match="no image tower"):
+        image_tower(ClipWeights(text_only, "text.pt"))
 
 
 def test_bf16_is_close_and_leaves_weights_and_random_state_alone(toy):
@@ -323,9 +312,3 @@ def test_bf16_is_close_and_leaves_weights_and_random_state_alone(toy):
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(toy.state["visual.proj"], weights) and toy.state["visual.proj"].dtype == torch.float32
     assert half.dtype == np.float32 and 0 < np.abs(full - half).max() < 0.1 * np.abs(full).max()
-
-
-def test_weights_without_an_image_tower_are_refused(toy):
-    text_only = {key: value for key, value in toy.state.items() if not key.startswith("visual.")}
-    with pytest.raises(UserError, match="no image tower"):
-        image_tower(ClipWeights(text_only, "text.pt"))
