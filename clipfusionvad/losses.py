@@ -83,8 +83,7 @@ def magnitude_loss(
 
     ``distance`` "mean_topk": between the ``topk_mean`` magnitudes of two videos; "minmax": of their top-k magnitudes
     the smallest difference within a kind, the largest across kinds (as printed). Differences are absolute, the margin
-    is a hinge, and each of the three sums is an average over pairs of videos, 0 without a pair.
-    Source: paper of ReFLIP-VAD.
+    is a hinge, each of the three sums a mean over pairs of videos, 0 without a pair. Source: paper of ReFLIP-VAD.
     """
     magnitudes, normal = magnitudes.float(), targets[:, 0] > 0
     k = bag_sizes(lengths, targets if single_normal else None)

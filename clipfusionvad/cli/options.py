@@ -204,9 +204,7 @@ def build_parser(dataset: Dataset, method: type[Method]) -> OptionParser:
             add_arguments(own, [option for option in method.declared_options().values() if option.name not in shared])
             if variants := variants_of(method.name):
                 names = ", ".join(f"{variant} for --method {name}" for variant, name in variants.items())
-                group.add_argument(
-                    "--variant", choices=list(variants), default=argparse.SUPPRESS, help=f"older names: {names}"
-                )
+                group.add_argument("--variant", choices=[*variants], default=argparse.SUPPRESS, help=f"older: {names}")
         if config is RunConfig:
             help = "print every option, its value and where it was set, and do nothing else"
             group.add_argument("--show-options", action="store_true", default=argparse.SUPPRESS, help=help)

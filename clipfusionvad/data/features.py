@@ -87,9 +87,7 @@ def load_entry(entry: Entry, dim: int | None = None) -> np.ndarray:
 def _same_count(paths: Sequence[Path], counts: Sequence[int]) -> int:
     for path, count in zip(paths, counts, strict=True):
         if count != counts[0]:
-            raise UserError(
-                f"{path} has {count} snippets, but {paths[0]} has {counts[0]}: extract both from the same video"
-            )
+            raise UserError(f"{path} has {count} snippets, but {paths[0]} has {counts[0]}: extract both from one video")
     return counts[0]
 
 

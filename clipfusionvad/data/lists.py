@@ -96,9 +96,7 @@ def read_list(
     return entries
 
 
-def add_streams(
-    entries: Sequence[Entry], folders: Sequence[str], list_name: str, may_lack_files: bool = False
-) -> list[Entry]:
+def add_streams(entries: list[Entry], folders: Sequence[str], name: str, may_lack_files: bool = False) -> list[Entry]:
     """Find the files of further feature streams beside those that a list names.
 
     ``folders`` holds a word for each stream: a file's further streams lie where the first word, in the name of a
@@ -112,7 +110,7 @@ def add_streams(
             further = tuple(_beside(entry.path, folders[0], other) for other in folders[1:])
         except UserError as error:
             if not may_lack_files:
-                raise UserError(f"list {list_name}, row {entry.row}: {error}") from error
+                raise UserError(f"list {name}, row {entry.row}: {error}") from error
             further = ()
         found.append(replace(entry, further=further))
     return found
@@ -130,9 +128,7 @@ def _beside(path: Path, first: str, other: str) -> Path:
         moved = Path(*parts)
         if moved.is_file():
             return moved
-    raise UserError(
-        f"{moved} not found beside {path}; --stream-folders sets the folders of the streams (now {first} {other})"
-    )
+    raise UserError(f"{moved} not found beside {path}; --stream-folders sets their folders (now {first} {other})")
 
 
 def write_list(path: str | Path, entries: Iterable[Entry]) -> None:
@@ -148,9 +144,7 @@ def check_overlap(train: Sequence[Entry], test: Sequence[Entry]) -> None:
         )
 
 
-def split_holdout(
-    entries: Sequence[Entry], normal: np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def split_holdout(entries: list[Entry], normal: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to train on and the rows held out to select checkpoints without the test set, each sorted.
 
     ``normal`` (N,) marks normal entries. Whole videos are held out, of every label its share (of a label with two or

@@ -166,8 +166,7 @@ def load_batches(
     """Yield the batches of an epoch from batch ``start`` on.
 
     They are visual (B, T, D) float32, lengths (B,) int64 and targets (B, C). ``part`` does not change the samples of
-    the rows. ``workers`` processes read and sample single files, into pinned memory with ``pin``. Packed features need
-    neither.
+    the rows. ``workers`` processes read and sample single files, with ``pin`` into pinned memory.
     """
     if bags.packed is not None:
         yield from _gather_batches(bags, bags.packed, batches, epoch, start, part)

@@ -188,8 +188,7 @@ def _snippets(features: np.ndarray) -> int:
 def _tensor_windows_of(features: Tensor, length: int) -> Any:
     """Return how many windows of T hold L snippets, N ≥ 1.
 
-    From a tensor, the number is a new symbol to torch.export. As ⌈L / T⌉ it would be specialised to the example video,
-    above all to N = 1 or N > 1.
+    From a tensor, the number is a new symbol to torch.export. ⌈L / T⌉ would be specialised to the example video.
     """
     count = features.shape[0]
     windows = torch.full((), (count + length - 1) // length).item()

@@ -81,9 +81,7 @@ def _are_hparams(content: dict[Any, Any]) -> bool:
     return bool(named) and all(isinstance(word, str) for word in words)
 
 
-def make_hparams(
-    model: Method, clip: ClipWeights | None, dataset: Dataset, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def make_hparams(model: Method, clip: ClipWeights | None, dataset: Dataset, options: dict[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters that our model files hold; plain values only."""
     return {
         "method": model.name,

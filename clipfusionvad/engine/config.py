@@ -29,14 +29,9 @@ class TrainingConfig:
     balanced: Annotated[bool, Option("as many normal as anomalous videos in a batch")]
     cycle: Annotated[bool, Option("with --balanced, repeat the smaller kind until the larger one is used up")] = False
     optimizer: Annotated[str, Option("optimizer", choices=("adamw", "adam"))] = "adamw"
-    betas: Annotated[tuple[float, float], Option("decay rates of the optimizer's moments", minimum=0, below=1)] = (
-        0.9,
-        0.999,
-    )
+    betas: Annotated[tuple[float, float], Option("decay rates of the moments", minimum=0, below=1)] = (0.9, 0.999)
     weight_decay: Annotated[float, Option("weight decay of the optimizer", minimum=0)] = 0.01
-    eval_every: Annotated[
-        int, Option("samples between evaluations, counted anew each epoch; 0: after each epoch", minimum=0)
-    ]
+    eval_every: Annotated[int, Option("samples between evaluations, counted in each epoch; 0: one after it", minimum=0)]
     select: Annotated[
         str, Option("metric that selects the best checkpoint; last: the last weights are used, whatever the metrics")
     ]
@@ -73,9 +68,7 @@ class RunConfig:
     use_checkpoint: Annotated[bool, Option("resume an interrupted training", recorded=False)] = False
     overwrite: Annotated[bool, Option("start anew in a folder that holds a run", recorded=False)] = False
     metrics_json: Annotated[str | None, Option("write the metrics to this file", recorded=False)] = None
-    track: Annotated[
-        tuple[str, ...] | None, Option("send the curves there too, besides TensorBoard", nonempty=True)
-    ] = None
+    track: Annotated[tuple[str, ...] | None, Option("send the curves there too", nonempty=True)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,13 +75,11 @@ def clear_run(folder: Path) -> None:
     shutil.rmtree(folder / CURVES, ignore_errors=True)
 
 
-def record_run(
-    folder: Path, dataset: Dataset, options: Mapping[str, Any], about: Mapping[str, Any], sources: Sources
-) -> None:
+def record_run(folder: Path, dataset: Dataset, options: dict[str, Any], about: dict[str, Any], read: Sources) -> None:
     """Write the resolved options (a valid --config again), the environment (``about``) and what was read."""
-    write_text(folder / OPTIONS, yaml.safe_dump(dict(options), sort_keys=True))
+    write_text(folder / OPTIONS, yaml.safe_dump(options, sort_keys=True))
     write_json(folder / ENVIRONMENT, about)
-    sources.write(folder / DATA)
+    read.write(folder / DATA)
     record_dataset(folder, dataset)
 
 

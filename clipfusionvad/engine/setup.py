@@ -42,8 +42,7 @@ def open_list(
 ) -> tuple[list[Entry], Store | None]:
     """Return a list's entries, and its packed features where there are some and they may be used.
 
-    Training needs model inputs, so a store of sampled inputs serves if the method always samples the same ones; a test
-    needs whole videos.
+    Training needs inputs, so a store of sampled ones serves if they are always the same; a test needs whole videos.
     """
     folder = store_folder(path, data.packed_dir)
     if not (data.packed and folder.is_dir()):
@@ -70,12 +69,10 @@ def check_list(
     return store.lengths.tolist()
 
 
-def read_test_set(
-    dataset: Dataset, model: ModelConfig, data: DataConfig, sources: Sources | None = None
-) -> VideoDataset:
-    """Read and check the test list, its features and its truth, if there is one; note the files in ``sources``."""
+def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted: Sources | None = None) -> VideoDataset:
+    """Read and check the test list, its features and its truth, if there is one; note the files in ``noted``."""
     entries, store = open_list(data.test_list, dataset, model, data)
-    noted = sources or Sources()
+    noted = noted or Sources()
     snippets = check_list(data.test_list, entries, store, model.visual_width, data.check, "test features", noted)
     truth = None
     if data.gt_path != NO_TRUTH:

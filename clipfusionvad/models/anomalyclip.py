@@ -55,8 +55,7 @@ class SegmentOutput(VADOutput):
 class AnomalyCLIP(TextMethod):
     """A selector of class directions around the normal mean, and an axial transformer that scores each frame.
 
-    Parameters with a row or column per class keep the alphabetical order of the released files; inputs and outputs have
-    the order of ``class_prompts``.
+    Parameters with a row or column per class keep the released alphabetical order, unlike inputs and outputs.
     """
 
     name = "anomalyclip"

@@ -17,8 +17,7 @@ class ClipFusionVAD(DualBranch):
     """The main system.
 
     Two heads compute a fine view v and a coarse view u of each snippet. The *Visual Aggregator* feeds v + u to the
-    coarse classifier. The *Visual Product* is the sum of u weighted by the coarse logits: a visual prompt for the class
-    text, with which v is aligned.
+    coarse classifier. The *Visual Product*, the sum of u weighted by the coarse logits, prompts the class text for v.
     """
 
     name = "clipfusionvad"

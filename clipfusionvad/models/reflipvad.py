@@ -1,7 +1,6 @@
 """ReFLIP-VAD (TCSVT 2024) as its paper describes it; ``reflipvad_repo`` is what its released code was to compute.
 
-The authors published no weights, so no outputs can be compared. N prompt tokens, W width of CLIP's text tower; other
-letters as in base.
+The authors published no weights, so no outputs can be compared. N prompt tokens, W text width of CLIP; see base.
 """
 
 from collections.abc import Mapping

@@ -29,9 +29,7 @@ class ListsConfig:
 
     features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
     output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
-    annotations: Annotated[
-        tuple[str, ...], Option("official annotation files, one or two", metavar="FILE", nonempty=True)
-    ] = ()
+    annotations: Annotated[tuple[str, ...], Option("annotation files, one or two", metavar="FILE", nonempty=True)] = ()
     split: Annotated[
         tuple[str, ...],
         Option(
@@ -41,9 +39,7 @@ class ListsConfig:
             nonempty=True,
         ),
     ] = ()
-    exclude: Annotated[
-        tuple[str, ...], Option("files to leave out, by name or path", metavar="GLOB", nonempty=True)
-    ] = ()
+    exclude: Annotated[tuple[str, ...], Option("leave out, by name or path", metavar="GLOB", nonempty=True)] = ()
     test_crop: Annotated[int | None, Option("crop used for test videos (default: the dataset's)", metavar="K")] = None
     protocol: Annotated[
         str,

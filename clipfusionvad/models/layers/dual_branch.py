@@ -38,8 +38,7 @@ class GraphConvolution(nn.Module):
 def similarity_adjacency(x: Tensor, lengths: Tensor) -> Tensor:
     """Row-softmax of the thresholded cosine similarities on each video's valid L×L corner, zero elsewhere.
 
-    x (B, T, D), lengths (B,) → (B, T, T). Cosines up to 0.7 count as 0 but stay in the softmax.
-    Source: released code of VadCLIP.
+    x (B, T, D), lengths (B,) → (B, T, T). Cosines up to 0.7 count as 0 but stay in the softmax (released VadCLIP).
     """
     norms = x.norm(dim=-1, keepdim=True)
     cosine = x @ x.transpose(1, 2) / (norms @ norms.transpose(1, 2) + 1e-20)

@@ -122,8 +122,7 @@ class NonLocal(nn.Module):
 class AxialTransformer(nn.Module):
     """Learned positions, then ``depth`` units of an attention block and a convolution block: (B, E, S, F) → same.
 
-    Equations and parameter names are those of the package axial_attention 0.6.1, whose reversible blocks save memory
-    but compute the same numbers.
+    Equations and names are those of axial_attention 0.6.1, whose reversible blocks compute the same in less memory.
     """
 
     def __init__(self, width: int, shape: tuple[int, int], depth: int, heads: int, dim_heads: int | None):

@@ -105,9 +105,7 @@ def scale_by_halves(
     return after, (temperatures[0], temperatures[1])
 
 
-def calibration(
-    test: TestResult, *, bins: Annotated[int, Option("bins of scores", minimum=1)] = BINS
-) -> AnalysisResult:
+def calibration(test: TestResult, *, bins: Annotated[int, Option("bins", minimum=1)] = BINS) -> AnalysisResult:
     """Whether scores are probabilities."""
     import pandas as pd
 

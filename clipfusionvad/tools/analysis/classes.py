@@ -135,10 +135,7 @@ def _top(curves: np.ndarray) -> np.ndarray:
 def draw_confusion(labels: list[str], columns: list[str], frames: Confusion, videos: Confusion) -> figures.Figure:
     """Draw both tables: the shares of each row as colours, the numbers in the cells."""
     figure = figures.new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
-    panels = (
-        ("frames, percent of each row", frames, np.round(100 * frames.shares)),
-        ("videos, counted", videos, videos.table),
-    )
+    panels = ("frames, percent", frames, np.round(100 * frames.shares)), ("videos, counted", videos, videos.table)
     for axis, (title, found, numbers) in zip(figure.subplots(1, 2), panels, strict=True):
         totals = found.table.sum(axis=1)
         present = np.flatnonzero(totals)

@@ -24,8 +24,7 @@ _RESUME = "repeat the command with --use-checkpoint"
 class RunFolder:
     """A folder of a run; ``parse`` reads its options as training would.
 
-    ``settings`` are None, with the reason in ``problem``, if they cannot be read; ``models`` are the model files that
-    can be read.
+    ``settings`` are None, with the reason in ``problem``, if they cannot be read; ``models`` those that can be read.
     """
 
     def __init__(self, folder: Path, parse: Callable[[Path], Settings]) -> None:

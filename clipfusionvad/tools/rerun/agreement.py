@@ -51,9 +51,7 @@ def compare_losses(old: Path, new: Path) -> Agreement:
     largest = np.maximum(np.abs(before), np.abs(after))
     distance = float((np.abs(before - after) / np.where(largest > 0, largest, 1)).max(initial=0))
     first = f"the first is step {int(before[differing[0], 0])}"
-    return Agreement(
-        False, distance, f"{len(differing)} of {steps} steps differ, {first}, by up to {distance:.2g} (relative)"
-    )
+    return Agreement(False, distance, f"{len(differing)} of {steps} steps differ, {first}, by up to {distance:.2g}")
 
 
 def _read_log(path: Path) -> np.ndarray:
