@@ -117,9 +117,8 @@ def segment_losses(
 ) -> dict[str, Tensor]:
     """AnomalyCLIP's seven terms by name, not weighted; one about a kind of video that the batch lacks is 0.
 
-    similarity (B, S, F, C−1), log_probabilities (B, S, F, C) and scores (B, S, F) of the F frames of S segments;
-    top, bottom (B, K) are the chosen segments. A video of several classes counts with the mean over them, where the
-    released code has only one. Source: released code.
+    similarity (B, S, F, C−1), log_probabilities (B, S, F, C) and scores (B, S, F) of the F frames of S segments; top,
+    bottom (B, K): chosen segments. Of several classes the mean counts; the released code, the source, has only one.
     """
     normal = targets[:, 0] > 0
     shares = class_shares(targets)[:, None, None]

@@ -26,9 +26,7 @@ class DataConfig:
     ]
     gt_segment_path: Annotated[str, Option("segments of each test video (.npy)")]
     gt_label_path: Annotated[str, Option("labels of those segments (.npy)")]
-    feature_root: Annotated[
-        str | None, Option("folder in which listed features are searched if they are not where the list says")
-    ] = None
+    feature_root: Annotated[str | None, Option("where features are searched if not where the list says")] = None
     stream_folders: Annotated[
         tuple[str, ...] | None,
         Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),

@@ -132,8 +132,7 @@ def check_features(
 
     Checks shape, dtype, dim and completeness, and with ``read`` that all values are finite. Raises one
     ``UserError`` that names the list, the row and the file of the first bad entry and counts the others.
-    With ``read`` also warns where some files have far larger features than others. ``note`` is called with every file,
-    by several threads, after it has been read.
+    With ``read`` also warns where some files have far larger features. Threads call ``note`` with each file after.
     """
 
     def check(entry: Entry) -> tuple[int, float] | UserError:

@@ -99,10 +99,9 @@ def read_list(
 def add_streams(entries: list[Entry], folders: Sequence[str], name: str, may_lack_files: bool = False) -> list[Entry]:
     """Find the files of further feature streams beside those that a list names.
 
-    ``folders`` holds a word for each stream: a file's further streams lie where the first word, in the name of a
-    folder on its path, is replaced by another one. The innermost such folder is tried first, then all at once (as
-    the released code of IEF-VAD does). Raises ``UserError`` for the first file that is missing; with
-    ``may_lack_files`` its entry is left as it is.
+    ``folders`` holds a word for each stream: a file's further streams lie where the first word, in the name of a folder
+    on its path, is replaced by another one: first in the innermost such folder, then in all at once (as released for
+    IEF-VAD). Raises ``UserError`` for the first file that is missing, unless ``may_lack_files``.
     """
     found = []
     for entry in entries:

@@ -73,8 +73,7 @@ class BalancedBatchSampler:
 class PackedBatches:
     """Gathers batches of a store's features on ``device``.
 
-    Features that take at most half of the free memory of a GPU are copied there once. Else a thread gathers batches
-    from the file, and they are copied while the GPU works.
+    Where half of a GPU's free memory holds them, they are copied there once; else a thread gathers and copies batches.
     """
 
     def __init__(self, store: Store, device: torch.device):

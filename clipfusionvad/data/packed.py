@@ -2,9 +2,8 @@
 
 A store is a folder:
 
-- ``features.npy``, one of two layouts. *Samples*: the training inputs themselves, (N, T, S·D), for a sampling that
-  always makes the same input of a video. *Whole*: the rows of all N videos one after the other, (ΣL, S·D), for tests
-  and for random sampling.
+- ``features.npy``: the training inputs, (N, T, S·D), for a sampling that always makes the same input of a video; or,
+  for tests and random sampling, the rows of all N videos one after the other, (ΣL, S·D) (*whole*).
 - ``videos.npy`` (N, 2) int64: valid snippets of each input, or snippets L of each video; bytes of a value in its files.
 - ``sources.npy`` (N, S, 2) int64: bytes and time of change (ns) of every feature file, S streams.
 - ``manifest.json``: the rest, see ``Manifest``.

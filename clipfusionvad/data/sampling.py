@@ -125,8 +125,7 @@ class GridSampling:
 def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:
     """Return the training input of one video: (L, D) → (T, D) and the number of valid snippets min(L, T).
 
-    A longer video is averaged in T chunks (float32 out), a shorter one is padded with zeros (dtype kept).
-    Source: released code of VadCLIP and ClipFusionVAD.
+    A longer video is averaged in T chunks (float32), a shorter one padded with zeros. Source: released code of VadCLIP.
     """
     count = _snippets(features)
     if count > length:

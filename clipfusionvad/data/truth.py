@@ -26,9 +26,8 @@ Segment = tuple[int, int]
 class Truth:
     """Truth per test video, in list order.
 
-    ``frames``: uint8 0/1 arrays, as long as the number of frames that the video is judged on.
-    ``segments``, ``labels``: intervals [start, end) in frames and the class of each; a normal video has the
-    label "A" and one interval, the whole video.
+    ``frames``: uint8 0/1 arrays, as long as the number of frames that the video is judged on. ``segments``, ``labels``:
+    intervals [start, end) in frames and the class of each; a normal video is one interval "A".
     """
 
     frames: list[np.ndarray]

@@ -32,9 +32,7 @@ class TrainingConfig:
     betas: Annotated[tuple[float, float], Option("decay rates of the moments", minimum=0, below=1)] = (0.9, 0.999)
     weight_decay: Annotated[float, Option("weight decay of the optimizer", minimum=0)] = 0.01
     eval_every: Annotated[int, Option("samples between evaluations, counted in each epoch; 0: one after it", minimum=0)]
-    select: Annotated[
-        str, Option("metric that selects the best checkpoint; last: the last weights are used, whatever the metrics")
-    ]
+    select: Annotated[str, Option("metric that selects the best checkpoint; last: the last weights are it")]
     protocol: Annotated[
         str,
         Option(
@@ -44,9 +42,7 @@ class TrainingConfig:
     ] = "paper"
     holdout: Annotated[float, Option("held-out share of training videos (clean)", above=0, below=1)] = 0.1
     lr: Annotated[float, Option("learning rate", above=0)]
-    lr_schedule: Annotated[str, Option("how the learning rate changes by epoch", choices=("milestones", "cosine"))] = (
-        "milestones"
-    )
+    lr_schedule: Annotated[str, Option("how the rate changes", choices=("milestones", "cosine"))] = "milestones"
     scheduler_rate: Annotated[float, Option("milestones: factor at each of them", above=0)]
     scheduler_milestones: Annotated[tuple[int, ...], Option("milestones: epochs that end in a drop", minimum=1)]
     warmup_epochs: Annotated[int, Option("cosine: epochs in which the rate rises to --lr", minimum=0)] = 0
@@ -77,9 +73,7 @@ class DeviceConfig:
 
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("bf16: autocast", choices=("fp32", "bf16"))] = "fp32"
-    deterministic: Annotated[
-        bool, Option("same bits from the same seed on a GPU too, somewhat slower (a CPU always gives them)")
-    ] = False
+    deterministic: Annotated[bool, Option("same bits from the same seed on a GPU too, somewhat slower")] = False
     compile: Annotated[
         str | None,
         Option(

@@ -16,8 +16,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 def pick_device(name: str) -> torch.device:
     """``auto`` takes the first GPU if there is one; anything that torch cannot use here is a ``UserError``.
 
-    Also makes this process flush denormals: saturated gates and far-apart snippets give gradients below
-    1e-38, on which a CPU is tens of times slower.
+    Also flushes denormals: saturated gates give gradients below 1e-38, which slow a CPU tens of times.
     """
     torch.set_flush_denormal(True)
     if name == "auto":

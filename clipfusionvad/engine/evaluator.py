@@ -171,8 +171,7 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dic
 
     ``per_class`` holds for each anomalous label the AUC and AP of the main anomaly score over the frames of that
     label's videos (``video_auc``, ``video_ap``; IEF-VAD) and, where the method tells classes apart, of the class
-    probability over all frames (``auc``, ``ap``), of which ``mauc`` and ``mean_ap`` are the means (AnomalyCLIP).
-    Empty for videos without annotation.
+    probability over all frames (``auc``, ``ap``; their means ``mauc``, ``mean_ap``; AnomalyCLIP). {} without truth.
     """
     if videos.truth is None:
         return {}

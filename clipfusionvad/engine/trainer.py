@@ -101,8 +101,7 @@ class Trainer:
     def fit(self, folder: Path, checkpoint_path: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Train to the end and record in ``folder``; return the last weights and the best ones.
 
-        The best are the last where no evaluation scored above 0. SIGINT and SIGTERM raise ``Stopped`` after the step in
-        progress, once everything is saved.
+        The best are the last where no evaluation scored above 0. On SIGINT and SIGTERM a step ends, then ``Stopped``.
         """
         self.folder, self.checkpoint_path = folder, checkpoint_path
         self.wrap_data_parallel()

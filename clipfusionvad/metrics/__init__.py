@@ -20,8 +20,7 @@ def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None 
 
     scores (N,) finite, higher is more anomalous; gt (N,) 0 or 1; anomalous (N,) bool marks frames of anomalous
     videos. Returns ``{"auc", "ap"}`` in 0..1 and, with ``anomalous``, ``"ano_auc"``: the AUC over those frames only
-    (the papers' Ano-AUC). A metric over frames of one class is NaN. Raises ``ValueError`` for lengths that differ,
-    scores that are not finite and truth that is not 0/1.
+    (the papers' Ano-AUC). Over frames of one class it is NaN. Raises ``ValueError`` for other input.
     """
     gt = _truth(gt)
     return snippet_metrics(scores, gt, np.ones_like(gt), anomalous)
@@ -33,8 +32,7 @@ def snippet_metrics(
     """Return what ``frame_metrics`` gives for scores repeated ``frames`` times, without repeating them.
 
     scores (n,), one per snippet; positives (n,), abnormal frames of the snippet; frames (n,), all its frames (see
-    ``count_frames``); anomalous (n,) bool, whether its video is anomalous. Raises ``ValueError`` as ``frame_metrics``
-    does, and unless 0 <= positives <= frames.
+    ``count_frames``); anomalous (n,) bool, whether its video is. Raises ``ValueError`` as ``frame_metrics`` does.
     """
     scores, positives, frames = (np.asarray(values, dtype=np.float64) for values in (scores, positives, frames))
     named = {"scores": scores, "truth": positives, "frames": frames}

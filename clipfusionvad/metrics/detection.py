@@ -78,8 +78,7 @@ def detection_map(
 
     Per video: ``class_probs`` (frames, C), used as float32; ``segments``, pairs [start, end) in frames, numbers or
     strings; ``labels``, one per segment. ``class_labels``: the C labels, normal first. With ``frames``, per video
-    (rows,) integers, each row of ``class_probs`` counts as that many frames. Truth of videos past the end of
-    ``class_probs`` counts as missed.
+    (rows,) integers, each row of ``class_probs`` counts as that many. Truth past their end counts as missed.
 
     Quirks kept:
     - the mean is over all C classes, also those without ground truth (AP 0); one without a prediction makes the mAP 0;

@@ -1,8 +1,7 @@
 """Turn the anomaly scores of consecutive snippets into segments, of a whole video or of a running stream.
 
 A segment starts with a snippet that reaches the high threshold and lasts while snippets reach the low one. Segments
-are then merged over short gaps, and those still too short are dropped. Snippet i has the
-frames bounds[i] … bounds[i + 1] - 1.
+are then merged over short gaps, and short ones are dropped. Snippet i has the frames bounds[i] … bounds[i + 1] - 1.
 """
 
 from __future__ import annotations

@@ -160,8 +160,7 @@ class MiddlePrompts(LearnedPrompts):
 class PromptEncoder(nn.Module):
     """φ(p) = p + θ(p), where θ is DistilBERT over the sequence of prompt tokens (paper, RL-prompt).
 
-    Linear layers adapt the widths (not stated in the paper); the second starts at zero, so that φ starts as the
-    identity. A frozen DistilBERT runs without dropout.
+    Linear layers adapt the widths (not in the paper); the second starts at zero: φ starts as the identity.
     """
 
     def __init__(self, distilbert: Any, width: int, length: int, trained: bool):

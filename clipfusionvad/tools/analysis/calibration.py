@@ -1,7 +1,6 @@
 """Whether a score of 0.7 means 70 percent: reliability, calibration errors, and the effect of a temperature.
 
-S snippets of all test videos, weighted by their frames; B bins. Source of ECE and of temperature scaling: Guo et al.,
-"On Calibration of Modern Neural Networks", 2017.
+S snippets of all test videos, weighted by their frames; B bins. ECE and temperature scaling: Guo et al., 2017.
 """
 
 from typing import Annotated

@@ -79,8 +79,7 @@ class ScannedRow:
 class ScannedList:
     """A list with all its ``rows``, those that could be ``read``, and the rows of each of its ``videos``.
 
-    ``problem`` says why it could not be read, ``store_problem`` why its packed store could not; ``packed``: there is a
-    good one, so the single files are not needed.
+    ``problem`` says why it could not be read, ``store_problem`` why its store could not; ``packed``: that is good.
     """
 
     def __init__(self, role: str, path: str, settings: Settings) -> None:

@@ -36,9 +36,8 @@ def run_trials(
 ) -> Iterator[tuple[Trial, TrialEnd]]:
     """Yield each trial with its end as it comes, ``jobs`` at a time, until no trial is running or left.
 
-    ``next_trial`` returns None where there is none at present. On SIGINT or SIGTERM the running trials save their
-    state; they end as stopped, and no other one starts. Raises ``UserError`` where a process is lost, and for the
-    engine "ray" without Ray and where no cluster answers.
+    ``next_trial`` returns None where there is none at present. On SIGINT or SIGTERM the running trials save their state
+    and end as stopped. Raises ``UserError`` where a process is lost, and for "ray" without Ray or a cluster.
     """
     if engine == "local" and jobs == 1:
         while trial := next_trial():

@@ -66,8 +66,7 @@ class TrialEnd(NamedTuple):
 class Sweep:
     """All trials of a sweep; ``dataset`` is the name of the options' dataset, ``seeds`` are one or more.
 
-    ``current`` returns recorded options under today's names. Raises ``UserError`` for wrong options, and for results
-    in the folder that were trained with others.
+    ``current`` returns options under today's names. ``UserError`` for wrong ones, and for results of others.
     """
 
     def __init__(
@@ -218,8 +217,7 @@ class Sweep:
 class SearchState:
     """The settings that Optuna chose for a search by the results of the earlier ones, stored in a JSON file.
 
-    The state is in that file, not in Optuna: a search that is interrupted and continued chooses the same settings. The
-    setting's number seeds the sampler.
+    The state is in that file, not in Optuna: a continued search chooses the same. The number seeds the sampler.
     """
 
     def __init__(self, search: Search, path: Path, seed: int, fresh: bool):
