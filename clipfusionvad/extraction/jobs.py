@@ -188,9 +188,8 @@ class FeatureManifest:
         if record is None or record["state"] != "done" or not present:
             return False
         before, now = record["options"], job.recorded_options()
-        changed = [
-            f"{key} ({before.get(key)}, now {now.get(key)})" for key in now | before if before.get(key) != now.get(key)
-        ]
+        options = [(key, before.get(key), now.get(key)) for key in now | before]
+        changed = [f"{key} ({old}, now {new})" for key, old, new in options if old != new]
         if record["model"]["fingerprint"] != fingerprint:
             changed.append(f"model ({record['model']['clip']}, now {job.encoder.clip})")
         if record["bytes"] != job.bytes:

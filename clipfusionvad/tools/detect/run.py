@@ -44,9 +44,7 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
             raise
     stop = Event()
     with stop_on_signals(stop):
-        source = StreamSource(
-            live.stream, live.timeout, live.input_format, lambda line: tqdm.write(line, sys.stderr), stop
-        )
+        source = StreamSource(live.stream, live.timeout, live.input_format, stop=stop)
         watch(source, model, thresholds, folder, live.every, live.fps)
     return EXIT_INTERRUPTED if stop.is_set() else 0
 

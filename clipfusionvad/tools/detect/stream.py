@@ -64,7 +64,7 @@ class StreamSource:
     name: str
     timeout: float = 30.0
     input_format: str | None = None
-    report: Callable[[str], object] = lambda line: None
+    report: Callable[[str], object] = lambda line: tqdm.write(line, sys.stderr)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -248,9 +248,8 @@ def score_windows(
     def scores(count: int, final: bool) -> WindowScores:
         anomaly, classes = score(np.stack(rows[:count]))
         part = slice(0 if final else scored, count)
-        return WindowScores(
-            spans[part], anomaly[part], None if classes is None else classes[part], count - scored, final
-        )
+        classes = None if classes is None else classes[part]
+        return WindowScores(spans[part], anomaly[part], classes, count - scored, final)
 
     for more, theirs in batches:
         rows, spans = [*rows, *more], [*spans, *theirs]
