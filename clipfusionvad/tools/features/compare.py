@@ -63,11 +63,11 @@ def compare_rows(a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: _
         return Comparison(rows, "other model", f"A has {a.shape[1]} numbers a row, B {b.shape[1]}", agree=False)
     a, b = a.astype(np.float32), b.astype(np.float32)
     x, y = a[:shared], b[:shared]
-    cosines = 1 - _row_distances(x, y) ** 2 / 2
     cause, evidence = _find_cause(a, b, crop, crops)
-    agree = cause in (IDENTICAL, SAME)
-    mean, lowest, ratio = float(cosines.mean()), float(cosines.min()), float(_norm_ratios(x, y).mean())
-    largest, offset = float(np.abs(x - y).max()), 0 if agree else _best_offset(a, b)
+    agree, cosines = cause in (IDENTICAL, SAME), 1 - _row_distances(x, y) ** 2 / 2
+    figures = cosines.mean(), cosines.min(), _norm_ratios(x, y).mean(), np.abs(x - y).max()
+    mean, lowest, ratio, largest = map(float, figures)
+    offset = 0 if agree else min([0, *_shifts(len(a), len(b))], key=lambda shift: _distance(*_shifted(a, b, shift)))
     return Comparison(rows, cause, evidence, agree, mean, lowest, ratio, largest, offset)
 
 
@@ -114,13 +114,12 @@ def _best_pairing(a: np.ndarray, b: np.ndarray, crop: int | None, crops: _Crops)
 
 def _pairings(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
     """Yield hypotheses about the rows of two arrays, the simplest first."""
-    if max(len(a), len(b)) < 2 * min(len(a), len(b)):
-        for shift in _shifts(len(a), len(b)):
-            yield *_shifted(a, b, shift), f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i"
-    elif len(a) > len(b):
+    for shift in _shifts(len(a), len(b)):
+        yield *_shifted(a, b, shift), f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i"
+    if len(a) >= 2 * len(b):
         for frames, rows, cause, says in _reductions(a, b):
             yield frames, rows, cause, says.format("B", "A")
-    else:
+    elif len(b) >= 2 * len(a):
         for frames, rows, cause, says in _reductions(b, a):
             yield rows, frames, cause, says.format("A", "B")
 
@@ -258,7 +257,12 @@ def _way_to_next(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def _shifts(a: int, b: int) -> list[int]:
-    """Return offsets under which at least half of the rows, and three, overlap; the smallest first."""
+    """Return offsets under which at least half of the rows, and three, overlap, the smallest first.
+
+    The list is empty if one array has twice the rows of the other.
+    """
+    if max(a, b) >= 2 * min(a, b):
+        return []
     least = max(3, min(a, b) // 2)
     possible = [k for k in range(-MAX_SHIFT, MAX_SHIFT + 1) if k and min(a - max(k, 0), b - max(-k, 0)) >= least]
     return sorted(possible, key=abs)
@@ -268,12 +272,6 @@ def _shifted(a: np.ndarray, b: np.ndarray, shift: int) -> tuple[np.ndarray, np.n
     a, b = a[max(shift, 0) : TRIED_ROWS], b[max(-shift, 0) : TRIED_ROWS]
     shared = min(len(a), len(b))
     return a[:shared], b[:shared]
-
-
-def _best_offset(a: np.ndarray, b: np.ndarray) -> int:
-    similar = max(len(a), len(b)) < 2 * min(len(a), len(b))
-    offsets = [0, *(_shifts(len(a), len(b)) if similar else [])]
-    return min(offsets, key=lambda shift: _distance(*_shifted(a, b, shift)))
 
 
 def _relations(a: np.ndarray, b: np.ndarray) -> float:

@@ -36,7 +36,7 @@ def compare_features(
     """Compare and print the result; return the exit code: 0 if all agree, 1 if not, 2 if a file is unreadable."""
     if output:
         check_writable(output)
-    pairs, notes = find_pairs(a, b)
+    pairs = find_pairs(a, b)
     if limit and limit < len(pairs):
         pairs = [pairs[index] for index in np.linspace(0, len(pairs) - 1, limit).astype(int)]
     results = []
@@ -52,8 +52,6 @@ def compare_features(
             warn(str(error))
     if not results:
         raise UserError(f"none of the {len(pairs)} pairs of files could be read")
-    for note in notes:
-        warn(note)
     # The worst come first, before them those without figures (NaN: other widths).
     results.sort(key=lambda item: (item["agree"], np.nan_to_num(item["mean_cosine"], nan=-2)))
     causes, agree = Counter(item["cause"] for item in results), all(item["agree"] for item in results)
@@ -64,11 +62,11 @@ def compare_features(
     return EXIT_BAD_INPUT if len(results) < len(pairs) else 0 if agree else 1
 
 
-def find_pairs(a: Path, b: Path) -> tuple[list[tuple[Path, Path, list[Path]]], list[str]]:
-    """Pair the files of two folders by relative path, else by NAME__k, else by video; return pairs and notes.
+def find_pairs(a: Path, b: Path) -> list[tuple[Path, Path, list[Path]]]:
+    """Pair the files of two folders by relative path, else by NAME__k, else by video.
 
-    A pair has the other crops of its video in B as third. Two single files form a pair under any names. Raises
-    ``UserError`` if nothing pairs.
+    A pair has the other crops of its video in B as third. Two single files form a pair under any names. Warns of files
+    without a counterpart. Raises ``UserError`` if nothing pairs.
     """
     for path in (a, b):
         if not path.exists():
@@ -77,7 +75,7 @@ def find_pairs(a: Path, b: Path) -> tuple[list[tuple[Path, Path, list[Path]]], l
         kinds = ["file" if path.is_file() else "folder" for path in (a, b)]
         raise UserError(f"give two files or two folders: {a} is a {kinds[0]}, {b} is a {kinds[1]}")
     if a.is_file():
-        right, paired, notes = sorted(b.parent.glob("*.npy")), {a: b}, list[str]()
+        right, paired = sorted(b.parent.glob("*.npy")), {a: b}
     else:
         left, right = list(walk_files(a, ".npy")), list(walk_files(b, ".npy"))
         for folder, files in ((a, left), (b, right)):
@@ -87,15 +85,13 @@ def find_pairs(a: Path, b: Path) -> tuple[list[tuple[Path, Path, list[Path]]], l
         if not paired:
             first = f"(the first are {left[0].name} and {right[0].name})"
             raise UserError(f"no file below {a} has a counterpart below {b}: neither paths nor names agree {first}")
-        notes = [
-            f"{len(files)} files below {folder} are not compared, the first is {min(files).name}"
-            for folder, files in ((a, set(left) - paired.keys()), (b, set(right) - set(paired.values())))
-            if files
-        ]
+        for folder, alone in ((a, set(left) - paired.keys()), (b, set(right) - set(paired.values()))):
+            if alone:
+                warn(f"{len(alone)} files below {folder} are not compared, the first is {min(alone).name}")
     crops = defaultdict(list)
     for path in right:
         crops[_video(path)].append(path)
-    return [(x, y, [crop for crop in crops[_video(y)] if crop != y]) for x, y in paired.items()], notes
+    return [(x, y, [crop for crop in crops[_video(y)] if crop != y]) for x, y in paired.items()]
 
 
 def _pair_files(left: list[Path], right: list[Path], a: Path, b: Path) -> dict[Path, Path]:

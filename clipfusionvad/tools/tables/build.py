@@ -1,7 +1,7 @@
 """From settings to tables: metrics over seeds, intervals, published figures, differences from a reference."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from clipfusionvad.io.errors import UserError, nearest, warn
 from clipfusionvad.report.formatting import Table
-from clipfusionvad.report.table import BRANCHES, RANKING, VARIANTS, PublishedFigure, published_figures
+from clipfusionvad.report.table import BRANCHES, RANKING, VARIANTS, published_figures
 from clipfusionvad.tools.tables import BEST, FULL, HEADLINE, LAST, OVERVIEW, TableOptions
 from clipfusionvad.tools.tables.collect import Setting
 from clipfusionvad.tools.tables.compare import Difference, Resampler, explain, student_t
@@ -74,22 +74,17 @@ def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[li
     references = _references(settings, options.reference, by)
     single = any(len(setting.results) == 1 for setting in settings)
     metrics = options.metrics or (tuple(TITLES) if single else HEADLINE)
-    resampler = Resampler(options.bootstrap, options.bootstrap_seed, metrics)
-
-    def over_videos(setting: Setting, metric: str) -> tuple[float, float] | None:
-        result = setting.results[0]
-        return resampler.interval(result.folder, metric) if options.bootstrap and result.scores else None
-
+    resampler = Resampler(options.bootstrap, options.bootstrap_seed, metrics) if options.bootstrap else None
     # The paper's figure does not belong to the changed settings of an ablation.
     changed = [one.name for one in settings if counts[one.method, one.data] > 1 and references.get(one.data) is not one]
     weights = (BEST, LAST) if options.weights == "both" else (options.weights,)
     bar = tqdm(settings, "runs", disable=None, leave=False)
-    rows = metric_rows(bar, weights, options.metrics or tuple(TITLES), over_videos, changed)
+    rows = metric_rows(bar, weights, options.metrics or tuple(TITLES), resampler, changed)
     if missing := set(options.metrics or ()) - {row.metric for row in rows}:
         known = sorted({name for setting in settings for run in setting.results for name in run.metrics.get(BEST, {})})
         word = min(missing)
         raise UserError(f"no run has a metric {word!r}{nearest(word, known)}; there are: {', '.join(known)}")
-    compared = _compare(settings, references, resampler, bool(options.reference)) if options.bootstrap else []
+    compared = _compare(settings, references, resampler, bool(options.reference)) if resampler else []
     return _lay_out(rows, by, compared, options.metrics), _csv(rows, compared)
 
 
@@ -108,24 +103,24 @@ def _references(settings: Sequence[Setting], given: str | None, by: str) -> dict
 
 
 def metric_rows(
-    settings: Iterable[Setting],
-    weights: Sequence[str],
-    metrics: Sequence[str],
-    over_videos: Callable[[Setting, str], tuple[float, float] | None],
-    changed: Sequence[str] = (),
-) -> list[MetricRow]:
+    settings: Iterable[Setting], weights: Sequence[str], metrics: Sequence[str],
+    resampler: Resampler | None = None, changed: Sequence[str] = (),
+) -> list[MetricRow]:  # fmt: skip
     """Return the rows of all settings; a metric that one of a setting's seeds lacks has no row.
 
-    ``over_videos`` returns the interval of a single run's best weights. Made-up data and the settings in ``changed``
-    get no published figure.
+    ``resampler`` gives the interval of a single run's best weights. Made-up data and the settings in ``changed`` get no
+    published figure.
     """
     figures = {(one.method, one.dataset, one.metric): one for one in reversed(published_figures())}
     rows = []
     for setting in settings:
-        unpublished = setting.demo or setting.name in changed
+        first, unpublished = setting.results[0], setting.demo or setting.name in changed
         shared = (setting.name, setting.method, setting.dataset, setting.data, setting.protocol)
         for metric in metrics:
-            figure = None if unpublished else _figure(figures, setting, metric)
+            # Papers report detection mAP by the released procedure.
+            wanted = "map_average" if metric == "map_released@average" else metric
+            hidden = unpublished or (metric == "map_average" and setting.protocol != "paper")
+            figure = None if hidden else figures.get((setting.method, setting.dataset, wanted))
             paper, source = (figure.percent, figure.source) if figure else (None, None)
             for kind in weights:
                 found = [result.metrics.get(kind, {}).get(metric) for result in setting.results]
@@ -133,7 +128,9 @@ def metric_rows(
                 if len(values) < len(found):
                     continue
                 several = student_t(values)
-                bounds = several[:2] if several else over_videos(setting, metric) if kind == BEST else None
+                bounds = several[:2] if several else None
+                if resampler and not several and kind == BEST and first.scores:
+                    bounds = resampler.interval(first.folder, metric)
                 low, high = bounds or (None, None)
                 inside = None if paper is None or bounds is None else bounds[0] <= paper <= bounds[1]
                 std = float(np.std(values, ddof=1)) if several else None
@@ -141,16 +138,6 @@ def metric_rows(
                 center = (kind, metric, float(np.mean(values)), std, len(values))
                 rows.append(MetricRow(*shared, *center, low, high, interval, paper, source, inside))
     return rows
-
-
-def _figure(
-    figures: dict[tuple[str, str, str], PublishedFigure], setting: Setting, metric: str
-) -> PublishedFigure | None:
-    """Find the published figure of a metric; papers report detection mAP by the released procedure."""
-    if metric == "map_average" and setting.protocol != "paper":
-        return None
-    wanted = "map_average" if metric == "map_released@average" else metric
-    return figures.get((setting.method, setting.dataset, wanted))
 
 
 def _compare(
@@ -195,10 +182,9 @@ def _lay_out(
     wanted = metrics or (HEADLINE if by == "cell" else OVERVIEW)
     shown = [row for row in rows if row.metric in wanted or (row.paper is not None and "@" not in row.metric)]
     kinds = [[row for row in shown if row.weights == kind] for kind in dict.fromkeys(row.weights for row in shown)]
-    if by == "cell":
-        tables = [_pivot(kind, "setting", lambda row: row.cell, _short) for kind in kinds]
-    else:
-        tables = [*(_overview(kind, by) for kind in kinds[:1]), *_details(rows)]
+    tables = [_pivot(kind, by) for kind in (kinds if by == "cell" else kinds[:1])]
+    if by != "cell":
+        tables += _details(rows)
     for reference in dict.fromkeys(reference for _, reference, _ in compared):
         found = [(one[0], one[2]) for one in compared if one[1] == reference and one[2].metric in (metrics or HEADLINE)]
         tables += _differences(reference, found)
@@ -236,34 +222,25 @@ def _details(rows: Sequence[MetricRow]) -> list[Table]:
     return [*tables[:-1], replace(tables[-1], note=note)]
 
 
-def _overview(rows: Sequence[MetricRow], by: str) -> Table:
-    """Return methods down and datasets across (by "method") or the reverse (by "dataset"), each with its metrics."""
-    cells = {(row.method, row.data, row.cell) for row in rows}
-    several = Counter((method, data) for method, data, _ in cells)
-
-    def who(row: MetricRow) -> str:
-        """The method, with the setting where the method has several on this data."""
-        return f"{row.method}: {row.cell}" if several[row.method, row.data] > 1 else row.method
-
-    def data(row: MetricRow) -> str:
-        return row.data
-
-    down, group = (data, who) if by == "dataset" else (who, data)
-    note = "Brackets: the paper's figure, and whether it lies in the 95 % interval." if _has_paper(rows) else ""
-    return _pivot(rows, by, down, lambda row: f"{group(row)} {_short(row)}", note)
-
-
-def _pivot(
-    rows: Sequence[MetricRow], corner: str,
-    down: Callable[[MetricRow], str], across: Callable[[MetricRow], str], note: str = "",
-) -> Table:  # fmt: skip
-    entries = {(down(row), across(row)): row.measured + (row.judged and f" [{row.judged}]") for row in rows}
-    columns = list(dict.fromkeys(map(across, rows)))
-    lines = [
-        [line, *(entries.get((line, column), "-") for column in columns)] for line in dict.fromkeys(map(down, rows))
-    ]
+def _pivot(rows: Sequence[MetricRow], by: str) -> Table:
+    """Return settings down and metrics across (by "cell"), or methods down and datasets with their metrics across (by
+    "method"), or the reverse (by "dataset").
+    """
+    several = Counter((method, data) for method, data, _ in {(row.method, row.data, row.cell) for row in rows})
+    entries = {}
+    for row in rows:
+        metric = SHORT.get(row.metric, row.metric)
+        # With the setting where the method has several on this data.
+        who = f"{row.method}: {row.cell}" if several[row.method, row.data] > 1 else row.method
+        down, group = (row.data, who) if by == "dataset" else (who, row.data)
+        place = (row.cell, metric) if by == "cell" else (down, f"{group} {metric}")
+        entries[place] = row.measured + (row.judged and f" [{row.judged}]")
+    names, columns = (dict.fromkeys(keys) for keys in zip(*entries, strict=True))
+    lines = [[name, *(entries.get((name, column), "-") for column in columns)] for name in names]
     title = f"Mean ± standard deviation over (n) seeds, in percent; {rows[0].weights} weights"
-    return Table([corner, *columns], lines, title, note=note)
+    note = "Brackets: the paper's figure, and whether it lies in the 95 % interval."
+    note = note if by != "cell" and _has_paper(rows) else ""
+    return Table(["setting" if by == "cell" else by, *columns], lines, title, note=note)
 
 
 def _differences(reference: str, found: Sequence[tuple[str, Difference]]) -> list[Table]:
@@ -279,10 +256,6 @@ def _differences(reference: str, found: Sequence[tuple[str, Difference]]) -> lis
         title = f"{TITLES.get(metric, metric).strip()}: difference from {reference}, in percent points"
         tables.append(Table(header, rows, title))
     return [*tables[:-1], replace(tables[-1], note=explain([one for _, one in found]))] if tables else []
-
-
-def _short(row: MetricRow) -> str:
-    return SHORT.get(row.metric, row.metric)
 
 
 def _has_paper(rows: Iterable[MetricRow]) -> bool:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +46,20 @@ class Result:
         kept = {key: value for key, value in self.options.items() if key not in PLACES}
         return json.dumps(kept, sort_keys=True, default=str)
 
-    @property
-    def parent(self) -> Path:
-        """The folder that holds the folders of all seeds, or that of the only run."""
-        parent = self.folder.parent
-        return parent if self.seed is not None and seed_folder(parent, self.seed) == self.folder else self.folder
 
-
-@dataclass
 class Setting:
-    """All seeds of one setting; ``folder`` holds their folders, or is that of the only run; ``options`` of the first.
+    """All seeds of one setting; ``folder`` holds their folders, or is that of the only run.
 
     ``data`` is the dataset's name in a table, where made-up data is marked.
     """
 
-    folder: Path
-    options: dict[str, Any]
-    results: list[Result] = field(default_factory=list)
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        self.method, self.dataset = str(self.options["method"]), str(self.options["dataset"])
-        self.demo, self.protocol = bool(self.options.get("demo")), str(self.options.get("protocol", "paper"))
+    def __init__(self, first: Result):
+        self.name, self.results = "", list[Result]()
+        parent, options = first.folder.parent, first.options
+        has_parent = first.seed is not None and seed_folder(parent, first.seed) == first.folder
+        self.folder = parent if has_parent else first.folder
+        self.method, self.dataset = options["method"], options["dataset"]
+        self.demo, self.protocol = bool(options.get("demo")), str(options.get("protocol", "paper"))
         title = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
         self.data = title + (" (demo)" if self.demo else "")
 
@@ -84,7 +76,7 @@ def collect(paths: Sequence[Path]) -> list[Setting]:
         found = [result for result in _read_below(path) if result.folder.resolve() not in seen]
         seen |= {result.folder.resolve() for result in found}
         for result in found:
-            setting = settings.setdefault(result.setting, Setting(result.parent, result.options))
+            setting = settings.setdefault(result.setting, Setting(result))
             twin = next((other for other in setting.results if other.seed == result.seed), None)
             if twin:
                 warn(f"{result.folder} is the same setting and seed as {twin.folder}: counted once")
@@ -96,15 +88,12 @@ def collect(paths: Sequence[Path]) -> list[Setting]:
 
 def _name(settings: Sequence[Setting]) -> None:
     """Name settings by the last parts of their folders, as many as make the names unique."""
-    places = {id(setting): setting.folder.resolve().parts for setting in settings}
-    for depth in range(1, 1 + max(map(len, places.values()))):
-        counts = Counter(parts[-depth:] for parts in places.values())
-        for setting in settings:
-            tail = places[id(setting)][-depth:]
-            setting.name = setting.name or ("/".join(tail) if counts[tail] == 1 else "")
-    # Several settings in one folder differ only in the folders of their seeds.
-    for setting in settings:
-        setting.name = setting.name or str(setting.results[0].folder)
+    places = [setting.folder.resolve().parts for setting in settings]
+    counts = Counter(parts[at:] for parts in places for at in range(len(parts)))
+    for setting, parts in zip(settings, places, strict=True):
+        unique = ("/".join(parts[at:]) for at in reversed(range(len(parts))) if counts[parts[at:]] == 1)
+        # Several settings in one folder differ only in the folders of their seeds.
+        setting.name = next(unique, str(setting.results[0].folder))
 
 
 def _read_below(path: Path) -> list[Result]:

@@ -15,13 +15,7 @@ import numpy as np
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.engine.evaluator import HEADLINE_MAP
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.metrics.bootstrap import (
-    draw_videos,
-    percentile_interval,
-    resampled_detection,
-    resampled_ranking,
-    sign_p_value,
-)  # fmt: skip
+from clipfusionvad.metrics import bootstrap
 from clipfusionvad.metrics.detection import detection_hits
 from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.formatting import Table, to_text
@@ -29,6 +23,8 @@ from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES
 from clipfusionvad.report.scores import TestResult, read_scores
 from clipfusionvad.tools.tables import RESAMPLES
 
+#: A run's metrics by name, in percent: (R,) each, NaN where undefined.
+Values = dict[str, np.ndarray]
 _VARIANTS = ("released", "normal_matched", "anomalous_only")
 LEVEL = 0.95
 
@@ -75,10 +71,10 @@ class Difference:
 
 
 class _ResampledRun(NamedTuple):
-    """A run's metrics in percent, (1 + R,) each, the first on the original test set; hashes of its videos and truth."""
+    """A run's metrics, the first of each on the original test set; hashes of its videos and truth."""
 
     folder: Path
-    values: dict[str, np.ndarray]
+    values: Values
     seed: Any
     videos: str
     truth: str
@@ -94,7 +90,7 @@ class Resampler:
     def interval(self, folder: Path, metric: str) -> tuple[float, float] | None:
         """Return the 95 % interval of one run's metric over test videos; None if the metric is not resampled."""
         values = self._run(folder).values.get(metric)
-        return None if values is None else percentile_interval(values[1:][np.isfinite(values[1:])], LEVEL)
+        return None if values is None else bootstrap.percentile_interval(values[1:][np.isfinite(values[1:])], LEVEL)
 
     def compare(self, reference: Sequence[Path], other: Sequence[Path]) -> list[Difference]:
         """Compare as the function ``compare`` does."""
@@ -121,7 +117,7 @@ class Resampler:
     def _run(self, folder: Path) -> _ResampledRun:
         if folder not in self._runs:
             tested = read_test_result(folder)
-            weights = draw_videos(len(tested.scores), self.resamples, self.seed)
+            weights = bootstrap.draw_videos(len(tested.scores), self.resamples, self.seed)
             values = resampled_metrics(tested, weights, self.metrics)
             self._runs[folder] = _ResampledRun(folder, values, tested.options.get("seed"), *_fingerprints(tested))
         return self._runs[folder]
@@ -131,11 +127,10 @@ def _difference(metric: str, one: np.ndarray, two: np.ndarray) -> Difference:
     """Return the difference of a metric from its values (pairs, 1 + R) of the reference and of the other setting."""
     gaps = (two - one).mean(axis=0)
     drawn = gaps[1:][np.isfinite(gaps[1:])]
-    return Difference(
-        metric, float(one[:, 0].mean()), float(two[:, 0].mean()), float(gaps[0]),
-        *percentile_interval(drawn, LEVEL), sign_p_value(drawn), len(gaps) - 1, len(gaps) - 1 - len(drawn),
-        len(one), *(student_t((two - one)[:, 0].tolist()) or (None, None, None)),
-    )  # fmt: skip
+    means = float(one[:, 0].mean()), float(two[:, 0].mean()), float(gaps[0])
+    videos = *bootstrap.percentile_interval(drawn, LEVEL), bootstrap.sign_p_value(drawn)
+    seeds = student_t((two - one)[:, 0].tolist()) or (None, None, None)
+    return Difference(metric, *means, *videos, len(gaps) - 1, len(gaps) - 1 - len(drawn), len(one), *seeds)
 
 
 def compare(
@@ -222,10 +217,8 @@ def _fingerprints(tested: TestResult) -> tuple[str, str]:
     )
 
 
-def resampled_metrics(
-    tested: TestResult, weights: np.ndarray, wanted: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Return the metrics of ``evaluate`` and ``evaluate_classes`` in percent, (R,) each, NaN where undefined.
+def resampled_metrics(tested: TestResult, weights: np.ndarray, wanted: Sequence[str] | None = None) -> Values:
+    """Return the metrics of ``evaluate`` and ``evaluate_classes`` on resamples.
 
     ``weights`` (R, V): how often each video was drawn. ``wanted`` are names of metrics; None: all that the scores
     allow, which are ranking of the branches, ``mauc``, ``mean_ap``, and averages of detection mAP over IoUs.
@@ -237,14 +230,14 @@ def resampled_metrics(
     pooled = pool(tested.scores, tested.videos)
     video = np.repeat(np.arange(len(pooled.snippets)), pooled.snippets)
     anomalous = tested.videos.anomalous[video]
-    found: dict[str, np.ndarray] = {}
+    found: Values = {}
     for branch, scores in enumerate(pooled.anomaly, start=1):
         if needed(f"auc{branch}", f"ap{branch}"):
-            auc, ap = resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
+            auc, ap = bootstrap.resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
             found |= {f"auc{branch}": 100 * auc, f"ap{branch}": 100 * ap}
         if needed(f"ano_auc{branch}"):
             inside = pooled.positives[anomalous], pooled.frames[anomalous], video[anomalous]
-            found[f"ano_auc{branch}"] = 100 * resampled_ranking(scores[anomalous], *inside, weights)[0]
+            found[f"ano_auc{branch}"] = 100 * bootstrap.resampled_ranking(scores[anomalous], *inside, weights)[0]
     if pooled.classes is not None and needed("mauc", "mean_ap"):
         found |= _class_means(pooled, pooled.classes, video, weights)
     if pooled.classes is not None and needed("map_average", *(f"map_{variant}@average" for variant in _VARIANTS)):
@@ -252,13 +245,11 @@ def resampled_metrics(
     return {name: values for name, values in found.items() if needed(name)}
 
 
-def _class_means(
-    pooled: PooledScores, classes: np.ndarray, video: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
+def _class_means(pooled: PooledScores, classes: np.ndarray, video: np.ndarray, weights: np.ndarray) -> Values:
     """Return in each resample the mean over the classes that occur in it."""
     ranked = np.array(
         [
-            resampled_ranking(classes[:, column], pooled.truth[:, column], pooled.frames, video, weights)
+            bootstrap.resampled_ranking(classes[:, column], pooled.truth[:, column], pooled.frames, video, weights)
             for column in range(1, classes.shape[1])
             if pooled.truth[:, column].any()
         ]
@@ -269,19 +260,14 @@ def _class_means(
     return {"mauc": 100 * mauc, "mean_ap": 100 * mean_ap}
 
 
-def _detection(
-    tested: TestResult, pooled: PooledScores, classes: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    truth, labels = tested.videos.known_truth, tested.videos.dataset.labels
-    ends = np.cumsum(pooled.snippets)[:-1]
-    frames = np.split(pooled.frames, ends)
-    inputs = (np.split(classes, ends), truth.segments, truth.labels, labels, frames)
-    hits = {
-        variant: detection_hits(*inputs, None if variant == "released" else NORMAL_IN_TRUTH) for variant in _VARIANTS
-    }
-    found = {variant: resampled_detection(hits[variant], weights, len(labels), variant) for variant in _VARIANTS}
+def _detection(tested: TestResult, pooled: PooledScores, classes: np.ndarray, weights: np.ndarray) -> Values:
     protocol = str(tested.options.get("protocol", "paper"))
     if protocol not in HEADLINE_MAP:
         raise UserError(f"a run's protocol is {protocol!r}; it may be {', '.join(HEADLINE_MAP)}")
-    headline = HEADLINE_MAP[protocol]
-    return {"map_average": found[headline]} | {f"map_{name}@average": values for name, values in found.items()}
+    truth, labels, ends = tested.videos.known_truth, tested.videos.dataset.labels, np.cumsum(pooled.snippets)[:-1]
+    inputs = (np.split(classes, ends), truth.segments, truth.labels, labels, np.split(pooled.frames, ends))
+    found = {}
+    for variant in _VARIANTS:
+        hits = detection_hits(*inputs, None if variant == "released" else NORMAL_IN_TRUTH)
+        found[f"map_{variant}@average"] = bootstrap.resampled_detection(hits, weights, len(labels), variant)
+    return {"map_average": found[f"map_{HEADLINE_MAP[protocol]}@average"]} | found

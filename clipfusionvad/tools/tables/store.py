@@ -84,7 +84,7 @@ def _rows_of(setting: Setting, kind: str) -> dict[tuple[str, ...], dict[str, str
         "date": measured.date().isoformat(),
     }
     rows = {}
-    for row in metric_rows([setting], [BEST], tuple(TITLES), lambda setting, metric: None):
+    for row in metric_rows([setting], [BEST], tuple(TITLES)):
         std = "" if row.std is None else f"{row.std:.4f}"
         own = shared | {"metric": row.metric, "mean": f"{row.mean:.4f}", "std": std, "n": str(row.n)}
         rows[_key(own)] = own
