@@ -216,7 +216,7 @@ def test_results_among_the_videos_are_not_scored_again(tmp_path, scored, refused
     refused("name another --output", video=tmp_path / "no")
 
 
-def test_own_classes_take_the_place_of_the_trained_ones(tmp_path, scored):
+def test_own_classes_take_the_place_of_the_trained_ones_and_meanings_that_of_codes(tmp_path, scored):
     (tmp_path / "classes.txt").write_text("# mine\ncalm\nsmoke=thick smoke\nfire\n")
     found = described(scored("own", "--classes", tmp_path / "classes.txt"))
     assert list(found["snippets"]["classes"]) == ["calm", "smoke", "fire"]
@@ -224,6 +224,8 @@ def test_own_classes_take_the_place_of_the_trained_ones(tmp_path, scored):
     np.testing.assert_allclose(np.sum(list(found["snippets"]["classes"].values()), axis=0), 1, atol=1e-5)
     assert described(scored("words", "--classes", "calm", "smoke=thick smoke", "fire"))["snippets"] == found["snippets"]
     assert described(scored("trained"))["snippets"]["anomaly"] == found["snippets"]["anomaly"]
+    write_model(tmp_path / "xd.pt", "vadclip", XD)
+    assert list(described(scored("xd", model=tmp_path / "xd.pt"))["snippets"]["classes"]) == XD.prompts
 
 
 def test_own_classes_are_refused_where_weights_belong_to_the_trained_ones(tmp_path, refused):
@@ -265,8 +267,3 @@ def test_two_streams_need_the_weights_of_both(tmp_path, scored, refused):
     refused(str(WIDTH), model=model)
     refused("event features of width", "--clip", clip, "--event-clip", wide, model=model)
     scored("out", "--clip", clip, "--event-clip", clip, model=model)
-
-
-def test_codes_for_labels_are_shown_by_their_meaning(tmp_path, scored):
-    write_model(tmp_path / "xd.pt", "vadclip", XD)
-    assert list(described(scored("out", model=tmp_path / "xd.pt"))["snippets"]["classes"]) == XD.prompts

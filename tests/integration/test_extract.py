@@ -163,7 +163,6 @@ def test_overwrite_replaces_and_a_changed_video_is_noticed(tmp_path):
 
 
 def test_files_of_unknown_origin_are_not_replaced(videos, tmp_path):
-    """Released features, say."""
     (tmp_path / "Abuse").mkdir()
     np.save(tmp_path / "Abuse" / "a__0.npy", np.zeros((2, 64)))
     outcome = extract(tmp_path, videos=[videos])

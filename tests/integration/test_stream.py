@@ -28,7 +28,6 @@ HEAD = {"stream": "x", "fps": 16.0}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Files and models by method."""
     folder = tmp_path_factory.mktemp("models")
     return folder, {name: write_model(folder / f"{name}.pt", name) for name in ("vadclip", "iefvad", "anomalyclip")}
 
@@ -113,7 +112,6 @@ def test_a_stream_of_a_file_ends_with_the_scores_of_the_file(models, tmp_path, m
 
 
 def grow(path, content):
-    """Write a file bit by bit."""
     with open(path, "wb", buffering=0) as file:
         for piece in np.array_split(np.frombuffer(content, np.uint8), 6):
             time.sleep(0.15)

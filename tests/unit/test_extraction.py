@@ -81,7 +81,6 @@ def test_a_cut_off_file_breaks_off_where_its_frames_end(tmp_path, name, share):
 
 
 def damage(path):
-    """Within the file."""
     content = bytearray(write_video(path, 150).read_bytes())
     middle = len(content) // 3
     content[middle : middle + 200] = bytes(byte ^ 0x5A for byte in content[middle : middle + 200])
