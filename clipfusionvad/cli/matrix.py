@@ -126,18 +126,14 @@ def matrix_csv(results: Sequence[DemoResult]) -> str:
 def matrix_text(results: Sequence[DemoResult]) -> str:
     """Render methods down, datasets across as Markdown; footnotes explain what is missing."""
     notes = list(dict.fromkeys(note for result in results for note in result.notes))
-    entries = {(result.method, result.dataset.title): _entry(result, notes) for result in results}
-    datasets = list(dict.fromkeys(title for _, title in entries))
-    rows = [
-        [method, *(entries.get((method, title), "") for title in datasets)]
-        for method in dict.fromkeys(method for method, _ in entries)
-    ]
+    entries = {}
+    for result in results:
+        marks = "".join(f"[{notes.index(note) + 1}]" for note in result.notes)
+        failed = "" if result.learned else " DID NOT LEARN"
+        text = f"{result.change('auc1')} ({result.first_loss:.2f} → {result.last_loss:.2f}) {marks}{failed}".strip()
+        entries[result.method, result.dataset.title] = text
+    methods, datasets = (dict.fromkeys(names) for names in zip(*entries, strict=True))
+    rows = [[method, *(entries.get((method, title), "") for title in datasets)] for method in methods]
     title = "Demo data: AUC of the main branch in percent, untrained → trained (mean loss of the first → last epoch)."
     footnotes = "\n".join(f"[{number}] {note}" for number, note in enumerate(notes, 1))
     return f"{title}\n\n{to_markdown(Table(['method', *datasets], rows, note=footnotes))}"
-
-
-def _entry(result: DemoResult, notes: list[str]) -> str:
-    marks = "".join(f"[{notes.index(note) + 1}]" for note in result.notes)
-    failed = "" if result.learned else " DID NOT LEARN"
-    return f"{result.change('auc1')} ({result.first_loss:.2f} → {result.last_loss:.2f}) {marks}{failed}".strip()

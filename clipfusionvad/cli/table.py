@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     if args.runs:
         settings, options = collect(args.runs), from_arguments(TableOptions, vars(args))
         # What cannot be stored is refused before anything is written.
-        stored, own = merge(args.store, settings, args.data) if args.store else ({}, 0)
+        stored, own = merge(args.store, settings, args.data) if args.store else ([], 0)
         tables, written = build_tables(settings, options)
         if options.format != "csv":
             written = "\n".join(map(to_latex if options.format == "latex" else to_markdown, tables))

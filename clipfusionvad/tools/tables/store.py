@@ -21,29 +21,27 @@ _COLUMNS = (*_KEY, "mean", "std", "n", "command", "version", "commit", "date")
 _WIDTH = 120
 
 
-def write_store(path: Path, rows: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:
-    write_csv(path, _COLUMNS, [[row[column] for column in _COLUMNS] for _, row in sorted(rows.items())])
+def write_store(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    kept = {_key(row): [row[column] for column in _COLUMNS] for row in rows}
+    write_csv(path, _COLUMNS, [cells for _, cells in sorted(kept.items())])
 
 
-def merge(
-    path: Path, settings: Sequence[Setting], data: str | None
-) -> tuple[dict[tuple[str, ...], dict[str, str]], int]:
+def merge(path: Path, settings: Sequence[Setting], data: str | None) -> tuple[list[dict[str, str]], int]:
     """Replace a store's rows by the best weights' metrics (percent) of runs; return all rows and how many are theirs.
 
     ``data`` says what the runs were tested on, except for the demo. Raises ``UserError`` where it is missing or wrong,
     and where two settings have the same key.
     """
-    rows = {_key(row): row for row in read_store(path)} if path.exists() else {}
+    stored, measured = read_store(path) if path.exists() else [], list[dict[str, str]]()
     owner: dict[tuple[str, ...], Setting] = {}
     for setting in settings:
-        kind = _kind(setting, data)
-        key = (setting.method, setting.dataset, kind, setting.protocol)
+        key = (setting.method, setting.dataset, _kind(setting, data), setting.protocol)
         if key in owner:
             names = f"{owner[key].name} and {setting.name}"
             raise UserError(f"{names} are two settings of {' '.join(key)}: store one of them")
         owner[key] = setting
-        rows = {old_key: row for old_key, row in rows.items() if old_key[:4] != key} | _rows_of(setting, kind)
-    return rows, sum(key[:4] in owner for key in rows)
+        measured += _rows_of(setting, key)
+    return [row for row in stored if _key(row)[:4] not in owner] + measured, len(measured)
 
 
 def read_store(path: Path) -> list[dict[str, str]]:
@@ -72,23 +70,22 @@ def _kind(setting: Setting, data: str | None) -> str:
     return data
 
 
-def _rows_of(setting: Setting, kind: str) -> dict[tuple[str, ...], dict[str, str]]:
+def _rows_of(setting: Setting, key: tuple[str, ...]) -> list[dict[str, str]]:
     environment = setting.results[0].folder / ENVIRONMENT
     about = read_json(environment, "environment") if environment.is_file() else {}
     measured = datetime.fromtimestamp(max(run.folder.stat().st_mtime for run in setting.results), timezone.utc)
     shared = {
-        **dict(zip(_KEY, (setting.method, setting.dataset, kind, setting.protocol), strict=False)),
+        **dict(zip(_KEY, key, strict=False)),
         "command": " ".join(map(str, about.get("command", []))).replace("__main__.py", "python -m clipfusionvad"),
         "version": str(about.get("version", clipfusionvad.__version__)),
         "commit": str(about.get("commit") or ""),
         "date": measured.date().isoformat(),
     }
-    rows = {}
-    for row in metric_rows([setting], [BEST], tuple(TITLES)):
-        std = "" if row.std is None else f"{row.std:.4f}"
-        own = shared | {"metric": row.metric, "mean": f"{row.mean:.4f}", "std": std, "n": str(row.n)}
-        rows[_key(own)] = own
-    return rows
+    return [
+        {**shared, "metric": row.metric, "mean": f"{row.mean:.4f}", "n": str(row.n)}
+        | {"std": "" if row.std is None else f"{row.std:.4f}"}
+        for row in metric_rows([setting], [BEST], tuple(TITLES))
+    ]
 
 
 def write_into_page(path: Path, store: Sequence[dict[str, str]]) -> None:
