@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +29,13 @@ def table(*argv):
 
 def read_csv(text):
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def csv_rows(*argv, resamples=0):
+    """The rows of a table of the best weights by setting and metric."""
+    done = table(*argv, "--format", "csv", "--weights", "best", "--bootstrap", resamples)
+    assert done.code == 0, done.err
+    return {(row["cell"], row["metric"]): row for row in read_csv(done.out)}
 
 
 def write_run(folder, seed, noise=0.0, sees=0.0, **options):
@@ -64,61 +69,49 @@ def runs(tmp_path_factory):
     return folder, found
 
 
-def test_mean_deviation_and_interval_are_those_of_scipy(runs):
+def test_mean_deviation_and_interval_are_those_of_scipy_and_the_papers_figure_stands_beside_them(runs):
     folder, found = runs
-    done = table(folder, "--format", "csv", "--bootstrap", 0)
-    assert done.code == 0, done.err
-    rows = {(row["cell"], row["metric"], row["weights"]): row for row in read_csv(done.out)}
+    rows = csv_rows(folder)
     for name, metrics in found.items():
         values = np.array([100 * one["ap1"] for one in metrics])
-        row = rows[name, "ap1", "best"]
+        row = rows[name, "ap1"]
         low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
         expected = {"mean": values.mean(), "std": values.std(ddof=1), "low": low, "high": high}
         assert {key: float(row[key]) for key in expected} == pytest.approx(expected)
         assert (row["n"], row["interval"]) == ("3", "seeds")
         released = [one["map_released"]["average"] for one in metrics]
-        assert float(rows[name, "map_released@average", "best"]["mean"]) == pytest.approx(np.mean(released))
-
-
-def test_the_papers_figure_stands_beside_what_it_is_of(runs):
-    folder, found = runs
-    rows = read_csv(table(folder, "--format", "csv", "--bootstrap", 0).out)
-    judged = {(row["cell"], row["metric"]): row for row in rows if row["weights"] == "best" and row["paper"]}
+        assert float(rows[name, "map_released@average"]["mean"]) == pytest.approx(np.mean(released))
     # The changed setting of an ablation is not what was published.
-    assert {cell for cell, _ in judged} == {"full"}
-    row = judged["full", "auc1"]
+    assert {cell for (cell, _), row in rows.items() if row["paper"]} == {"full"}
+    row = rows["full", "auc1"]
     assert float(row["paper"]) == pytest.approx(88.02) and row["source"]
     assert row["inside"] == str(float(row["low"]) <= 88.02 <= float(row["high"]))
-    assert float(judged["full", "map_released@average"]["paper"]) == 6.68
+    assert float(rows["full", "map_released@average"]["paper"]) == 6.68
 
 
 def test_made_up_data_and_other_protocols_are_not_judged(tmp_path):
     write_run(tmp_path / "demo", 1, demo=True)
     write_run(tmp_path / "clean", 1, protocol="clean")
-    rows = read_csv(table(tmp_path, "--format", "csv", "--bootstrap", 0).out)
-    assert {row["metric"] for row in rows if row["paper"]} == {"auc1", "ano_auc1", "map_released@average"}
-    assert {row["cell"] for row in rows if row["paper"]} == {"clean"}
-    assert {row["data"] for row in rows if row["cell"] == "demo"} == {"UCF-Crime (demo)"}
+    rows = csv_rows(tmp_path)
+    judged = {("clean", metric) for metric in ("auc1", "ano_auc1", "map_released@average")}
+    assert {place for place, row in rows.items() if row["paper"]} == judged
+    assert rows["demo", "auc1"]["data"] == "UCF-Crime (demo)"
 
 
 def test_a_single_run_is_judged_over_its_videos(runs):
-    folder, found = runs
-    done = table(folder / "full" / "seed1", "--format", "csv", "--bootstrap", 50, "--bootstrap-seed", 4)
-    rows = {row["metric"]: row for row in read_csv(done.out) if row["weights"] == "best"}
-    drawn = np.random.default_rng(4).multinomial(24, np.full(24, 1 / 24), 50)
-    tested = read_test_result(folder / "full" / "seed1")
+    run = runs[0] / "full" / "seed1"
+    row = csv_rows(run, "--bootstrap-seed", 4, resamples=50)["full", "auc1"]
+    tested, values = read_test_result(run), []
     scores, videos = tested.scores, tested.videos
-    values = []
-    for counts in drawn:
+    for counts in np.random.default_rng(4).multinomial(24, np.full(24, 1 / 24), 50):
         copies = np.repeat(np.arange(24), counts)
         truth = videos.truth.only(copies)
         part = type(videos)([videos.entries[i] for i in copies], videos.dataset, 4, truth)
         values.append(100 * evaluate([scores[i] for i in copies], part)["auc1"])
     low, high = np.nanquantile(values, [0.025, 0.975])
-    row = rows["auc1"]
     assert (row["interval"], row["std"]) == ("videos", "")
     assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
-    assert "videos: of this one run" in table(folder / "full" / "seed1", "--bootstrap", 20).out
+    assert "videos: of this one run" in table(run, "--bootstrap", 20).out
 
 
 def test_differences_are_paired_by_seed(runs):
@@ -136,14 +129,10 @@ def test_differences_are_paired_by_seed(runs):
     assert auc.low < auc.difference < auc.high
     (single,) = compare(full[:1], better[:1], ["map_average"], resamples=20)
     assert single.other == pytest.approx(found["better"][0]["map_average"]) and single.seed_p is None
-
-
-def test_equal_runs_do_not_differ(runs):
-    folder, _ = runs
-    seeds = [folder / "full" / f"seed{seed}" for seed in (1, 2)]
-    for one in compare(seeds, seeds, resamples=50):
-        assert (one.difference, one.low, one.high, one.p, one.seed_p) == (0, 0, 0, 1, 1)
-    text = difference_text(compare(seeds, seeds, ["auc1"], resamples=50))
+    # Equal runs do not differ.
+    equal = compare(full[:2], full[:2], resamples=50)
+    assert {(one.difference, one.low, one.high, one.p, one.seed_p) for one in equal} == {(0, 0, 0, 1, 1)}
+    text = difference_text(equal)
     assert "50 paired resamples of the test videos" in text and "paired t over the seeds" in text
 
 
@@ -160,13 +149,12 @@ def test_an_ablation_says_which_settings_differ(runs):
     assert "difference from better" in other.out and "difference from full" not in other.out
 
 
-def test_what_is_printed_fits_the_terminal(runs, monkeypatch):
-    folder, _ = runs
-    for columns in (80, 130):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        for by in ("method", "dataset", "cell"):
-            out = table(folder, "--rows", by, "--bootstrap", 20).out
-            assert max(len(line) for line in out.splitlines() if line.startswith("|")) <= columns, by
+@pytest.mark.parametrize("by", ["method", "dataset", "cell"])
+@pytest.mark.parametrize("columns", [80, 130])
+def test_what_is_printed_fits_the_terminal(runs, monkeypatch, columns, by):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = table(runs[0], "--rows", by, "--bootstrap", 20).out
+    assert max(len(line) for line in out.splitlines() if line.startswith("|")) <= columns
 
 
 def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
@@ -181,9 +169,8 @@ def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", ["markdown", "latex", "csv"])
 def test_what_is_written_is_whole(runs, tmp_path, form):
-    folder, _ = runs
     path = tmp_path / "deep" / "table.out"
-    done = table(folder, "--format", form, "--output", path, "--bootstrap", 20)
+    done = table(runs[0], "--format", form, "--output", path, "--bootstrap", 20)
     assert done.code == 0 and str(path) in done.out
     text = path.read_text()
     if form == "csv":
@@ -200,9 +187,8 @@ def test_what_is_written_is_whole(runs, tmp_path, form):
 
 
 def check_latex(text):
-    opened = re.findall(r"\\(begin|end)\{(\w+)\}", text)
     depth = []
-    for kind, name in opened:
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
         depth.append(name) if kind == "begin" else depth.remove(name)
     assert not depth and text.count(r"\toprule") == text.count(r"\bottomrule") > 0
     bare = re.sub(r"\\.", "", text)
@@ -231,17 +217,13 @@ def test_runs_are_found_once_and_named_apart(tmp_path):
 
 
 def test_a_test_of_a_released_model_can_be_compared(tmp_path):
-    test = made_test(24)
-    write_test(tmp_path / "released", *test, options=OPTIONS)
+    write_test(tmp_path / "released", *made_test(24), options=OPTIONS)
     write_run(tmp_path / "own", 5, sees=0.5)
     done = table(tmp_path, "--reference", tmp_path / "released", "--bootstrap", 50, "--metrics", "auc1")
     assert done.code == 0, done.err
     assert "difference from released" in done.out
     # They are not seeds of one setting, whatever options they share.
     assert all(re.search(rf"^\| {name} ", done.out, re.MULTILINE) for name in ("released", "own"))
-
-
-# Bad input.
 
 
 def refused(folder, *argv, says):
@@ -297,16 +279,13 @@ def test_damaged_runs_are_refused(runs, tmp_path):
 
 def test_seeds_without_a_pair_are_a_warning_and_an_error_where_the_reference_was_given(runs, tmp_path):
     folder, _ = runs
-    write_run(tmp_path / "other" / "seed8", 8, lr=3)
-    write_run(tmp_path / "other" / "seed9", 9, lr=3)
+    for seed in (8, 9):
+        write_run(tmp_path / "other" / f"seed{seed}", seed, lr=3)
     asked = [folder / "full", tmp_path / "other", "--bootstrap", 20]
     refused(tmp_path, *asked, "--reference", folder / "full", says="no seed in common")
     done = table(*asked)
     assert done.code == 0 and "is not compared with" in done.err and "no seed in common" in done.err
     assert "paired" not in done.out
-
-
-# The store.
 
 
 def test_the_store_keeps_the_newest_of_each_and_readme_shows_it(runs, tmp_path):
@@ -327,10 +306,9 @@ def test_the_store_keeps_the_newest_of_each_and_readme_shows_it(runs, tmp_path):
         assert table(folder / name, *flags).code == 0
     rows = read_csv(store.read_text())
     assert [row for row in rows if row["data"] == "demo"] == first
-    auc = [row for row in rows if (row["data"], row["metric"]) == ("full", "auc1")]
-    assert len(auc) == 1 and auc[0]["n"] == "3"
+    (auc,) = (row for row in rows if (row["data"], row["metric"]) == ("full", "auc1"))
     mean = np.mean([100 * one["auc1"] for one in found["full"]])
-    assert math.isclose(float(auc[0]["mean"]), mean, abs_tol=1e-4)
+    assert float(auc["mean"]) == pytest.approx(mean, abs=1e-4) and auc["n"] == "3"
     line = re.search(r"^\| vadclip +\| UCF-Crime +\| AUC .*$", page.read_text(), re.MULTILINE).group()
     assert f"{mean:.2f}" in line and "88.02" in line
     assert "None of them was measured here" not in " ".join(page.read_text().split())
@@ -348,7 +326,7 @@ def test_the_store_refuses_what_would_mislead(runs, tmp_path):
     refused(tmp_path, folder, *flags, "--data", "full", says="are two settings of vadclip ucf full")
     store.write_text("a,b\n1,2\n")
     refused(tmp_path, tmp_path / "demo", *flags, says="has no column")
-    page = Path(tmp_path / "page.md")
+    page = tmp_path / "page.md"
     page.write_text("no marks")
     store.unlink()
     assert table(tmp_path / "demo", *flags).code == 0
