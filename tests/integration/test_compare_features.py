@@ -73,13 +73,9 @@ CASES = {
     "normalised per frame": (ROWS, means(unit(FRAMES)), "normalised per frame"),
     "another scale": (ROWS, 2.5 * ROWS, "other scale"),
     "scale by row": (ROWS, ROWS * np.linspace(0.5, 2, len(ROWS))[:, None], "other scale by row"),
-    "means over frames": (FRAMES, ROWS, "means of 16 frames"),
     "means over frames, the other way round": (ROWS, FRAMES, "means of 16 frames"),
     "means over eight frames": (FRAMES, means(FRAMES, 8), "means of 8 frames"),
-    "means that start later": (FRAMES, means(FRAMES[5:]), "means of 16 frames, shifted by 5 frames"),
     "means and normalised": (FRAMES, unit(ROWS), "means of 16 frames + L2-normalised"),
-    "the middle frame": (FRAMES, FRAMES[8::16], "one frame instead of the mean (the middle one of 16)"),
-    "the first frame": (FRAMES, FRAMES[::16], "one frame instead of the mean (number 0 of 16)"),
     "a frame against a mean": (ROWS, FRAMES[8::16], "one frame instead of the mean (B)"),
     "a mean against a frame": (FRAMES[8::16], ROWS, "one frame instead of the mean (A)"),
     "shifted by rows, and normalised": (ROWS[2:], unit(ROWS), "shifted by 2 rows + L2-normalised"),
@@ -92,9 +88,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_cause_is_named(case):
-    a, b, cause = CASES[case]
+@pytest.mark.parametrize(("a", "b", "cause"), CASES.values(), ids=CASES)
+def test_cause_is_named(a, b, cause):
     found = compare_rows(a, b)
     assert found.cause == cause, found
     assert found.agree == (cause in (IDENTICAL, SAME))
@@ -240,6 +235,5 @@ def test_causes_are_named_for_real_features():
         assert compare_rows(rows, unit(rows)).cause == "L2-normalised"
         assert compare_rows(rows, rows[:-1]).cause == "rows differ by one (tail rule)"
         assert compare_rows(rows, rows[3:]).cause == "shifted by 3 rows"
-        assert compare_rows(rows, turned(rows[:, :DIM])).cause == "other model"
     for one, other in zip(videos, videos[1:], strict=False):
         assert compare_rows(one, other).cause == "other video"

@@ -108,16 +108,11 @@ def test_windows_of_tensors_equal_those_of_arrays(count, segments, frames):
 @pytest.mark.parametrize("case", [*MODELS, *OTHERS])
 def test_the_scorer_scores_as_the_model_does_without_clip(case):
     model = build(case)
-    before = dict(model.state_dict())
-    scorer = VideoScorer(model)
-
-    @torch.inference_mode()
-    def run(streams):
-        return {name: value.numpy() for name, value in scorer(*map(torch.from_numpy, streams)).items()}
-
-    expect_equal(run, model)
+    before, scorer = model.state_dict().keys(), VideoScorer(model)
+    with torch.inference_mode():
+        expect_equal(lambda streams: scorer(*map(torch.from_numpy, streams)), model)
     assert not any("clipmodel" in name for name in scorer.state_dict())
-    assert model.state_dict().keys() == before.keys()
+    assert model.state_dict().keys() == before
 
 
 @pytest.mark.parametrize(("suffix", "case"), GRAPH_CASES)
@@ -226,8 +221,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_exported_is_one_line(message, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("message", "argv"), REFUSED.items())
+def test_what_cannot_be_exported_is_one_line(message, argv, tmp_path, monkeypatch):
     def full(scorer):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
@@ -236,7 +231,7 @@ def test_what_cannot_be_exported_is_one_line(message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "model.pth", "iefvad")
     torch.save(read_model_file(tmp_path / "model.pth").state, tmp_path / "released.pth")
-    outcome = export(*REFUSED[message])
+    outcome = export(*argv)
     assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"model.pth", "released.pth"}
 

@@ -49,37 +49,41 @@ def write_run(folder, seed, noise=0.0, sees=0.0, **options):
         anomaly = video.anomaly + noise * rng.normal(size=video.anomaly.shape) + sees * truth
         changed.append(VideoScores(anomaly.astype(np.float32), video.classes))
     options = OPTIONS | {"seed": seed, "output_dir": str(folder)} | options
-    best = evaluate(changed, videos) | evaluate_classes(changed, videos)
+    metrics = evaluate(changed, videos) | evaluate_classes(changed, videos)
     last = evaluate(scores, videos)
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"last": last, "best": best}))
+    (folder / "metrics.json").write_text(json.dumps({"last": last, "best": metrics}))
     (folder / "options.yaml").write_text(yaml.safe_dump(options))
     save_scores(folder / "scores.npz", changed, videos, options)
-    return best
+    return metrics
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two settings with three seeds each, the second of which knows some of the truth, and the metrics of each."""
     folder = tmp_path_factory.mktemp("runs")
-    found = {
-        name: [write_run(folder / name / f"seed{seed}", seed, 0.1, sees, lr=sees) for seed in (1, 2, 3)]
-        for name, sees in (("full", 0.0), ("better", 0.6))
-    }
-    return folder, found
+    for name, sees in {"full": 0.0, "better": 0.6}.items():
+        for seed in (1, 2, 3):
+            write_run(folder / name / f"seed{seed}", seed, 0.1, sees, lr=sees)
+    return folder
+
+
+def best(setting, metric):
+    """A metric of each seed's best weights."""
+    files = [setting / f"seed{seed}" / "metrics.json" for seed in (1, 2, 3)]
+    return np.array([json.loads(file.read_text())["best"][metric] for file in files])
 
 
 def test_mean_deviation_and_interval_are_those_of_scipy_and_the_papers_figure_stands_beside_them(runs):
-    folder, found = runs
-    rows = csv_rows(folder)
-    for name, metrics in found.items():
-        values = np.array([100 * one["ap1"] for one in metrics])
+    rows = csv_rows(runs)
+    for name in ("full", "better"):
+        values = 100 * best(runs / name, "ap1")
         row = rows[name, "ap1"]
         low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
         expected = {"mean": values.mean(), "std": values.std(ddof=1), "low": low, "high": high}
         assert {key: float(row[key]) for key in expected} == pytest.approx(expected)
         assert (row["n"], row["interval"]) == ("3", "seeds")
-        released = [one["map_released"]["average"] for one in metrics]
+        released = [found["average"] for found in best(runs / name, "map_released")]
         assert float(rows[name, "map_released@average"]["mean"]) == pytest.approx(np.mean(released))
     # The changed setting of an ablation is not what was published.
     assert {cell for (cell, _), row in rows.items() if row["paper"]} == {"full"}
@@ -99,7 +103,7 @@ def test_made_up_data_and_other_protocols_are_not_judged(tmp_path):
 
 
 def test_a_single_run_is_judged_over_its_videos(runs):
-    run = runs[0] / "full" / "seed1"
+    run = runs / "full" / "seed1"
     row = csv_rows(run, "--bootstrap-seed", 4, resamples=50)["full", "auc1"]
     tested, values = read_test_result(run), []
     scores, videos = tested.scores, tested.videos
@@ -115,11 +119,10 @@ def test_a_single_run_is_judged_over_its_videos(runs):
 
 
 def test_differences_are_paired_by_seed(runs):
-    folder, found = runs
-    full, better = ([folder / name / f"seed{seed}" for seed in (1, 2, 3)] for name in ("full", "better"))
+    full, better = ([runs / name / f"seed{seed}" for seed in (1, 2, 3)] for name in ("full", "better"))
     shuffled = [better[2], better[0], better[1]]
     one = {found.metric: found for found in compare(full, shuffled, resamples=300)}
-    gaps = np.array([100 * (b["auc1"] - a["auc1"]) for a, b in zip(found["full"], found["better"], strict=True)])
+    gaps = 100 * (best(runs / "better", "auc1") - best(runs / "full", "auc1"))
     auc = one["auc1"]
     assert auc.difference == pytest.approx(gaps.mean()) and auc.seeds == 3
     assert (auc.seed_low, auc.seed_high) == pytest.approx(stats.t.interval(0.95, 2, gaps.mean(), stats.sem(gaps)))
@@ -128,7 +131,7 @@ def test_differences_are_paired_by_seed(runs):
     assert auc.low > 0 and auc.p == pytest.approx(2 / 301)
     assert auc.low < auc.difference < auc.high
     (single,) = compare(full[:1], better[:1], ["map_average"], resamples=20)
-    assert single.other == pytest.approx(found["better"][0]["map_average"]) and single.seed_p is None
+    assert single.other == pytest.approx(best(runs / "better", "map_average")[0]) and single.seed_p is None
     # Equal runs do not differ.
     equal = compare(full[:2], full[:2], resamples=50)
     assert {(one.difference, one.low, one.high, one.p, one.seed_p) for one in equal} == {(0, 0, 0, 1, 1)}
@@ -137,15 +140,14 @@ def test_differences_are_paired_by_seed(runs):
 
 
 def test_an_ablation_says_which_settings_differ(runs):
-    folder, found = runs
-    done = table(folder, "--bootstrap", 200)
+    done = table(runs, "--bootstrap", 200)
     assert done.code == 0, done.err
     section = done.out[done.out.index("AUC, coarse branch: difference from full") :]
     cells = [cell.strip() for cell in re.search(r"^\| better.*$", section, re.MULTILINE).group().strip("|").split("|")]
-    gap = 100 * np.mean([b["auc1"] - a["auc1"] for a, b in zip(found["full"], found["better"], strict=True)])
+    gap = 100 * (best(runs / "better", "auc1") - best(runs / "full", "auc1")).mean()
     assert cells[1:3] == ["3", f"{gap:+.2f}"]
     assert "not corrected for the number of comparisons" in done.out
-    other = table(folder, "--bootstrap", 20, "--reference", folder / "better")
+    other = table(runs, "--bootstrap", 20, "--reference", runs / "better")
     assert "difference from better" in other.out and "difference from full" not in other.out
 
 
@@ -153,15 +155,15 @@ def test_an_ablation_says_which_settings_differ(runs):
 @pytest.mark.parametrize("columns", [80, 130])
 def test_what_is_printed_fits_the_terminal(runs, monkeypatch, columns, by):
     monkeypatch.setenv("COLUMNS", str(columns))
-    out = table(runs[0], "--rows", by, "--bootstrap", 20).out
+    out = table(runs, "--rows", by, "--bootstrap", 20).out
     assert max(len(line) for line in out.splitlines() if line.startswith("|")) <= columns
 
 
 def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    best = write_run(tmp_path / "one", 1)
+    metrics = write_run(tmp_path / "one", 1)
     write_run(tmp_path / "two", 1, method="iefvad")
-    number = f"{100 * best['ap1']:.2f} (1)"
+    number = f"{100 * metrics['ap1']:.2f} (1)"
     by_method, by_dataset = (table(tmp_path, "--rows", by, "--bootstrap", 0).out for by in ("method", "dataset"))
     assert re.search(rf"^\| vadclip .*{re.escape(number)}", by_method, re.MULTILINE)
     assert re.search(rf"^\| UCF-Crime .*{re.escape(number)}", by_dataset, re.MULTILINE)
@@ -170,7 +172,7 @@ def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["markdown", "latex", "csv"])
 def test_what_is_written_is_whole(runs, tmp_path, form):
     path = tmp_path / "deep" / "table.out"
-    done = table(runs[0], "--format", form, "--output", path, "--bootstrap", 20)
+    done = table(runs, "--format", form, "--output", path, "--bootstrap", 20)
     assert done.code == 0 and str(path) in done.out
     text = path.read_text()
     if form == "csv":
@@ -235,25 +237,23 @@ def refused(folder, *argv, says):
 
 
 def test_runs_and_options_that_make_no_table_are_refused(runs, tmp_path):
-    folder, _ = runs
     (tmp_path / "empty").mkdir()
     refused(tmp_path, says="give the folders of runs")
     refused(tmp_path, tmp_path / "empty", says="holds no finished run")
     refused(tmp_path, tmp_path / "nowhere", says="no such folder")
-    refused(tmp_path, folder, "--reference", "fulk", says="did you mean 'full'?")
-    refused(tmp_path, folder, "--metrics", "auc", says="no run has a metric 'auc'")
-    refused(tmp_path, folder, "--output", tmp_path / "empty", says="it is a folder")
-    refused(tmp_path, folder, "--readme", tmp_path / "page.md", says="results store")
+    refused(tmp_path, runs, "--reference", "fulk", says="did you mean 'full'?")
+    refused(tmp_path, runs, "--metrics", "auc", says="no run has a metric 'auc'")
+    refused(tmp_path, runs, "--output", tmp_path / "empty", says="it is a folder")
+    refused(tmp_path, runs, "--readme", tmp_path / "page.md", says="results store")
 
 
 def test_runs_on_other_videos_or_truth_are_not_paired(runs, tmp_path):
-    folder, _ = runs
     scores, videos = made_test(24)
     fewer = type(videos)(videos.entries[:20], videos.dataset, 4, videos.truth.only(range(20)))
     write_test(tmp_path / "fewer", scores[:20], fewer, options=OPTIONS)
     moved = replace(videos.truth, frames=[np.roll(frames, 1) for frames in videos.truth.frames])
     write_test(tmp_path / "moved", scores, type(videos)(videos.entries, videos.dataset, 4, moved), options=OPTIONS)
-    one = folder / "full" / "seed1"
+    one = runs / "full" / "seed1"
     for name, what in (("fewer", "videos"), ("moved", "truth")):
         argv = [one, tmp_path / name, "--reference", one, "--bootstrap", 20]
         refused(tmp_path, *argv, says=f"were tested on different {what}")
@@ -273,23 +273,21 @@ def test_damaged_runs_are_refused(runs, tmp_path):
         (tmp_path / "run" / name).write_bytes(whole[name])
     (tmp_path / "run" / "scores.npz").unlink()
     assert table(tmp_path / "run", "--bootstrap", 20).code == 0
-    two = runs[0] / "full"
+    two = runs / "full"
     refused(tmp_path, tmp_path / "run", two, "--reference", two, "--rows", "cell", says="holds no scores.npz")
 
 
 def test_seeds_without_a_pair_are_a_warning_and_an_error_where_the_reference_was_given(runs, tmp_path):
-    folder, _ = runs
     for seed in (8, 9):
         write_run(tmp_path / "other" / f"seed{seed}", seed, lr=3)
-    asked = [folder / "full", tmp_path / "other", "--bootstrap", 20]
-    refused(tmp_path, *asked, "--reference", folder / "full", says="no seed in common")
+    asked = [runs / "full", tmp_path / "other", "--bootstrap", 20]
+    refused(tmp_path, *asked, "--reference", runs / "full", says="no seed in common")
     done = table(*asked)
     assert done.code == 0 and "is not compared with" in done.err and "no seed in common" in done.err
     assert "paired" not in done.out
 
 
 def test_the_store_keeps_the_newest_of_each_and_readme_shows_it(runs, tmp_path):
-    folder, found = runs
     store, page = tmp_path / "results.csv", tmp_path / "README.md"
     page.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
     write_run(tmp_path / "demo" / "seed1", 1, demo=True)
@@ -303,11 +301,11 @@ def test_the_store_keeps_the_newest_of_each_and_readme_shows_it(runs, tmp_path):
 
     for name in ("better", "full"):
         flags = ["--store", store, "--data", "full", "--readme", page, "--bootstrap", 0]
-        assert table(folder / name, *flags).code == 0
+        assert table(runs / name, *flags).code == 0
     rows = read_csv(store.read_text())
     assert [row for row in rows if row["data"] == "demo"] == first
     (auc,) = (row for row in rows if (row["data"], row["metric"]) == ("full", "auc1"))
-    mean = np.mean([100 * one["auc1"] for one in found["full"]])
+    mean = 100 * best(runs / "full", "auc1").mean()
     assert float(auc["mean"]) == pytest.approx(mean, abs=1e-4) and auc["n"] == "3"
     line = re.search(r"^\| vadclip +\| UCF-Crime +\| AUC .*$", page.read_text(), re.MULTILINE).group()
     assert f"{mean:.2f}" in line and "88.02" in line
@@ -315,15 +313,14 @@ def test_the_store_keeps_the_newest_of_each_and_readme_shows_it(runs, tmp_path):
 
 
 def test_the_store_refuses_what_would_mislead(runs, tmp_path):
-    folder, _ = runs
     write_run(tmp_path / "demo", 1, demo=True)
     store = tmp_path / "results.csv"
     flags = ["--store", store, "--bootstrap", 0]
     written = ["--output", tmp_path / "table.md"]
-    refused(tmp_path, folder / "full", *flags, *written, says="say by --data what its videos are")
-    refused(tmp_path, folder / "full", *flags, "--data", "demo", says="is not of the demo")
+    refused(tmp_path, runs / "full", *flags, *written, says="say by --data what its videos are")
+    refused(tmp_path, runs / "full", *flags, "--data", "demo", says="is not of the demo")
     refused(tmp_path, tmp_path / "demo", *flags, "--data", "full", says="cannot be stored as anything else")
-    refused(tmp_path, folder, *flags, "--data", "full", says="are two settings of vadclip ucf full")
+    refused(tmp_path, runs, *flags, "--data", "full", says="are two settings of vadclip ucf full")
     store.write_text("a,b\n1,2\n")
     refused(tmp_path, tmp_path / "demo", *flags, says="has no column")
     page = tmp_path / "page.md"
