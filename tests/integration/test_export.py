@@ -1,11 +1,12 @@
 """Exported graphs against the way that a test goes, for every method; the command's files, cards and refusals."""
 
-import importlib
 import io
 import json
 import os
 import re
+import runpy
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -223,10 +224,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("message", "argv"), REFUSED.items())
 def test_what_cannot_be_exported_is_one_line(message, argv, tmp_path, monkeypatch):
-    def full(scorer):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-
-    monkeypatch.setattr(exporting, "export_program", full)
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    monkeypatch.setattr(exporting, "export_program", Mock(side_effect=full))
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "model.pth", "iefvad")
@@ -265,14 +264,11 @@ UNTRACEABLE = {
 
 
 @pytest.mark.parametrize("line", UNTRACEABLE)
-def test_what_cannot_be_followed_is_one_line_that_names_it(line, tmp_path, monkeypatch, capfd):
+def test_what_cannot_be_followed_is_one_line_that_names_it(line, tmp_path, capfd):
     suffix, named = UNTRACEABLE[line]
     program = METHOD.format(line=line)
     (tmp_path / "odd_method.py").write_text(program)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "odd_method", raising=False)
-    importlib.invalidate_caches()
-    model = importlib.import_module("odd_method").Odd()
+    model = runpy.run_path(tmp_path / "odd_method.py")["Odd"]()
     with pytest.raises(UserError, match="odd cannot be exported") as refused:
         exporting.export_graph(model, suffix, {})
     message = error_line(refused.value)
