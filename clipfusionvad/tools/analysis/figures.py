@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipfusionvad.report.scores import abnormal_spans
+
 # matplotlib is imported by the first figure, so that --help is fast.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
@@ -48,15 +50,10 @@ def draw_matrix(axis: Axes, matrix: np.ndarray, rows: Sequence[str], columns: Se
     return image
 
 
-def abnormal_runs(truth: np.ndarray) -> np.ndarray:
-    """Return the stretches [start, end) of snippets (n,) that hold abnormal frames, (k, 2)."""
-    return np.flatnonzero(np.diff((truth > 0).astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-
-
 def shade(axis: Axes, truth: np.ndarray, step: float = 1.0) -> None:
     """Shade the abnormal stretches of snippets (n,), each ``step`` units wide."""
-    for start, end in abnormal_runs(truth) * step:
-        axis.axvspan(start, end, color=TRUTH_COLOUR, lw=0, zorder=0)
+    for start, end in abnormal_spans(truth > 0):
+        axis.axvspan(start * step, end * step, color=TRUTH_COLOUR, lw=0, zorder=0)
 
 
 def mark_truth(axis: Axes, truth: np.ndarray) -> None:
@@ -64,7 +61,7 @@ def mark_truth(axis: Axes, truth: np.ndarray) -> None:
     for along_x in (True, False):
         strip = axis.inset_axes((0, 1.005, 1, 0.025) if along_x else (-0.03, 0, 0.025, 1))
         strip.set(xlim=axis.get_xlim(), ylim=(0, 1)) if along_x else strip.set(ylim=axis.get_ylim(), xlim=(0, 1))
-        for start, end in abnormal_runs(truth) - 0.5:
-            (strip.axvspan if along_x else strip.axhspan)(start, end, color=TRUTH_BAR, lw=0)
+        for start, end in abnormal_spans(truth > 0):
+            (strip.axvspan if along_x else strip.axhspan)(start - 0.5, end - 0.5, color=TRUTH_BAR, lw=0)
         strip.axis("off")
     axis.tick_params(axis="y", pad=8)

@@ -3,6 +3,7 @@
 n snippets of a video, D channels, L valid snippets of an input. Gates lie in 0..1 and are multiplied with their input.
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from clipfusionvad.models.layers.dual_branch import (
     GlobalAttentionModule,
     similarity_adjacency,
 )
+from clipfusionvad.report.scores import abnormal_spans
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import AnalysisResult, table_text
 from clipfusionvad.tools.analysis.view import LoadedModel, VideoName, VideoView, WindowIndex, mean_by_truth
@@ -83,8 +85,8 @@ def draw_gates(found: dict[str, np.ndarray], seen: VideoView) -> figures.Figure:
         image = axis.imshow(change, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
         figure.colorbar(image, ax=axis, label="gate − its median", pad=0.01)
         axis.set_ylabel(f"{name} gate,\nchannels")
-        for place in figures.abnormal_runs(seen.truth).ravel() * step:
-            axis.axvline(place, color="black", lw=0.8, ls=":")
+        for place in chain.from_iterable(abnormal_spans(seen.truth > 0)):
+            axis.axvline(place * step, color="black", lw=0.8, ls=":")
     axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 0.98))
     axes[3].set_xlabel("seconds; shaded or between dotted lines: annotated anomaly")
     figures.hide_spines(*axes[:2])
