@@ -168,9 +168,7 @@ def test_figures_of_a_table_are_all_there_or_none_is(path):
     """What the head says is published is, for every cell, of the dataset in the file's name; full is the pair's."""
     content, cells = content_of(path), read_sweep([str(path)]).cells
     if "published" not in content:
-        assert all(cell.published is None for cell in cells) and "no published figure known here" in " ".join(
-            head_of(path)
-        )
+        assert all(cell.published is None for cell in cells) and "no published figure" in " ".join(head_of(path))
         return
     assert [content["dataset"]] == datasets_of(path)
     assert all(cell.published and set(cell.published.figures) <= {*PRINTED} for cell in cells)

@@ -19,9 +19,7 @@ from clipfusionvad.models import method_names
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "clipfusionvad"
 # A room imports from its own level and those after it.
-LEVELS = "__main__ | cli | tools | extraction report | engine | models | data metrics | datasets losses | io".split(
-    " | "
-)
+LEVELS = "__main__|cli|tools|extraction report|engine|models|data metrics|datasets losses|io".split("|")
 TREES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
     for path in PACKAGE.rglob("*.py")

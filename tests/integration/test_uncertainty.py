@@ -188,9 +188,7 @@ def test_the_command_writes_every_table_and_picture(tmp_path):
     assert outcome.code == 0, outcome.err
 
     table = pd.read_csv(out / "uncertainty.csv")
-    assert table[["corrupted", "level"]].to_numpy().tolist() == [
-        [kind, level] for kind in MODALITIES for level in (0, 0.5)
-    ]
+    assert table[["corrupted", "level"]].to_numpy().tolist() == [[kind, x] for kind in MODALITIES for x in (0, 0.5)]
     for name in MODALITIES:
         changes = pd.read_csv(out / f"weight_change_{name}.csv").to_numpy()[:, 2:]
         assert changes.shape == (4, WIDTH) and not changes[[0, 2]].any() and changes[[1, 3]].any(axis=1).all()

@@ -80,9 +80,7 @@ def assert_same_batches(bags, other, start=0):
     sampled_as=st.sampled_from(["window", "grid"]),
     start=st.integers(0, 1),
 )
-def test_batches_and_videos_are_those_of_the_files(
-    tmp_path_factory, lengths, dtype, streams, packed_as, sampled_as, start
-):
+def test_batches_and_videos_are_those_of_files(tmp_path_factory, lengths, dtype, streams, packed_as, sampled_as, start):
     entries = make_list(tmp_path_factory.mktemp("list"), lengths, dtype, streams)
     store = pack_up(entries, SAMPLINGS[packed_as], "float16" if dtype == "float16" else "float32")
     sampling = SAMPLINGS[sampled_as]

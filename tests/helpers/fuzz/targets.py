@@ -134,9 +134,7 @@ def annotations(case: Case, path: Path) -> None:
         require(item.frames is None or item.frames > 0, item)
     write_annotations_csv(case.folder / "again.csv", found.values())
     for name, item in read_annotations(case.folder / "again.csv", dataset).items():
-        require(
-            (item.segments, item.frames) == (found[name].segments, found[name].frames), f"{item} comes back changed"
-        )
+        require((item.segments, item.frames) == (found[name].segments, found[name].frames), f"{item} came back changed")
 
 
 @target(40, "data/ucf/gt*.npy", "data/ucf/truth.csv", "data/ucf/truth.csv")
@@ -189,9 +187,7 @@ def models(case: Case, path: Path) -> str:
     if path.suffix == ".safetensors":
         # Without our words there is no hash.
         same = found.hparams == wanted.hparams and outcome == RIGHT
-        require(
-            same or not found.hparams, f"weights or words were altered, and the hash would have told: {found.hparams}"
-        )
+        require(same or not found.hparams, f"weights or words changed, and the hash would have told: {found.hparams}")
     return outcome
 
 
