@@ -55,16 +55,6 @@ def test_the_step_is_named_with_its_videos_and_not_saved(data, tmp_path, monkeyp
     assert tiny.train("--use-checkpoint").code == 0
 
 
-def test_more_videos_than_a_line_holds_are_counted(data, tmp_path, monkeypatch):
-    tiny = data.at(tmp_path)
-    monkeypatch.setattr(f"{__name__}.STEP", 1)
-    spoil(monkeypatch, lambda logits: logits.sum() * float("inf"))
-    outcome = tiny.train("--no-balanced", "--batch-size", 24)
-    assert outcome.code == 2
-    named = outcome.err.split("features of its videos, ")[1].split(" and ")
-    assert len(named[0].split(", ")) == 8 and named[1].startswith("4 more (")
-
-
 def test_a_gpu_without_memory_left_is_one_line(data, tmp_path, monkeypatch):
     def full(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139.80 GiB in all.")

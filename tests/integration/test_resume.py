@@ -5,9 +5,6 @@ import copy
 import itertools
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -168,29 +165,6 @@ def test_signals_stop_at_the_next_step_and_other_options_do_not_resume(case, tmp
         assert_one_line(work.train(*options, "--use-checkpoint", *other))
         assert (work.work / "run/last.pt").read_bytes() == before
     assert work.train(*options, "--use-checkpoint").code == 0
-    assert_same(work, whole)
-
-
-@pytest.mark.slow
-def test_killed_as_a_user_does(tmp_path):
-    """The same through the command line, which also kills it while Python starts."""
-    tiny = make_tiny("ucf", tmp_path / "data")
-    whole, work = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "killed")
-    assert whole.train().code == 0
-    command = [sys.executable, ROOT / "ucf_train.py", *work.train_flags("--use-checkpoint")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for wait_for in (None, work.work / "run" / "last.pt"):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + (60 if wait_for else 1)
-        while time.monotonic() < deadline and not (wait_for and wait_for.exists()):
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stdout
     assert_same(work, whole)
 
 

@@ -1,7 +1,5 @@
 """Reading lists and feature files: what is found, and what is said when it is not."""
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -112,16 +110,6 @@ def test_malformed_lists(tmp_path, content, parts):
     path.write_bytes(content)
     text = message(read_list, path)
     assert all(part in text for part in [*parts, str(path)])
-
-
-@pytest.mark.slow
-def test_forty_thousand_rows_are_fast(tmp_path):
-    for k in range(40):
-        save(tmp_path / f"root/features/{k}.npy")
-    path = write(tmp_path / "l.csv", *(f"/home/someone/data/XD/train/{k % 40}.npy,A" for k in range(40_000)))
-    start = time.perf_counter()
-    assert len(read_list(path, tmp_path / "root", XD)) == 40_000
-    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize("dtype, order", [(np.float16, "C"), (np.float32, "F"), (np.float64, "F"), (">f4", "C")])

@@ -14,7 +14,7 @@ from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, Shuffle
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine.config import TrainingConfig
-from clipfusionvad.engine.trainer import cosine_factor, make_optimizer, make_scheduler
+from clipfusionvad.engine.trainer import make_optimizer, make_scheduler
 from clipfusionvad.io.errors import UserError
 
 sizes = st.integers(1, 40)
@@ -121,14 +121,6 @@ def test_cosine_is_the_released_one():
     expected += [base * (1 + math.cos(math.pi * n / (total - warmup))) / 2 for n in range(total - warmup)]
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-20)
     assert found[0] == 0 and found[warmup] == base
-
-
-@given(st.integers(0, 20), st.integers(1, 100))
-def test_cosine_rises_then_falls(warmup, total):
-    factors = [cosine_factor(epoch, warmup, total) for epoch in range(total)]
-    assert all(0 <= factor <= 1 for factor in factors)
-    rising, falling = factors[:warmup], factors[warmup:]
-    assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
