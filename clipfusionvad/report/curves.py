@@ -110,26 +110,50 @@ def predicted_classes(anomaly: np.ndarray, classes: np.ndarray | None, threshold
 
 
 class Confusion(NamedTuple):
-    """Frames of each true class (rows of ``table``) by predicted class (columns)."""
+    """How many items of each true class (rows of ``table``) are taken for which (columns: ``labels``).
+
+    An item is taken for anomalous if its score reaches ``threshold``.
+    """
 
     labels: list[str]
     table: np.ndarray
     threshold: float
 
+    @property
+    def shares(self) -> np.ndarray:
+        """Each row over its sum, 0 where a class does not occur."""
+        return self.table / np.maximum(self.table.sum(axis=1, keepdims=True), 1)
+
+
+def confuse(
+    labels: Sequence[str],
+    truth: np.ndarray,
+    anomaly: np.ndarray,
+    classes: np.ndarray | None,
+    positives: np.ndarray,
+    counts: np.ndarray,
+) -> Confusion:
+    """Confuse n items, at the threshold that maximises Youden's index on these very items, else at 0.5.
+
+    truth (n, C) counts, of several classes in each; anomaly (n,), classes (n, C) or None: two columns, normal and
+    anomalous; positives (n,) of counts (n,) are abnormal.
+    """
+    curve = roc(anomaly, positives, counts)
+    threshold = best_threshold(curve) if curve else 0.5
+    columns = list(labels) if classes is not None else [labels[0], "anomalous"]
+    table = truth.T @ np.eye(len(columns), dtype=np.int64)[predicted_classes(anomaly, classes, threshold)]
+    return Confusion(columns, table, threshold)
+
 
 def class_confusion(labels: Sequence[str], pooled: PooledScores) -> Confusion | None:
-    """Count predictions by true class (C,) at the main branch's best threshold; None where all frames are of one kind.
+    """Confuse all frames by the main branch; None where all are of one kind.
 
     Without class probabilities there are two classes, normal and anomalous.
     """
-    if (curve := roc(pooled.anomaly[0], pooled.positives, pooled.frames)) is None:
+    if not 0 < pooled.positives.sum() < pooled.frames.sum():
         return None
-    truth, threshold = pooled.truth, best_threshold(curve)
-    if pooled.classes is None:
-        labels, truth = [labels[0], "anomalous"], np.stack([truth[:, 0], pooled.positives], axis=1)
-    table = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(table.T, predicted_classes(pooled.anomaly[0], pooled.classes, threshold), truth)
-    return Confusion(list(labels), table, threshold)
+    truth = pooled.truth if pooled.classes is not None else np.stack([pooled.truth[:, 0], pooled.positives], axis=1)
+    return confuse(labels, truth, pooled.anomaly[0], pooled.classes, pooled.positives, pooled.frames)
 
 
 def video_error(anomaly: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> float:

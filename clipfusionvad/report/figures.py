@@ -163,7 +163,7 @@ def confusion_figure(labels: Sequence[str], pooled: PooledScores) -> Markup | No
 
 def _draw_confusion(found: Confusion, colour: str) -> Figure:
     """Draw the percentage of each true class's frames by predicted class."""
-    shares, places = 100 * found.table / np.maximum(found.table.sum(axis=1, keepdims=True), 1), range(len(found.labels))
+    shares, places = 100 * found.shares, range(len(found.labels))
     size = max(_COLUMN, 0.3 * len(found.labels) + 1.6)
     figure = Figure(figsize=(size, size), layout="constrained")
     axis = figure.subplots()

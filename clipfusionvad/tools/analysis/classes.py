@@ -3,8 +3,6 @@
 C classes, of which 0 is *normal*; K columns of a confusion: C, or two for a method without class probabilities.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -12,7 +10,7 @@ from clipfusionvad.engine.evaluator import evaluate_classes
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.losses import topk_mean
 from clipfusionvad.metrics import corrected_detection_map
-from clipfusionvad.report.curves import PooledScores, best_threshold, pool, predicted_classes, roc
+from clipfusionvad.report.curves import Confusion, PooledScores, confuse, pool
 from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
@@ -86,23 +84,10 @@ def classes(test: TestResult) -> AnalysisResult:
     return AnalysisResult(table, figure, [table_text(table)])
 
 
-class Confusion(NamedTuple):
-    """``table`` (C, K): how many frames or videos of each true class (rows) are taken for which (columns); ``shares``
-    (C, K): each row over its sum, 0 where a class does not occur.
-
-    A frame or video of several classes counts in the row of each. It is taken for anomalous if its score reaches
-    ``threshold``, which maximises Youden's index on this very test.
-    """
-
-    table: np.ndarray
-    shares: np.ndarray
-    threshold: float
-
-
 def confuse_frames(test: TestResult) -> Confusion:
     """Count all frames of all test videos, by the main branch and the class probabilities."""
-    pooled = pool(test.scores, test.videos)
-    return _confuse(pooled.truth, pooled.anomaly[0], pooled.classes, pooled.positives, pooled.frames)
+    pooled, labels = pool(test.scores, test.videos), test.videos.dataset.labels
+    return confuse(labels, pooled.truth, pooled.anomaly[0], pooled.classes, pooled.positives, pooled.frames)
 
 
 def confuse_videos(test: TestResult) -> Confusion:
@@ -111,19 +96,8 @@ def confuse_videos(test: TestResult) -> Confusion:
     anomaly = np.concatenate([_top(video.anomaly[:1]) for video in test.scores])
     classes = [_top(video.classes.T) for video in test.scores if video.classes is not None]
     truth = np.stack([videos.dataset.encode(entry.label) for entry in videos.entries]).astype(np.int64)
-    abnormal = videos.anomalous.astype(np.int64)
-    return _confuse(truth, anomaly, np.stack(classes) if classes else None, abnormal, np.ones_like(abnormal))
-
-
-def _confuse(
-    truth: np.ndarray, anomaly: np.ndarray, classes: np.ndarray | None, positives: np.ndarray, counts: np.ndarray
-) -> Confusion:
-    """Confuse n items: truth (n, C) counts, anomaly (n,), classes (n, C) or None, positives (n,) of counts (n,)."""
-    curve = roc(anomaly, positives, counts)
-    threshold = best_threshold(curve) if curve else 0.5
-    columns = truth.shape[1] if classes is not None else 2
-    table = truth.T @ np.eye(columns, dtype=np.int64)[predicted_classes(anomaly, classes, threshold)]
-    return Confusion(table, table / np.maximum(table.sum(axis=1, keepdims=True), 1), threshold)
+    abnormal, known = videos.anomalous.astype(np.int64), np.stack(classes) if classes else None
+    return confuse(videos.dataset.labels, truth, anomaly, known, abnormal, np.ones_like(abnormal))
 
 
 def _top(curves: np.ndarray) -> np.ndarray:
@@ -132,16 +106,16 @@ def _top(curves: np.ndarray) -> np.ndarray:
     return topk_mean(rows, torch.full((len(rows),), rows.shape[1])).numpy()
 
 
-def draw_confusion(labels: list[str], columns: list[str], frames: Confusion, videos: Confusion) -> figures.Figure:
+def draw_confusion(labels: list[str], frames: Confusion, videos: Confusion) -> figures.Figure:
     """Draw both tables: the shares of each row as colours, the numbers in the cells."""
-    figure = figures.new_figure(2 * (0.42 * len(columns) + 2.6), 0.36 * len(labels) + 2.4)
+    figure = figures.new_figure(2 * (0.42 * len(frames.labels) + 2.6), 0.36 * len(labels) + 2.4)
     panels = ("frames, percent", frames, np.round(100 * frames.shares)), ("videos, counted", videos, videos.table)
     for axis, (title, found, numbers) in zip(figure.subplots(1, 2), panels, strict=True):
         totals = found.table.sum(axis=1)
         present = np.flatnonzero(totals)
         shares = found.shares[present]
         rows = [f"{labels[row]} ({totals[row]:,})" for row in present.tolist()]
-        figures.draw_matrix(axis, shares, rows, columns, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        figures.draw_matrix(axis, shares, rows, found.labels, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel(f"taken for (anomalous from a score of {found.threshold:.3g} on)")
         axis.set_ylabel(f"true class ({title.split(',')[0]})")
@@ -158,7 +132,7 @@ def confusion(test: TestResult) -> AnalysisResult:
     frames, videos = confuse_frames(test), confuse_videos(test)
     if not frames.table[1:].any():
         raise UserError("no frame of these videos is annotated as anomalous")
-    columns = labels if frames.table.shape[1] == len(labels) else [labels[0], "anomalous"]
+    columns = frames.labels
     rows = [
         (unit, labels[row], columns[column], int(count), float(found.shares[row, column]))
         for unit, found in (("frames", frames), ("videos", videos))
@@ -174,4 +148,4 @@ def confusion(test: TestResult) -> AnalysisResult:
         short.append((labels[row], float(frames.shares[row, right]), most, *counts))
     text = table_text(short, ["class", "frames right", "else mostly", "videos right", "of"])
     numbers = make_table(rows, ["unit", "true_class", "taken_for", "count", "share"])
-    return AnalysisResult(numbers, draw_confusion(labels, columns, frames, videos), [text])
+    return AnalysisResult(numbers, draw_confusion(labels, frames, videos), [text])
