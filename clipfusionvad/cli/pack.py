@@ -21,9 +21,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad pack", description=__doc__, add_help=False, usage="%(prog)s [options]")
     group = parser.add_argument_group("packing")
     group.add_argument("--output", metavar="DIR", help="folder for the packed lists (default: beside the lists)")
-    group.add_argument(
-        "--dtype", choices=DTYPES, default=DTYPES[0], help="float32 keeps the features of a float32 extraction exact"
-    )
+    group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="float32 keeps float32 features exact")
     return parser
 
 

@@ -148,8 +148,7 @@ def error_reason(error: Exception) -> str:
 def missing_bytes(path: str | Path) -> int:
     """Return the bytes that a truncated file lacks by its own outermost structure; 0 if none are known to lack.
 
-    Knows MP4 and QuickTime (boxes), AVI (RIFF), and Matroska with WebM (EBML). Other containers, such as MPEG
-    streams, may end anywhere.
+    Knows MP4 and QuickTime, AVI, and Matroska with WebM. Other containers, such as MPEG streams, may end anywhere.
     """
     end = 0
     with open(path, "rb") as file:

@@ -285,9 +285,7 @@ def _write_rows(files: list[BinaryIO], rows: np.ndarray, job: Job) -> int:
     with np.errstate(over="ignore"):
         stored = rows.astype(job.dtype)
     if job.options.event_empty != "nan" and not np.isfinite(stored).all():
-        raise UserError(
-            f"{job.source}: features exceed the range of {job.encoder.precision} or {job.dtype}; use a wider type"
-        )
+        raise UserError(f"{job.source}: features exceed {job.encoder.precision} or {job.dtype}; use a wider type")
     for file, crop in zip(files, stored, strict=True):
         file.write(crop.tobytes())
     return rows.shape[1]

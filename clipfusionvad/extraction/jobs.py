@@ -103,9 +103,7 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
             raise UserError(f"{source}: {name!r} cannot be the name of its results")
         other = found.setdefault(name, source)
         if other != source:
-            raise UserError(
-                f"{other} and {source} would both become {name}: extract them separately, each into its own --output"
-            )
+            raise UserError(f"{other} and {source} would both become {name}: give each its own --output")
     if not found:
         raise UserError(f"no videos below {', '.join(map(str, given))} (recognised by suffix: .mp4, .mkv, …)")
     return sorted(((source, name) for name, source in found.items()), key=lambda pair: pair[1])

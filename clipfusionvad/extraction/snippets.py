@@ -69,9 +69,7 @@ class ExtractOptions:
             given = ", ".join(map(str, self.crops)) or "none"
             raise UserError(f"crops must be different numbers from 0 to 9, not {given}")
         if self.resize == "clip" and not crops <= {0, 5}:
-            raise UserError(
-                "CLIP's own preprocessing has crop 0 and its mirror image 5 only; the others need 'released'"
-            )
+            raise UserError("CLIP's own preprocessing has crop 0 and its mirror image 5 only; others need 'released'")
         if self.stream == "event" and self.reduce != "mean":
             raise UserError(f"an event image covers a whole chunk: --reduce {self.reduce} does not apply to it")
         if self.stream == "event" and self.stride < 2:
@@ -98,8 +96,7 @@ def to_canvas(frame: np.ndarray, resize: str = "released", size: int = SIZE) -> 
 def cut_windows(canvases: np.ndarray, crops: Sequence[int], size: int = SIZE) -> np.ndarray:
     """Cut crops from canvases (n, H, W, ...): (n, len(crops), size, size, ...).
 
-    0 centre, 1 top left, 2 top right, 3 bottom left, 4 bottom right; 5 to 9 are their mirror images (released code
-    of IEF-VAD).
+    0 centre, 1 top left, 2 top right, 3 bottom left, 4 bottom right; 5 to 9 their mirror images (released IEF-VAD).
     """
     down, right = canvases.shape[1] - size, canvases.shape[2] - size
     corners = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)]
@@ -129,8 +126,7 @@ def normalise_counts(counts: np.ndarray, scope: str = "block", empty: str = "zer
     """Return event images (chunks, crops, H, W) float32 in 0..1 from the counts of one block.
 
     Each crop's counts are divided by their maximum: over the whole block, as released, or over each chunk. Where
-    nothing moves, ``empty`` "zero" gives a black image; "nan" gives 0 / 0 = NaN, as the released scripts for UCF-Crime,
-    ShanghaiTech and MSAD did.
+    nothing moves, ``empty`` "zero" gives black; "nan" gives NaN, as released for UCF-Crime, ShanghaiTech and MSAD.
     """
     highest = counts.max(axis=(0, 2, 3) if scope == "block" else (2, 3), keepdims=True).astype(np.float32)
     with np.errstate(invalid="ignore"):

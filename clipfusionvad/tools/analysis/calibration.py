@@ -84,7 +84,7 @@ def fit_temperature(scores: np.ndarray, positives: np.ndarray, frames: np.ndarra
 
 def scale_by_halves(
     scores: np.ndarray, pooled: PooledScores, anomalous: np.ndarray
-) -> tuple[np.ndarray, tuple[float, float]]:
+) -> tuple[np.ndarray, list[float]]:
     """Return scores (S,) of N videos, each half scaled by the temperature that fits the truth of the other half; and
     both temperatures. Each half gets half of the anomalous (N,) bool videos and half of the others.
 
@@ -101,7 +101,7 @@ def scale_by_halves(
             raise UserError("half of the videos hold frames of one kind only: too few to measure calibration")
         temperatures.append(fit_temperature(scores[~own].astype(np.float64), positives, frames))
         after[own] = tempered(after[own], temperatures[-1])
-    return after, (temperatures[0], temperatures[1])
+    return after, temperatures
 
 
 def calibration(test: TestResult, *, bins: Annotated[int, Option("bins", minimum=1)] = BINS) -> AnalysisResult:

@@ -16,11 +16,9 @@ EXACT = 2e-3
 # A hypothesis under which rows do not quite agree must leave less than this share of their difference.
 CLEAR = 0.6
 MAX_SHIFT = 16
-# Correlation of changes (see ``_relations``) above which two arrays show one video; for unrelated real videos it is
-# below 0.2.
+# Correlation of changes (see ``_relations``) above which two arrays show one video; unrelated ones are below 0.2.
 ALIKE = 0.25
-# Largest share of a difference that is the same in all rows if other frames were used; with another resize or crop it
-# is 0.7 to 1.
+# Largest share of a difference that is the same in all rows with other frames; another resize or crop: 0.7 to 1.
 FIXED = 0.4
 # Rows on which hypotheses are tried.
 TRIED_ROWS = 4096

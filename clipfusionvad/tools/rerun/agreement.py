@@ -33,9 +33,7 @@ def compare_folders(old: Path, new: Path, is_test: bool) -> dict[str, Agreement]
     """Compare two tests, or two trainings of one seed or of several, by the names of their files."""
     seeds = seeds_in(old)
     names = [METRICS, *(f"{seed}/{name}" for seed in seeds for name in _OF_RUN)] if seeds else [*_OF_RUN]
-    return {
-        name: (_OF_TEST | _OF_RUN)[Path(name).name](old / name, new / name) for name in (_OF_TEST if is_test else names)
-    }
+    return {n: (_OF_TEST | _OF_RUN)[Path(n).name](old / n, new / n) for n in (_OF_TEST if is_test else names)}
 
 
 def compare_losses(old: Path, new: Path) -> Agreement:

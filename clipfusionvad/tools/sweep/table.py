@@ -71,10 +71,7 @@ def differences_text(reference: str, runs: Mapping[str, Sequence[Path]]) -> str:
     metrics = [metric for metric in HEADLINE if any(metric in own for own in found.values())]
     if not metrics:
         return "".join(f"{line}\n" for line in refused)
-    rows = [
-        [cell, *(_difference(own[metric]) if metric in own else "-" for metric in metrics)]
-        for cell, own in found.items()
-    ]
+    rows = [[cell, *(_difference(own[key]) if key in own else "-" for key in metrics)] for cell, own in found.items()]
     everything = [one for own in found.values() for one in own.values()]
     below = [*_conclusions(found, metrics), "", explain(everything), *refused]
     table = to_markdown(Table(["cell", *metrics], rows, note="\n".join(below)))

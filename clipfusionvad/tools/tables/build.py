@@ -31,9 +31,8 @@ Compared = tuple[str, str, Difference]
 class MetricRow:
     """A metric of a setting (``cell``) with some ``weights``, in percent: ``mean`` and sample ``std`` over seeds.
 
-    ``low`` and ``high`` bound a 95 % interval; ``interval`` says of what: the mean over "seeds" (Student's t) or, for a
-    single run, the test "videos" (bootstrap). ``inside`` says whether the ``paper``'s figure lies in it. None means
-    unknown.
+    ``low`` and ``high`` bound a 95 % interval of the mean over "seeds" (Student's t) or of one run over test "videos"
+    (bootstrap), as ``interval`` says. ``inside``: whether the ``paper``'s figure lies in it. None means unknown.
     """
 
     cell: str
@@ -176,9 +175,7 @@ def _csv(rows: Sequence[MetricRow], compared: Sequence[Compared]) -> str:
     return text
 
 
-def _lay_out(
-    rows: Sequence[MetricRow], by: str, compared: Sequence[Compared], metrics: Sequence[str] | None
-) -> list[Table]:
+def _lay_out(rows: list[MetricRow], by: str, compared: list[Compared], metrics: Sequence[str] | None) -> list[Table]:
     wanted = metrics or (HEADLINE if by == "cell" else OVERVIEW)
     shown = [row for row in rows if row.metric in wanted or (row.paper is not None and "@" not in row.metric)]
     kinds = [[row for row in shown if row.weights == kind] for kind in dict.fromkeys(row.weights for row in shown)]

@@ -123,9 +123,7 @@ def _read(folder: Path, is_test: bool) -> Result | None:
         if not metrics:
             raise UserError(f"metrics {source} do not belong to a run: neither {BEST} nor {LAST} is there")
     if not isinstance(options, dict) or not all(isinstance(options.get(key), str) for key in ("method", "dataset")):
-        raise UserError(
-            f"the options of {folder} name no method and dataset: the run is damaged, or the folder is not a run"
-        )
+        raise UserError(f"the options of {folder} name no method and dataset: it is damaged, or not a run")
     if not isinstance(options.get("seed", 0), int):
         raise UserError(f"the options of {folder}: seed is {str(options['seed'])[:60]}, not a whole number")
     for weights, found in metrics.items():
