@@ -1,8 +1,10 @@
 """Batch samplers and the batches that they make, from feature files or packed features."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +15,6 @@ from torch.utils.data import Dataset as TorchDataset
 from clipfusionvad.data.features import load_entry
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.packed import Store
-from clipfusionvad.data.prefetch import prefetch
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError, ignore_stop_signals
@@ -210,3 +211,16 @@ def _gather_batches(
     for rows, visual in zip(batches[start:], packed.gather(indices), strict=False):
         chosen = torch.from_numpy(rows[part(len(rows))]).to(packed.device)
         yield visual, lengths[chosen], targets[chosen]
+
+
+def prefetch(items: Generator[Any, None, None], size: int = 4) -> Generator[Any, None, None]:
+    """Yield the same items, of which a thread makes up to ``size`` in advance; its exception is raised here."""
+    pool, end = ThreadPoolExecutor(1, "prefetch"), object()
+    try:
+        waiting = deque(pool.submit(next, items, end) for _ in range(size))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+        items.close()

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.data.prefetch import prefetch
+from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.ray_session import import_ray, session
 from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
@@ -177,8 +177,7 @@ def run_on_ray(jobs: Sequence[Job], workers: int, address: str | None = None) ->
 
     ``address`` is that of a running cluster ("auto" finds the one that this machine belongs to); without it and
     without RAY_ADDRESS, Ray starts on this machine. Every machine of a cluster needs this package and the same paths
-    to videos, weights and output. If a worker dies, Ray starts its video again on another one. Raises ``UserError``
-    without Ray and if no cluster answers.
+    to videos, weights and output. Ray starts a lost worker's video again. ``UserError`` without Ray or a cluster.
     """
     ray = import_ray()
     waiting, running = iter(jobs), dict[Any, Job]()

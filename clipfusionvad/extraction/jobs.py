@@ -142,8 +142,7 @@ def _listed_name(line: str) -> str:
 class FeatureManifest:
     """The JSON lines ``manifest.jsonl`` of a feature folder; each shard writes its own ``manifest-i-of-n.jsonl``.
 
-    A line is about one video: "begun" before its files can appear, then "done" or "failed". All manifests of the
-    folder are read; the newest line about a video counts.
+    A line is about one video: "begun", then "done" or "failed". Of all manifests in the folder the newest one counts.
     """
 
     def __init__(self, folder: str | Path, shard: tuple[int, int] | None = None):

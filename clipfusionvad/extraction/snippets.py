@@ -1,7 +1,6 @@
 """From frames to feature rows: the crops of the released features or CLIP's own, event images, chunks, blocks.
 
-Frames are resized to canvases and cut into crops. A chunk of frames becomes a row; a block of chunks is
-encoded at once.
+Frames are resized to canvases and cut into crops. A chunk of frames becomes a row; blocks of chunks are encoded.
 """
 
 from __future__ import annotations

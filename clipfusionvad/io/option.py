@@ -60,8 +60,7 @@ def non_negative(help: str, **more: Any) -> Option:
 
 @dataclass(frozen=True)
 class Declared:
-    """An option as it was declared: ``kind`` is int, float, str or bool; ``count`` None for one value, 0 for a list of
-    any length, n for exactly n values."""
+    """An option as it was declared: ``kind`` is a plain type; ``count`` None for one value, 0 for any number, n for n."""
 
     name: str
     kind: type

@@ -135,8 +135,7 @@ def confuse(
 ) -> Confusion:
     """Confuse n items, at the threshold that maximises Youden's index on these very items, else at 0.5.
 
-    truth (n, C) counts, of several classes in each; anomaly (n,), classes (n, C) or None: two columns, normal and
-    anomalous; positives (n,) of counts (n,) are abnormal.
+    truth (n, C) counts; anomaly (n,); classes (n, C), or None: two columns; positives (n,) of counts (n,) abnormal.
     """
     curve = roc(anomaly, positives, counts)
     threshold = best_threshold(curve) if curve else 0.5

@@ -98,8 +98,7 @@ class Layer:
         return self.dense(length).sum(axis=0)
 
     def effective(self, length: int) -> float:
-        """Return e to the entropy of the weights of a place: the effective number of places that it attends to, padding
-        included; the mean over the first ``length`` places."""
+        """Return e to the entropy of a place's weights, how many it attends to: the mean over the first places."""
         matrix = self.dense(int(self.places.max()) + 1)[:length]
         return float(np.exp(-(matrix * np.log(np.maximum(matrix, 1e-12))).sum(axis=1)).mean())
 

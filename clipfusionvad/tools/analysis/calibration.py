@@ -82,9 +82,7 @@ def fit_temperature(scores: np.ndarray, positives: np.ndarray, frames: np.ndarra
     return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded", options={"xatol": 1e-9}).x))
 
 
-def scale_by_halves(
-    scores: np.ndarray, pooled: PooledScores, anomalous: np.ndarray
-) -> tuple[np.ndarray, list[float]]:
+def scale_by_halves(scores: np.ndarray, pooled: PooledScores, anomalous: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """Return scores (S,) of N videos, each half scaled by the temperature that fits the truth of the other half; and
     both temperatures. Each half gets half of the anomalous (N,) bool videos and half of the others.
 

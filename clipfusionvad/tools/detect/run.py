@@ -11,7 +11,7 @@ from threading import Event
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.data.prefetch import prefetch
+from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import find_videos
 from clipfusionvad.extraction.snippets import to_canvas

@@ -1,8 +1,7 @@
 """Live streams: frames as they arrive, scored snippet by snippet in bounded time and memory; logs of scores and alerts.
 
 Frames come from files that grow, standard input, cameras and network streams. They are scored in the consecutive
-windows of a test. The last window is scored again as snippets arrive, so its scores are provisional; those of a
-complete window are final. D width of a row, C classes.
+windows of a test, the last one again as snippets arrive, until it is complete. D width of a row, C classes.
 """
 
 import json
@@ -57,8 +56,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 class StreamSource:
     """Where frames come from. ``timeout`` seconds without data end the stream; 0: no limit.
 
-    ``input_format`` is ffmpeg's name of a format that it cannot detect. ``report`` gets a line about every
-    interruption; setting ``stop`` ends the stream soon.
+    ``input_format`` is ffmpeg's name of a format that it cannot detect; ``report`` gets a line about interruptions.
     """
 
     name: str

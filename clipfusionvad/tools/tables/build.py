@@ -107,8 +107,7 @@ def metric_rows(
 ) -> list[MetricRow]:  # fmt: skip
     """Return the rows of all settings; a metric that one of a setting's seeds lacks has no row.
 
-    ``resampler`` gives the interval of a single run's best weights. Made-up data and the settings in ``changed`` get no
-    published figure.
+    ``resampler`` gives the interval of a run's best weights. Demo data and ``changed`` get no published figure.
     """
     figures = {(one.method, one.dataset, one.metric): one for one in reversed(published_figures())}
     rows = []

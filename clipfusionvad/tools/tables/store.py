@@ -29,8 +29,7 @@ def write_store(path: Path, rows: Sequence[dict[str, str]]) -> None:
 def merge(path: Path, settings: Sequence[Setting], data: str | None) -> tuple[list[dict[str, str]], int]:
     """Replace a store's rows by the best weights' metrics (percent) of runs; return all rows and how many are theirs.
 
-    ``data`` says what the runs were tested on, except for the demo. Raises ``UserError`` where it is missing or wrong,
-    and where two settings have the same key.
+    ``data``: what the runs but the demo's were tested on; ``UserError`` without it, and for two of the same key.
     """
     stored, measured = read_store(path) if path.exists() else [], list[dict[str, str]]()
     owner: dict[tuple[str, ...], Setting] = {}
