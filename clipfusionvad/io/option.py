@@ -60,7 +60,7 @@ def non_negative(help: str, **more: Any) -> Option:
 
 @dataclass(frozen=True)
 class Declared:
-    """An option as it was declared: ``kind`` is a plain type; ``count`` None for one value, 0 for any number, else n."""
+    """An option as it was declared: ``kind`` is its type; ``count`` None for one value, 0 for any number, else n."""
 
     name: str
     kind: type
