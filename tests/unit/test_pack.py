@@ -3,7 +3,6 @@
 import os
 import shutil
 import threading
-import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -194,18 +193,6 @@ def test_neither_another_folder_nor_a_full_disk_is_written(tmp_path, monkeypatch
     with pytest.raises(UserError, match="GB are free there: name another folder with --output"):
         pack_up(entries)
     assert not (tmp_path / "list.pack").exists()
-
-
-def test_memory_does_not_grow_with_the_list(tmp_path):
-    def peak(name, videos):
-        entries = make_list(tmp_path / name, [4000] * videos, "float32")
-        tracemalloc.start()
-        pack_up(entries, SAMPLINGS["grid"], "float32")
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
-
-    assert peak("long", 80) < 1.5 * peak("short", 20)
 
 
 def touch(path):
