@@ -92,9 +92,7 @@ def test_a_packed_store_is_used(old):
     options = yaml.safe_load(Path("runs/finished/options.yaml").read_text())
     options |= {name: options[name].replace("data", "packed") for name in ("train_list", "test_list", "gt_path")}
     run("train", *flags_of(options | {"output_dir": "again", "model_path": "again.pth", "check": False}))
-    new, before = (
-        np.genfromtxt(path / "losses.csv", delimiter=",")[1:] for path in map(Path, ("again", "runs/finished"))
-    )
+    new, before = (np.genfromtxt(Path(run, "losses.csv"), delimiter=",")[1:] for run in ("again", "runs/finished"))
     np.testing.assert_allclose(new, before, rtol=1e-3, atol=1e-6)
 
 
