@@ -53,9 +53,7 @@ def _read_header(path: str | Path) -> tuple[tuple[int, int], bool, np.dtype, int
     announced = rows * dim * dtype.itemsize
     if present != announced:
         state = "truncated" if present < announced else "damaged"
-        raise UserError(
-            f"{path} is {state}: it has {present} bytes of data, shape {shape} {dtype} takes {announced}; copy it again"
-        )
+        raise UserError(f"{path} is {state}: {present} bytes of data, {shape} {dtype} takes {announced}; copy it again")
     return (rows, dim), fortran, dtype, start
 
 

@@ -158,9 +158,7 @@ def run_onnx(content: bytes) -> Run:
     """Return the model in onnxruntime, on the CPU."""
     session = require_package("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
     inputs, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
-    return lambda streams: dict(
-        zip(outputs, session.run(outputs, dict(zip(inputs, streams, strict=True))), strict=True)
-    )
+    return lambda arrays: dict(zip(outputs, session.run(outputs, dict(zip(inputs, arrays, strict=True))), strict=True))
 
 
 #: By suffix: the bytes of a file, and the scoring path in them.

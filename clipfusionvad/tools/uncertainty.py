@@ -225,9 +225,7 @@ def write_analysis(
         dimensions = [points[["corrupted", "level"]], pd.DataFrame(change)]
         _write_table(folder / f"weight_change_{modality}.csv", pd.concat(dimensions, axis=1))
     draw_sweep(folder / "uncertainty.png", points)
-    cells = [
-        [row["corrupted"], f"{row['level']:.2f}", *(f"{row[key]:.4f}" for key in TABLE)] for _, row in points.iterrows()
-    ]
+    cells = [[row.corrupted, f"{row.level:.2f}", *(f"{row[key]:.4f}" for key in TABLE)] for _, row in points.iterrows()]
     return to_text(Table(["corrupted", "level", *TABLE.values()], cells))
 
 
