@@ -33,9 +33,8 @@ class ModelFile:
 def read_model_file(path: str | Path) -> ModelFile:
     """Read a model file without running code in it.
 
-    Reads torch's files, and safetensors by their suffix. Our files name their method. Other files hold a bare state
-    dict, or one under ``model_state_dict`` or ``state_dict`` (Lightning): its keys show the method, and are converted
-    to those of our model.
+    Reads torch's files, and safetensors by their suffix. Our files name their method. Other files hold a state dict,
+    bare, under ``model_state_dict`` or ``state_dict``: its keys show the method, and become those of our model.
     """
     content = read_checkpoint(path, "model file")
     if not isinstance(content, dict):

@@ -222,8 +222,7 @@ class AnomalyCLIP(TextMethod):
     def choose_segments(self, similarity: Tensor, shares: Tensor, magnitudes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the segments of each video with the highest and the lowest score, (B, K) each.
 
-        The score is the sum of the similarity (B, T, C−1) weighted by ``shares`` (B, C−1), or of ``magnitudes`` (B, T).
-        In training, segments are dropped at random.
+        By the sum of the similarity (B, T, C−1) weighted by ``shares`` (B, C−1), or by ``magnitudes`` (B, T).
         """
         if magnitudes is None:
             scores = (similarity.unflatten(1, self.grid).sum(dim=2) * shares[:, None]).sum(dim=-1)

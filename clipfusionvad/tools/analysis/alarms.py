@@ -219,8 +219,7 @@ def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: 
 
 
 def latencies(test: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> DataFrame:
-    """Return a row for each ``rate`` of false alarms per hour, in rising order, and each event, once for its every
-    ``class`` and once for "all"; main branch only.
+    """Return a row for each rising ``rate`` of false alarms per hour and each ``class`` of an event, "all" included.
 
     ``seconds`` from its start to the start of its first alarm: 0 where that began before, inf where it is missed;
     ``threshold``: the lowest that keeps to the rate, inf if none does.

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
+from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.engine.run_folder import BEST, EVALUATIONS, LAST, LOSSES, METRICS, flat_metrics, seeds_in
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_text
-from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.report.results import TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 
@@ -91,7 +90,7 @@ def _distance(name: str, one: Any, other: Any) -> float:
 
 def compare_weights(old: Path, new: Path) -> Agreement:
     """Compare the weights of two model files bit by bit, or else by the norm of the difference."""
-    one, other = (_state(path) for path in (old, new))
+    one, other = (read_model_file(path).state for path in (old, new))
     if one.keys() != other.keys() or any(one[key].shape != other[key].shape for key in one):
         return Agreement(False, math.inf, "other weights: their names or shapes differ")
     differing = [key for key in one if not torch.equal(one[key], other[key])]
@@ -101,14 +100,6 @@ def compare_weights(old: Path, new: Path) -> Agreement:
     gap = math.sqrt(sum((one[key].double() - other[key].double()).square().sum().item() for key in differing))
     gap /= norm or 1.0
     return Agreement(False, gap, f"{len(differing)} of {len(one)} tensors differ, by {gap:.2g} (relative)")
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    content = read_checkpoint(path, "model file")
-    state = content.get("model_state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model file {path} holds no state dict of tensors")
-    return state
 
 
 def compare_scores(old: Path, new: Path) -> Agreement:

@@ -1,28 +1,7 @@
 """Read what a sweep trains: cells, each a name and the options in which it differs from the others.
 
-A YAML file of a sweep is either a ``--config`` file, which becomes one cell, or lists what to try::
-
-    options: {max_epoch: 5}               # of every cell of this file
-    cells:                                # one by one
-      no gate: {gam: false}
-    grid:                                 # every combination
-      attn_window: [8, 64, 256]
-      visual_layers: [1, 2]
-    search:                               # Optuna chooses
-      lr: {low: 1.0e-6, high: 1.0e-3, log: true}
-      separation_weight: {low: 0, high: 1}
-      visual_head: [1, 2, 4]
-    trials: 20                            # of the search
-    maximize: auc1
-
-A table of a paper also holds its source and the published figures, in percent; those of the file belong to ``full``::
-
-    method: some_method                   # of every cell, and of the unchanged one
-    dataset: ucf                          # that the figures are of
-    source: the paper, and its table
-    published: {auc1: 86.36}
-    cells:
-      no gate: {gam: false, published: {auc1: 85.59}}
+A YAML file of a sweep is either a ``--config`` file, which becomes one cell, or lists what to try, with the published
+figures of a paper's table where it repeats one: docs/sweeps.md shows both forms.
 """
 
 import itertools
@@ -137,7 +116,7 @@ def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, w
     for metric, value in figures.items():
         if metric not in PRINTED:
             raise UserError(f"{where}: unknown metric {metric!r}{nearest(str(metric), PRINTED)}")
-        if not _is_number(value) or not 0 <= value <= 100:
+        if type(value) not in (int, float) or not 0 <= value <= 100:
             raise UserError(f"{where}: {metric} must be a percentage, not {value!r}")
     dataset, source = content.get("dataset"), content.get("source")
     if "method" not in content:
@@ -147,10 +126,6 @@ def _published(content: Mapping[str, Any], part: Mapping[str, Any], path: str, w
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"sweep {path}: published figures need 'source: …', the paper and its table")
     return Published(figures, str(content["method"]), str(dataset), source)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _cells_of(content: Mapping[str, Any], path: str) -> Iterator[Cell]:
@@ -196,7 +171,7 @@ def _is_range(values: dict[str, Any]) -> bool:
     if not {"low", "high"} <= values.keys() <= {"low", "high", "log", "step"}:
         return False
     low, high = values["low"], values["high"]
-    rising = _is_number(low) and _is_number(high) and low < high
+    rising = {type(low), type(high)} <= {int, float} and low < high
     return rising and not (values.get("log") and (low <= 0 or "step" in values))
 
 
