@@ -24,7 +24,7 @@ from benchmarks.made import made_batch, made_model, pick_size
 from benchmarks.report import Report, main_options, model_flags
 from clipfusionvad.engine.config import TrainingConfig
 from clipfusionvad.engine.device import autocast, compile_model, pick_device
-from clipfusionvad.engine.trainer import make_optimizer
+from clipfusionvad.engine.optimizer import make_optimizer
 
 TIMES_FASTER, SHARE_OF_GEMM = 2.8, 75
 CONFIG = TrainingConfig(

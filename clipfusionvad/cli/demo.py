@@ -7,7 +7,7 @@ from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
-from clipfusionvad.engine.run_folder import states_in
+from clipfusionvad.engine.run_folder import BEST, states_in
 from clipfusionvad.io.errors import EXIT_INTERRUPTED
 from clipfusionvad.models import method_names
 from clipfusionvad.tools.demo import demo_folder
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     dataset = find_dataset(args.dataset)
     folder, run = demo_folder(dataset), demo_run(args.method, dataset)
     if (run / "metrics.json").exists():
-        print(f"data and model exist already (delete {folder} to start over); testing the model")
+        print(f"trained already: testing the model; delete {run} to train again, also after a change of the code")
     code = run_demo(args.method, dataset)
     if code == EXIT_INTERRUPTED:
         print("or run this command again")
@@ -48,6 +48,6 @@ def run_demo(method: str, dataset: Dataset) -> int:
     option_file, run = option_file_of(dataset), demo_run(method, dataset)
     options = ["--demo", "--method", method, "--output-dir", str(run)]
     if (run / "metrics.json").exists():
-        return test(options, option_file)
+        return test([*options, "--model-path", str(run / BEST)], option_file)
     resume = ["--use-checkpoint"] if states_in(run) else []
     return train(option_file.parse_args([*options, *resume]), dataset)

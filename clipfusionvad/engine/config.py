@@ -31,8 +31,8 @@ class TrainingConfig:
     optimizer: Annotated[str, Option("optimizer", choices=("adamw", "adam"))] = "adamw"
     betas: Annotated[tuple[float, float], Option("decay rates of the moments", minimum=0, below=1)] = (0.9, 0.999)
     weight_decay: Annotated[float, Option("weight decay of the optimizer", minimum=0)] = 0.01
-    eval_every: Annotated[int, Option("samples between evaluations, counted in each epoch; 0: one after it", minimum=0)]
-    select: Annotated[str, Option("metric that selects the best checkpoint; last: the last weights are it")]
+    eval_every: Annotated[int, Option("samples between evaluations in an epoch; 0: after each epoch", minimum=0)]
+    select: Annotated[str, Option("metric that selects the best checkpoint; last: the last one is taken")]
     protocol: Annotated[
         str,
         Option(

@@ -5,30 +5,33 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
 from clipfusionvad.engine import checkpoint
 from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig
-from clipfusionvad.engine.distributed import TrainingStep, gather_objects, rank_slice
+from clipfusionvad.engine.device import autocast
+from clipfusionvad.engine.distributed import gather_objects, gather_rows, rank_slice, sync_batchnorm
 from clipfusionvad.engine.loggers import RunLog
+from clipfusionvad.engine.optimizer import make_optimizer, make_scheduler
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.io.errors import UserError, stop_on_signals
 from clipfusionvad.io.files import link_or_copy, write_torch
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method
+from clipfusionvad.models.base import VADOutput
 
 #: Steps between two transfers of losses from a GPU: each transfer waits until the GPU has finished.
 GPU_LOG_EVERY = 25
@@ -51,6 +54,45 @@ class Progress:
     eval_mode: bool = False
     best_score: float = 0.0
     best_step: int = 0
+
+
+class TrainingStep(nn.Module):
+    """Compute the losses of a batch, of which each process holds some rows."""
+
+    def __init__(self, model: Method, device: torch.device, precision: str):
+        super().__init__()
+        self.device, self.precision = device, precision
+        if rank_info().world_size > 1:
+            self.norms = sync_batchnorm(model, device)
+            self.group_of_one, _ = dist.new_subgroups(1)
+            # DistributedDataParallel warns on stderr where it finds no unused parameter.
+            self.unused = nn.Parameter(torch.zeros(1, device=device))
+        self.model = model.to(device)
+
+    def forward(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int, step: int) -> Mapping[str, Tensor]:
+        """Return the loss terms of the whole batch of ``count`` rows."""
+        rank, size = rank_info()[:2]
+        if size == 1:
+            return self.model.losses(self._forward(visual, lengths), targets, lengths)
+        # Where there are fewer rows than processes, each process computes the whole batch as a single process would.
+        shared = count >= size
+        for norm in self.norms:
+            norm.process_group = None if shared else self.group_of_one
+        # Dropout differs between the processes, but their losses draw the same random numbers.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((torch.initial_seed() + 1 + step * size + rank * shared) % 2**63)
+            output = self._forward(visual, lengths)
+        if shared:
+            gather = partial(gather_rows, own=rank_slice(count), count=count)
+            parts = {field.name: getattr(output, field.name) for field in fields(output)}
+            per_row = {name: part for name, part in parts.items() if name not in output.replicated and part is not None}
+            output = replace(output, **{name: gather(part) for name, part in per_row.items()})
+            lengths, targets = gather(lengths), gather(targets)
+        return self.model.losses(output, targets, lengths)
+
+    def _forward(self, visual: Tensor, lengths: Tensor) -> VADOutput:
+        with autocast(self.device, self.precision):
+            return self.model(visual, lengths)
 
 
 class Trainer:
@@ -339,26 +381,3 @@ class Trainer:
         # A cosine falls until the last epoch: with more epochs all rates differ.
         schedule |= {"max_epoch": config.max_epoch} if config.lr_schedule == "cosine" else {}
         return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}
-
-
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW, or Adam with the weight decay added to the gradient."""
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LRScheduler:
-    """Learning rates by epoch: drops at milestones, or warm-up and cosine."""
-    if config.lr_schedule == "cosine":
-        return LambdaLR(optimizer, lambda epoch: cosine_factor(epoch, config.warmup_epochs, config.max_epoch))
-    return MultiStepLR(optimizer, config.scheduler_milestones, config.scheduler_rate)
-
-
-def cosine_factor(epoch: int, warmup: int, total: int) -> float:
-    """Share of the base rate in an epoch: e/w rising from 0 during w epochs, then half a cosine down to 0 at E.
-
-    Source: released code of AnomalyCLIP. Its first epoch has rate 0 and only moves BatchNorm's statistics.
-    """
-    if epoch < warmup:
-        return epoch / warmup
-    return (1 + math.cos(math.pi * (epoch - warmup) / max(total - warmup, 1))) / 2

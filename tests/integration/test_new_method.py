@@ -112,20 +112,20 @@ def test_an_option_added_to_a_base_class_breaks_no_other_method(monkeypatch):
     original = DualBranch.__init__
 
     @functools.wraps(original)
-    def with_option(self, *args, coarse_weight=1.0, **options):
+    def with_option(self, *args, made_up_weight=1.0, **options):
         original(self, *args, **options)
 
-    option = inspect.Parameter("coarse_weight", inspect.Parameter.KEYWORD_ONLY, default=1.0)
+    option = inspect.Parameter("made_up_weight", inspect.Parameter.KEYWORD_ONLY, default=1.0)
     signature = inspect.signature(original)
     with_option.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
-    hint = {"coarse_weight": Annotated[float, non_negative("weight of the coarse loss")]}
+    hint = {"made_up_weight": Annotated[float, non_negative("weight of the coarse loss")]}
     with_option.__annotations__ = original.__annotations__ | hint
     before = {name: find_method(name).option_names() for name in method_names()}
     monkeypatch.setattr(DualBranch, "__init__", with_option)
     for name, old in before.items():
         method = find_method(name)
-        new = {"coarse_weight"} if issubclass(method, DualBranch) else set()
+        new = {"made_up_weight"} if issubclass(method, DualBranch) else set()
         assert set(method.option_names()) == {*old, *new}
         for dataset in DATASETS.values():
             shown = build_parser(dataset, method).format_help()
-            assert ("--coarse-weight" in shown) == ("coarse_weight" in method.option_names())
+            assert ("--made-up-weight" in shown) == ("made_up_weight" in method.option_names())

@@ -15,14 +15,13 @@ from torch import nn
 from clipfusionvad import create_model
 from clipfusionvad.engine import distributed
 from clipfusionvad.engine.distributed import (
-    TrainingStep,
     distributed_context,
     gather_objects,
     gather_rows,
     rank_slice,
     sync_batchnorm,
 )
-from clipfusionvad.engine.trainer import Trainer
+from clipfusionvad.engine.trainer import Trainer, TrainingStep
 from clipfusionvad.io.rank import RankInfo, is_main, rank_info
 from clipfusionvad.models import find_method
 from clipfusionvad.models.base import VADOutput

@@ -14,7 +14,7 @@ from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, Shuffle
 from clipfusionvad.data.sampling import WindowSampling, sample_uniform
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine.config import TrainingConfig
-from clipfusionvad.engine.trainer import make_optimizer, make_scheduler
+from clipfusionvad.engine.optimizer import make_optimizer, make_scheduler
 from clipfusionvad.io.errors import UserError
 
 sizes = st.integers(1, 40)
