@@ -1,7 +1,4 @@
-"""Run a test from its settings: score the test set, print the table, write what was asked for.
-
-Separate from the command, whose --help must not wait for the imports of this file.
-"""
+"""Run a test from its settings. Separate from the command, whose --help must not wait for the imports of this file."""
 
 from dataclasses import replace
 from pathlib import Path

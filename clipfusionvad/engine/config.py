@@ -13,6 +13,9 @@ from clipfusionvad.models import ModelConfig
 
 #: The value of ``TrainingConfig.select`` that takes the last weights instead of the best ones.
 LAST_WEIGHTS = "last"
+_SEEDS = "in place of --seed: train with each of these, and report mean and deviation"
+_PROTOCOL = "paper: select on the test set, as released; clean: on a held-out part of the training list"
+_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +23,7 @@ class TrainingConfig:
     """How a model is trained and selected."""
 
     seed: Annotated[int, Option("seed of weights and batch order", minimum=0)]
-    seeds: Annotated[
-        tuple[int, ...] | None,
-        Option("in place of --seed: train with each of these, and report mean and deviation", minimum=0, nonempty=True),
-    ] = None
+    seeds: Annotated[tuple[int, ...] | None, Option(_SEEDS, minimum=0, nonempty=True)] = None
     max_epoch: Annotated[int, Option("epochs", minimum=1)]
     batch_size: Annotated[int, Option("videos in a batch; with --balanced, of each kind", minimum=1)]
     balanced: Annotated[bool, Option("as many normal as anomalous videos in a batch")]
@@ -33,13 +33,7 @@ class TrainingConfig:
     weight_decay: Annotated[float, Option("weight decay of the optimizer", minimum=0)] = 0.01
     eval_every: Annotated[int, Option("samples between evaluations in an epoch; 0: after each epoch", minimum=0)]
     select: Annotated[str, Option("metric that selects the best checkpoint; last: the last one is taken")]
-    protocol: Annotated[
-        str,
-        Option(
-            "paper: select on the test set, as released; clean: on a held-out part of the training list",
-            choices=("paper", "clean"),
-        ),
-    ] = "paper"
+    protocol: Annotated[str, Option(_PROTOCOL, choices=("paper", "clean"))] = "paper"
     holdout: Annotated[float, Option("held-out share of training videos (clean)", above=0, below=1)] = 0.1
     lr: Annotated[float, Option("learning rate", above=0)]
     lr_schedule: Annotated[str, Option("how the rate changes", choices=("milestones", "cosine"))] = "milestones"
@@ -57,10 +51,7 @@ class RunConfig:
     output_dir: Annotated[str | None, Option("folder of the run (default: a new one under runs/)")] = None
     model_path: Annotated[str, Option("final model: written by training, read by testing")]
     checkpoint_path: Annotated[str, Option("resumable state, beside the run folder's last.pt")]
-    normal_centroid: Annotated[
-        str | None,
-        Option("calibration.pt of a run, for a released model file without it", aliases=("--calibration",)),
-    ] = None
+    normal_centroid: Annotated[str | None, Option("calibration.pt of a run", aliases=("--calibration",))] = None
     use_checkpoint: Annotated[bool, Option("resume an interrupted training", recorded=False)] = False
     overwrite: Annotated[bool, Option("start anew in a folder that holds a run", recorded=False)] = False
     metrics_json: Annotated[str | None, Option("write the metrics to this file", recorded=False)] = None
@@ -74,14 +65,7 @@ class DeviceConfig:
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("bf16: autocast", choices=("fp32", "bf16"))] = "fp32"
     deterministic: Annotated[bool, Option("same bits from the same seed on a GPU too, somewhat slower")] = False
-    compile: Annotated[
-        str | None,
-        Option(
-            "torch.compile the model, in one of its modes; reduce-overhead uses CUDA graphs",
-            choices=("default", "reduce-overhead", "max-autotune"),
-            const="default",
-        ),
-    ] = None
+    compile: Annotated[str | None, Option("torch.compile the model in a mode", choices=_MODES, const="default")] = None
 
 
 #: The configs whose fields are options, by the title of their group in --help.

@@ -48,8 +48,8 @@ def distributed_context(device_name: str) -> Iterator[torch.device]:
         if device_name not in ("auto", "cuda", "cpu"):
             raise UserError(f"--device {device_name} with several processes: give cuda (a GPU for each) or cpu")
         if device_name != "cpu" and (gpus := torch.cuda.device_count()):
-            if info.local_rank >= gpus:
-                raise UserError(f"{info.local_rank + 1} processes or more, but {gpus} GPUs: lower --nproc-per-node")
+            if info.local_world_size > gpus:
+                raise UserError(f"{info.local_world_size} processes, but {gpus} GPUs here: lower --nproc-per-node")
             device_name = f"cuda:{info.local_rank}"
             torch.cuda.set_device(device_name)
         yield pick_device(device_name)

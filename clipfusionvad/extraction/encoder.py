@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.models.clip import ClipWeights, image_tower
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -15,15 +16,22 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise ``UserError`` for arithmetic that the device does not support."""
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("fp16 needs a GPU; on a CPU use fp32 or bf16")
+
+
 class ImageEncoder:
     """A frozen image encoder on its device.
 
-    ``precision`` "fp16" (for GPUs) and "bf16" run it in that type, with normalisation layers in float32; features are
+    ``precision`` "fp16" (GPU only) and "bf16" run it in that type, with normalisation layers in float32; features are
     always float32. ``batch_size`` limits the memory of a forward pass.
     """
 
     def __init__(self, clip: ClipWeights, device: torch.device | str, precision: str = "fp32", batch_size: int = 64):
         self.device, self.dtype, self.batch_size = torch.device(device), _DTYPES[precision], batch_size
+        check_precision(self.device, precision)
         tower: Any = image_tower(clip)
         self.dim: int = tower.output_dim
         self.resolution: int = tower.input_resolution

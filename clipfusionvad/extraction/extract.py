@@ -27,7 +27,7 @@ from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.ray_session import import_ray, session
 from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
-from clipfusionvad.extraction.encoder import ImageEncoder
+from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
 from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
 from clipfusionvad.extraction.snippets import SnippetEncoder, to_canvas
 from clipfusionvad.io.errors import UserError, warn
@@ -67,11 +67,13 @@ def extract(config: ExtractConfig) -> int:
             locks.enter_context(hold(config.output, f".lock-{shard[0]}-of-{shard[1]}"))
             # Every N-th video, so that shards have similar sizes.
             jobs = jobs[shard[0] - 1 :: shard[1]]
-        # An encoder that cannot be loaded, or cannot run here, would fail every video.
-        image_tower(weights := _weights(encoder.clip, encoder.embed_dim))
-        if pick_device(encoder.device).type == "cpu" and encoder.precision == "fp16":
-            raise UserError("fp16 needs a GPU; on a CPU use fp32 or bf16")
-        return _extract_jobs(config, jobs, FeatureManifest(config.output, shard), weights.image_fingerprint)
+        fingerprint = ""
+        # A shard may have no videos. Else an encoder that cannot be loaded or run here would fail each of them.
+        if jobs:
+            image_tower(weights := _weights(encoder.clip, encoder.embed_dim))
+            check_precision(pick_device(encoder.device), encoder.precision)
+            fingerprint = weights.image_fingerprint
+        return _extract_jobs(config, jobs, FeatureManifest(config.output, shard), fingerprint)
 
 
 def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -> int:

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 
 class RankInfo(NamedTuple):
-    """``rank`` of ``world_size`` processes, ``local_rank`` of those on this machine."""
+    """``rank`` of ``world_size`` processes, ``local_rank`` of ``local_world_size`` on this machine."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1
 
 
 def rank_info() -> RankInfo:

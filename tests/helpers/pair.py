@@ -54,7 +54,7 @@ def run(target, arguments, folder, size=2):
 
 def _member(place, target, arguments):
     rank, size, port, folder = place
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     # Of what this process starts in turn, as in any program.
     multiprocessing.set_start_method("fork", force=True)

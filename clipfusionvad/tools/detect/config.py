@@ -6,6 +6,9 @@ from typing import Annotated
 from clipfusionvad.io.option import Option
 from clipfusionvad.models import method_names
 
+_CLASSES = "other classes, the normal one first; or a file of them"
+_SCOPE = "event images are normalised over a block of 32 chunks or each chunk"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -15,10 +18,7 @@ class ModelOptions:
     method: Annotated[str | None, Option("method of a released file", choices=method_names())] = None
     dataset: Annotated[str | None, Option("dataset of a released file, for its classes", metavar="NAME")] = None
     config: Annotated[str | None, Option("YAML file of model options, if a released file has unusual ones")] = None
-    classes: Annotated[
-        tuple[str, ...] | None,
-        Option("other classes, the normal one first; or a file of them", metavar="NAME[=PROMPT]", nonempty=True),
-    ] = None
+    classes: Annotated[tuple[str, ...] | None, Option(_CLASSES, metavar="NAME[=PROMPT]", nonempty=True)] = None
     clip: Annotated[str | None, Option("CLIP name, local file or 'toy' (default: the one of the training)")] = None
     event_clip: Annotated[str | None, Option("event-CLIP file, for methods that read event images")] = None
     normal_centroid: Annotated[str | None, Option("calibration.pt of a run", aliases=("--calibration",))] = None
@@ -27,9 +27,7 @@ class ModelOptions:
     precision: Annotated[str, Option("arithmetic of CLIP and the model", choices=("fp32", "bf16"))] = "fp32"
     crop: Annotated[int, Option("which of the ten crops, 0 to 9", minimum=0)] = 0
     event_threshold: Annotated[float, Option("change of grey (0..255) that counts as an event", above=0)] = 10
-    event_scope: Annotated[
-        str, Option("event images are normalised over a block of 32 chunks or each chunk", choices=("block", "chunk"))
-    ] = "block"
+    event_scope: Annotated[str, Option(_SCOPE, choices=("block", "chunk"))] = "block"
 
 
 @dataclass(frozen=True, kw_only=True)

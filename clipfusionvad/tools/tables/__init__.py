@@ -20,6 +20,7 @@ OVERVIEW = ("auc1", "ap1", "map_average")
 ROWS, FORMATS = ("method", "dataset", "cell"), ("markdown", "latex", "csv")
 
 _ROWS = "default: cell for several settings of one method, else method"
+_METRICS = f"such as {', '.join(HEADLINE)} or map@0.1"
 _REFERENCE = f"setting (name or folder) to compare with, video by video (with --rows cell: '{FULL}', else the first)"
 
 
@@ -28,7 +29,7 @@ class TableOptions:
     """What a table shows."""
 
     rows: Annotated[str | None, Option(_ROWS, choices=ROWS)] = None
-    metrics: Annotated[list[str] | None, Option(f"such as {', '.join(HEADLINE)} or map@0.1", metavar="METRIC")] = None
+    metrics: Annotated[list[str] | None, Option(_METRICS, metavar="METRIC", nonempty=True)] = None
     weights: Annotated[str, Option("of which checkpoint", choices=(BEST, LAST, "both"))] = "both"
     reference: Annotated[str | None, Option(_REFERENCE, metavar="RUN")] = None
     bootstrap: Annotated[
