@@ -1,13 +1,14 @@
 """Training and testing by the processes that torchrun starts: one for each GPU, or several on a CPU.
 
-Each process runs the model on its rows of a batch. The outputs are gathered, so each process computes the losses of
-the whole batch, and ``DistributedDataParallel`` averages the gradients: a step equals that of a single process.
+Each runs the model on its rows of a batch and, of gathered outputs, computes the losses of the whole batch;
+``DistributedDataParallel`` averages the gradients: a step equals that of a single process.
 """
 
 import contextlib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -45,6 +46,8 @@ def distributed_context(device_name: str) -> Iterator[torch.device]:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot meet the other processes: {str(error).splitlines()[0]}") from error
     try:
+        # A process that ended before all have met would look like one that cannot be reached.
+        barrier()
         if device_name not in ("auto", "cuda", "cpu"):
             raise UserError(f"--device {device_name} with several processes: give cuda (a GPU for each) or cpu")
         if device_name != "cpu" and (gpus := torch.cuda.device_count()):
@@ -62,6 +65,8 @@ def distributed_context(device_name: str) -> Iterator[torch.device]:
     except Exception as error:
         exit_if_lost(error, lambda: "start again")
         _exit(1, traceback.format_exc())
+    # gloo's thread frees its last tensors under Python's lock, which the group's end holds while it waits for the thread.
+    time.sleep(0.3)
     dist.destroy_process_group()
 
 

@@ -28,6 +28,10 @@ _GREY, _UNIT = np.array([2989, 5870, 1140], np.float32), 10_000
 BLOCK_CHUNKS = 32
 
 
+_TAIL = """frames left at the end: floor drops them, ceil makes a shorter chunk of them, released drops them and \
+also a last row that follows whole blocks of 32"""
+
+
 @dataclass(frozen=True)
 class ExtractOptions:
     """How frames become rows; the defaults are the released protocol with a corrected tail rule.
@@ -47,14 +51,7 @@ class ExtractOptions:
     event_scope: Annotated[
         str, Option("event images are normalised over a block of 32 chunks or each chunk", choices=("block", "chunk"))
     ] = "block"
-    tail: Annotated[
-        str,
-        Option(
-            "frames left at the end: floor drops them, ceil makes a shorter chunk of them, released drops them and "
-            "also a last row that follows whole blocks of 32",
-            choices=("released", "floor", "ceil"),
-        ),
-    ] = "floor"
+    tail: Annotated[str, Option(_TAIL, choices=("released", "floor", "ceil"))] = "floor"
     resize: Annotated[
         str, Option("to 340x256 before cropping, or CLIP's own (crops 0 and 5 only)", choices=("released", "clip"))
     ] = "released"

@@ -131,8 +131,7 @@ def sweep(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Corrupt the image at each level with clean events, then the reverse. Source: released code of IEF-VAD.
 
-    Returns a row for each of P corruptions: ``corrupted``, ``level`` and ``sweep_metrics``; and the change of the mean
-    weights, clean - corrupt, (P, 2, D).
+    Returns rows (``corrupted``, ``level``, ``sweep_metrics``) of P corruptions, and by how much weights fell (P, 2, D).
     """
     clean, before = observe_videos(model, videos, device, precision)
     rows, changes = [], []

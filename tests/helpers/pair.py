@@ -34,18 +34,17 @@ def start(target, arguments, folder, size=2):
     return processes
 
 
-def finish(processes, folder, timeout=60):
+def finish(processes, folder, timeout=300):
     """How they ended, by rank."""
-    ends = []
-    for rank, process in enumerate(processes):
+    for process in processes:
         process.join(timeout)
-        late = process.is_alive()
+    late = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for process in processes:
         process.kill()
         process.join()
-        out, err = (Path(folder, f"{kind}{rank}").read_text() for kind in ("out", "err"))
-        assert not late, f"process {rank} does not end: {out} {err}"
-        ends.append(Ended(process.exitcode, out, err))
-    return ends
+    said = [[Path(folder, f"{kind}{rank}").read_text() for kind in ("out", "err")] for rank in range(len(processes))]
+    assert not late, f"processes {late} do not end: {said}"
+    return [Ended(process.exitcode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 def run(target, arguments, folder, size=2):

@@ -53,8 +53,7 @@ _Crops = Iterable[tuple[int | None, np.ndarray]]
 def compare_rows(a: np.ndarray, b: np.ndarray, crop: int | None = None, crops: _Crops = ()) -> Comparison:
     """Compare features ``a`` (n, D) with ``b`` (m, E), presumably of the same video.
 
-    ``crop`` is A's crop number; ``crops`` yields numbers and rows of the video's other crops in B, and is consumed only
-    if needed. A row of zeros means a missing one.
+    ``crop`` is A's; ``crops`` yields number and rows of the other crops in B, if needed. Zeros mean a missing row.
     """
     rows, shared = (len(a), len(b)), min(len(a), len(b))
     if a.shape[1] != b.shape[1]:

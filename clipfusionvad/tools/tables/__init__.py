@@ -20,6 +20,7 @@ OVERVIEW = ("auc1", "ap1", "map_average")
 ROWS, FORMATS = ("method", "dataset", "cell"), ("markdown", "latex", "csv")
 
 _ROWS = "default: cell for several settings of one method, else method"
+_VIDEOS = "resamples of the test videos; 0: none"
 _METRICS = f"such as {', '.join(HEADLINE)} or map@0.1"
 _REFERENCE = f"setting (name or folder) to compare with, video by video (with --rows cell: '{FULL}', else the first)"
 
@@ -32,8 +33,6 @@ class TableOptions:
     metrics: Annotated[list[str] | None, Option(_METRICS, metavar="METRIC", nonempty=True)] = None
     weights: Annotated[str, Option("of which checkpoint", choices=(BEST, LAST, "both"))] = "both"
     reference: Annotated[str | None, Option(_REFERENCE, metavar="RUN")] = None
-    bootstrap: Annotated[
-        int, Option("resamples of the test videos; 0: none", minimum=0, maximum=MOST_RESAMPLES, metavar="N")
-    ] = RESAMPLES
+    bootstrap: Annotated[int, Option(_VIDEOS, minimum=0, maximum=MOST_RESAMPLES, metavar="N")] = RESAMPLES
     bootstrap_seed: Annotated[int, Option("seed of the resamples", minimum=0, metavar="N")] = 0
     format: Annotated[str, Option("of what is printed and of --output", choices=FORMATS)] = FORMATS[0]
