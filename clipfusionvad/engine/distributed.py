@@ -65,7 +65,7 @@ def distributed_context(device_name: str) -> Iterator[torch.device]:
     except Exception as error:
         exit_if_lost(error, lambda: "start again")
         _exit(1, traceback.format_exc())
-    # gloo's thread frees its last tensors under Python's lock, which the group's end holds while it waits for the thread.
+    # gloo's thread frees its last tensors under Python's lock, which the group's end holds while it waits for it.
     time.sleep(0.3)
     dist.destroy_process_group()
 
