@@ -73,7 +73,7 @@ def parse_options(
     early.add_argument("--show-options", action="store_true")
     known, _ = early.parse_known_args(argv)
     config = read_options(known.config) if known.config else {}
-    name = str(known.method or config.get("method") or defaults["method"])
+    name = str(known.method or config.get("method") or (stored or {}).get("method") or defaults["method"])
     variant = known.variant or config.get("variant")
     older, name = name, current_options({"method": name, "variant": variant})["method"]
     if known.variant is not None and name != older:
@@ -109,7 +109,8 @@ def parse_options(
             config = {}  # read already; over the demo's small settings it would be the full size again
         add_layer("demo", known_settings(demo_settings(dataset, method), parser))
     if stored:
-        saved = {key: value for key, value in stored.items() if value is not None}
+        # Those of another method than the one asked for are left to ``check_method``.
+        saved = {key: value for key, value in known_settings(stored, parser).items() if value is not None}
         add_layer("checkpoint", parser.read_settings(saved, "options in the checkpoint"))
     add_layer(f"--config {known.config}", parser.read_settings(config, f"config {known.config}"))
     # --help prints what would be used.

@@ -16,7 +16,15 @@ import torch
 from clipfusionvad.data.lists import Entry, check_overlap, split_holdout
 from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, PackedBatches, ShuffledBatchSampler
 from clipfusionvad.engine import run_folder, setup
-from clipfusionvad.engine.checkpoint import centroid_content, make_hparams, model_content, state_without_clip
+from clipfusionvad.engine.checkpoint import (
+    centroid_content,
+    check_replaceable,
+    is_ours,
+    make_hparams,
+    model_content,
+    read_model_file,
+    state_without_clip,
+)
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
 from clipfusionvad.engine.distributed import (
@@ -45,6 +53,7 @@ from clipfusionvad.report.table import metrics_table, published
 
 #: Options that name files which a training reads beside features.
 FILE_OPTIONS = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
+FILE_OPTIONS += ("init_from",)
 
 
 @dataclass
@@ -82,6 +91,11 @@ def run_training(settings: Settings) -> int:
         trainer, entries = (None, data.entries) if seeds else build_trainer(settings, data)
         for path in filter(None, (run.model_path, None if seeds else run.checkpoint_path, run.metrics_json)):
             files.check_writable(path)
+        check_replaceable(run.model_path, "--model-path")
+        if not (seeds or run.use_checkpoint):
+            check_replaceable(run.checkpoint_path, "--checkpoint-path")
+        if run.metrics_json and Path(run.metrics_json).exists():
+            files.read_json(run.metrics_json, "--metrics-json")
         with contextlib.ExitStack() as locks:
             # The folder that rank 0 has taken.
             folder = gather_objects(_take_folder(settings, locks) if is_main() else None)[0]
@@ -125,7 +139,10 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
     dataset, training, device = settings.dataset, settings.training, data.device
     width, seed, precision = settings.model.visual_width, training.seed, settings.device.precision
     with local_main_first():
-        model, clip = setup.build_model(settings.model, dataset, seed, clip=data.clip)
+        start = read_model_file(settings.run.init_from) if settings.run.init_from else None
+        model, clip = setup.build_model(settings.model, dataset, seed, start, data.clip)
+    if start:
+        setup.load_initial_weights(model, settings, start, clip)
     data.clip = clip and clip.text_tower
     compile_model(model, settings.device.compile)
     bags = BagDataset(data.entries, dataset, model.sampling, width, seed, data.packed)
@@ -173,9 +190,14 @@ def _take_folder(settings: Settings, locks: contextlib.ExitStack) -> Path:
 
 
 def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries: list[Entry], folder: Path) -> None:
-    checkpoint_path = Path(settings.run.checkpoint_path)
+    checkpoint_path: Path | None = Path(settings.run.checkpoint_path)
     if settings.run.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
+        if checkpoint_path.is_file() and not is_ours(checkpoint_path):
+            print(
+                f"{checkpoint_path} was not written by this program and stays as it is; the state is in {folder / LAST}"
+            )
+            checkpoint_path = None
     results = _train(settings, data, trainer, entries, folder, checkpoint_path)
     if is_main():
         print(metrics_table(results, _published(settings)))

@@ -61,6 +61,9 @@ class RunConfig:
         str | None,
         Option("calibration.pt of a run, for a released model file without it", aliases=("--calibration",)),
     ] = None
+    init_from: Annotated[
+        str | None, Option("start from the weights in this model file or run folder, with a new optimizer")
+    ] = None
     use_checkpoint: Annotated[bool, Option("resume an interrupted training", recorded=False)] = False
     overwrite: Annotated[bool, Option("start anew in a folder that holds a run", recorded=False)] = False
     metrics_json: Annotated[str | None, Option("write the metrics to this file", recorded=False)] = None

@@ -26,7 +26,7 @@ from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.io.errors import UserError, stop_on_signals
 from clipfusionvad.io.files import link_or_copy, write_torch
-from clipfusionvad.io.foreign_checkpoints import read_checkpoint
+from clipfusionvad.io.foreign_checkpoints import find_state_dict, read_checkpoint, without_prefix
 from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method
 
@@ -305,7 +305,8 @@ class Trainer:
         absent = [key for key in ("epoch", "ap", "model_state_dict") if key not in content]
         if absent:
             raise UserError(f"{path} is not a training checkpoint: it holds no {absent[0]}")
-        state = content["model_state_dict"]
+        state = find_state_dict(content, path, "checkpoint")
+        state = without_prefix(state, lambda known: not self.model.state_dict().keys().isdisjoint(known))
         checkpoint.load_model_file(self.model, checkpoint.ModelFile(str(path), state))
         # The released optimizer numbers all parameters in the order of the state dict, frozen CLIP included.
         buffers = ("running_mean", "running_var", "num_batches_tracked")

@@ -22,7 +22,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import yaml
 
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, nearest
 
 if sys.platform != "win32":
     import fcntl
@@ -260,9 +260,11 @@ def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
 
 
 def must_exist(path: str | Path, what: str) -> None:
-    """Raise ``UserError`` unless ``path`` is a file."""
-    if not Path(path).is_file():
-        raise UserError(f"{what} not found: {path}")
+    """Raise ``UserError`` unless ``path`` is a file; it names the nearest one in that folder."""
+    path = Path(path)
+    if not path.is_file():
+        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{what} not found: {path}{nearest(path.name, others)}")
 
 
 def without_nan(value: Any) -> Any:
