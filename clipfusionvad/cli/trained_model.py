@@ -42,6 +42,7 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
         stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet")}
     args = option_file.parse_args(argv, stored)
     check_method(file, args.method)
+    args.model_path = file.path
     return settings_of(args, dataset), file
 
 

@@ -22,6 +22,7 @@ from clipfusionvad.engine.checkpoint import (
     is_ours,
     make_hparams,
     model_content,
+    model_file_in,
     read_model_file,
     state_without_clip,
 )
@@ -53,7 +54,6 @@ from clipfusionvad.report.table import metrics_table, published
 
 #: Options that name files which a training reads beside features.
 FILE_OPTIONS = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
-FILE_OPTIONS += ("init_from",)
 
 
 @dataclass
@@ -79,6 +79,9 @@ def run_training(settings: Settings) -> int:
     with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
         if seeds and rank_info().world_size > 1:
             raise UserError("--seeds trains all seeds in one process: start it without torchrun")
+        if run.init_from:
+            run = replace(run, init_from=str(model_file_in(run.init_from)))
+            settings = replace(settings, run=run)
         # One process reads all files.
         settings = replace(settings, data=replace(settings.data, check=settings.data.check and is_main()))
         if run.demo:
@@ -126,7 +129,7 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     entries, store = setup.open_list(data.train_list, dataset, model, data, training=True)
     setup.check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
     test_set = setup.read_test_set(dataset, model, data, sources)
-    sources.add_options(settings.options(), FILE_OPTIONS)
+    sources.add_options(settings.options(), (*FILE_OPTIONS, "init_from"))
     check_overlap(entries, test_set.entries)
     is_random = find_method(model.method).sampling_of(model.options).is_random
     # Averages of whole videos are made video by video.
@@ -193,10 +196,8 @@ def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries
     checkpoint_path: Path | None = Path(settings.run.checkpoint_path)
     if settings.run.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
-        if checkpoint_path.is_file() and not is_ours(checkpoint_path):
-            print(
-                f"{checkpoint_path} was not written by this program and stays as it is; the state is in {folder / LAST}"
-            )
+        if checkpoint_path and checkpoint_path.is_file() and not is_ours(checkpoint_path):
+            print(f"{checkpoint_path} is of another program and is not replaced; the state is in {folder / LAST}")
             checkpoint_path = None
     results = _train(settings, data, trainer, entries, folder, checkpoint_path)
     if is_main():

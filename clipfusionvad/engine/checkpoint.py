@@ -64,9 +64,8 @@ def model_file_in(path: str | Path) -> Path:
         return path
     best = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
     if best is None:
-        hint = (
-            f"give the folder of one of its seeds ({', '.join(seeds)})" if (seeds := seeds_in(path)) else "train first"
-        )
+        seeds = ", ".join(seeds_in(path))
+        hint = f"give the folder of one of its seeds ({seeds})" if seeds else "give the folder of a run, or a file"
         raise UserError(f"{path} holds no weights, neither {BEST} nor {LAST}: {hint}")
     return best
 
@@ -74,7 +73,7 @@ def model_file_in(path: str | Path) -> Path:
 def check_replaceable(path: str | Path, flag: str) -> None:
     """Raise ``UserError`` for a file that this program did not write; ``flag`` is the option that names it."""
     if Path(path).is_file() and not is_ours(path):
-        raise UserError(f"{path} was not written by this program and is not replaced: name another file with {flag}")
+        raise UserError(f"{path} is a file of another program and is not replaced: name another one with {flag}")
 
 
 def is_ours(path: str | Path) -> bool:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS = ".safetensors"
 # Keys under which people save a state dict.
-_WRAPPERS = ("model_state_dict", "state_dict", "model_state", "model", "network", "net", "module", "weights", "params")
-_WRAPPERS += ("generator", "checkpoint")
+_WRAPPERS = "model_state_dict state_dict model_state model network net module weights params checkpoint".split()
 #: The key of the weights in our own checkpoints (``engine.checkpoint.model_content``).
 WEIGHTS = "model_state_dict"
 # In a safetensors header: the metadata, our entry in it (JSON), and the hash over that entry and the weights.
