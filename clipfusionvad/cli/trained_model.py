@@ -10,7 +10,7 @@ from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.run_folder import DATASET, OPTIONS, seeds_in
+from clipfusionvad.engine.run_folder import DATASET, OPTIONS, which_run
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import must_exist
 from clipfusionvad.models import find_method, read_options
@@ -82,8 +82,7 @@ def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
 def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:
     """Return the dataset of a run and the options that it recorded; ``UserError`` for another folder."""
     if not (folder / OPTIONS).is_file():
-        seeds = ", ".join(seeds_in(folder)) if folder.is_dir() else ""
-        hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"it does not hold {OPTIONS}"
+        hint = which_run(folder) or f"it does not hold {OPTIONS}"
         raise UserError(f"{folder} is not the folder of a run: {hint}")
     options, own = read_options(str(folder / OPTIONS)), folder / DATASET
     return find_dataset(str(own) if own.is_file() else str(options.get("dataset"))), options

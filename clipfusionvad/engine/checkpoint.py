@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
-from clipfusionvad.engine.run_folder import BEST, LAST, seeds_in
+from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
 from clipfusionvad.models import Method, current_options, find_method, method_names
@@ -64,8 +64,7 @@ def model_file_in(path: str | Path) -> Path:
         return path
     best = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
     if best is None:
-        seeds = ", ".join(seeds_in(path))
-        hint = f"give the folder of one of its seeds ({seeds})" if seeds else "give the folder of a run, or a file"
+        hint = which_run(path) or "give the folder of a run, or a file"
         raise UserError(f"{path} holds no weights, neither {BEST} nor {LAST}: {hint}")
     return best
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
 from clipfusionvad.engine import checkpoint
-from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig
+from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig, default_options
 from clipfusionvad.engine.distributed import TrainingStep, gather_objects, rank_slice
 from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
@@ -280,8 +280,13 @@ class Trainer:
             raise UserError(f"{path} does not hold a state from which a training can continue ({error!r})") from error
 
     def _resume_ours(self, content: Mapping[str, Any], path: Path) -> None:
-        saved = {**content["same_run"], "model": checkpoint.current_hparams(content["same_run"]["model"])}
-        differing = [key for key, value in self._same_run.items() if saved.get(key) != value]
+        saved = dict(content["same_run"])
+        now, later = self._same_run, default_options(self.hparams["method"])
+        model = checkpoint.current_hparams(saved["model"])
+        options = _completed(model["options"], now["model"]["options"], later)
+        saved["model"] = _completed(model, now["model"], later) | {"options": options}
+        saved["schedule"] = _completed(saved["schedule"], now["schedule"], later)
+        differing = [key for key, value in now.items() if saved.get(key) != value]
         if differing:
             raise UserError(
                 f"{path} is the state of a run with another {' and '.join(differing)}: "
@@ -340,6 +345,11 @@ class Trainer:
         # A cosine falls until the last epoch: with more epochs all rates differ.
         schedule |= {"max_epoch": config.max_epoch} if config.lr_schedule == "cosine" else {}
         return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}
+
+
+def _completed(saved: Mapping[str, Any], now: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was saved, with what the program has recorded only since then; ``later`` are its defaults."""
+    return {key: later.get(key) for key in now} | dict(saved)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -6,6 +6,9 @@ from typing import Annotated
 from clipfusionvad.io.option import Option
 from clipfusionvad.models import method_names
 
+_HIGH = "score that starts a segment (default: 0.5, or a higher --low-threshold)"
+_LOW = "score that continues a segment (default: 0.4, or a lower --threshold)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -36,8 +39,8 @@ class ModelOptions:
 class SegmentOptions:
     """How scores become segments."""
 
-    threshold: Annotated[float, Option("score that starts a segment", minimum=0, maximum=1)] = 0.5
-    low_threshold: Annotated[float, Option("score that continues a segment", minimum=0, maximum=1)] = 0.4
+    threshold: Annotated[float | None, Option(_HIGH, minimum=0, maximum=1)] = None
+    low_threshold: Annotated[float | None, Option(_LOW, minimum=0, maximum=1)] = None
     min_seconds: Annotated[float, Option("shortest segment", minimum=0)] = 1.0
     merge_seconds: Annotated[float, Option("longest gap over which segments are merged", minimum=0)] = 1.0
 
