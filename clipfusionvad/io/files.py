@@ -248,7 +248,10 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
 
 
 def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
-    """Yield every file below ``folder`` whose name ends in ``suffix``, sorted; enter linked folders once."""
+    """Yield every file below ``folder`` whose name ends in ``suffix``, sorted; enter linked folders once.
+
+    The files ``._NAME`` that macOS leaves beside files on other systems' disks are not among them.
+    """
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
@@ -256,7 +259,7 @@ def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
             continue
         seen.add(real)
         folders.sort()
-        yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffix))
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffix) and name[:2] != "._")
 
 
 def must_exist(path: str | Path, what: str) -> None:
