@@ -99,9 +99,7 @@ def convert_features(
         same = [array for array in found if len(array.shape) == ndim]
         print(f"{len(same)} videos of shapes like {same[0].shape}: {_describe(one, same[0].shape)}")
         if len(same) > 1 and len({array.shape[one.time] for array in same}) == 1:
-            print(
-                "  all have as many snippets: if these are equal parts of the videos, use --segments equal from here on"
-            )
+            print("  all have as many snippets: if these are equal parts of the videos, use --segments equal")
     print(f"{len(outputs)} feature files in {target}; next: python -m clipfusionvad lists --features {target}")
 
 
