@@ -70,8 +70,14 @@ class Dataset:
         """Return a list label as a multi-hot vector (C,) float32; ``UserError`` for an unknown label."""
         vector = multi_hot([label], self.labels, self.multi_label)[0]
         if not vector.any():
-            raise UserError(f"unknown label {label!r}{nearest(label, self.labels)}; known: {', '.join(self.labels)}")
+            raise UserError(f"unknown label {label!r}{self.label_hint(label)}; known: {', '.join(self.labels)}")
         return vector
+
+    def label_hint(self, label: str) -> str:
+        """Return what an unknown label may mean, to append to a message: one of another benchmark, or a near one."""
+        others = [f"{one.title}: --dataset {one.name}" for one in DATASETS.values() if one.match_label(label)]
+        foreign = others and not self.match_label(label)
+        return f" (a label of {', or of '.join(others)})" if foreign else nearest(label, self.labels)
 
     def label_of(self, name: str, folder: str = "") -> str | None:
         """Return the list label in a video's name, else of its folder; None if neither names one."""

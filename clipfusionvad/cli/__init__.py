@@ -6,7 +6,7 @@ from pathlib import Path
 #: The commands by purpose, in the order of their use.
 GROUPS = {
     "first steps": ("demo", "matrix", "doctor", "completion"),
-    "features and lists": ("extract", "compare_features", "lists", "pack"),
+    "features and lists": ("extract", "convert_features", "compare_features", "lists", "pack"),
     "training and testing": ("train", "test", "sweep", "rerun"),
     "results": ("report", "table", "insight", "uncertainty"),
     "use": ("detect", "export"),

@@ -35,7 +35,7 @@ def make_parser() -> Parser:
 def load(own: ModelOptions) -> DetectionModel:
     """Load the model that the options describe, with other classes if none of its weights belong to its own."""
     from clipfusionvad.cli.trained_model import open_checkpoint
-    from clipfusionvad.engine.setup import class_weight, load_model
+    from clipfusionvad.engine.setup import class_weights, load_model
     from clipfusionvad.models import find_method
     from clipfusionvad.tools.detect.model import DetectionModel, read_classes
 
@@ -46,7 +46,7 @@ def load(own: ModelOptions) -> DetectionModel:
         classes, method = read_classes(own.classes), settings.model.method
         if not find_method(method).needs_clip:
             raise UserError(f"--classes: {method} reads no class texts and does not distinguish classes")
-        if bound := class_weight(settings, file):
+        if bound := min(class_weights(settings, file), default=None):
             raise UserError(
                 f"--classes: this {method} has its own weights for each class of its training ({bound}), so it "
                 f"cannot use other classes"

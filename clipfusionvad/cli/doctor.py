@@ -68,7 +68,7 @@ def make_parser() -> Parser:
     )
     names = f"one of {', '.join(DATASETS)}, or a YAML file (default: those with lists under list/)"
     parser.add_argument("--dataset", metavar="NAME", help=names)
-    parser.add_argument("--run", type=Path, metavar="RUN", help="also check this folder of a training")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="also check this folder of a training, or of several")
     parser.add_argument("--json", metavar="FILE", help="write all findings to this file")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run only these checks, by name or group")
     parser.add_argument("--list", action="store_true", help="list all checks, and run none")
@@ -85,7 +85,7 @@ def groups() -> dict[str, dict[str, Check]]:
 def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yield what is checked: its title, the group of its checks, and a function that reads it."""
     from clipfusionvad.cli.options import option_file_of, settings_of
-    from clipfusionvad.engine.run_folder import seeds_in
+    from clipfusionvad.engine.run_folder import LAST, OPTIONS, runs_below, seeds_in
     from clipfusionvad.tools.doctor.installation import Installation
     from clipfusionvad.tools.doctor.run import RunFolder
     from clipfusionvad.tools.doctor.scan import DatasetScan
@@ -101,7 +101,8 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
     if args.run:
         if not args.run.is_dir():
             raise UserError(f"no such folder: {args.run}; give the folder of a run")
-        for folder in [args.run / seed for seed in seeds_in(args.run)] or [args.run]:
+        below = [] if (args.run / OPTIONS).is_file() else runs_below(args.run, OPTIONS, LAST)
+        for folder in [args.run / seed for seed in seeds_in(args.run)] or below or [args.run]:
             yield f"run {folder}", "run", partial(RunFolder, folder, parse_recorded)
 
 

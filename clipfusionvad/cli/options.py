@@ -8,7 +8,7 @@ import argparse
 import importlib.util
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -37,9 +37,19 @@ _UNSET = object()
 class OptionParser(Parser):
     """The flags of one dataset and one method. An unknown flag names the methods that have it."""
 
-    def hint(self, flag: str) -> str:
-        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
-        return _others(name) or _others(name.removeprefix("no_")) or super().hint(flag)
+    dataset: Dataset
+    method: type[Method]
+
+    def unknown(self, flag: str) -> str:
+        word = flag.partition("=")[0]
+        return self.of_others(word, word.removeprefix("--")) or super().unknown(flag)
+
+    def of_others(self, word: str, option: str) -> str:
+        """Return the error for an option, typed as ``word``, that only other methods have; empty for any other one."""
+        names = {option.replace("-", "_"), option.replace("-", "_").removeprefix("no_")}
+        others = _methods_with(names, self.dataset)
+        foreign = others and self.method.name not in others
+        return f"{word} is an option of {', '.join(others)}, not of {self.method.name}" if foreign else ""
 
     @property
     def options(self) -> dict[str, argparse.Action]:
@@ -73,7 +83,7 @@ def parse_options(
     early.add_argument("--show-options", action="store_true")
     known, _ = early.parse_known_args(argv)
     config = read_options(known.config) if known.config else {}
-    name = str(known.method or config.get("method") or defaults["method"])
+    name = str(known.method or config.get("method") or (stored or {}).get("method") or defaults["method"])
     variant = known.variant or config.get("variant")
     older, name = name, current_options({"method": name, "variant": variant})["method"]
     if known.variant is not None and name != older:
@@ -82,7 +92,7 @@ def parse_options(
     parser = build_parser(dataset, method)
     own = known_settings(defaults, parser)
     for key in defaults.keys() - own.keys():
-        if not _others(key):
+        if not _methods_with({key}, dataset):
             raise UserError(f"option file of {dataset.name}: unknown option {key!r}{nearest(key, own)}")
 
     values = {action.dest: action.default for action in parser.options.values()}
@@ -109,7 +119,8 @@ def parse_options(
             config = {}  # read already; over the demo's small settings it would be the full size again
         add_layer("demo", known_settings(demo_settings(dataset, method), parser))
     if stored:
-        saved = {key: value for key, value in stored.items() if value is not None}
+        # Those of another method than the one asked for are left to ``check_method``.
+        saved = {key: value for key, value in known_settings(stored, parser).items() if value is not None}
         add_layer("checkpoint", parser.read_settings(saved, "options in the checkpoint"))
     add_layer(f"--config {known.config}", parser.read_settings(config, f"config {known.config}"))
     # --help prints what would be used.
@@ -140,7 +151,8 @@ def config_tokens(parser: OptionParser, settings: Mapping[str, Any], where: str)
     known, tokens = parser.options, []
     for key, value in settings.items():
         if key not in known or key == "config":
-            raise UserError(f"{where}: unknown key {key!r}{_others(key) or nearest(key, known.keys() - {'config'})}")
+            unknown = f"unknown key {key!r}{nearest(key, known.keys() - {'config'})}"
+            raise UserError(f"{where}: {parser.of_others(key, key) or unknown}")
         tokens += _tokens(known[key], value, f"{where}: {key}")
     return tokens
 
@@ -164,10 +176,9 @@ def _tokens(action: argparse.Action, value: Any, where: str) -> list[str]:
     return [flag, *map(str, items)] if several else [f"{flag}={value}"]
 
 
-def _others(option: str) -> str:
-    """The methods that have an option, as a hint to append to a message."""
-    names = [name for name in method_names() if option in find_method(name).option_names()]
-    return f" (an option of {', '.join(names)})" if names else ""
+def _methods_with(options: Set[str], dataset: Dataset) -> list[str]:
+    """Return the methods that have one of some options."""
+    return [name for name in method_names() if options & build_parser(dataset, find_method(name)).options.keys()]
 
 
 def _metrics(method: type[Method]) -> list[str]:
@@ -192,6 +203,7 @@ def build_parser(dataset: Dataset, method: type[Method]) -> OptionParser:
         description=f"{method.name} on {dataset.title}; --method NAME --help shows the options of another method.",
         formatter_class=HelpFormatter,
     )
+    parser.dataset, parser.method = dataset, method
     parser.add_argument("--dataset", choices=[dataset.name], default=dataset.name, help=argparse.SUPPRESS)
     shared: set[str] = set()
     for title, config in CONFIGS.items():

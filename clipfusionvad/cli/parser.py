@@ -39,12 +39,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Namespace:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unknown argument {unknown[0]!r}{self.hint(unknown[0])}")
+            self.error(self.unknown(unknown[0]))
         return parsed
 
-    def hint(self, flag: str) -> str:
-        """What may have been meant by an unknown flag."""
-        return nearest(flag, self._option_string_actions)
+    def unknown(self, flag: str) -> str:
+        """Return the error for an unknown flag."""
+        return f"unknown argument {flag!r}{nearest(flag, self._option_string_actions)}"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -12,7 +12,7 @@ from clipfusionvad.cli.options import OptionFile, build_parser, config_tokens, o
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import find_dataset
-from clipfusionvad.engine.config import recorded
+from clipfusionvad.engine.config import default_options, recorded
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
 from clipfusionvad.io.files import check_writable, hold, remove_leftovers
 from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
@@ -88,10 +88,11 @@ def _resolve(
 
 
 def _current(option_file: OptionFile, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recorded options under today's names."""
+    """Return recorded options under today's names, with those that came later at their defaults."""
     options = current_options(recorded)
-    known = build_parser(option_file.DATASET, find_method(str(options.get("method")))).options
-    return {known[key].dest if key in known else key: value for key, value in options.items()}
+    method = str(options.get("method"))
+    known = build_parser(option_file.DATASET, find_method(method)).options
+    return default_options(method) | {known[key].dest if key in known else key: options[key] for key in options}
 
 
 def _run(sweep: "Sweep", dataset: str, option_file: OptionFile, options: SweepOptions) -> int:

@@ -10,7 +10,7 @@ from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.run_folder import BEST, DATASET, LAST, OPTIONS, seeds_in
+from clipfusionvad.engine.run_folder import DATASET, OPTIONS, which_run
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import must_exist
 from clipfusionvad.models import find_method, read_options
@@ -19,28 +19,31 @@ from clipfusionvad.models import find_method, read_options
 def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Settings, ModelFile]:
     """Parse options over those stored in the checkpoint that ``--model-path`` names; return it too."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    shows = "--show-options" in argv
-    args = option_file.parse_args([word for word in argv if word != "--show-options"])
-    if shows and not Path(args.model_path).is_file():
-        # Without a file only the other layers can be shown.
-        option_file.parse_args(argv)
-    file, dataset = read_model_file(args.model_path), option_file.DATASET
-    check_method(file, args.method)
-    stored = {}
+    early = Parser(add_help=False)
+    early.add_argument("--model-path")
+    path = early.parse_known_args(argv)[0].model_path
+    if path is None or not Path(path).exists():
+        # Shows what --help and --show-options can show without a file.
+        path = option_file.parse_args([word for word in argv if path or word != "--show-options"]).model_path
+    file, dataset = read_model_file(path), option_file.DATASET
+    stored = {"method": file.method}
     if file.hparams:
         if file.hparams["dataset"] != dataset.name:
-            warn(f"{args.model_path} was trained on {file.hparams['dataset']}, with that dataset's classes and options")
+            warn(f"{file.path} was trained on {file.hparams['dataset']}, with that dataset's classes and options")
         elif list(file.hparams.get("classes") or dataset.classes) != dataset.labels:
             classes = ", ".join(file.hparams["classes"])
             raise UserError(
-                f"{args.model_path} was trained on {dataset.title} with the classes {classes}, "
+                f"{file.path} was trained on {dataset.title} with the classes {classes}, "
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
             )
         # What it stores of the method's options, its CLIP, protocol and frame rate.
-        options, names = file.hparams["options"], find_method(args.method).option_names()
-        stored = {name: options[name] for name in names if name in options}
+        options, names = file.hparams["options"], find_method(file.hparams["method"]).option_names()
+        stored |= {name: options[name] for name in names if name in options}
         stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet")}
-    return settings_of(option_file.parse_args(argv, stored), dataset), file
+    args = option_file.parse_args(argv, stored)
+    check_method(file, args.method)
+    args.model_path = file.path
+    return settings_of(args, dataset), file
 
 
 def open_checkpoint(
@@ -67,24 +70,19 @@ def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
     """
     if source.is_dir():
         dataset, _ = read_run_options(source)
-        best = next((source / name for name in (BEST, LAST) if (source / name).is_file()), None)
-        if best is None:
-            raise UserError(f"the run in {source} has no weights yet: neither {BEST} nor {LAST}")
-        return dataset, ["--config", str(source / OPTIONS), "--model-path", str(best), *argv]
+        return dataset, ["--config", str(source / OPTIONS), "--model-path", str(source), *argv]
     must_exist(source, "run or model file")
     file = read_model_file(source)
     parser = Parser(prog="clipfusionvad", add_help=False)
     parser.add_argument("--dataset")
     known, rest = parser.parse_known_args(argv)
-    method = ["--method", file.method] if file.method else []
-    return dataset_of(file, known.dataset), [*method, "--model-path", str(source), *rest]
+    return dataset_of(file, known.dataset), ["--model-path", str(source), *rest]
 
 
 def read_run_options(folder: Path) -> tuple[Dataset, dict[str, Any]]:
     """Return the dataset of a run and the options that it recorded; ``UserError`` for another folder."""
     if not (folder / OPTIONS).is_file():
-        seeds = ", ".join(seeds_in(folder)) if folder.is_dir() else ""
-        hint = f"give the folder of one of its seeds ({seeds})" if seeds else f"it does not hold {OPTIONS}"
+        hint = which_run(folder) or f"it does not hold {OPTIONS}"
         raise UserError(f"{folder} is not the folder of a run: {hint}")
     options, own = read_options(str(folder / OPTIONS)), folder / DATASET
     return find_dataset(str(own) if own.is_file() else str(options.get("dataset"))), options

@@ -16,7 +16,16 @@ import torch
 from clipfusionvad.data.lists import Entry, check_overlap, split_holdout
 from clipfusionvad.data.loaders import BagDataset, BalancedBatchSampler, PackedBatches, ShuffledBatchSampler
 from clipfusionvad.engine import run_folder, setup
-from clipfusionvad.engine.checkpoint import centroid_content, make_hparams, model_content, state_without_clip
+from clipfusionvad.engine.checkpoint import (
+    centroid_content,
+    check_replaceable,
+    is_ours,
+    make_hparams,
+    model_content,
+    model_file_in,
+    read_model_file,
+    state_without_clip,
+)
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
 from clipfusionvad.engine.distributed import (
@@ -70,6 +79,9 @@ def run_training(settings: Settings) -> int:
     with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
         if seeds and rank_info().world_size > 1:
             raise UserError("--seeds trains all seeds in one process: start it without torchrun")
+        if run.init_from:
+            run = replace(run, init_from=str(model_file_in(run.init_from)))
+            settings = replace(settings, run=run)
         # One process reads all files.
         settings = replace(settings, data=replace(settings.data, check=settings.data.check and is_main()))
         if run.demo:
@@ -82,6 +94,11 @@ def run_training(settings: Settings) -> int:
         trainer, entries = (None, data.entries) if seeds else build_trainer(settings, data)
         for path in filter(None, (run.model_path, None if seeds else run.checkpoint_path, run.metrics_json)):
             files.check_writable(path)
+        check_replaceable(run.model_path, "--model-path")
+        if not (seeds or run.use_checkpoint):
+            check_replaceable(run.checkpoint_path, "--checkpoint-path")
+        if run.metrics_json and Path(run.metrics_json).exists():
+            files.read_json(run.metrics_json, "--metrics-json")
         with contextlib.ExitStack() as locks:
             # The folder that rank 0 has taken.
             folder = gather_objects(_take_folder(settings, locks) if is_main() else None)[0]
@@ -112,7 +129,7 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     entries, store = setup.open_list(data.train_list, dataset, model, data, training=True)
     setup.check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
     test_set = setup.read_test_set(dataset, model, data, sources)
-    sources.add_options(settings.options(), FILE_OPTIONS)
+    sources.add_options(settings.options(), (*FILE_OPTIONS, "init_from"))
     check_overlap(entries, test_set.entries)
     is_random = find_method(model.method).sampling_of(model.options).is_random
     # Averages of whole videos are made video by video.
@@ -125,7 +142,10 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
     dataset, training, device = settings.dataset, settings.training, data.device
     width, seed, precision = settings.model.visual_width, training.seed, settings.device.precision
     with local_main_first():
-        model, clip = setup.build_model(settings.model, dataset, seed, clip=data.clip)
+        start = read_model_file(settings.run.init_from) if settings.run.init_from else None
+        model, clip = setup.build_model(settings.model, dataset, seed, start, data.clip)
+    if start:
+        setup.load_initial_weights(model, settings, start, clip)
     data.clip = clip and clip.text_tower
     compile_model(model, settings.device.compile)
     bags = BagDataset(data.entries, dataset, model.sampling, width, seed, data.packed)
@@ -173,9 +193,12 @@ def _take_folder(settings: Settings, locks: contextlib.ExitStack) -> Path:
 
 
 def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries: list[Entry], folder: Path) -> None:
-    checkpoint_path = Path(settings.run.checkpoint_path)
+    checkpoint_path: Path | None = Path(settings.run.checkpoint_path)
     if settings.run.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
+        if checkpoint_path and checkpoint_path.is_file() and not is_ours(checkpoint_path):
+            print(f"{checkpoint_path} is of another program and is not replaced; the state is in {folder / LAST}")
+            checkpoint_path = None
     results = _train(settings, data, trainer, entries, folder, checkpoint_path)
     if is_main():
         print(metrics_table(results, _published(settings)))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv, read_text, write_csv
 
 WHAT = "annotation file"
@@ -212,7 +212,7 @@ def _label(word: str, dataset: Dataset) -> str:
     label = dataset.match_label(word)
     if label is None:
         known = ", ".join(dataset.labels)
-        raise UserError(f"unknown class {word!r}{nearest(word, dataset.labels)}; known: {known}")
+        raise UserError(f"unknown class {word!r}{dataset.label_hint(word)}; known: {known}")
     return label
 
 

@@ -14,7 +14,7 @@ from clipfusionvad.data.annotations import Annotation, read_annotations
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
-from clipfusionvad.io.errors import UserError, nearest, warn
+from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.npy import read_array
 
 KEYED_SUFFIXES = (".csv", ".json")
@@ -90,7 +90,7 @@ def read_truth(
             raise UserError(f"{segments_path} and {labels_path} differ for {where}: {counts}")
         for label in truth.labels[-1]:
             if label not in known:
-                raise UserError(f"{labels_path}: unknown label {label!r} of {entry.video}{nearest(label, known)}")
+                raise UserError(f"{labels_path}: unknown label {label!r} of {entry.video}{dataset.label_hint(label)}")
     if off := _normal_lengths_off(segments, labels, entries, lengths):
         tell(
             f"{frames_path} is as long as the features, but {len(off)} normal videos are not as long as "

@@ -1,7 +1,7 @@
 """Model files: ours, and those that the original projects released, in both directions."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
+from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
+from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
 from clipfusionvad.models import Method, current_options, find_method, method_names
 from clipfusionvad.models.clip import ClipWeights
 
@@ -31,20 +32,16 @@ class ModelFile:
 
 
 def read_model_file(path: str | Path) -> ModelFile:
-    """Read a model file without running code in it.
+    """Read a model file, or the best weights in the folder of a run, without running code in it.
 
     Reads torch's files, and safetensors by their suffix. Our files name their method. Other files hold a state dict,
-    bare, under ``model_state_dict`` or ``state_dict``: its keys show the method, and become those of our model.
+    bare or wrapped: its keys, without a common prefix, show the method, and are converted to those of our model.
     """
+    path = model_file_in(path)
+    if not path.is_file() and not any(path.parent.glob(f"*{path.suffix}")):
+        raise UserError(f"model file not found: {path}; training writes it, and best.pt into the folder of its run")
     content = read_checkpoint(path, "model file")
-    if not isinstance(content, dict):
-        raise UserError(f"model file {path} holds no state dict")
-    state = content.get("model_state_dict", content.get("state_dict", content))
-    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
-        raise UserError(f"model file {path} holds no state dict")
-    odd = next((key for key, value in state.items() if not is_plain_tensor(value)), None)
-    if odd is not None:
-        raise UserError(f"model file {path} holds no state dict of tensors: {odd} is not one of plain numbers")
+    state = find_state_dict(content, path, "model file")
     if content.get("format") == FORMAT:
         # Files of older versions call them "made".
         hparams = content.get("hparams", content.get("made"))
@@ -52,11 +49,44 @@ def read_model_file(path: str | Path) -> ModelFile:
             raise UserError(f"model file {path} holds no valid hyper-parameters: it is damaged")
         hparams = current_hparams(hparams)
         return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"))
-    method = next((name for name in method_names() if find_method(name).matches_state_dict(state)), None)
+    state = without_prefix(state, lambda known: _method_of(known) is not None)
+    method = _method_of(state)
     try:
         return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
     except (LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
+
+
+def model_file_in(path: str | Path) -> Path:
+    """Return a path itself, or the best weights in the folder of a run: the last ones where it kept no others."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
+    if best is None:
+        hint = which_run(path) or "give the folder of a run, or a file"
+        raise UserError(f"{path} holds no weights, neither {BEST} nor {LAST}: {hint}")
+    return best
+
+
+def check_replaceable(path: str | Path, flag: str) -> None:
+    """Raise ``UserError`` for a file that this program did not write; ``flag`` is the option that names it."""
+    if Path(path).is_file() and not is_ours(path):
+        raise UserError(f"{path} is a file of another program and is not replaced: name another one with {flag}")
+
+
+def is_ours(path: str | Path) -> bool:
+    """Return whether a file is a model file or a training state that this program wrote."""
+    try:
+        content = read_checkpoint(path, "file")
+    except UserError:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _method_of(state: Mapping[str, Tensor]) -> str | None:
+    """The method whose keys these are."""
+    return next((name for name in method_names() if find_method(name).matches_state_dict(state)), None)
 
 
 def current_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,12 +158,15 @@ def load_weights(model: Method, path: str | Path) -> None:
     load_model_file(model, read_model_file(path))
 
 
-def load_model_file(model: Method, file: ModelFile) -> None:
-    """Do the same as ``load_weights`` with a file that has been read."""
+def load_model_file(model: Method, file: ModelFile, left: Collection[str] = ()) -> None:
+    """Do the same as ``load_weights`` with a file that has been read. Weights named in ``left`` stay as they are."""
     check_method(file, model.name)
     own = model.state_dict()
-    given = {key: value for key, value in file.state.items() if key in own or not key.startswith(CLIP_PREFIX)}
-    needed = [key for key in own if not key.startswith(CLIP_PREFIX) and key not in model.centroid_buffers]
+    state = without_prefix(file.state, lambda known: not own.keys().isdisjoint(known))
+    given = {key: value for key, value in state.items() if key in own or not key.startswith(CLIP_PREFIX)}
+    given = {key: value for key, value in given.items() if key not in left}
+    unneeded = {*left, *model.centroid_buffers}
+    needed = [key for key in own if not key.startswith(CLIP_PREFIX) and key not in unneeded]
     both = [key for key in given if key in own]
     reshaped = [key for key in both if given[key].shape != own[key].shape]
     misfits = {

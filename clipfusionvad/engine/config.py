@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from clipfusionvad.data.config import DataConfig
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.option import Option, declared_options
-from clipfusionvad.models import ModelConfig
+from clipfusionvad.models import ModelConfig, find_method, method_names
 
 #: The value of ``TrainingConfig.select`` that takes the last weights instead of the best ones.
 LAST_WEIGHTS = "last"
@@ -52,6 +53,9 @@ class RunConfig:
     model_path: Annotated[str, Option("final model: written by training, read by testing")]
     checkpoint_path: Annotated[str, Option("resumable state, beside the run folder's last.pt")]
     normal_centroid: Annotated[str | None, Option("calibration.pt of a run", aliases=("--calibration",))] = None
+    init_from: Annotated[
+        str | None, Option("start from the weights in this model file or run folder, with a new optimizer")
+    ] = None
     use_checkpoint: Annotated[bool, Option("resume an interrupted training", recorded=False)] = False
     overwrite: Annotated[bool, Option("start anew in a folder that holds a run", recorded=False)] = False
     metrics_json: Annotated[str | None, Option("write the metrics to this file", recorded=False)] = None
@@ -106,6 +110,17 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Return what a run records: plain values that are a valid --config again."""
         return recorded(self.options())
+
+
+def default_options(method: str) -> dict[str, Any]:
+    """Return the defaults that the configs and a method declare, as ``recorded`` has them.
+
+    They are the values of options that a record lacks because it was made before the program had them.
+    """
+    declared = {name: one for config in CONFIGS.values() for name, one in declared_options(config).items()}
+    declared |= find_method(method).declared_options() if method in method_names() else {}
+    given = {name: one.default for name, one in declared.items() if one.default is not inspect.Parameter.empty}
+    return recorded({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
 
 
 def recorded(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,19 @@ def seeds_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("seed*") if states_in(path))
 
 
+def runs_below(folder: Path, *files: str) -> list[Path]:
+    """Return the folders that hold a run, or one of some files: those below a folder, up to the seeds of sweeps."""
+    depths = ("*", "*/*", "*/*/*")
+    return sorted({path.parent for depth in depths for name in files for path in folder.glob(f"{depth}/{name}")})
+
+
+def which_run(folder: Path) -> str:
+    """Return what to give in place of a folder that holds no run itself, where there are runs below it; else empty."""
+    runs = [path.relative_to(folder).as_posix() for path in runs_below(folder, OPTIONS, LAST)]
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return f"give the folder of one of its runs ({', '.join(runs[:4])}{more})" if runs else ""
+
+
 def states_in(folder: Path) -> list[Path]:
     """Return the saved states of a run, the newest first."""
     return [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]

@@ -18,6 +18,7 @@ from clipfusionvad.engine.checkpoint import ModelFile, check_clip, load_centroid
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.foreign_checkpoints import without_prefix
 from clipfusionvad.io.provenance import CRC, Sources, environment
 from clipfusionvad.models import Method, ModelConfig, build_method, find_method
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
@@ -124,12 +125,44 @@ def find_normal_centroid(model: Method, entries: Sequence[Entry], dataset: Datas
     model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in bar)
 
 
-def class_weight(settings: Settings, file: ModelFile) -> str | None:
-    """Return the first weight of the model whose shape depends on the number of classes, if there is one."""
-    dataset, seed = settings.dataset, settings.training.seed
-    more = replace(dataset, classes={**dataset.classes, "one more": "something else"})
-    here, there = (build_model(settings.model, known, seed, file)[0].state_dict() for known in (dataset, more))
-    return next((name for name in here if here[name].shape != there[name].shape), None)
+def load_initial_weights(model: Method, settings: Settings, file: ModelFile, clip: ClipWeights | None) -> None:
+    """Start from the weights of a checkpoint: what follows from other classes or another window stays as it is.
+
+    Weights that depend on the classes stay too where the file names other classes, in the same number or not.
+    """
+    check_clip(file, clip)
+    own, classes = model.state_dict(), file.hparams.get("classes")
+    by_class, by_length = class_weights(settings, file, clip), length_weights(settings, file, clip)
+    other_classes = classes is not None and list(classes) != settings.dataset.labels
+    state = without_prefix(file.state, lambda known: not own.keys().isdisjoint(known))
+    differing = {key for key in by_class | by_length if key in state and state[key].shape != own[key].shape}
+    left = sorted(differing | (by_class if other_classes else set()))
+    load_model_file(model, file, left={*left, *model.centroid_buffers})
+    kept = f"; other classes or another window: initial values of {', '.join(left)}" if left else ""
+    print(f"weights of {file.path}{kept}")
+
+
+def class_weights(settings: Settings, file: ModelFile, clip: ClipWeights | None = None) -> set[str]:
+    """Return the names of the model's weights whose shape depends on the number of classes."""
+    classes = {**settings.dataset.classes, "one more": "something else"}
+    return _reshaped(settings, file, clip, settings.model, replace(settings.dataset, classes=classes))
+
+
+def length_weights(settings: Settings, file: ModelFile, clip: ClipWeights | None = None) -> set[str]:
+    """Return the names of the model's weights whose shape depends on the number of snippets in an input."""
+    options = settings.model.options
+    longer = {name: 2 * options[name] for name in ("visual_length", "num_segments", "seg_length") if name in options}
+    config = replace(settings.model, options={**options, **longer})
+    return _reshaped(settings, file, clip, config, settings.dataset)
+
+
+def _reshaped(
+    settings: Settings, file: ModelFile, clip: ClipWeights | None, config: ModelConfig, dataset: Dataset
+) -> set[str]:
+    with torch.random.fork_rng(devices=[]):
+        model, clip = build_model(settings.model, settings.dataset, 0, file, clip)
+        here, there = model.state_dict(), build_model(config, dataset, 0, file, clip)[0].state_dict()
+    return {name for name in here if here[name].shape != there[name].shape}
 
 
 def result_environment(hparams: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

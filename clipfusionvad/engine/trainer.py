@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
 from clipfusionvad.engine import checkpoint
-from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig
+from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig, default_options
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import gather_objects, gather_rows, rank_slice, sync_batchnorm
 from clipfusionvad.engine.loggers import RunLog
@@ -28,7 +28,7 @@ from clipfusionvad.engine.optimizer import make_optimizer, make_scheduler
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.io.errors import UserError, stop_on_signals
 from clipfusionvad.io.files import link_or_copy, write_torch
-from clipfusionvad.io.foreign_checkpoints import read_checkpoint
+from clipfusionvad.io.foreign_checkpoints import find_state_dict, read_checkpoint, without_prefix
 from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method
 from clipfusionvad.models.base import VADOutput
@@ -322,8 +322,13 @@ class Trainer:
             raise UserError(f"{path} does not hold a state from which a training can continue ({error!r})") from error
 
     def _resume_ours(self, content: Mapping[str, Any], path: Path) -> None:
-        saved = {**content["same_run"], "model": checkpoint.current_hparams(content["same_run"]["model"])}
-        differing = [key for key, value in self._same_run.items() if saved.get(key) != value]
+        saved = dict(content["same_run"])
+        now, later = self._same_run, default_options(self.hparams["method"])
+        model = checkpoint.current_hparams(saved["model"])
+        options = _completed(model["options"], now["model"]["options"], later)
+        saved["model"] = _completed(model, now["model"], later) | {"options": options}
+        saved["schedule"] = _completed(saved["schedule"], now["schedule"], later)
+        differing = [key for key, value in now.items() if saved.get(key) != value]
         if differing:
             raise UserError(
                 f"{path} is the state of a run with another {' and '.join(differing)}: "
@@ -347,7 +352,8 @@ class Trainer:
         absent = [key for key in ("epoch", "ap", "model_state_dict") if key not in content]
         if absent:
             raise UserError(f"{path} is not a training checkpoint: it holds no {absent[0]}")
-        state = content["model_state_dict"]
+        state = find_state_dict(content, path, "checkpoint")
+        state = without_prefix(state, lambda known: not self.model.state_dict().keys().isdisjoint(known))
         checkpoint.load_model_file(self.model, checkpoint.ModelFile(str(path), state))
         # The released optimizer numbers all parameters in the order of the state dict, frozen CLIP included.
         buffers = ("running_mean", "running_var", "num_batches_tracked")
@@ -381,3 +387,8 @@ class Trainer:
         # A cosine falls until the last epoch: with more epochs all rates differ.
         schedule |= {"max_epoch": config.max_epoch} if config.lr_schedule == "cosine" else {}
         return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}
+
+
+def _completed(saved: Mapping[str, Any], now: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was saved, with what the program has recorded only since then; ``later`` are its defaults."""
+    return {key: later.get(key) for key in now} | dict(saved)

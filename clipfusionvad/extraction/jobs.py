@@ -185,6 +185,8 @@ class FeatureManifest:
         if record is None or record["state"] != "done" or not present:
             return False
         before, now = record["options"], job.recorded_options()
+        # An option that came later had its default.
+        before = {key: getattr(ExtractOptions, key, None) for key in now} | before
         options = [(key, before.get(key), now.get(key)) for key in now | before]
         changed = [f"{key} ({old}, now {new})" for key, old, new in options if old != new]
         if record["model"]["fingerprint"] != fingerprint:

@@ -25,11 +25,17 @@ class UserError(Exception):
     """Bad input that the user can fix: the message says what is wrong, in which file and row, and what to do."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the known word closest to ``word`` as a hint to append to a message; empty if none is close."""
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word closest to ``word``; None if none is close."""
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lowered, n=1)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+    return lowered[close[0]] if close else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word closest to ``word`` as a hint to append to a message; empty if none is close."""
+    close = closest(word, known)
+    return "" if close is None else f" (did you mean {close!r}?)"
 
 
 def warn(message: str) -> None:

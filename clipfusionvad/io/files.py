@@ -22,7 +22,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import yaml
 
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, nearest
 
 if sys.platform != "win32":
     import fcntl
@@ -248,7 +248,10 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
 
 
 def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
-    """Yield every file below ``folder`` whose name ends in ``suffix``, sorted; enter linked folders once."""
+    """Yield every file below ``folder`` whose name ends in ``suffix``, sorted; enter linked folders once.
+
+    The files ``._NAME`` that macOS leaves beside files on other systems' disks are not among them.
+    """
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
@@ -256,13 +259,15 @@ def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:
             continue
         seen.add(real)
         folders.sort()
-        yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffix))
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffix) and name[:2] != "._")
 
 
 def must_exist(path: str | Path, what: str) -> None:
-    """Raise ``UserError`` unless ``path`` is a file."""
-    if not Path(path).is_file():
-        raise UserError(f"{what} not found: {path}")
+    """Raise ``UserError`` unless ``path`` is a file; it names the nearest one in that folder."""
+    path = Path(path)
+    if not path.is_file():
+        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{what} not found: {path}{nearest(path.name, others)}")
 
 
 def without_nan(value: Any) -> Any:

@@ -14,7 +14,7 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS = ".safetensors"
+# Keys under which people save a state dict.
+_WRAPPERS = "model_state_dict state_dict model_state model network net module weights params checkpoint".split()
 #: The key of the weights in our own checkpoints (``engine.checkpoint.model_content``).
 WEIGHTS = "model_state_dict"
 # In a safetensors header: the metadata, our entry in it (JSON), and the hash over that entry and the weights.
@@ -171,6 +173,38 @@ class _ArchiveUnpickler(RestrictedUnpickler):
         _, dtype, key, _, _ = pid
         content = bytearray(self.archive.read(f"{self.folder}{key}"))
         return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tensor]:
+    """Return the state dict in what ``read_checkpoint`` gave, out of usual wrappers such as {"model": …}.
+
+    Raises ``UserError`` where there is none, or where it holds anything but tensors of plain numbers.
+    """
+    state = content
+    while isinstance(state, dict) and (wrapper := next((k for k in _WRAPPERS if isinstance(state.get(k), dict)), None)):
+        state = state[wrapper]
+    names = [key for key in state if isinstance(key, str)] if isinstance(state, dict) else []
+    if not names or len(names) < len(state) or not any(is_plain_tensor(value) for value in state.values()):
+        found = f": its keys are {', '.join(names[:8])}" if names else ""
+        raise UserError(f"{what} {path} holds no state dict{found}")
+    odd = next((key for key, value in state.items() if not is_plain_tensor(value)), None)
+    if odd is not None:
+        raise UserError(f"{what} {path} holds no state dict of tensors: {odd} is not one of plain numbers")
+    return state
+
+
+def without_prefix(state: Mapping[str, Tensor], fits: Callable[[Mapping[str, Tensor]], bool]) -> dict[str, Tensor]:
+    """Return a state dict without the words that all of its keys begin with, as many as it takes until it ``fits``.
+
+    ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile, also within keys) and names of attributes are such words.
+    Where it never fits, it is returned as it is.
+    """
+    shorter = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    while not fits(shorter):
+        if len({key.partition(".")[0] for key in shorter}) != 1 or not all("." in key for key in shorter):
+            return dict(state)
+        shorter = {key.partition(".")[2]: value for key, value in shorter.items()}
+    return shorter
 
 
 def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:

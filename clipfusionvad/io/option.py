@@ -14,7 +14,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.errors import UserError, closest, nearest
 from clipfusionvad.io.files import read_yaml
 
 Made = TypeVar("Made")
@@ -190,8 +190,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def find_config(path: str | Path) -> Path:
-    """Return the file that ``configs/NAME`` names: in the current folder, else in the package."""
+    """Return the file that ``configs/NAME`` names: in the current folder, else in the package.
+
+    Raises ``UserError`` for a missing file, with a near one of its folder and of ``configs``.
+    """
     path = Path(path)
     top, *inner = path.parts or [""]
     own = CONFIGS.joinpath(*inner)
-    return own if top == "configs" and not path.exists() and own.is_file() else path
+    if path.exists():
+        return path
+    if top == "configs" and own.is_file():
+        return own
+    places = {file.stem: Path("configs", file.relative_to(CONFIGS)) for file in sorted(CONFIGS.rglob("*.yaml"))}
+    places |= {file.stem: file for file in path.parent.glob("*.y*ml")}
+    near = closest(path.stem, places)
+    hint = f"did you mean {places[near]}?" if near else "configs/METHOD_DATASET.yaml is that of a published pair"
+    raise UserError(f"config not found: {path} ({hint})")

@@ -28,6 +28,13 @@ class Thresholds:
         if self.low > self.high:
             raise UserError(f"the low threshold {self.low} is above the high one, {self.high}")
 
+    @classmethod
+    def of(cls, high: float | None, low: float | None, min_seconds: float, merge_seconds: float) -> Thresholds:
+        """Fill in a threshold that is not given: its default, or the given one where the default is beyond it."""
+        if high is None:
+            high = max(cls.high, cls.low if low is None else low)
+        return cls(high, min(cls.low, high) if low is None else low, min_seconds, merge_seconds)
+
     def least_frames(self, fps: float, whole: int) -> float:
         """Return the frames of the shortest segment in a video of ``whole`` frames, which is never too short."""
         return min(round(self.min_seconds * fps, 6), whole)

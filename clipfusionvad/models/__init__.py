@@ -75,7 +75,9 @@ def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | No
     for option, value in options.items():
         if option not in declared:
             known = ", ".join(declared)
-            raise UserError(f"{cls.name} has no option {option!r}{nearest(option, declared)}; it has: {known}")
+            others = ", ".join(other for other in method_names() if option in find_method(other).option_names())
+            hint = f", which is one of {others}" if others else nearest(option, declared)
+            raise UserError(f"{cls.name} has no option {option!r}{hint}; it has: {known}")
         declared[option].check(value)
     return cls(list(class_prompts), clip, **options) if cls.needs_clip else cls(len(class_prompts), **options)
 

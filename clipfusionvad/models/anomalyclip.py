@@ -27,7 +27,7 @@ CONTEXT_STD = 0.02
 # Score of a dropped segment: it is chosen only where fewer than K others are left.
 DROPPED = 1e6
 PROMPTS, SELECTIONS = ("learned", "fixed", "direct"), ("similarity", "magnitude")
-CLIP_PREFIX, LIGHTNING_PREFIX = "clipmodel.", "net."
+CLIP_PREFIX = "clipmodel."
 # Prefixes of CLIP's weights in released files, and OpenAI's; the first that fits counts.
 CLIP_PARTS = [("image_encoder.", "visual."), ("token_embedding.", "token_embedding.")]
 CLIP_PARTS += [("selector_model.logit_scale", "logit_scale"), ("text_encoder.", "")]
@@ -240,14 +240,13 @@ class AnomalyCLIP(TextMethod):
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
-        return any(prefix + "selector_model.bn_layer.running_mean" in state for prefix in ("", LIGHTNING_PREFIX))
+        return "selector_model.bn_layer.running_mean" in state
 
     @classmethod
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a released state dict under our names, without its tokens, which follow from the class names."""
-        bare = {key.removeprefix(LIGHTNING_PREFIX): value for key, value in state.items()}
-        clip = {CLIP_PREFIX + name: value for key, value in bare.items() if (name := _rename(key, CLIP_PARTS))}
-        own = {key: value for key, value in bare.items() if key == PROJECTION or not _rename(key, CLIP_PARTS)}
+        clip = {CLIP_PREFIX + name: value for key, value in state.items() if (name := _rename(key, CLIP_PARTS))}
+        own = {key: value for key, value in state.items() if key == PROJECTION or not _rename(key, CLIP_PARTS)}
         return clip | {key: value for key, value in own.items() if key not in (TOKEN_PREFIX, TOKEN_SUFFIX)}
 
     def to_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipfusionvad.engine.config import LAST_WEIGHTS
-from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTIONS, seed_folder, seeds_in
+from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTIONS, runs_below, seed_folder, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_yaml
 from clipfusionvad.report.scores import TestResult, read_scores
@@ -47,9 +47,8 @@ def read_run(folder: Path) -> Run:
     there = [folder / name for name in _METRICS if (folder / name).is_file()]
     newest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
     if not newest and not (folder / OPTIONS).is_file():
-        seeds = ", ".join(seeds_in(folder))
-        hint = f"; its seeds are not all trained yet: give the folder of one ({seeds})" if seeds else ""
-        raise UserError(f"{folder} holds neither a run (options.yaml) nor a test ({TEST_SCORES}){hint}")
+        hint = which_run(folder)
+        raise UserError(f"{folder} holds neither a run ({OPTIONS}) nor a test ({TEST_SCORES}){hint and f': {hint}'}")
     tested = read_scores(newest) if newest else None
     metrics = folder / _METRICS[newest.name if newest else RUN_SCORES]
     results = read_json(metrics, "metrics") if metrics.is_file() else {}
@@ -71,6 +70,13 @@ def read_run(folder: Path) -> Run:
         environment = read_json(folder / ENVIRONMENT, "environment")
     logs = (_read_log(folder / LOSSES), _read_log(folder / "metrics.csv"))
     return Run(folder, tested, results, options, environment, *logs)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the folders of the runs and tests below one that is neither; empty if it is one."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in (OPTIONS, *_METRICS)):
+        return []
+    return runs_below(folder, OPTIONS, *_METRICS)
 
 
 def _read_log(path: Path) -> "pd.DataFrame | None":

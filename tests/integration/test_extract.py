@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_only_what_is_missing_is_made_again(whole, videos, tmp_path):
 
 
 CHANGES = {"crops": "--crops 1", "stride": "--stride 8", "dtype": "--dtype float32", "precision": "--precision bf16"}
-CHANGES |= {"model": "--embed-dim 128", "event_threshold": "--stream event"}
+CHANGES |= {"model": "--embed-dim 128", "stream": "--stream event"}
 
 
 @pytest.mark.parametrize(("word", "flags"), CHANGES.items())
@@ -148,6 +149,17 @@ def test_other_options_are_refused_and_nothing_is_touched(whole, videos, word, f
     assert "2 more videos" in outcome.err
     assert [line.split(":")[0] for line in outcome.err.splitlines() if not line.startswith("warning")] == ["error"]
     assert (contents(whole), (whole / "manifest.jsonl").read_bytes()) == before
+
+
+def test_features_made_before_an_option_came_are_done_where_the_option_has_its_default(whole, videos, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / "manifest.jsonl").read_text()
+    assert '"tail": "floor", ' in text
+    (tmp_path / "manifest.jsonl").write_text(text.replace('"tail": "floor", ', ""))
+    before = contents(tmp_path)
+    assert extract(tmp_path, videos=[videos]).code == 0 and contents(tmp_path) == before
+    outcome = extract(tmp_path, "--tail", "ceil", videos=[videos])
+    assert outcome.code == 2 and "tail (floor, now ceil)" in outcome.err
 
 
 def test_overwrite_replaces_and_a_changed_video_is_noticed(tmp_path):

@@ -230,6 +230,25 @@ def test_bad_folders_are_one_clear_line(tmp_path, files, said):
     assert not (folder / "report.html").exists()
 
 
+def test_a_folder_of_runs_is_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_training(tmp_path / "runs/ucf")
+    write_test(tmp_path / "runs/sweep/full/seed1")
+    (tmp_path / "runs/sweep/full/seed1/report.html").write_text("page")
+    outcome = quietly(main, ["report", "runs"])
+    assert outcome.code == 0 and outcome.out.splitlines() == [
+        "runs holds 2 runs; compare them: python -m clipfusionvad table runs",
+        "  runs/sweep/full/seed1/report.html",
+        "  python -m clipfusionvad report runs/ucf",
+    ]
+    outcome = quietly(main, ["report", "runs", "--output", "page.html"])
+    assert outcome.code == 2 and "give the folder of one of its runs (ucf)" in outcome.err
+    for command in ("rerun runs", "export runs --output x.pth", "insight attention runs --output x.png"):
+        outcome = quietly(main, command.split())
+        assert outcome.code == 2 and "give the folder of one of its runs (ucf)" in outcome.err, outcome.err
+    assert "run runs/ucf" in quietly(main, ["doctor", "--run", "runs", "--only", "run"]).out
+
+
 def test_command_writes_page_and_figures(tmp_path):
     write_test(tmp_path / "test")
     argv = ["report", tmp_path / "test", "--output", tmp_path / "page.html", "--formats", "png", "pdf"]

@@ -168,6 +168,19 @@ def test_signals_stop_at_the_next_step_and_other_options_do_not_resume(case, tmp
     assert_same(work, whole)
 
 
+def test_a_state_made_before_an_option_came_is_resumed_where_the_option_has_its_default(case, tmp_path, no_plots):
+    tiny, options, whole = case
+    work = tiny.at(tmp_path)
+    assert work.train(*options, "--max-epoch", 1).code == 0
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    del state["same_run"]["schedule"]["optimizer"], state["same_run"]["model"]["options"]["product"]
+    torch.save(state, tmp_path / "run/last.pt")
+    for other in (["--optimizer", "adam"], ["--no-product"]):
+        assert_one_line(work.train(*options, "--use-checkpoint", *other))
+    assert work.train(*options, "--use-checkpoint").code == 0
+    assert_same(work, whole)
+
+
 def test_nothing_to_resume_and_a_finished_run(case, tmp_path, no_plots):
     tiny, options, whole = case
     work = tiny.at(tmp_path)

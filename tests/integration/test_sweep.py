@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 
@@ -140,6 +141,21 @@ def test_other_options_in_the_same_folder_are_refused(swept, data):
     assert snapshot(folder) == before
 
 
+def test_a_sweep_made_before_an_option_came_goes_on_where_the_option_has_its_default(swept, data, tmp_path):
+    folder, _, configs = swept
+    shutil.copytree(folder, tmp_path / "old")
+    for path in (tmp_path / "old").glob("*/seed*/done.json"):
+        record = json.loads(path.read_text())
+        for name in ("weight_decay", "product", "betas"):
+            del record["options"][name]
+        path.write_text(json.dumps(record))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "old").glob("*/seed*/losses.csv")}
+    assert sweep(data, tmp_path / "old", *configs).code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    done = sweep(data, tmp_path / "old", *configs, flags=["--no-product", "--weight-decay", 0.2])
+    assert done.code == 2 and "was trained with another product, weight_decay" in done.err
+
+
 @pytest.mark.parametrize("step", [2, pytest.param(9, marks=pytest.mark.slow)])
 def test_interrupted_and_continued(swept, data, tmp_path, monkeypatch, step):
     folder, _, configs = swept
@@ -233,6 +249,9 @@ def test_a_search_goes_on_as_it_would_have(data, tmp_path, monkeypatch):
         ({"grid": {"lr": 0.1}}, "must list the values"),
         ({"grid": {"lr": [0.1]}, "gird": {}}, "unknown section 'gird' (did you mean 'grid'?)"),
         ({"grid": {"lr": [-1]}}, "lr"),
+        ({"grid": {"prompt_length": [4, 8]}}, "prompt_length is an option of reflipvad"),
+        ({"search": {"gamm": [1, 2]}, "trials": 2, "maximize": "auc1"}, "unknown key 'gamm' (did you mean 'gam'?)"),
+        ({"search": {"lr": {"low": -1, "high": 1}}, "trials": 2, "maximize": "auc1"}, "lr"),
         ({"search": {"lr": {"low": 1}}, "trials": 2, "maximize": "auc1"}, "give low and high"),
         ({"search": {"lr": {"low": 2, "high": 1}}, "trials": 2, "maximize": "auc1"}, "give low and high"),
         ({"search": {"lr": {"low": 0, "high": 1, "log": True}}, "trials": 2, "maximize": "auc1"}, "give low and high"),

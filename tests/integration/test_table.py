@@ -93,6 +93,14 @@ def test_mean_deviation_and_interval_are_those_of_scipy_and_the_papers_figure_st
     assert float(rows["full", "map_released@average"]["paper"]) == 6.68
 
 
+def test_seeds_trained_before_and_after_an_option_came_are_of_one_setting(tmp_path):
+    write_run(tmp_path / "a/seed1", 1)
+    write_run(tmp_path / "a/seed2", 2, weight_decay=0.01, visual_layers=2)
+    write_run(tmp_path / "a/seed3", 3, weight_decay=0.2)
+    counts = [row["n"] for (_, metric), row in csv_rows(tmp_path).items() if metric == "auc1"]
+    assert counts == ["2", "1"]
+
+
 def test_made_up_data_and_other_protocols_are_not_judged(tmp_path):
     write_run(tmp_path / "demo", 1, demo=True)
     write_run(tmp_path / "clean", 1, protocol="clean")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clipfusionvad import create_model
 from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.config import recorded
@@ -84,11 +85,46 @@ def test_config_values_are_checked_by_the_parser(config, capsys):
 
 
 def test_an_option_of_another_method_names_the_methods_that_have_it(config, capsys):
-    with pytest.raises(UserError, match="unknown key 'gam' \\(an option of clipfusionvad\\)"):
-        parse("ucf", "--config", config("method: vadclip\ngam: false"))
+    for key in ("gam", "no-gam"):
+        name = key.replace("-", "_")
+        with pytest.raises(UserError, match=f"config.yaml: {name} is an option of clipfusionvad, not of vadclip"):
+            parse("ucf", "--config", config(f"method: vadclip\n{key}: false"))
     for flag in ("--no-gam", "--gam"):
         error = fails(capsys, "ucf", "--method", "vadclip", flag)
-        assert f"unknown argument '{flag}' (an option of clipfusionvad)" in error
+        assert error == f"error: {flag} is an option of clipfusionvad, not of vadclip\n"
+    # Not declared by a method, but for methods of several streams only.
+    error = fails(capsys, "ucf", "--stream-folders", "rgb", "event")
+    assert error == "error: --stream-folders is an option of iefvad, not of clipfusionvad\n"
+    with pytest.raises(UserError, match="unknown key 'no_gam' .did you mean 'gam'"):
+        parse("ucf", "--config", config("no-gam: true"))
+    with pytest.raises(UserError, match="vadclip has no option 'gam', which is one of clipfusionvad; it has"):
+        create_model("vadclip", ["normal", "fire"], clip="toy", embed_dim=64, gam=False)
+
+
+def test_a_missing_config_names_a_near_one(config):
+    path = config("lr: 1")
+    for given, says in [
+        ("configs/vadclip_ufc.yaml", "(did you mean configs/vadclip_ucf.yaml?)"),
+        ("vadclip_ucf", "(did you mean configs/vadclip_ucf.yaml?)"),
+        ("no_gamm.yaml", "(did you mean configs/ablations/no_gam.yaml?)"),
+        (path.replace(".yaml", ".yml"), f"(did you mean {path}?)"),
+        ("zzz.yaml", "(configs/METHOD_DATASET.yaml is that of a published pair)"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(f"config not found: {given} {says}")):
+            parse("ucf", "--config", given)
+
+
+def test_an_unknown_label_names_the_dataset_it_belongs_to():
+    for dataset, label, says in [
+        ("shanghaitech", "Abuse", "unknown label 'Abuse' (a label of UCF-Crime: --dataset ucf); known: normal"),
+        ("ucf", "B1-0-0", "unknown label 'B1-0-0' (a label of XD-Violence: --dataset xd); known"),
+        ("xd", "Water_incident", "(a label of MSAD: --dataset msad)"),
+        ("msad", "Testing_Normal_Videos_Anomaly", "(a label of UCF-Crime: --dataset ucf)"),
+        ("ucf", "fighting", "(did you mean 'Fighting'?)"),
+        ("xd", "vandalism", "(a label of UCF-Crime: --dataset ucf, or of MSAD: --dataset msad)"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(says)):
+            find_dataset(dataset).encode(label)
 
 
 def shown(capsys, *argv, **kwargs):

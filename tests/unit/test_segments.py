@@ -96,6 +96,23 @@ def test_a_segment_says_when_what_and_how_surely():
     assert plain.label is None and plain.class_probability is None
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ((None, None), (0.5, 0.4)),
+        ((0.3, None), (0.3, 0.3)),
+        ((0.45, None), (0.45, 0.4)),
+        ((None, 0.6), (0.6, 0.6)),
+        ((None, 0.0), (0.5, 0.0)),
+        ((0.0, None), (0.0, 0.0)),
+        ((0.7, 0.6), (0.7, 0.6)),
+    ],
+)
+def test_a_threshold_that_is_not_given_does_not_contradict_the_other(given, used):
+    found = Thresholds.of(*given, 1.0, 2.0)
+    assert (found.high, found.low, found.min_seconds, found.merge_seconds) == (*used, 1.0, 2.0)
+
+
 def test_a_low_threshold_above_the_high_one_is_refused():
     with pytest.raises(UserError, match="0.6.*0.5"):
-        Thresholds(high=0.5, low=0.6)
+        Thresholds.of(0.5, 0.6, 1.0, 1.0)

@@ -16,7 +16,7 @@ from clipfusionvad.engine.checkpoint import ModelFile
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos
-from clipfusionvad.engine.setup import class_weight, load_model, read_test_set
+from clipfusionvad.engine.setup import class_weights, load_model, read_test_set
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.demo import make_demo
@@ -52,7 +52,7 @@ def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
     targets = list(unique.values())
     names = _unique([f"{run.settings.model.method} on {run.settings.dataset.title}" for run in runs], runs)
     titles = _unique([run.settings.dataset.title for run in targets], targets)
-    weights = [class_weight(run.settings, run.file) for run in runs]
+    weights = [min(class_weights(run.settings, run.file), default=None) for run in runs]
     rows, home = [], []
     for row, column in tqdm([*np.ndindex(len(runs), len(targets))], "transfer", unit="test", disable=None, leave=False):
         run, target = runs[row], targets[column].settings

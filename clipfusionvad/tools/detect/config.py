@@ -8,6 +8,8 @@ from clipfusionvad.models import method_names
 
 _CLASSES = "other classes, the normal one first; or a file of them"
 _SCOPE = "event images are normalised over a block of 32 chunks or each chunk"
+_HIGH = "score that starts a segment (default: 0.5, or a higher --low-threshold)"
+_LOW = "score that continues a segment (default: 0.4, or a lower --threshold)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ class ModelOptions:
 class SegmentOptions:
     """How scores become segments."""
 
-    threshold: Annotated[float, Option("score that starts a segment", minimum=0, maximum=1)] = 0.5
-    low_threshold: Annotated[float, Option("score that continues a segment", minimum=0, maximum=1)] = 0.4
+    threshold: Annotated[float | None, Option(_HIGH, minimum=0, maximum=1)] = None
+    low_threshold: Annotated[float | None, Option(_LOW, minimum=0, maximum=1)] = None
     min_seconds: Annotated[float, Option("shortest segment", minimum=0)] = 1.0
     merge_seconds: Annotated[float, Option("longest gap over which segments are merged", minimum=0)] = 1.0
 

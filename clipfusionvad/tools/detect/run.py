@@ -30,7 +30,7 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
     own, live = config.segments, config.stream
     if bool(config.videos) == bool(live.stream):
         raise UserError("give videos or folders to score, or --stream and a source")
-    thresholds = Thresholds(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
+    thresholds = Thresholds.of(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
     folder = Path(config.output)
     check_writable(folder / "index.html")
     videos = _list_videos(config.videos, folder) if config.videos else {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from clipfusionvad.data.features import NORM_RANGE, check_dim, load_features
 from clipfusionvad.engine.checkpoint import check_method, read_model_file
-from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, Finding
 from clipfusionvad.tools.doctor.scan import DatasetScan, ScannedList, ScannedRow
 
@@ -54,7 +54,7 @@ def unknown_label(scan: DatasetScan) -> Iterator[Finding]:
     labels = scan.dataset.labels
     for row in scan.rows:
         if not _is_label(scan, row.label):
-            what = f"unknown label {row.label!r}{nearest(row.label, labels)} of {row.entry.video}"
+            what = f"unknown label {row.label!r}{scan.dataset.label_hint(row.label)} of {row.entry.video}"
             yield row.finding(ERROR, what, f"known: {', '.join(labels)}")
         elif scan.dataset.multi_label and (odd := set(row.label.split("-")) - {*labels, "0"}):
             what = f"the part {min(odd)!r} of the label {row.label!r} of {row.entry.video} is not a class"

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from clipfusionvad.data.packed import open_store
 from clipfusionvad.datasets import Dataset, find_dataset
-from clipfusionvad.engine.run_folder import DATA, DATASET, ENVIRONMENT, METRICS, OPTIONS, seeds_in
+from clipfusionvad.engine.config import default_options
+from clipfusionvad.engine.run_folder import DATA, DATASET, ENVIRONMENT, METRICS, OPTIONS, seeds_in, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
 from clipfusionvad.io.provenance import CRC, Source, Sources, environment, short_hash
@@ -40,12 +41,14 @@ class RunRecord:
         return list(_changes(self.environment, environment(), (*_DECISIVE, "version", "commit", "platform")))
 
     def option_changes(self, now: Mapping[str, Any]) -> list[str]:
-        """Return options that were edited since, and those that the version of the record did not have."""
+        """Return options that were edited since, and those that came later and are not at their defaults."""
         then, scores, edited = self.options, self.folder / RUN_SCORES, list[str]()
+        usual = default_options(str(then.get("method")))
         if not self.is_test and scores.is_file():
             used = current_options(read_scores(scores).options)
             edited = [f"{line} in {OPTIONS}" for line in _changes(used, then, sorted(used.keys() | then.keys()))]
-        return edited + [f"{key}: unknown then, now {now[key]}" for key in now if key not in then and key not in _OWN]
+        later = {key: value for key, value in now.items() if key not in then and key not in _OWN}
+        return edited + [f"{key}: unknown then, now {later[key]}" for key in later if later[key] != usual.get(key)]
 
     def reasons_for_other_bits(self, folder: Path) -> list[str]:
         """Return why a repetition in ``folder`` may have other bits: changes, or a GPU without --deterministic."""
@@ -67,7 +70,8 @@ def read_record(folder: Path) -> RunRecord:
         tested = read_scores(folder / TEST_SCORES)
         options, made = current_options(tested.options), tested.environment
     else:
-        hint = "not all of its seeds are trained" if seeds_in(folder) else f"no {OPTIONS} and no {TEST_SCORES}"
+        hint = "not all of its seeds are trained" if seeds_in(folder) else which_run(folder)
+        hint = hint or f"no {OPTIONS} and no {TEST_SCORES}"
         raise UserError(f"{folder} holds neither a finished run nor a test ({hint})")
     described, data = folder / DATASET, folder / (DATA if is_run else TEST_DATA)
     dataset = find_dataset(str(described) if described.is_file() else str(options.get("dataset")))

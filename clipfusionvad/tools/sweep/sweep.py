@@ -83,6 +83,11 @@ class Sweep:
         self._cells: dict[str, dict[str, Any]] = {}
         self._published: dict[str, Published] = {}
         self._chosen: dict[str, tuple[SearchState, int]] = {}
+        # What is wrong in a search is found before anything is trained.
+        for one in plan.searches:
+            for name, values in one.space.items():
+                for value in values if isinstance(values, list) else (values["low"], values["high"]):
+                    resolve({**one.options, name: value}, one.source)
         seed = self.base["seed"]
         self.searches = [SearchState(one, folder / f"{one.name}.json", seed, overwrite) for one in plan.searches]
         for cell in plan.cells:

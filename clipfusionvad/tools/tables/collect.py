@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfusionvad.datasets import DATASETS
+from clipfusionvad.engine.config import default_options
 from clipfusionvad.engine.run_folder import METRICS, OPTIONS, flat_metrics, seed_folder
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import read_json, read_yaml, walk_files
@@ -43,7 +44,9 @@ class Result:
         """Return a key that all seeds of a setting share. A test does not name its model's run, so it has its own."""
         if self.is_test:
             return str(self.folder.resolve())
-        kept = {key: value for key, value in self.options.items() if key not in PLACES}
+        # Runs that were made before the program had an option lack it.
+        usual = default_options(self.options["method"])
+        kept = {key: value for key, value in self.options.items() if key not in PLACES and value != usual.get(key)}
         return json.dumps(kept, sort_keys=True, default=str)
 
 

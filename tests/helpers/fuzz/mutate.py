@@ -35,7 +35,7 @@ def mutate(path: Path, rng: random.Random) -> bytes:
     if kind < 0.5:
         # What numpy, YAML or torch cannot read or write is damaged below.
         with contextlib.suppress(Exception):
-            suffix = ".pth" if path.suffix in (".pt", ".ckpt") else path.suffix
+            suffix = ".pth" if path.suffix in (".pt", ".ckpt", ".bin") else path.suffix
             value = READ[suffix](content)
             for _ in range(rng.choice([1, 1, 3])):
                 value = disturb(value, rng)

@@ -5,9 +5,12 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from made_videos import write_video
+from PIL import Image
 from safetensors.torch import save_file
+from scipy.io import savemat
 from small_detect import write_model
 from small_report import made_test, write_test, write_training
 from tiny import METHOD_FLAGS, WIDTH, make_tiny, quietly, strings
@@ -57,6 +60,9 @@ def make_seeds(folder: Path) -> None:
         (folder / path).write_text(text)
     _make_models(folder / "models")
     _make_clips(folder / "clips")
+    _make_arrays(folder / "arrays")
+    _make_masks(folder / "masks")
+    _make_pictures(folder / "pictures")
     tiny = make_tiny("ucf", folder / "trained")
     outcome = tiny.train("--max-epoch", 1)
     assert outcome.code == 0, outcome.err
@@ -102,9 +108,88 @@ def _make_clips(folder: Path) -> None:
     state = {key: value.half() if value.is_floating_point() else value for key, value in toy_state(WIDTH).items()}
     torch.save(state, folder / "plain.pt")
     torch.save({"checkpoint": {f"module.encoder_k.{key}": value for key, value in state.items()}}, folder / "event.pt")
+    save_file(
+        {f"text.{key}" if "visual" not in key else key: value for key, value in state.items()},
+        folder / "oc.safetensors",
+    )
+    torch.save(_huggingface(state), folder / "huggingface.bin")
     model = CLIP(WIDTH, 224, 2, 64, 32, 77, 49408, WIDTH, 1, 2)
     model.load_state_dict(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inputs = torch.zeros(1, 3, 224, 224), torch.zeros(1, 77).long()
         torch.jit.trace(model.half().float().eval(), inputs).save(folder / "script.pt")
+
+
+def _huggingface(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state dict of ``CLIPModel`` with the same weights."""
+    own = {"logit_scale": state["logit_scale"], "text_projection.weight": state["text_projection"].T.contiguous()}
+    own["visual_projection.weight"] = state["visual.proj"].T.contiguous()
+    own["text_model.embeddings.token_embedding.weight"] = state["token_embedding.weight"]
+    own["text_model.embeddings.position_embedding.weight"] = state["positional_embedding"]
+    names = {"ln_final": "text_model.final_layer_norm", "visual.ln_pre": "vision_model.pre_layrnorm"}
+    names |= {
+        "visual.ln_post": "vision_model.post_layernorm",
+        "visual.conv1": "vision_model.embeddings.patch_embedding",
+    }
+    names |= {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names |= {"ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+    for key, value in state.items():
+        tower = "vision_model" if key.startswith("visual.") else "text_model"
+        stem, _, kind = key.rpartition(".")
+        if "resblocks." not in key:
+            embedding = {"visual.class_embedding": "class_embedding"}
+            embedding |= {"visual.positional_embedding": "position_embedding.weight"}
+            if stem in names or key in embedding:
+                own[f"{names[stem]}.{kind}" if stem in names else f"{tower}.embeddings.{embedding[key]}"] = value
+            continue
+        layer, part = stem.split("resblocks.")[1].split(".", 1)
+        place = f"{tower}.encoder.layers.{layer}."
+        if kind.startswith("in_proj_"):
+            for name, rows in zip("qkv", value.chunk(3), strict=True):
+                own[f"{place}self_attn.{name}_proj.{kind.removeprefix('in_proj_')}"] = rows.contiguous()
+        else:
+            own[f"{place}{names[part]}.{kind}"] = value
+    return own
+
+
+def _make_arrays(folder: Path) -> None:
+    """Features as other projects keep them: crops as an axis, several videos in a file."""
+    import h5py
+
+    folder.mkdir()
+    crops, video = np.random.default_rng(3).normal(size=(6, 10, 128)).astype(np.float32), np.ones((5, 128), np.float16)
+    np.save(folder / "crops.npy", crops)
+    np.savez(folder / "videos.npz", a=video, b=video[:2], label=np.zeros(5))
+    np.savez(folder / "stacked.npz", train=crops, train_names=list("abcdef"))
+    np.save(folder / "dictionary.npy", np.array({"a": crops, "b": crops[:2]}, dtype=object))
+    torch.save({"a": torch.tensor(crops), "epoch": 3}, folder / "a.pt")
+    save_file({"a": torch.tensor(crops[0]), "b": torch.tensor(crops[1])}, folder / "rows.safetensors")
+    with h5py.File(folder / "groups.h5", "w") as file:
+        for name in "ab":
+            file[f"{name}/features"], file[f"{name}/frames"] = video, 80
+
+
+def _make_masks(folder: Path) -> None:
+    """Annotations as frame masks and in MATLAB's format."""
+    (folder / "shanghaitech_masks").mkdir(parents=True)
+    for name, shape in {"01_0014": (30,), "04_0012": (20, 3, 4)}.items():
+        mask = np.zeros(shape, np.uint8)
+        mask[5:9] = 1
+        np.save(folder / "shanghaitech_masks" / f"{name}.npy", mask)
+    named = {"VideoName": "Arson011_x264.mp4", "EventName": "Arson", "Anno": np.array([[150, 420], [680, 1267]])}
+    savemat(folder / "ucf_anno.mat", {"Annotation_file": named})
+    cells = np.empty((1, 2), dtype=object)
+    cells[0, 0], cells[0, 1] = np.array([[78, 392], [120, 422]]), np.zeros((2, 0))
+    savemat(folder / "shanghaitech_gt.mat", {"gt": cells})
+    savemat(folder / "ucf_label.mat", {"volLabel": cells})
+
+
+def _make_pictures(folder: Path) -> None:
+    """Videos as numbered pictures: one in its folder, two beside each other."""
+    rng = np.random.default_rng(4)
+    for name, suffix in {"01_0014/00": "jpg", "Abuse/Abuse001_x264_": "png", "Abuse/Abuse002_x264_": "png"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for number in (0, 1, 2):
+            picture = Image.fromarray(rng.integers(0, 256, size=(32, 40, 3), dtype=np.uint8))
+            picture.save(folder / f"{name}{number}.{suffix}")

@@ -38,6 +38,7 @@ from clipfusionvad.models.clip import load_clip
 from clipfusionvad.models.layers.text import ClipTextTower
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.tools.detect.page import index_row, read_record, write_index
+from clipfusionvad.tools.features.convert import convert_features
 from fuzz.mutate import BOMBS, ODD_TEXTS, WRITE, damage, mutate, odd_value
 
 #: Flags of a command that encodes videos, on the CPU.
@@ -122,11 +123,21 @@ def feature_lists(case: Case, path: Path) -> None:
         require(entry.path.is_file() and dataset.encode(entry.label).any(), entry)
 
 
+@target(20, "masks/*")
+def masks(case: Case, path: Path) -> None:
+    """Frame masks and MATLAB files; ``gt`` holds no names, which are those of the test list."""
+    for name, item in read_annotations(path, DATASETS[path.name.partition("_")[0]]).items():
+        # Masks name no classes.
+        require(name == item.video and len(item.labels) in (len(item.segments), 0), item)
+        require(all(0 <= start < end for start, end in item.segments), item)
+
+
 @target(30, "annotations/*", "data/*/truth.csv")
 def annotations(case: Case, path: Path) -> None:
     name = path.stem.partition("_")[0]
     dataset = DATASETS[name if name in DATASETS else case.seed.parent.name]
     found = read_annotations(path, dataset)
+    require(found, "no videos")
     for name, item in found.items():
         require(name == item.video and len(item.segments) == len(item.labels), item)
         require(all(0 <= start < end for start, end in item.segments), item)
@@ -232,6 +243,26 @@ def videos(case: Case, path: Path) -> None:
     require(set(shapes) == {(np.dtype(np.uint8), 3, 3, True)}, f"no frame and no word of it, or {set(shapes)}")
 
 
+@target(20, "pictures/*")
+def pictures(case: Case, path: Path) -> None:
+    """Numbered pictures are a video of whole frames, or what cannot be read is told."""
+    for source, _ in find_videos([path]):
+        with closing(read_frames(source)) as found:
+            shapes = {(frame.dtype, frame.ndim, frame.shape[2], frame.size > 0) for frame in found}
+        require(shapes == {(np.dtype(np.uint8), 3, 3, True)}, f"no frame and no word of it, or {shapes}")
+
+
+@target(30, "arrays/*")
+def conversions(case: Case, path: Path) -> None:
+    convert_features(path, case.folder / "out")
+    written = [np.load(file) for file in (case.folder / "out").rglob("*.npy")]
+    require(written and all(rows.ndim == 2 and rows.size for rows in written), "no features")
+    require({rows.dtype for rows in written} <= {np.dtype(np.float16), np.dtype(np.float32)}, "another dtype")
+    if path.name == "crops.npy":
+        size = np.load(path, mmap_mode="r").size
+        require(sum(rows.size for rows in written) == size, "other values than numpy reads")
+
+
 @target(15, "shop.yaml")
 def dataset_files(case: Case, path: Path) -> None:
     dataset = find_dataset(str(path))
@@ -266,7 +297,7 @@ def _flags(actions: list[argparse.Action], rng: random.Random) -> list[str]:
     return [word for word in argv if word not in ("-h", "--help")]
 
 
-NAMES = "compare-features detect doctor export extract lists report sweep table uncertainty".split()
+NAMES = "compare-features convert-features detect doctor export extract lists report sweep table uncertainty".split()
 OWN = {name: import_module(f"clipfusionvad.cli.{name.replace('-', '_')}").make_parser for name in NAMES}
 
 
@@ -312,6 +343,7 @@ def commands(case: Case) -> str:
     video = rng.choice(sorted((seeds / "videos").iterdir()))
     lines = [
         f"train {trained}",
+        f"train {trained} --init-from {model}",
         f"pack {trained}",
         f"test {' '.join(tiny.test_flags(fit))} --model-path {model}",
         f"extract --videos {video} --output out {TOY_ENCODER}",
@@ -324,6 +356,9 @@ def commands(case: Case) -> str:
         f"export {model} --output out/m.pth",
         f"export {seeds}/models/iefvad.safetensors --output out/m.pth",
         f"compare-features {feature} {feature}",
+        f"convert-features {seeds}/arrays out",
+        f"extract --videos {seeds}/pictures --output out {TOY_ENCODER}",
+        f"detect {seeds}/pictures/01_0014 --checkpoint {run} --output out --clip toy --device cpu --video none",
     ]
     argv = rng.choice(lines).split()
     if rng.random() < 0.6:
