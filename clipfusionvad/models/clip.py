@@ -230,7 +230,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
         raise UserError(f"{foreign}its text tower has no layers")
     config = Path(path).with_name("config.json")
     if _HUGGINGFACE in theirs and config.is_file():
-        activation = re.search(r'"hidden_act": *"(?!quick_gelu")(\w*)"', config.read_text(errors="replace"))
+        activation = re.search(r'"hidden_act": *"(?!quick_gelu")(\w*)"', config.read_text("utf-8", "replace"))
         if activation:
             ours = "OpenAI's CLIP with quick_gelu: not supported"
             raise UserError(f"{path} computes with {activation[1]} ({config}), {ours}")
