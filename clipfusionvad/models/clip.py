@@ -223,7 +223,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path} is not a CLIP file: {key} does not hold finite numbers")
     sizes = [tuple(state[key].shape) for key in _TEXT_KEYS]
-    width, dim = (sizes[2] * 2)[:2]
+    width, dim = (*sizes[2], 0, 0)[:2]
     if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
         raise UserError(f"{foreign}its text tower has the shapes {sizes}")
     if not any(key.startswith("transformer.resblocks.0.") for key in state):
@@ -239,17 +239,17 @@ def _read_file(path: str) -> dict[str, Tensor]:
 
 def _with_openai_names(state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """Return the weights of a CLIP of HuggingFace, open_clip or OpenAI under OpenAI's names."""
-    renamed = {}
+    state, renamed = dict(state), {}
     try:
+        # OpenAI stores the projections to queries, keys and values as one matrix.
+        for query in [key for key in state if ".self_attn.q_proj." in key]:
+            parts = [state.pop(query.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+            state[query.replace(".self_attn.q_proj.", ".attn.in_proj_")] = torch.cat(parts)
         for key, value in state.items():
             key, value = (_TRANSPOSED[key], value.t().contiguous()) if key in _TRANSPOSED else (key, value)
             for theirs, ours in _NAMES.items():
                 key = key.replace(theirs, ours)
             renamed[key.removeprefix("text.")] = value
-        # OpenAI stores the projections to queries, keys and values as one matrix.
-        for query in [key for key in renamed if ".self_attn.q_proj." in key]:
-            parts = [renamed.pop(query.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-            renamed[query.replace(".self_attn.q_proj.", ".attn.in_proj_")] = torch.cat(parts)
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} is not a complete CLIPModel of HuggingFace: {error}") from error
     return {key: value for key, value in renamed.items() if not key.endswith(_NOT_WEIGHTS)}
@@ -302,6 +302,6 @@ def image_tower(weights: ClipWeights) -> nn.Module:
                 resolution = math.isqrt(len(state["attnpool.positional_embedding"]) - 1) * 32
                 tower = ModifiedResNet(blocks, dim, width * 32 // 64, resolution, width)
         tower.load_state_dict(state, assign=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"CLIP {weights.source} has no image tower of a known kind ({error})") from error
     return tower.eval().requires_grad_(False)

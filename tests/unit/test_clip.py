@@ -216,9 +216,13 @@ def test_open_clips_state_dicts_hold_openais_clip(tmp_path, state, suffix, wrapp
     [
         (lambda state: state.pop("text_projection.weight"), "no text_projection; it is .* without its projection"),
         (lambda state: [state.pop(key) for key in [*state] if key.startswith("text_")], "image tower of HuggingFace"),
-        (lambda state: state.pop("text_model.encoder.layers.1.self_attn.k_proj.bias"), "not a complete.*k_proj.bias"),
+        (
+            lambda state: state.pop("text_model.encoder.layers.1.self_attn.k_proj.bias"),
+            "not a complete.*'text_model.encoder.layers.1.self_attn.k_proj.bias'",
+        ),
         (lambda state: state.update({"text_projection.weight": torch.ones(32, 16)}), "shapes"),
         (lambda state: state.update({"text_projection.weight": torch.ones(2, 2, 2)}), "not a complete"),
+        (lambda state: state.update({"text_projection.weight": torch.ones(())}), "shapes"),
     ],
 )
 def test_what_lacks_of_huggingfaces_clip_is_named(tmp_path, huggingface, change, says):
