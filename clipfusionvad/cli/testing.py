@@ -7,7 +7,7 @@ from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, make_hp
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import compile_model, deterministic
 from clipfusionvad.engine.distributed import distributed_context, local_main_first
-from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset
+from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset, with_reasons
 from clipfusionvad.engine.run_folder import record_dataset
 from clipfusionvad.engine.setup import build_model, load_model, read_test_set, result_environment
 from clipfusionvad.io.files import check_writable, write_json
@@ -52,7 +52,8 @@ def run_test(settings: Settings, file: ModelFile) -> int:
         results = {}
         for name, candidate in models.items():
             scores = score_dataset(candidate.to(device), test_set, device, settings.device.precision)
-            results[name] = evaluate(scores, test_set, protocol) | evaluate_classes(scores, test_set)
+            found = evaluate(scores, test_set, protocol) | evaluate_classes(scores, test_set)
+            results[name] = with_reasons(found, test_set)
         if not is_main():
             return 0
         print(f"{model.name} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")

@@ -35,7 +35,14 @@ from clipfusionvad.engine.distributed import (
     gather_objects,
     local_main_first,
 )
-from clipfusionvad.engine.evaluator import VideoDataset, evaluate, evaluate_classes, evaluate_videos, score_dataset
+from clipfusionvad.engine.evaluator import (
+    VideoDataset,
+    evaluate,
+    evaluate_classes,
+    evaluate_videos,
+    score_dataset,
+    with_reasons,
+)
 from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, NORMAL_CENTROID, seed_folder, states_in
 from clipfusionvad.engine.trainer import Stopped, Trainer
 from clipfusionvad.io import files
@@ -128,6 +135,10 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     dataset, model, data, sources = settings.dataset, settings.model, settings.data, Sources()
     entries, store = setup.open_list(data.train_list, dataset, model, data, training=True)
     setup.check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
+    if (kind := setup.absent_kind(entries, dataset)) is not None:
+        raise UserError(
+            f"{data.train_list} has no {kind} video, and training compares both kinds: use the complete list"
+        )
     test_set = setup.read_test_set(dataset, model, data, sources)
     sources.add_options(settings.options(), (*FILE_OPTIONS, "init_from"))
     check_overlap(entries, test_set.entries)
@@ -268,7 +279,7 @@ def _train(
         trainer.model.load_state_dict(state, strict=False)
         scores = score_dataset(trainer.model, data.test_set, data.device, settings.device.precision)
         results[name] = evaluate(scores, data.test_set, settings.training.protocol)
-        results[name] |= evaluate_classes(scores, data.test_set)
+        results[name] = with_reasons(results[name] | evaluate_classes(scores, data.test_set), data.test_set)
     if is_main():
         metrics = files.without_nan(results["best"])
         final = model_content(trainer.hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +23,17 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            device = torch.device(name)
+            torch.zeros(1, device=device).item()
+    # Each kind of device fails in its own way.
+    except Exception as error:
+        usable = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        usable += ["mps"] * torch.backends.mps.is_available()
+        # What torch says of other devices is about its operators.
+        reason = f" ({str(error).splitlines()[0].split('. ')[0]})" if name.startswith("cuda") else ""
+        raise UserError(f"--device {name} cannot be used here{reason}: give one of {', '.join(usable)}") from error
     return device
 
 

@@ -1,6 +1,6 @@
 """Scores of the videos of a list, and the metrics of the protocol from scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import gather_objects
+from clipfusionvad.engine.run_folder import UNDEFINED
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.rank import rank_info
 from clipfusionvad.metrics import (
@@ -194,6 +195,39 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dic
         for label, values in by_class["per_class"].items():
             per_class.setdefault(label, {}).update(values)
     return metrics | {"per_class": per_class}
+
+
+def with_reasons(metrics: dict[str, Any], videos: VideoDataset) -> dict[str, Any]:
+    """Return the metrics and, where some are NaN, why, by name (that of a class is ``per_class@LABEL@NAME``)."""
+    everything = range(len(videos.entries))
+    reasons = {}
+    for name, value in metrics.items():
+        if name == "per_class":
+            for label, found in value.items():
+                own = [row for row in everything if label in videos.dataset.codes(videos.entries[row].label)]
+                inside = _lacking(videos, own, f"the videos of {label}")
+                for key in (key for key, number in found.items() if np.isnan(number)):
+                    why = inside if key.startswith("video_") else f"no frame outside {label} in the test set"
+                    reasons[f"{name}@{label}@{key}"] = why
+        elif not np.isnan(list(value.values()) if isinstance(value, dict) else value).any():
+            continue
+        elif name.startswith("map"):
+            reasons[name] = "no segment of an anomalous class in the test set"
+        elif name in ("mauc", "mean_ap"):
+            reasons[name] = "no class with frames inside and outside it in the test set"
+        elif name.startswith("ano_auc"):
+            reasons[name] = _lacking(videos, np.flatnonzero(videos.anomalous), "anomalous test videos")
+        else:
+            reasons[name] = _lacking(videos, everything, "the test set")
+    return metrics | ({UNDEFINED: reasons} if reasons else {})
+
+
+def _lacking(videos: VideoDataset, rows: Iterable[int], where: str) -> str:
+    """Say which kind of frames some videos lack, or of videos where frames have no truth."""
+    if videos.truth is None:
+        return f"no {'normal' if videos.anomalous.any() else 'anomalous'} video in {where}"
+    abnormal = any(videos.truth.frames[row].any() for row in rows)
+    return f"no {'normal' if abnormal else 'abnormal'} frame in {where}"
 
 
 def _class_frames(videos: VideoDataset, index: int, snippets: int) -> np.ndarray:

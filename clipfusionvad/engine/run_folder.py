@@ -102,9 +102,15 @@ def record_dataset(folder: Path, dataset: Dataset) -> None:
         write_text(folder / DATASET, yaml.safe_dump(yaml_content(dataset), sort_keys=False, allow_unicode=True))
 
 
+#: The entry of metrics that says why some of them are undefined (None in JSON).
+UNDEFINED = "undefined"
+
+
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested metrics into one row: ``map@0.1``."""
+    """Flatten nested metrics into one row: ``map@0.1``; without the reasons for those that are undefined."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
+        if name == UNDEFINED:
+            continue
         flat |= flat_metrics(value, f"{prefix}{name}@") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat

@@ -17,7 +17,7 @@ from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, load_centroid, load_model_file
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.foreign_checkpoints import without_prefix
 from clipfusionvad.io.provenance import CRC, Sources, environment
 from clipfusionvad.models import Method, ModelConfig, build_method, find_method
@@ -79,7 +79,18 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
     if data.gt_path != NO_TRUTH:
         truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)
         truth = read_truth(*truth_paths, entries, snippets, dataset, data.frames_per_snippet)
+    if (kind := absent_kind(entries, dataset)) is not None:
+        effect = "AUC and AP cannot be computed"
+        if kind == "normal" and truth:
+            effect = "AUC and AP are those of the frames of anomalous videos"
+        warn(f"{data.test_list} has no {kind} video: {effect}")
     return VideoDataset(entries, dataset, model.visual_width, truth, data.frames_per_snippet)
+
+
+def absent_kind(entries: Sequence[Entry], dataset: Dataset) -> str | None:
+    """Return which kind of videos a list lacks, "normal" or "anomalous", or None."""
+    kinds = {dataset.is_normal(entry.label) for entry in entries}
+    return None if len(kinds) == 2 else "anomalous" if True in kinds else "normal"
 
 
 def build_model(

@@ -26,7 +26,7 @@ from clipfusionvad.engine.distributed import gather_objects, gather_rows, rank_s
 from clipfusionvad.engine.loggers import RunLog
 from clipfusionvad.engine.optimizer import make_optimizer, make_scheduler
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
-from clipfusionvad.io.errors import UserError, stop_on_signals
+from clipfusionvad.io.errors import UserError, stop_on_signals, warn
 from clipfusionvad.io.files import link_or_copy, write_torch
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, read_checkpoint, without_prefix
 from clipfusionvad.io.rank import is_main, rank_info
@@ -35,6 +35,8 @@ from clipfusionvad.models.base import VADOutput
 
 #: Steps between two transfers of losses from a GPU: each transfer waits until the GPU has finished.
 GPU_LOG_EVERY = 25
+# A change of the weights in an epoch, relative to their norm, that is none: 16 roundings of float32.
+_UNCHANGED = 1e-6
 # Videos of a batch that are named when its loss is not finite.
 _VIDEOS_NAMED = 8
 
@@ -154,14 +156,32 @@ class Trainer:
                 self._log = RunLog(folder, progress.step, progress.evaluations, self._checksums, self.trackers)
                 stack.callback(self._log.close)
             self._save()
+            before = self._trained_weights() if self.progress.step == 0 else None
             while self.progress.epoch < self.config.max_epoch:
+                rate = self.optimizer.param_groups[0]["lr"]
                 self._train_epoch()
+                # The first epoch of a warm-up may have the rate 0.
+                if before and (rate or not self.config.lr):
+                    self._warn_if_unchanged(before, rate)
+                    before = None
                 self._end_epoch()
                 self._save()
         self.last_state = self.last_state or checkpoint.state_without_clip(self.model)
         if self.config.select == LAST_WEIGHTS:
             self.best_state, self.progress.best_step = self.last_state, self.progress.step
+        elif self.best_state is None and is_main():
+            warn(f"{self.label}{self.config.select} was never above 0: the last weights are the final model")
         return self.last_state, self.best_state or self.last_state
+
+    def _trained_weights(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _warn_if_unchanged(self, before: Sequence[Tensor], rate: float) -> None:
+        after = self._trained_weights()
+        moved = torch.nn.utils.get_total_norm([new - old for old, new in zip(before, after, strict=True)])
+        if is_main() and moved <= _UNCHANGED * torch.nn.utils.get_total_norm(before):
+            epoch = self.progress.epoch + 1
+            warn(f"{self.label}epoch {epoch} left the weights as they were: --lr {rate:g} is too low to train with")
 
     def wrap_data_parallel(self) -> None:
         """Let several processes average their gradients, starting with the weights of rank 0."""

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import prefetch
-from clipfusionvad.engine.device import pick_device
+from clipfusionvad.engine.device import count_cores, pick_device
 from clipfusionvad.engine.ray_session import import_ray, session
 from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
@@ -134,8 +134,7 @@ def _pending(jobs: Sequence[Job], manifest: FeatureManifest, fingerprint: str) -
 
 def run_in_processes(jobs: Sequence[Job], workers: int) -> Results:
     """Run jobs in ``workers`` processes, which start them in the given order."""
-    # The cores that this process may use, not those of the machine.
-    threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+    threads = max(1, count_cores() // workers)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (threads,))
     unfinished = {pool.submit(extract_job, job): job for job in jobs}

@@ -4,13 +4,13 @@ import contextlib
 import csv
 import errno
 import hashlib
+import importlib
 import io
 import json
 import os
 import secrets
 import shutil
 import socket
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +24,11 @@ import yaml
 
 from clipfusionvad.io.errors import UserError, nearest
 
-if sys.platform != "win32":
-    import fcntl
+try:
+    fcntl: Any = importlib.import_module("fcntl")
+except ImportError:
+    # Windows has no such locks.
+    fcntl = None
 
 
 class CannotWrite(UserError):
@@ -306,6 +309,9 @@ def hold(folder: str | Path, name: str = ".lock", shared: bool = False) -> Itera
         with file, contextlib.suppress(OSError):
             # Fails while others share the lock. ``_open_locked`` notices that the file is gone.
             _lock(file, shared=False)
+            if fcntl is None:
+                # Windows does not remove an open file.
+                file.close()
             path.unlink(missing_ok=True)
         for place in created:
             with contextlib.suppress(OSError):
@@ -330,7 +336,7 @@ def _open_locked(path: Path, shared: bool) -> IO[bytes]:
 
 
 def _lock(file: IO[bytes], shared: bool) -> None:
-    if sys.platform == "win32":
+    if fcntl is None:
         return
     try:
         # Not ``flock``: loader processes that outlive their parent for seconds would keep the lock.

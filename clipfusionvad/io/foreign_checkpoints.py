@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS = ".safetensors"
+# Whose a file with this suffix is.
+_OTHER_LIBRARIES = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "llama.cpp"}
+_LFS_POINTER = b"version https://git-lfs"
 # Keys under which people save a state dict.
 _WRAPPERS = "model_state_dict state_dict model_state model network net module weights params checkpoint".split()
 #: The key of the weights in our own checkpoints (``engine.checkpoint.model_content``).
@@ -49,11 +52,17 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
     none) and ``UserError`` where a file other than Lightning's holds more than tensors and plain values.
     """
     must_exist(path, what)
+    suffix = Path(path).suffix.lower()
+    if suffix in _OTHER_LIBRARIES:
+        raise UserError(f"{what} {path} is one of {_OTHER_LIBRARIES[suffix]}: give that of torch or safetensors")
     try:
-        if Path(path).suffix.lower() == SAFETENSORS:
-            return unpack_safetensors(Path(path).read_bytes(), path, what)
         with open(path, "rb") as file:
-            start = file.read(2)
+            start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise UserError(f"{what} {path} is only a pointer of Git LFS: run 'git lfs pull' in its folder")
+        if suffix == SAFETENSORS:
+            return unpack_safetensors(Path(path).read_bytes(), path, what)
+        start = start[:2]
         if start not in (b"PK", b"\x80\x02"):
             raise ValueError("neither a zip archive nor a pickle")
         with warnings.catch_warnings():

@@ -108,10 +108,10 @@ def class_metrics(
         for column, label in enumerate(class_labels[1:], start=1)
         if positives[:, column].any()
     }
-    means = {
-        name: float(np.nanmean([found[key] for found in per_class.values()])) if per_class else float("nan")
-        for name, key in (("mauc", "auc"), ("mean_ap", "ap"))
-    }
+    means = {}
+    for name, key in (("mauc", "auc"), ("mean_ap", "ap")):
+        values = [found[key] for found in per_class.values()]
+        means[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
     return means | {"per_class": per_class}
 
 

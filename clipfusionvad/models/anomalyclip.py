@@ -188,6 +188,7 @@ class AnomalyCLIP(TextMethod):
             lacking = "the mean feature of the normal training videos (ncentroid), which released files lack"
             hint = "pass the training list, or the videos' features to set_normal_centroid()"
             raise UserError(f"{self.name} needs {lacking}: {hint}")
+        self.check_visual(visual)
         text = self.encode_once() if text is None else text
         x = visual - self.ncentroid
         similarity = self.select(x, text)

@@ -158,14 +158,11 @@ class Method(nn.Module, ABC):
     def score_video(self, features: Features) -> tuple[np.ndarray, np.ndarray | None]:
         """Score one whole video: features (L, D) → anomaly probability (L,) of the main branch, classes (L, C) or None.
 
-        A method of several streams takes a sequence with one array (L, D) for each, or all side by side.
+        A method of several streams takes a sequence with one array (L, D) for each, or all side by side. Raises
+        ``UserError`` for other shapes, for values that are not floats, and for NaN and infinity, except for rows all
+        NaN of further streams, which become zeros as those of files do.
         """
-        streams = [features] if isinstance(features, np.ndarray | Tensor) else list(features)
-        arrays = [np.asarray(stream.detach().cpu() if isinstance(stream, Tensor) else stream) for stream in streams]
-        joined = np.concatenate(arrays, axis=-1) if len({len(array) for array in arrays}) == 1 else None
-        if joined is None or joined.ndim != 2 or joined.shape[1] != len(self.streams) * self.visual_width:
-            wanted = " and ".join(f"{name} (snippets, {self.visual_width})" for name in self.streams)
-            raise UserError(f"{self.name} scores {wanted}, not {', '.join(str(array.shape) for array in arrays)}")
+        joined = self._join_streams(features)
         windows, lengths = self.sampling.windows(joined)
         was_training = self.training
         self.eval()
@@ -175,6 +172,42 @@ class Method(nn.Module, ABC):
         self.train(was_training)
         scores = self.sampling.restore(anomaly[0], len(joined))
         return scores, None if classes is None else self.sampling.restore(classes, len(joined))
+
+    def _join_streams(self, features: Features) -> np.ndarray:
+        """Return the checked features of ``score_video`` side by side, (L, streams · D) float32."""
+        arrays = []
+        for stream in [features] if isinstance(features, np.ndarray | Tensor) else features:
+            if isinstance(stream, Tensor):
+                # numpy has no bfloat16.
+                stream = stream.detach().cpu()
+                stream = stream.float() if stream.is_floating_point() else stream
+            arrays.append(np.asarray(stream))
+            if arrays[-1].dtype.kind != "f":
+                raise UserError(f"{self.name} scores features of float16, float32 or float64, not {arrays[-1].dtype}")
+        shapes = [array.shape for array in arrays]
+        fits = all(len(shape) == 2 and shape[0] == shapes[0][0] > 0 for shape in shapes)
+        if not fits or sum(shape[1] for shape in shapes) != len(self.streams) * self.visual_width:
+            wanted = " and ".join(f"{name} (snippets, {self.visual_width})" for name in self.streams)
+            raise UserError(f"{self.name} scores {wanted}, not {', '.join(dict.fromkeys(map(str, shapes)))}")
+        with np.errstate(over="ignore"):
+            joined = np.concatenate(arrays, axis=1, dtype=np.float32, casting="same_kind")
+        for number, name in enumerate(self.streams):
+            own = joined[:, number * self.visual_width : (number + 1) * self.visual_width]
+            if number:
+                own[np.isnan(own).all(axis=1)] = 0
+            finite = np.isfinite(own).all(axis=1)
+            if not finite.all():
+                where = f"snippet {int(np.argmin(finite))} (counted from 0) of the {name} features"
+                raise UserError(f"{where} holds NaN or infinity, as do {int((~finite).sum()) - 1} others")
+        return joined
+
+    def check_visual(self, visual: Tensor, any_length: bool = False) -> None:
+        """Raise ``UserError`` unless an input of ``forward`` is (B, T, D), with the model's T if it needs just that."""
+        length = self.sampling.length
+        if visual.dim() != 3 or visual.shape[2] != self.visual_width or not (any_length or visual.shape[1] == length):
+            wanted = f"(batch, {'snippets' if any_length else length}, {self.visual_width})"
+            hint = "" if any_length else "; score_video takes a video of any length"
+            raise UserError(f"{self.name} takes inputs of shape {wanted}, not {tuple(visual.shape)}{hint}")
 
     @torch.inference_mode()
     def score_windows(

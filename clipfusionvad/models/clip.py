@@ -1,12 +1,16 @@
-"""CLIP: OpenAI's weights, under its names, by name, from a local file, or a small random toy; and its tokenizer."""
+"""CLIP: OpenAI's weights, under its names, by name, from a local file, or a small random toy; and its tokenizer.
+
+Files of HuggingFace and open_clip hold the same numbers under other names; they get OpenAI's when they are read.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import math
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,17 +19,52 @@ import torch
 from torch import Tensor, nn
 
 from clipfusionvad.io.errors import UserError, nearest
-from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
+from clipfusionvad.io.foreign_checkpoints import find_state_dict, read_checkpoint, without_prefix
 
 TOY = "toy"
 CONTEXT_LENGTH = 77
 _VOCABULARY = 49408
-# Keys under which other files hold CLIP: training checkpoints and models that contain it.
-_ENVELOPES = ("model_state_dict", "state_dict", "checkpoint")
+# Keys of CLIP in models that contain it, and of its image tower.
 _PREFIX, _IMAGE_PREFIX = "clipmodel.", "visual."
 # Marks CLIP's weights in the files of event-CLIP, among those of its other encoder.
 _EVENT_ENCODER = "encoder_k."
 _TEXT_KEYS = ["token_embedding.weight", "positional_embedding", "text_projection", "ln_final.weight", "ln_final.bias"]
+# Entries that OpenAI's model makes anew and does not take.
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
+# Parts of the names in HuggingFace's CLIPModel, and what OpenAI calls them.
+_HUGGINGFACE = "text_model.embeddings.token_embedding.weight"
+_NAMES = {
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "text_model.final_layer_norm.": "ln_final.",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+}
+# The same for the matrices that OpenAI stores transposed.
+_TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+# What other files hold, by a part of their names; the first that occurs is reported.
+_OTHER_MODELS = {
+    "cond_stage_model.": "a checkpoint of Stable Diffusion",
+    "vision_model.head.": "SigLIP of HuggingFace",
+    "text.transformer.embeddings.": "a CLIP of open_clip with a text tower of HuggingFace",
+    "text_model.encoder.layer.": "a CLIP of HuggingFace with BERT as its text tower",
+    "bert.": "a CLIP with BERT as its text tower",
+    _HUGGINGFACE: "the text tower of HuggingFace's CLIP without its projection (CLIPTextModel)",
+    "vision_model.": "the image tower of HuggingFace's CLIP without the text tower",
+    ".attn.qkv.": "an image tower of timm without a text tower",
+    "ln_pre.": "the image tower of CLIP without the text tower",
+    "attnpool.": "the image tower of CLIP without the text tower",
+}
 
 
 @dataclass(frozen=True)
@@ -78,13 +117,16 @@ class ClipWeights:
 def load_clip(source: str, width: int = 512) -> ClipWeights:
     """Load CLIP by model name (downloaded by openai-clip), from a local file, or ``toy`` of the given width.
 
-    A file may be OpenAI's TorchScript archive, a plain state dict, a checkpoint that holds CLIP under ``clipmodel.``,
-    or one of event-CLIP (entries named ``encoder_k.``). Raises ``UserError`` where nothing usable is found.
+    A file may be OpenAI's TorchScript archive, a state dict of OpenAI, open_clip or HuggingFace's CLIPModel, a
+    checkpoint that holds CLIP under ``clipmodel.``, or one of event-CLIP (entries named ``encoder_k.``). Raises
+    ``UserError`` where nothing usable is found.
     """
     if source == TOY:
         if width >= 128 and width % 64:
             raise UserError(f"--clip toy cannot be {width} wide: a multiple of 64, or less than 128")
         return ClipWeights(toy_state(width), TOY)
+    if Path(source).is_dir():
+        raise UserError(f"--clip {source} is a folder: give the file of weights in it, such as model.safetensors")
     return ClipWeights(_read_file(source) if Path(source).is_file() else _download(source), source)
 
 
@@ -165,32 +207,52 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _read_file(path: str) -> dict[str, Tensor]:
-    state = read_checkpoint(path, "CLIP file")
-    for key in _ENVELOPES:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"CLIP file {path} holds no state dict")
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    state = find_state_dict(read_checkpoint(path, "CLIP file"), path, "CLIP file")
     state = {key.partition(_EVENT_ENCODER)[2]: value for key, value in state.items() if _EVENT_ENCODER in key} or state
+    tokens = (_TEXT_KEYS[0], _PREFIX + _TEXT_KEYS[0], f"text.{_TEXT_KEYS[0]}", _HUGGINGFACE)
+    state = without_prefix(state, lambda known: not known.keys().isdisjoint(tokens))
     inside = clip_in_checkpoint(state, path)
-    # OpenAI's files also hold three numbers that are not weights, and that its own model does not take.
-    numbers = ("input_resolution", "context_length", "vocab_size")
-    state = {key: value for key, value in (inside.state if inside else state).items() if key not in numbers}
-    foreign = f"{path} is not a CLIP file in OpenAI's format: "
+    theirs, state = state, _with_openai_names(inside.state if inside else state, path)
+    foreign = f"{path} is not a CLIP file of OpenAI, open_clip or HuggingFace: "
     missing = [key for key in _TEXT_KEYS if key not in state]
     if missing:
-        raise UserError(f"{foreign}it has no {missing[0]}")
+        other = next((what for part, what in _OTHER_MODELS.items() if any(part in key for key in theirs)), None)
+        found = f"it is {other}" if other else f"its keys are {', '.join([*theirs][:4])}"
+        raise UserError(f"{foreign}it has no {missing[0]}; {found}")
     for key, value in state.items():
-        if not is_plain_tensor(value) or (value.is_floating_point() and not value.isfinite().all()):
-            raise UserError(f"{path} is not a CLIP file: {key} does not hold plain finite numbers")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path} is not a CLIP file: {key} does not hold finite numbers")
     sizes = [tuple(state[key].shape) for key in _TEXT_KEYS]
-    width, dim = (sizes[2] * 2)[:2]
+    width, dim = (*sizes[2], 0, 0)[:2]
     if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
         raise UserError(f"{foreign}its text tower has the shapes {sizes}")
     if not any(key.startswith("transformer.resblocks.0.") for key in state):
         raise UserError(f"{foreign}its text tower has no layers")
+    config = Path(path).with_name("config.json")
+    if _HUGGINGFACE in theirs and config.is_file():
+        activation = re.search(r'"hidden_act": *"(?!quick_gelu")(\w*)"', config.read_text("utf-8", "replace"))
+        if activation:
+            ours = "OpenAI's CLIP with quick_gelu: not supported"
+            raise UserError(f"{path} computes with {activation[1]} ({config}), {ours}")
     return state
+
+
+def _with_openai_names(state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Return the weights of a CLIP of HuggingFace, open_clip or OpenAI under OpenAI's names."""
+    state, renamed = dict(state), {}
+    try:
+        # OpenAI stores the projections to queries, keys and values as one matrix.
+        for query in [key for key in state if ".self_attn.q_proj." in key]:
+            parts = [state.pop(query.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+            state[query.replace(".self_attn.q_proj.", ".attn.in_proj_")] = torch.cat(parts)
+        for key, value in state.items():
+            key, value = (_TRANSPOSED[key], value.t().contiguous()) if key in _TRANSPOSED else (key, value)
+            for theirs, ours in _NAMES.items():
+                key = key.replace(theirs, ours)
+            renamed[key.removeprefix("text.")] = value
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is not a complete CLIPModel of HuggingFace: {error}") from error
+    return {key: value for key, value in renamed.items() if not key.endswith(_NOT_WEIGHTS)}
 
 
 def toy_state(width: int = 64, layers: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -240,6 +302,6 @@ def image_tower(weights: ClipWeights) -> nn.Module:
                 resolution = math.isqrt(len(state["attnpool.positional_embedding"]) - 1) * 32
                 tower = ModifiedResNet(blocks, dim, width * 32 // 64, resolution, width)
         tower.load_state_dict(state, assign=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"CLIP {weights.source} has no image tower of a known kind ({error})") from error
     return tower.eval().requires_grad_(False)

@@ -110,6 +110,7 @@ class ReFLIPVAD(TextMethod):
         return learned if learned is None or self.prompt_encoder is None else self.prompt_encoder(learned)
 
     def forward(self, visual: Tensor, lengths: Tensor | None = None, text: Tensor | None = None) -> MagnitudeOutput:
+        self.check_visual(visual, any_length=True)
         text = self.encode_once() if text is None else text
         if lengths is None:
             lengths = torch.full((len(visual),), visual.shape[1], device=visual.device)

@@ -17,7 +17,16 @@ from clipfusionvad.report import PAGE
 from clipfusionvad.report.curves import PooledScores, pool, video_error
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
-from clipfusionvad.report.table import BRANCHES, IOUS, VARIANTS, Results, metrics_rows, percent, published
+from clipfusionvad.report.table import (
+    BRANCHES,
+    IOUS,
+    VARIANTS,
+    Results,
+    metrics_rows,
+    percent,
+    published,
+    undefined_lines,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -124,7 +133,8 @@ def _numbers(results: Results, paper: Mapping[str, float]) -> dict[str, Any]:
     ]
     # The variants of detection mAP are indented under their heading in the printed table.
     lines = [(title.replace("  ", "detection mAP, "), values) for title, key, values in rows if "map@" not in key]
-    return {"cards": cards, "columns": [*results, *(["paper"] if paper else [])], "rows": lines}
+    columns = [*results, *(["paper"] if paper else [])]
+    return {"cards": cards, "columns": columns, "rows": lines, "undefined": undefined_lines(results)}
 
 
 def _classes(metrics: Mapping[str, Any]) -> dict[str, Any]:

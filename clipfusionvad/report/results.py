@@ -131,4 +131,6 @@ def _fold(values: Sequence[Any], fold: Callable[[Sequence[float]], Any]) -> Any:
     if isinstance(values[0], Mapping):
         shared = [key for key in values[0] if all(key in value for value in values)]
         return {key: _fold([value[key] for value in values], fold) for key in shared}
+    if isinstance(values[0], str):
+        return values[0]
     return None if None in values else fold(values)

@@ -8,6 +8,7 @@ from importlib import resources
 from operator import getitem
 from typing import Any
 
+from clipfusionvad.engine.run_folder import UNDEFINED
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.report.formatting import Table, to_text
 
@@ -72,6 +73,9 @@ def check_metrics(metrics: Any, where: str) -> None:
     if not isinstance(per_class, dict) or not all(isinstance(found, dict) for found in per_class.values()):
         raise UserError(f"{where}: per_class does not hold the metrics of classes")
     needed += [("per_class", label, key) for label, found in per_class.items() for key in found]
+    reasons = metrics.get(UNDEFINED, {})
+    if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
+        raise UserError(f"{where}: {UNDEFINED} does not hold the reasons of metrics")
     for keys in needed:
         try:
             value = _value(metrics, keys)
@@ -82,9 +86,23 @@ def check_metrics(metrics: Any, where: str) -> None:
 
 
 def metrics_table(results: Results, paper: Mapping[str, float]) -> str:
-    """Render metrics as text in percent: a column per result, and one for the published figures if there are any."""
+    """Render metrics as text in percent: a column per result, and one for the published figures if there are any.
+
+    A line below names the metrics that are undefined, and why.
+    """
     rows = [[title, *values] for title, _, values in metrics_rows(results, paper)]
-    return to_text(Table(["percent", *results, *(["paper"] if paper else [])], rows))
+    table = to_text(Table(["percent", *results, *(["paper"] if paper else [])], rows))
+    return "\n".join([table, *undefined_lines(results)])
+
+
+def undefined_lines(results: Results) -> list[str]:
+    """Return a line for each reason why metrics in the table are undefined."""
+    metrics = next(iter(results.values()))
+    reasons, titles = metrics.get(UNDEFINED, {}), dict[str, list[str]]()
+    for title, (name, *_) in _rows(metrics):
+        if name in reasons:
+            titles.setdefault(reasons[name], []).append(title.strip())
+    return [f"undefined (-): {'; '.join(names)}: {reason}" for reason, names in titles.items()]
 
 
 def metrics_rows(results: Results, paper: Mapping[str, float]) -> list[tuple[str, str, list[str]]]:

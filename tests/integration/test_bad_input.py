@@ -15,6 +15,8 @@ from tiny import FRAMES, WIDTH, Outcome, quietly
 
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.checkpoint import released_state
+from clipfusionvad.engine.device import pick_device
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.models import build_method
 from clipfusionvad.models.clip import load_clip, toy_state
 
@@ -123,6 +125,33 @@ def test_keyed_truth_without_a_video(tiny):
 
 
 # Flags and configs.
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+@pytest.mark.parametrize("name", ["mps", "xpu", "gpu", "cpu:x", "hpu", "meta", "vulkan", "mkldnn", "0"])
+@pytest.mark.filterwarnings("error")
+def test_a_device_that_torch_refuses_is_one_short_line(monkeypatch, name, gpus):
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("Could not run 'aten::empty.memory_format' with arguments from …\n" + 40 * "CPU: …\n")
+
+    # Also on a machine that has the device.
+    monkeypatch.setattr(torch, "zeros", refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError) as refused:
+        pick_device(name)
+    usable = ["auto", "cpu", *(f"cuda:{number}" for number in range(gpus))]
+    assert str(refused.value) == f"--device {name} cannot be used here: give one of {', '.join(usable)}"
+
+
+def test_why_a_gpu_cannot_be_used_is_said(monkeypatch):
+    said = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver\n…"
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError(said)))
+    with pytest.raises(
+        UserError, match=r"--device cuda cannot be used here \(Found no NVIDIA driver on your system\):"
+    ):
+        pick_device("cuda")
+
 
 FLAGS = [
     ("--no-gamm", "'--no-gam'"),

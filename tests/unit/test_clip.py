@@ -9,9 +9,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip, openai_clip, tokenize, toy_state
+from clipfusionvad.models.clip import (
+    ClipWeights,
+    clip_in_checkpoint,
+    image_tower,
+    load_clip,
+    openai_clip,
+    tokenize,
+    toy_state,
+)
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts, PromptLayout
 from clipfusionvad.models.layers.transformer import split_heads
 
@@ -121,6 +130,151 @@ def test_every_form_of_a_file_gives_the_same_clip(tmp_path, state):
     assert len(fingerprints) == 2  # that of the unrounded weights, and one of all files
     del inside["clipmodel.token_embedding.weight"]
     assert clip_in_checkpoint(inside, "x") is None
+
+
+def huggingface_model(state):
+    """The weights in HuggingFace's own model; every name must be one of its names."""
+    openai_clip()
+    from transformers import CLIPConfig, CLIPModel
+
+    own, state = {"logit_scale": state["logit_scale"]}, dict(state)
+    for tower, prefix in (("text_model", ""), ("vision_model", "visual.")):
+        for layer in range(2):
+            theirs, ours = f"{tower}.encoder.layers.{layer}.", f"{prefix}transformer.resblocks.{layer}."
+            for kind in ("weight", "bias"):
+                for part, rows in zip("qkv", state[f"{ours}attn.in_proj_{kind}"].chunk(3), strict=True):
+                    own[f"{theirs}self_attn.{part}_proj.{kind}"] = rows
+                own[f"{theirs}self_attn.out_proj.{kind}"] = state[f"{ours}attn.out_proj.{kind}"]
+                for number in (1, 2):
+                    own[f"{theirs}layer_norm{number}.{kind}"] = state[f"{ours}ln_{number}.{kind}"]
+                own[f"{theirs}mlp.fc1.{kind}"] = state[f"{ours}mlp.c_fc.{kind}"]
+                own[f"{theirs}mlp.fc2.{kind}"] = state[f"{ours}mlp.c_proj.{kind}"]
+    for kind in ("weight", "bias"):
+        own[f"text_model.final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
+        own[f"vision_model.pre_layrnorm.{kind}"] = state[f"visual.ln_pre.{kind}"]
+        own[f"vision_model.post_layernorm.{kind}"] = state[f"visual.ln_post.{kind}"]
+    own["text_model.embeddings.token_embedding.weight"] = state["token_embedding.weight"]
+    own["text_model.embeddings.position_embedding.weight"] = state["positional_embedding"]
+    own["vision_model.embeddings.class_embedding"] = state["visual.class_embedding"]
+    own["vision_model.embeddings.patch_embedding.weight"] = state["visual.conv1.weight"]
+    own["vision_model.embeddings.position_embedding.weight"] = state["visual.positional_embedding"]
+    own["text_projection.weight"] = state["text_projection"].T
+    own["visual_projection.weight"] = state["visual.proj"].T
+    tower = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1}
+    image = tower | {"image_size": 224, "patch_size": 32}
+    model = CLIPModel(CLIPConfig(text_config=tower, vision_config=image, projection_dim=64))
+    model.load_state_dict(own)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def huggingface(state):
+    return huggingface_model(state)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_huggingfaces_clip_is_openais_under_other_names(tmp_path, state, huggingface, suffix):
+    path = tmp_path / f"model.{suffix}"
+    # Older versions also save the numbers of the positions.
+    theirs = huggingface.state_dict() | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    (torch.save if suffix == "bin" else save_file)({k: v.contiguous() for k, v in theirs.items()}, path)
+    loaded = load_clip(str(path))
+    assert loaded.state.keys() == state.keys()
+    assert all(torch.equal(loaded.state[key], value) for key, value in state.items())
+    pictures = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        text = huggingface.get_text_features(tokenize(TEXTS))
+        image = huggingface.get_image_features(pictures)
+        # Newer versions return more than the features.
+        text, image = (getattr(found, "pooler_output", found) for found in (text, image))
+        torch.testing.assert_close(FixedPrompts(TEXTS, "{}")(ClipTextTower(loaded)), text, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(image_tower(loaded)(pictures), image, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_open_clips_state_dicts_hold_openais_clip(tmp_path, state, suffix, wrapped, custom_text):
+    """As open_clip saves a model, and as its training saves a checkpoint; CustomTextCLIP keeps the text tower apart."""
+    text = "text." if custom_text else ""
+    theirs = {key if key.startswith(("visual.", "logit")) else text + key: value for key, value in state.items()}
+    theirs[f"{text}attn_mask"] = torch.zeros(77, 77)
+    path = tmp_path / f"open_clip.{suffix}"
+    if wrapped:
+        theirs = {f"module.{key}": value for key, value in theirs.items()}
+    if suffix == "pt":
+        torch.save({"epoch": 3, "name": "run", "state_dict": theirs} if wrapped else theirs, path)
+    else:
+        save_file(theirs, path)
+    loaded = load_clip(str(path))
+    assert loaded.state.keys() == state.keys()
+    assert all(torch.equal(loaded.state[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("text_projection.weight"), "no text_projection; it is .* without its projection"),
+        (lambda state: [state.pop(key) for key in [*state] if key.startswith("text_")], "image tower of HuggingFace"),
+        (
+            lambda state: state.pop("text_model.encoder.layers.1.self_attn.k_proj.bias"),
+            "not a complete.*'text_model.encoder.layers.1.self_attn.k_proj.bias'",
+        ),
+        (lambda state: state.update({"text_projection.weight": torch.ones(32, 16)}), "shapes"),
+        (lambda state: state.update({"text_projection.weight": torch.ones(2, 2, 2)}), "not a complete"),
+        (lambda state: state.update({"text_projection.weight": torch.ones(())}), "shapes"),
+    ],
+)
+def test_what_lacks_of_huggingfaces_clip_is_named(tmp_path, huggingface, change, says):
+    theirs = dict(huggingface.state_dict())
+    change(theirs)
+    torch.save(theirs, tmp_path / "model.bin")
+    with pytest.raises(UserError, match=says):
+        load_clip(str(tmp_path / "model.bin"))
+
+
+def test_another_activation_beside_huggingfaces_file_is_refused(tmp_path, huggingface):
+    torch.save(huggingface.state_dict(), tmp_path / "model.bin")
+    for activation in ("quick_gelu", "gelu"):
+        (tmp_path / "config.json").write_text(f'{{"text_config": {{"hidden_act": "{activation}"}}}}')
+        if activation == "quick_gelu":
+            load_clip(str(tmp_path / "model.bin"))
+        else:
+            with pytest.raises(UserError, match=r"computes with gelu \(.*config.json\)"):
+                load_clip(str(tmp_path / "model.bin"))
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("text_model.encoder.layer.0.attention.self.query.weight", "it is a CLIP of HuggingFace with BERT"),
+        ("vision_model.head.probe", "it is SigLIP"),
+        ("blocks.0.attn.qkv.weight", "it is an image tower of timm"),
+        ("visual.ln_pre.weight", "it is the image tower of CLIP without the text tower"),
+        ("conv1.weight", "its keys are conv1.weight"),
+    ],
+)
+def test_the_format_of_another_file_is_named(tmp_path, key, says):
+    torch.save({key: torch.ones(2, 2)}, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match=f"not a CLIP file of OpenAI, open_clip or HuggingFace.*{says}"):
+        load_clip(str(tmp_path / "clip.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("flax_model.msgpack", b"\x84", "is one of Flax"),
+        ("tf_model.h5", b"\x89HDF", "is one of TensorFlow"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run 'git lfs pull'"),
+        ("ViT-B-16.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run 'git lfs pull'"),
+        ("snapshot", None, "is a folder: give the file of weights in it"),
+    ],
+)
+def test_a_file_that_holds_no_weights_for_torch_is_named(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        load_clip(str(path))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

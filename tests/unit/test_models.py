@@ -217,6 +217,75 @@ def test_score_video_of_any_length(any_model, count):
         np.testing.assert_allclose(classes.sum(1), 1, atol=1e-5)
 
 
+def changed(features, row, value):
+    features = features.copy()
+    features[row, 1] = value
+    return features
+
+
+WHAT = "scores rgb (snippets, 64)"
+BAD_FEATURES = {
+    "NaN": (lambda x: changed(x, 3, np.nan), "snippet 3 (counted from 0) of the rgb features holds NaN or infinity"),
+    "infinity": (lambda x: changed(x, 39, np.inf), "snippet 39 (counted from 0) of the rgb features"),
+    "beyond float32": (lambda x: changed(x.astype(float), 2, 1e39), "snippet 2 (counted from 0) of the rgb features"),
+    "a tensor with NaN": (lambda x: torch.from_numpy(changed(x, 0, np.nan)), "snippet 0 (counted from 0)"),
+    "one snippet": (lambda x: x[0], WHAT),
+    "a batch": (lambda x: x[None], WHAT),
+    "no snippets": (lambda x: x[:0], "not (0, "),
+    "a column less": (lambda x: x[:, 1:], WHAT),
+    "lists of numbers": (lambda x: x.tolist(), WHAT),
+    "nothing": (lambda x: [], WHAT),
+    "streams of other lengths": (lambda x: [x[:, :64], x[:3, :64]], "(40, 64), (3, 64)"),
+    "whole numbers": (lambda x: x.astype(int), "float16, float32 or float64, not int64"),
+    "text": (lambda x: x.astype(str), "not <U"),
+    "objects": (lambda x: x.astype(object), "not object"),
+    "complex numbers": (lambda x: torch.from_numpy(x).to(torch.complex64), "not complex64"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+def test_features_that_cannot_be_scored_are_one_line(any_model):
+    features = np.random.default_rng(0).standard_normal((40, 64 * len(any_model.streams))).astype(np.float32)
+    for change, says in BAD_FEATURES.values():
+        with pytest.raises(UserError, match=re.escape(says)):
+            any_model.score_video(change(features))
+
+
+def test_features_of_any_precision_are_scored(any_model):
+    features = torch.randn(40, 64 * len(any_model.streams), generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = any_model.score_video(features.float().numpy())[0]
+    for same in (
+        features,
+        features.double(),
+        features.float().numpy().astype(">f4"),
+        features.float().requires_grad_(),
+    ):
+        np.testing.assert_array_equal(any_model.score_video(same)[0], expected)
+
+
+def test_missing_rows_of_a_further_stream_are_zeros_as_in_files():
+    model, features = small_model("iefvad"), np.ones((40, 128), np.float32)
+    features[5:9, 64:] = 0
+    expected = model.score_video(features)[0]
+    features[5:9, 64:] = np.nan
+    np.testing.assert_array_equal(model.score_video(features)[0], expected)
+    np.testing.assert_array_equal(model.score_video((features[:, :64], features[:, 64:]))[0], expected)
+    features[5, 64] = 0
+    with pytest.raises(UserError, match="snippet 5 .* of the event features"):
+        model.score_video(features)
+
+
+def test_inputs_of_another_shape_are_named(any_model):
+    length, width = any_model.sampling.length, 64 * len(any_model.streams)
+    fitting = torch.randn(2, length, width)
+    others = [fitting[..., 1:]]
+    if any_model.name not in ("iefvad", "reflipvad"):
+        others += [torch.randn(2, length + 5, width), torch.randn(2, 2 * length, width), fitting[0]]
+    for visual in others:
+        with pytest.raises(UserError, match=rf"{any_model.name} takes .*, not {re.escape(str(tuple(visual.shape)))}"):
+            any_model(visual, torch.tensor([3, 3]))
+
+
 def test_windows_of_padding_computed_once_change_nothing():
     """Whole and partial padding, a blank window before filled ones, and a batch of nothing but zeros."""
     torch.manual_seed(0)

@@ -170,6 +170,7 @@ class DualBranch(TextMethod):
 
     def encode_video(self, visual: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The visual branch up to the fusion: (B, T, D) → (B, T, D)."""
+        self.check_visual(visual)
         x = self.encode_temporal(visual)
         if not (self.similarity_graph or self.distance_graph):
             return self.linear(x)
