@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
-from clipfusionvad.extraction.jobs import find_videos
+from clipfusionvad.extraction.jobs import check_name, find_videos
 from clipfusionvad.extraction.snippets import to_canvas
-from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, stop_on_signals, warn
+from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, error_line, printable, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
@@ -69,6 +69,7 @@ def _detect_videos(
     for name, path in tqdm(videos.items(), "videos", disable=None):
         source, record_path = Path(path), folder / f"{name}.json"
         try:
+            check_name(path, name)
             if not source.is_file():
                 raise UserError(f"video not found: {source}")
             # What shows whether the file has changed.
@@ -89,8 +90,8 @@ def _detect_videos(
             raise
         except UserError as error:
             failed += 1
-            tqdm.write(f"error: {error}", sys.stderr)
-            rows.append(index_row(name, error=str(error)))
+            tqdm.write(error_line(error), sys.stderr)
+            rows.append(index_row(printable(name), error=printable(str(error))))
     index = len(rows) > 1 or any(Path(item).is_dir() for item in config.videos)
     if index:
         write_index(folder, f"{config.model.checkpoint}: {len(rows)} videos", rows)

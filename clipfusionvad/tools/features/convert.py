@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.io.errors import UserError, warn
+from clipfusionvad.io.errors import UserError, is_text, printable, warn
 from clipfusionvad.io.files import check_inside, check_writable, walk_files, write_array
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.io.npy import read_array, read_npy_header
@@ -148,6 +148,9 @@ def find_arrays(source: Path) -> list[FoundArray]:
             inside = PurePosixPath(key.strip("/"))
             inside = inside.with_suffix("") if inside.suffix.lower() in _VIDEO_SUFFIXES else inside
             name = place.as_posix() if alone else (place.parent / inside).as_posix()
+            if not is_text(name):
+                skipped.append(f"{path}: {printable(name)!r} has control characters or bytes that are not UTF-8")
+                continue
             found.append(FoundArray(name, path, shape, read))
     if not found:
         first = skipped[0] if skipped else next(map(str, walk_files(source, "")), "an empty folder")
