@@ -32,6 +32,7 @@ from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureM
 from clipfusionvad.extraction.snippets import SnippetEncoder, to_canvas
 from clipfusionvad.io.errors import UserError, printable, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, hash_file, hold, remove_leftovers
+from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models.clip import image_tower, load_clip
 
@@ -80,7 +81,7 @@ def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureM
         manifest.append(job.name, "begun", {"source": job.source})
     started, frames, failed = time.perf_counter(), 0, 0
     size = sum(job.bytes or 0 for job in pending)
-    bar = tqdm(total=size, desc="extract", unit="B", unit_scale=True, disable=None if pending else True)
+    bar = ProgressBar(total=size, desc="extract", unit="B", unit_scale=True, disable=None if pending else True)
     results = ((job, extract_job(job, lambda n: bar.set_postfix_str(f"{n} frames of this video"))) for job in pending)
     if config.engine == "ray" and pending:
         results = run_on_ray(pending, config.workers, config.ray_address)
