@@ -135,8 +135,10 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
         for number, record in _read_lines(path):
             match record:
                 case {"video": str(name), "source": str(source)}:
-                    check_name(source, name)
-                    yield source, name
+                    # A video that failed for its name has a record of its state.
+                    if is_text(name) or "state" not in record:
+                        check_name(source, name)
+                        yield source, name
                 case _:
                     raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
     elif path.exists():

@@ -69,7 +69,7 @@ def run_main(body: Callable[[], int | None]) -> int:
         if rank_info().world_size == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             stack.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
         if not is_main():
-            nothing = stack.enter_context(open(os.devnull, "w"))
+            nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
             stack.enter_context(contextlib.redirect_stdout(nothing))
             stack.enter_context(contextlib.redirect_stderr(nothing))
         try:

@@ -30,11 +30,17 @@ def drawing(figure: "Figure") -> Iterator[None]:
 @cache
 def fonts_for(letters: str) -> tuple[str, ...]:
     """Return the families of installed fonts that have the letters which matplotlib's own font lacks."""
-    from matplotlib.font_manager import findfont, fontManager, get_font
+    from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
     own = get_font(findfont("DejaVu Sans"))
     missing = {ord(letter) for letter in letters if not own.get_char_index(ord(letter))}
-    families = []
+    families: list[str] = []
+    if not missing:
+        return ()
+    # matplotlib remembers the fonts that it found when it first ran. It cannot draw those of bitmaps.
+    for path in sorted(set(findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
+        with contextlib.suppress(OSError, RuntimeError):
+            fontManager.addfont(path)
     for entry in sorted(fontManager.ttflist, key=lambda entry: ("Sans" not in entry.name, entry.name)):
         # matplotlib's font of boxes has all letters.
         if not missing or entry.name.startswith("Last Resort"):

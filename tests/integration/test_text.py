@@ -17,6 +17,7 @@ from small_detect import detect, write_model
 from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
+from clipfusionvad.extraction.jobs import FeatureManifest, find_videos
 from clipfusionvad.io.errors import UserError, run_main
 from clipfusionvad.io.files import write_csv
 from clipfusionvad.report.fonts import drawing, font_file, fonts_for
@@ -65,6 +66,13 @@ def test_extract_and_lists_leave_out_bad_names_and_go_on(videos, tmp_path):
     assert (tmp_path / "ucf_CLIP_rgb.csv").read_text(encoding="utf-8").count("Abuse\n") == 3
 
 
+def test_a_manifest_with_a_failed_video_gives_the_others(tmp_path):
+    manifest = FeatureManifest(tmp_path)
+    for name in (GBK, "good"):
+        manifest.append(name, "begun", {"source": f"{name}.mp4"})
+    assert find_videos([tmp_path / "manifest.jsonl"]) == [("good.mp4", "good")]
+
+
 def test_convert_features_names_an_array_whose_name_is_not_text(tmp_path):
     for name in (GBK, "good"):
         np.save(tmp_path / f"{name}.npy", np.zeros((3, 512), np.float32))
@@ -108,8 +116,8 @@ def test_a_program_ends_well_where_the_log_file_is_ascii(tmp_path):
 
 
 @pytest.fixture
-def han_font(tmp_path):
-    """A font with two letters, which matplotlib knows during a test."""
+def han_font(tmp_path, monkeypatch):
+    """A font with two letters, installed during a test after matplotlib has listed the fonts, and a broken one."""
     glyphs = {".notdef": None, "black": "黑", "colour": "色"}
     pen = TTGlyphPen(None)
     pen.moveTo((0, 0))
@@ -126,12 +134,13 @@ def han_font(tmp_path):
     font.setupOS2()
     font.setupPost()
     font.save(tmp_path / "han.ttf")
-    known = list(fontManager.ttflist)
-    fontManager.addfont(str(tmp_path / "han.ttf"))
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    found = [str(tmp_path / name) for name in ("broken.ttf", "han.ttf")]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: found)
+    monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if "DejaVu" in font.name])
     fonts_for.cache_clear()
     font_file.cache_clear()
     yield "Test Han"
-    fontManager.ttflist[:] = known
     fonts_for.cache_clear()
     font_file.cache_clear()
 
