@@ -29,7 +29,7 @@ _PAGE_STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "page", "font.size": 11, "text.color": _TEXT, "axes.labelcolor": _TEXT,
     "axes.edgecolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED, "xtick.labelcolor": _TEXT,
     "ytick.labelcolor": _TEXT, "grid.color": _LINE, "axes.grid": True, "axes.axisbelow": True,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "text.parse_math": False,
+    "axes.titleweight": "bold", "axes.titlelocation": "left",
 }  # fmt: skip
 # Text stays text, in a font that publishers accept.
 _PAPER_STYLE = {"pdf.fonttype": 42, "font.size": 8}

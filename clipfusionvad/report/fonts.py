@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def drawing(figure: "Figure") -> Iterator[None]:
-    """Draw a figure with installed fonts for letters that the chosen one lacks, and without the library's warnings."""
+    """Draw a figure with names as they are, without the library's warnings.
+
+    Letters that the chosen font lacks come from an installed one, and "$" starts no formula.
+    """
     from matplotlib.axis import Axis
     from matplotlib.text import Text
 
@@ -21,9 +24,13 @@ def drawing(figure: "Figure") -> Iterator[None]:
         for axis in figure.findobj(Axis):
             axis.get_ticklabels()  # makes their texts
         texts = figure.findobj(Text)
-        if fonts := fonts_for("".join(sorted({letter for text in texts for letter in text.get_text()}))):
-            for text in texts:
+        fonts = fonts_for("".join(sorted({letter for text in texts for letter in text.get_text()})))
+        for text in texts:
+            if fonts:
                 text.set_fontfamily([*text.get_fontfamily(), *fonts])
+            # Powers on logarithmic axes are formulas of the library.
+            if "mathdefault" not in text.get_text():
+                text.set_parse_math(False)
         yield
 
 

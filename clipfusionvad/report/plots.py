@@ -38,7 +38,7 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoDa
         for curve, colour, name in zip(anomaly, (COARSE_COLOUR, FINE_COLOUR), ("coarse", "fine"), strict=False):
             axis.plot(seconds, curve, color=colour, lw=1.4, label=f"{name} branch")
         name = entry.video if len(entry.video) <= 34 else f"{entry.video[:33]}…"
-        axis.set_title(f"{name} · {entry.label}", fontsize=9, loc="left", parse_math=False)
+        axis.set_title(f"{name} · {entry.label}", fontsize=9, loc="left")
         axis.set(ylim=(0, 1), xlim=(0, max(len(truth) / fps, seconds[-1])))
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)

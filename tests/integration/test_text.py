@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from made_videos import write_video
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from small_detect import detect, write_model
+from small_report import made_test, write_test
 from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
+from clipfusionvad.datasets import UCF
 from clipfusionvad.extraction.jobs import FeatureManifest, find_videos
 from clipfusionvad.io.errors import UserError, run_main
 from clipfusionvad.io.files import write_csv
@@ -172,3 +175,24 @@ def test_no_warning_where_no_font_has_the_letters(tmp_path, recwarn):
     warnings.simplefilter("always")
     save_figure(figure_of("\U000e0041 黑色 한국 العربية", "ก" * 300), tmp_path / "figure.png")
     assert not recwarn.list and (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_names_with_other_letters_and_dollar_signs_in_every_figure(tmp_path, recwarn):
+    names = {"正常": "normal", "火灾$x$": "fire", "打架$\\q$": "fight"}
+    scores, videos = made_test(dataset=replace(UCF, name="own", title="中文 $\\q$", classes=names))
+    write_test(tmp_path / "test", scores, videos)
+    for argv in (["report", "--formats", "png"], ["insight", "classes", "--output", tmp_path / "classes.png"]):
+        split = 2 if argv[0] == "insight" else 1
+        outcome = quietly(main, strings(argv[:split], [tmp_path / "test"], argv[split:]))
+        assert outcome.code == 0 and not outcome.err
+    assert "火灾$x$" in (tmp_path / "test/report.html").read_text(encoding="utf-8")
+    assert not recwarn.list
+
+
+def test_powers_on_a_logarithmic_axis_stay_formulas(tmp_path):
+    figure = figure_of("a", "b")
+    figure.axes[0].set_yscale("log")
+    figure.axes[0].set_ylim(1, 1000)
+    save_figure(figure, tmp_path / "figure.svg")
+    assert "mathdefault{10^" in figure.axes[0].get_yticklabels()[1].get_text()
+    assert all(label.get_parse_math() for label in figure.axes[0].get_yticklabels())
