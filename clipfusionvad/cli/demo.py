@@ -8,7 +8,6 @@ from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
 from clipfusionvad.engine.run_folder import BEST, states_in
-from clipfusionvad.io.errors import EXIT_INTERRUPTED
 from clipfusionvad.models import method_names
 from clipfusionvad.tools.demo import demo_folder
 
@@ -21,8 +20,6 @@ def main(argv: list[str]) -> int:
     if (run / "metrics.json").exists():
         print(f"trained already: testing the model; delete {run} to train again, also after a change of the code")
     code = run_demo(args.method, dataset)
-    if code == EXIT_INTERRUPTED:
-        print("or run this command again")
     if code == 0:
         print(f"data          {folder}: features/, annotations.csv, list/")
         command = f"python -m clipfusionvad train --dataset {args.dataset} --help"
@@ -50,4 +47,4 @@ def run_demo(method: str, dataset: Dataset) -> int:
     if (run / "metrics.json").exists():
         return test([*options, "--model-path", str(run / BEST)], option_file)
     resume = ["--use-checkpoint"] if states_in(run) else []
-    return train(option_file.parse_args([*options, *resume]), dataset)
+    return train(option_file.parse_args([*options, *resume]), dataset, "repeat the command")

@@ -1,6 +1,7 @@
 """Repeat a run from its record, and report whether the numbers match."""
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from clipfusionvad.cli.test import test
 from clipfusionvad.cli.train import train
 from clipfusionvad.engine.config import recorded
 from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, seeds_in
-from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
 from clipfusionvad.io.rank import rank_info
 
@@ -67,9 +68,13 @@ def main(argv: list[str]) -> int:
         _print_changes("options", record.option_changes(recorded(vars(option_file.parse_args(flags)))))
         _check_data(record, options.anyway)
         flags += ["--use-checkpoint"] * resume
-        code = test(flags, option_file) if record.is_test else train(option_file.parse_args(flags), record.dataset)
-    if code == EXIT_INTERRUPTED:
-        print(f"continue the rerun with: python -m clipfusionvad rerun {record.folder} --output-dir {folder}")
+        # An interrupted one continues in a folder that is named.
+        argv = argv if options.output_dir else [*argv, "--output-dir", str(folder)]
+        to_continue = shlex.join(["python", "-m", "clipfusionvad", "rerun", *argv])
+        if record.is_test:
+            code = test(flags, option_file)
+        else:
+            code = train(option_file.parse_args(flags), record.dataset, to_continue)
     return code if code or rank_info().rank else _compare(record, folder, options.tolerance)
 
 

@@ -139,7 +139,7 @@ def run_trial(trial: "Trial", dataset_name: str, overwrite: bool) -> "TrialEnd":
         start = time.perf_counter()
         with open(trial.folder / "train.log", "a", encoding="utf-8") as log:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                code = train(args, dataset)
+                code = train(args, dataset, "repeat the command of the sweep")
     except (UserError, OSError) as error:
         return TrialEnd(error=" ".join(str(error).split()))
     except KeyboardInterrupt:

@@ -11,8 +11,11 @@ def main(argv: list[str]) -> int:
     return train(option_file.parse_args(rest), option_file.DATASET)
 
 
-def train(args: argparse.Namespace, dataset: Dataset) -> int:
-    """Run one training, or one for each of ``--seeds``, from checked options; return the exit code."""
+def train(args: argparse.Namespace, dataset: Dataset, to_continue: str | None = None) -> int:
+    """Run one training, or one for each of ``--seeds``, from checked options; return the exit code.
+
+    ``to_continue`` is what to do after an interruption, if another command runs the training.
+    """
     from clipfusionvad.cli.training import run_training
 
-    return run_training(settings_of(args, dataset))
+    return run_training(settings_of(args, dataset), to_continue)

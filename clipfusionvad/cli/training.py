@@ -80,8 +80,8 @@ class TrainingData:
     clip: ClipWeights | None = None
 
 
-def run_training(settings: Settings) -> int:
-    """Run one training, or one for each of ``--seeds``; return the exit code."""
+def run_training(settings: Settings, to_continue: str | None = None) -> int:
+    """Run one training, or one for each of ``--seeds``; return the exit code. ``to_continue``: see ``cli.train``."""
     run, seeds = settings.run, settings.training.seeds
     with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
         if seeds and rank_info().world_size > 1:
@@ -122,7 +122,8 @@ def run_training(settings: Settings) -> int:
                 # Interrupted while it tested the weights, a process must tell the others.
                 if isinstance(stop, KeyboardInterrupt) and rank_info().world_size > 1:
                     raise
-                print(f"stopped; to go on, repeat the command with --use-checkpoint --output-dir {folder}")
+                command = to_continue or f"repeat the command with --use-checkpoint --output-dir {folder}"
+                print(f"stopped; to go on: {command}")
                 return EXIT_INTERRUPTED
             except RuntimeError as error:
                 exit_if_lost(error, lambda: _saved(folder))

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.npy import read_npy_header
+from clipfusionvad.io.progress import ProgressBar
 
 # Files of one extraction have norms within a factor of two; a normalised file among others is ten times off.
 NORM_RANGE = 5
@@ -148,8 +148,7 @@ def check_features(
             return error
 
     with ThreadPoolExecutor() as pool:
-        # disable=None: no bar where stderr is not a terminal.
-        progress = tqdm(pool.map(check, entries), "checking features", len(entries), disable=None, leave=False)
+        progress = ProgressBar(pool.map(check, entries), "checking features", len(entries), leave=False)
         results = list(zip(entries, progress, strict=True))
     bad = [f"{path}, row {entry.row}: {error}" for entry, error in results if isinstance(error, UserError)]
     if bad:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
-from tqdm import tqdm, trange
 
 from clipfusionvad.data.features import check_features, compare_norms, load_video, median_norm
 from clipfusionvad.data.lists import Entry
@@ -34,6 +33,7 @@ from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_folder, hash_file, read_json, write_array, write_json
 from clipfusionvad.io.npy import read_array, read_npy_header
+from clipfusionvad.io.progress import ProgressBar
 
 FORMAT = "clipfusionvad-pack-2"
 MANIFEST, FEATURES, VIDEOS, SOURCES = "manifest.json", "features.npy", "videos.npy", "sources.npy"
@@ -135,8 +135,7 @@ class Store:
     def check_data(self) -> None:
         """Read all data and raise ``UserError`` if it has changed."""
         total, content = 0, self.features.data.cast("B")
-        # disable=None: no bar where stderr is not a terminal.
-        for start in tqdm(range(0, len(content), _PIECE), "checking", disable=None, leave=False):
+        for start in ProgressBar(range(0, len(content), _PIECE), "checking", leave=False):
             total = zlib.crc32(content[start : start + _PIECE], total)
         if total != self.manifest.crc32:
             raise _damaged(self.folder, f"{FEATURES} is not what was written")
@@ -270,7 +269,7 @@ def write_store(
             jobs = (pool.submit(read, entry) for entry in entries)
             # Threads read the next few videos while one is written.
             waiting = deque(islice(jobs, workers + 1))
-            for _ in trange(len(entries), desc=f"packing {Path(list_path).name}", disable=None, unit="video"):
+            for _ in ProgressBar(range(len(entries)), f"packing {Path(list_path).name}", unit="video"):
                 stored, video, rounding, norm = waiting.popleft().result()
                 waiting.extend(islice(jobs, 1))
                 content = np.ascontiguousarray(stored).data.cast("B")

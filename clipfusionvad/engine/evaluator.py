@@ -18,6 +18,7 @@ from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import gather_objects
 from clipfusionvad.engine.run_folder import UNDEFINED
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.rank import rank_info
 from clipfusionvad.metrics import (
     class_metrics,
@@ -70,7 +71,7 @@ class VideoDataset:
 
     def load(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Return the features of some of the videos."""
-        for row in set(rows) - self._loaded.keys():
+        for row in ProgressBar(set(rows) - self._loaded.keys(), "reading features", leave=False):
             self._loaded[row] = load_entry(self.entries[row], self.width)
         return [self._loaded[row] for row in rows]
 
@@ -95,7 +96,8 @@ def score_videos(
     """Score whole videos, (n, D) each. The model is left in eval mode."""
     model.eval()
     scores: list[VideoScores] = []
-    with torch.inference_mode(), autocast(device, precision):
+    bar = ProgressBar(total=len(features), desc="scoring", unit="video", leave=False)
+    with torch.inference_mode(), autocast(device, precision), bar:
         fixed = model.fixed_inputs()
         for counts, windows, lengths in _groups(features, model.sampling, model.windows_at_once):
             # A long video is a group without others and is not copied.
@@ -107,6 +109,7 @@ def score_videos(
                 branches = model.sampling.restore(anomaly[:, rows].T, count).T
                 known = None if classes is None else model.sampling.restore(classes[rows], count)
                 scores.append(VideoScores(branches, known))
+            bar.update(len(counts))
     return scores
 
 

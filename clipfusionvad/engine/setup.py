@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
 from clipfusionvad.data.features import check_features, load_entry
@@ -19,6 +18,7 @@ from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.foreign_checkpoints import without_prefix
+from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.provenance import CRC, Sources, environment
 from clipfusionvad.models import Method, ModelConfig, build_method, find_method
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
@@ -132,7 +132,7 @@ def find_normal_centroid(model: Method, entries: Sequence[Entry], dataset: Datas
     normal = [entry for entry in entries if dataset.is_normal(entry.label)]
     if not normal:
         raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
-    bar = tqdm(normal, "normal videos", disable=None, leave=False)
+    bar = ProgressBar(normal, "normal videos", leave=False)
     model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in bar)
 
 

@@ -29,6 +29,7 @@ from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.io.errors import UserError, stop_on_signals, warn
 from clipfusionvad.io.files import link_or_copy, write_torch
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, read_checkpoint, without_prefix
+from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.rank import is_main, rank_info
 from clipfusionvad.models import Method
 from clipfusionvad.models.base import VADOutput
@@ -199,7 +200,7 @@ class Trainer:
         with (
             # The loading processes end here, also where an error keeps this frame alive.
             contextlib.closing(loader),
-            tqdm(total=len(batches), initial=progress.batch, desc=title, unit="step", disable=None) as bar,
+            ProgressBar(total=len(batches), initial=progress.batch, desc=title, unit="step") as bar,
         ):
             for batch in loader:
                 rows = batches[progress.batch]
@@ -240,7 +241,7 @@ class Trainer:
         self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _log_losses(self, bar: tqdm) -> list[float]:
+    def _log_losses(self, bar: ProgressBar) -> list[float]:
         """Log the steps since the last call and return their total losses.
 
         Raises ``UserError`` for a step whose loss or gradient is not finite; weights are only saved after this check.

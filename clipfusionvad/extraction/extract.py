@@ -28,10 +28,11 @@ from clipfusionvad.engine.device import count_cores, pick_device
 from clipfusionvad.engine.ray_session import import_ray, session
 from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
-from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
+from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureManifest, Job, check_name, find_videos
 from clipfusionvad.extraction.snippets import SnippetEncoder, to_canvas
-from clipfusionvad.io.errors import UserError, warn
+from clipfusionvad.io.errors import UserError, printable, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, hash_file, hold, remove_leftovers
+from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.provenance import code
 from clipfusionvad.models.clip import image_tower, load_clip
 
@@ -82,7 +83,7 @@ def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureM
         manifest.append(job.name, "begun", {"source": job.source})
     started, frames, failed = time.perf_counter(), 0, 0
     size = sum(job.bytes or 0 for job in pending)
-    bar = tqdm(total=size, desc="extract", unit="B", unit_scale=True, disable=None if pending else True)
+    bar = ProgressBar(total=size, desc="extract", unit="B", unit_scale=True, disable=None if pending else True)
     results = ((job, extract_job(job, lambda n: bar.set_postfix_str(f"{n} frames of this video"))) for job in pending)
     if config.engine == "ray" and pending:
         results = run_on_ray(pending, config.workers, config.ray_address)
@@ -94,7 +95,7 @@ def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureM
             for count, (job, record) in enumerate(results, 1):
                 if error := record.get("error"):
                     manifest.append(job.name, "failed", record)
-                    tqdm.write(f"failed: {error}", file=sys.stderr)
+                    tqdm.write(f"failed: {printable(error)}", file=sys.stderr)
                     failed += 1
                 else:
                     manifest.append(job.name, "done", record | {"code": code()})
@@ -233,6 +234,7 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
     Raises ``UserError`` for a video that cannot be read to its end (``BrokenVideo``) or that gives no row.
     """
     started = time.perf_counter()
+    check_name(job.source, job.name)
     encoder, model = _load(job.encoder)
     snippets = SnippetEncoder(encoder, job.options)
     for path in job.paths:

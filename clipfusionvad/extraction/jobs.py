@@ -2,7 +2,6 @@
 
 import json
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -12,13 +11,15 @@ from urllib.parse import unquote, urlsplit
 
 from clipfusionvad.extraction.decode import is_address
 from clipfusionvad.extraction.snippets import ExtractOptions
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, is_text, printable
 from clipfusionvad.io.files import check_writable, read_text, walk_files, without_nan, writing
 from clipfusionvad.io.option import Option, size
 
 #: Suffixes of the files that are videos when a folder is given.
 SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 MANIFEST = "manifest.jsonl"
+# Of a file name: systems allow 255 bytes, with the endings of results and of unfinished files.
+_LONGEST = 220
 _PATHS = "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl"
 
 
@@ -97,16 +98,26 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
     """
     found: dict[str, str] = {}
     for source, name in (pair for item in given for pair in _expand(str(item))):
-        # Control characters could pass for lines of a list or for commands to a terminal.
-        hidden = any(unicodedata.category(letter) == "Cc" for letter in name)
-        if not 0 < len(name) < 1000 or name.startswith("/") or ".." in name.split("/") or hidden:
-            raise UserError(f"{source}: {name!r} cannot be the name of its results")
         other = found.setdefault(name, source)
         if other != source:
             raise UserError(f"{other} and {source} would both become {name}: give each its own --output")
     if not found:
         raise UserError(f"no videos below {', '.join(map(str, given))} (recognised by suffix: .mp4, .mkv, …)")
     return sorted(((source, name) for name, source in found.items()), key=lambda pair: pair[1])
+
+
+def check_name(source: str, name: str) -> None:
+    """Raise ``UserError`` for a video whose name cannot be that of its results, in files and in what is printed."""
+    why = ""
+    if not name or name.startswith("/") or ".." in name.split("/"):
+        why = "it leads out of their folder"
+    elif not is_text(name):
+        # Control characters could pass for lines of a list or for commands to a terminal.
+        why = "it has control characters or bytes that are not UTF-8: rename the file"
+    elif len(name) >= 1000 or len(PurePosixPath(name).name.encode()) > _LONGEST:
+        why = f"it is longer than {_LONGEST} bytes: rename the file"
+    if why:
+        raise UserError(f"{printable(source)}: {printable(name)!r} cannot be the name of its results: {why}")
 
 
 def _expand(item: str) -> Iterator[tuple[str, str]]:
@@ -124,7 +135,10 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
         for number, record in _read_lines(path):
             match record:
                 case {"video": str(name), "source": str(source)}:
-                    yield source, name
+                    # A video that failed for its name has a record of its state.
+                    if is_text(name) or "state" not in record:
+                        check_name(source, name)
+                        yield source, name
                 case _:
                     raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
     elif path.exists():

@@ -3,11 +3,13 @@
 import contextlib
 import difflib
 import errno
+import io
 import os
 import re
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -39,14 +41,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
+
+
+def is_text(name: str) -> bool:
+    """Return whether a file's name is free of control characters and of bytes that are not text (surrogates)."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
+def printable(text: str) -> str:
+    """Return a text with ? for control characters and for bytes of a file name that are not text."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def error_line(error: Exception | str) -> str:
     """Return the report of bad input: one line of limited length, without control characters from file names."""
-    line = " ".join(str(error).split())
-    plain = "".join(letter if letter.isprintable() else "?" for letter in line)
-    return f"error: {plain}" if len(plain) <= 2000 else f"error: {plain[:2000]} …"
+    line = printable(" ".join(str(error).split()))
+    return f"error: {line}" if len(line) <= 2000 else f"error: {line[:2000]} …"
 
 
 def run_main(body: Callable[[], int | None]) -> int:
@@ -55,12 +66,16 @@ def run_main(body: Callable[[], int | None]) -> int:
     ``UserError``, lack of memory and errors of the file system give one line and code 2, Ctrl-C and SIGTERM one line
     and code 130. Any other error is a bug of ours and keeps its traceback. Of several processes that torchrun started,
     only rank 0 prints, and SIGTERM keeps its default action, because a rank that waits for another cannot handle it.
+    What the encoding of a terminal or log file cannot show is printed as ?.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     with contextlib.ExitStack() as stack:
         if rank_info().world_size == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             stack.enter_context(handling([signal.SIGTERM], signal.default_int_handler))
         if not is_main():
-            nothing = stack.enter_context(open(os.devnull, "w"))
+            nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
             stack.enter_context(contextlib.redirect_stdout(nothing))
             stack.enter_context(contextlib.redirect_stderr(nothing))
         try:

@@ -114,8 +114,16 @@ def check_inside(folder: str | Path, path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file; ``UserError`` where the text holds a file name that is not text."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
+        raise UserError(
+            f"cannot write {path}: bytes that are not UTF-8 are in {line[:200]!r}; rename that file"
+        ) from error
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:

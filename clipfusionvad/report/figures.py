@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.metrics import snippet_metrics
 from clipfusionvad.report.curves import Confusion, PooledScores, class_confusion, pool, precision_recall, roc, thin
+from clipfusionvad.report.fonts import drawing
 from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR, draw_score_curves, save_figure
 from clipfusionvad.report.results import Run
 from clipfusionvad.report.table import BRANCHES, RANKING
@@ -28,7 +29,7 @@ _PAGE_STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "page", "font.size": 11, "text.color": _TEXT, "axes.labelcolor": _TEXT,
     "axes.edgecolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED, "xtick.labelcolor": _TEXT,
     "ytick.labelcolor": _TEXT, "grid.color": _LINE, "axes.grid": True, "axes.axisbelow": True,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "text.parse_math": False,
+    "axes.titleweight": "bold", "axes.titlelocation": "left",
 }  # fmt: skip
 # Text stays text, in a font that publishers accept.
 _PAPER_STYLE = {"pdf.fonttype": 42, "font.size": 8}
@@ -129,7 +130,8 @@ def _embed(figure: Figure, title: str, hints: Sequence[tuple[float, float, str]]
     """Return a figure as an element of a page, with invisible circles (x, y, text) that speak under the pointer."""
     axis, buffer = figure.axes[0], io.StringIO()
     axis.set_title(title)
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with drawing(figure):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     width, height = 72 * figure.get_size_inches()
     places = 72 / figure.dpi * axis.transData.transform(np.array([hint[:2] for hint in hints]).reshape(-1, 2))
     circles = [

@@ -9,6 +9,7 @@ import numpy as np
 
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.files import atomic_write
+from clipfusionvad.report.fonts import drawing
 from clipfusionvad.report.scores import abnormal_spans
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def draw_training(path: Path, folder: Path) -> None:
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=dpi)
+    with drawing(figure):
+        figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=dpi)
     with atomic_write(path) as file:
         file.write(buffer.getvalue())

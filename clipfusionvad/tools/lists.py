@@ -16,7 +16,7 @@ from clipfusionvad.data.features import NotOneCrop, read_shape
 from clipfusionvad.data.lists import Entry, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
-from clipfusionvad.io.errors import UserError, warn
+from clipfusionvad.io.errors import UserError, is_text, printable, warn
 from clipfusionvad.io.files import read_csv, read_text, walk_files, write_array
 from clipfusionvad.io.option import Option, size
 
@@ -213,11 +213,14 @@ def _find_videos(
     named = Path(os.path.abspath(folder))
     root = named.parent.resolve() / named.name
     videos: dict[str, Video] = {}
-    excluded, skipped = 0, []
+    excluded, skipped, unnamed = 0, [], []
     for path in walk_files(root, ".npy"):
         inside = path.relative_to(root)
         if any(fnmatchcase(path.name, glob) or fnmatchcase(inside.as_posix(), glob) for glob in exclude):
             excluded += 1
+            continue
+        if not is_text(str(inside)):
+            unnamed.append(printable(str(path)))
             continue
         try:
             snippets, _ = read_shape(path)
@@ -237,6 +240,11 @@ def _find_videos(
         video.crops[crop] = (path, snippets)
     if excluded:
         notes.append(f"{excluded} files left out by --exclude")
+    if unnamed:
+        notes.append(
+            f"{len(unnamed)} files left out because their names have control characters or bytes that are not UTF-8, "
+            f"the first is {unnamed[0]}: rename them"
+        )
     if skipped:
         notes.append(f"{len(skipped)} files skipped that are not (snippets, dim), the first is {skipped[0]}")
     if not videos:

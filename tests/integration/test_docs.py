@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,26 @@ def flags_of_command(name: str | None, *more: str) -> frozenset[str]:
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         assert package_main([name, *more, "--help"] if name else ["--help"]) == 0
     return frozenset(FLAG.findall(shown.getvalue()))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a git checkout")
+def test_git_ignores_what_the_pages_have_people_bring_and_make():
+    lines = [line for page in PAGES for line in commands(page) if line[0] in ("python", "torchrun")]
+    words = {word for line in lines for word in line if re.search(r"^\w[\w/]*\.[a-z]\w+$|^\w+/\w+/", word)}
+    folders = {"features", "videos", "detections", "detected", "watch", "list_one", "quick", "runs", "demo", "model"}
+    paths = sorted({word for word in words if not glob.glob(str(ROOT / word))} | {f"{name}/x" for name in folders})
+    ignored = subprocess.run(["git", "check-ignore", "--no-index", *paths], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.splitlines() == paths and len(paths) > 40
+    code = [str(path.relative_to(ROOT)) for path in (ROOT / "list").glob("*.py")]
+    code += ["requirements.txt", "docs/new.png", "configs/new.yaml", "msad_option.py"]
+    assert subprocess.run(["git", "check-ignore", "--no-index", *code], cwd=ROOT).returncode == 1
+
+
+def test_the_clone_is_not_named_as_the_package():
+    """Beside a folder of that name, Python would import the folder: ``ImportError … (unknown location)``."""
+    clone = next(line for line in commands(README) if line[:2] == ["git", "clone"])
+    assert clone[3] and clone[3].lower() != PACKAGE.name
+    assert commands(README)[1] == ["cd", clone[3]]
 
 
 @on_every_page

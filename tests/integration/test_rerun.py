@@ -205,6 +205,7 @@ def test_a_broken_off_rerun_goes_on(run, tmp_path, monkeypatch):
     again = tmp_path / "again"
     outcome = rerun(run, "--output-dir", again)
     assert outcome.code == 130 and f"rerun {run} --output-dir {again}" in outcome.out
+    assert outcome.out.count("to go on") == 1 and "--use-checkpoint" not in outcome.out + outcome.err
     outcome = rerun(run, "--output-dir", again)
     assert outcome.code == 0 and "resuming" in outcome.out and "bit for bit" in outcome.out
     assert len(steps) == 4

@@ -97,7 +97,8 @@ def test_a_training_that_is_being_tested(tiny, monkeypatch, kind):
     with monkeypatch.context() as patch:
         signal_at(patch, training, "draw_score_curves", 1, kind)
         stopped = tiny.train("--max-epoch", 1)
-    assert stopped.code == 130 and f"--use-checkpoint --output-dir {tiny.work / 'run'}" in stopped.out
+    says = f"stopped; to go on: repeat the command with --use-checkpoint --output-dir {tiny.work / 'run'}\n"
+    assert stopped.code == 130 and stopped.out.endswith(says)
     before = (tiny.work / "run" / "losses.csv").read_text()
     assert tiny.train("--max-epoch", 1, "--use-checkpoint").code == 0
     assert (tiny.work / "run" / "losses.csv").read_text() == before

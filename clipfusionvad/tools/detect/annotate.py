@@ -10,9 +10,11 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from clipfusionvad.extraction.decode import BrokenVideo, read_frames
 from clipfusionvad.io.files import atomic_write
+from clipfusionvad.report.fonts import font_file
 from clipfusionvad.tools.detect.page import Detection, name_of
 
 # RGB.
@@ -64,9 +66,16 @@ def _labelled(frame: np.ndarray, found: Detection, index: int) -> np.ndarray:
     segment = next((s for s in found.segments if s.start_frame <= index < s.end_frame), None)
     snippet = int(np.searchsorted(found.bounds, index, side="right")) - 1
     text = f"{found.anomaly[snippet]:.2f}" + (f" {name_of(segment)}" if segment else "")
-    scale = max(0.4, frame.shape[0] / 600)
+    scale, ground = max(0.4, frame.shape[0] / 600), ALARM if segment else GROUND
+    if not text.isascii():  # which OpenCV cannot draw
+        picture, font = Image.fromarray(frame), ImageFont.truetype(font_file(text), round(30 * scale))
+        drawn = ImageDraw.Draw(picture)
+        right, bottom = drawn.textbbox((6, 4), text, font)[2:]
+        drawn.rectangle((0, 0, right + 6, bottom + 4), ground)
+        drawn.text((6, 4), text, WHITE, font)
+        return np.asarray(picture)
     (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
     frame = np.ascontiguousarray(frame)
-    cv2.rectangle(frame, (0, 0), (width + 12, height + base + 8), ALARM if segment else GROUND, -1)
+    cv2.rectangle(frame, (0, 0), (width + 12, height + base + 8), ground, -1)
     cv2.putText(frame, text, (6, height + 4), _FONT, scale, WHITE, 1, cv2.LINE_AA)
     return frame

@@ -151,7 +151,7 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
     if patches:
         figure.legend(handles=list(patches.values()), loc="outside right upper", frameon=False)
     title += " · decoding stopped early" if found.broken else ""
-    axis.set_title(title, loc="left", fontsize=11, parse_math=False)
+    axis.set_title(title, loc="left", fontsize=11)
     axis.set(xlim=(0, seconds[-1]), ylim=(-0.02, 1.02), xlabel="minutes:seconds", ylabel="anomaly probability")
     axis.xaxis.set_major_formatter(lambda value, _: short_clock(value))
     axis.spines[["top", "right"]].set_visible(False)

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
-from clipfusionvad.extraction.jobs import find_videos
+from clipfusionvad.extraction.jobs import check_name, find_videos
 from clipfusionvad.extraction.snippets import to_canvas
-from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, stop_on_signals, warn
+from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, error_line, printable, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
+from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
@@ -66,9 +67,10 @@ def _detect_videos(
 ) -> int:
     """Score every video that is not finished; a video that fails is reported and left out."""
     rows, failed = [], 0
-    for name, path in tqdm(videos.items(), "videos", disable=None):
+    for name, path in ProgressBar(videos.items(), "videos"):
         source, record_path = Path(path), folder / f"{name}.json"
         try:
+            check_name(path, name)
             if not source.is_file():
                 raise UserError(f"video not found: {source}")
             # What shows whether the file has changed.
@@ -89,8 +91,8 @@ def _detect_videos(
             raise
         except UserError as error:
             failed += 1
-            tqdm.write(f"error: {error}", sys.stderr)
-            rows.append(index_row(name, error=str(error)))
+            tqdm.write(error_line(error), sys.stderr)
+            rows.append(index_row(printable(name), error=printable(str(error))))
     index = len(rows) > 1 or any(Path(item).is_dir() for item in config.videos)
     if index:
         write_index(folder, f"{config.model.checkpoint}: {len(rows)} videos", rows)
@@ -119,7 +121,7 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> D
         except BrokenVideo as error:
             broken = str(error)
 
-    with tqdm(desc=path.name[:30], unit="frame", disable=None, leave=False) as bar:
+    with ProgressBar(desc=path.name[:30], unit="frame", leave=False) as bar:
         with contextlib.closing(prefetch(batched(canvases(), CHUNK))) as chunks:
             rows = np.concatenate(list(model.rows(chunks)))
     if not count:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from clipfusionvad.io.errors import UserError, warn
+from clipfusionvad.io.errors import UserError, is_text, printable, warn
 from clipfusionvad.io.files import check_inside, check_writable, walk_files, write_array
 from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
 from clipfusionvad.io.npy import read_array, read_npy_header
@@ -171,8 +171,9 @@ def find_arrays(source: Path, target: Path) -> list[FoundArray]:
             while inside.suffix.lower() in _VIDEO_SUFFIXES:
                 inside = inside.with_suffix("")
             name = inside.as_posix()
-            if not name.isprintable():
-                raise UserError(f"{path}: {name!r} cannot be the name of a file")
+            if not is_text(name):
+                skipped.append(f"{path}: {printable(name)!r} has control characters or bytes that are not UTF-8")
+                continue
             found.append(FoundArray(name, path, array.shape, array.read))
     if not found:
         first = skipped[0] if skipped else next(map(str, walk_files(source, "")), "an empty folder")
