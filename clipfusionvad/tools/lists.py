@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotations, video_key, write_annotations_csv
-from clipfusionvad.data.config import FRAMES_PER_SNIPPET
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
 from clipfusionvad.data.features import NotOneCrop, read_shape
 from clipfusionvad.data.lists import Entry, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
@@ -56,6 +56,7 @@ class ListsConfig:
         ),
     ] = True
     frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
+    segments: Annotated[str, Option(SEGMENTS, choices=("fixed", "equal"))] = "fixed"
 
 
 @dataclass
@@ -102,8 +103,15 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
         test_rows.append((path, video.label))
         if config.truth:
             _check_annotation(video, (for_frames, for_classes), dataset)
-            length = config.frames_per_snippet * snippets
             timed, item = (read.get(video.name, Annotation(video.name)) for read in (for_frames, for_classes))
+            length = config.frames_per_snippet * snippets
+            if config.segments == "equal":
+                length = timed.frames or item.frames or 0
+                if not length:
+                    raise UserError(
+                        f"no annotation holds the number of frames of test video {video.name} ({path}), which "
+                        f"--segments equal needs: give annotations (CSV or JSON) that hold it"
+                    )
             frames.append(frames_from_segments(timed.segments, length))
             keyed.append(replace(item, frames=item.frames or length, label=video.label))
     pairs = list(zip(frames, keyed, strict=True))

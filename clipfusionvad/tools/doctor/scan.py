@@ -167,6 +167,6 @@ class DatasetScan:
             paths = config.gt_path, config.gt_segment_path, config.gt_label_path
             try:
                 note = self.truth_notes.append
-                self.truth = read_truth(*paths, entries, snippets, self.dataset, config.frames_per_snippet, note)
+                self.truth = read_truth(*paths, entries, snippets, self.dataset, config.stride, note)
             except UserError as error:
                 self.truth_problem = str(error)

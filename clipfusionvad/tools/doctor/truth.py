@@ -37,7 +37,7 @@ def truth_length(scan: DatasetScan) -> Iterator[Finding]:
 def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     """The truth has another number of frames per snippet than --frames-per-snippet says."""
     path, used = scan.config.gt_path, scan.config.frames_per_snippet
-    if not scan.has_truth or not scan.test_is_whole:
+    if not scan.has_truth or not scan.test_is_whole or scan.config.segments == "equal":
         return
     counts = [row.features.snippets for row in scan.test.rows]
     items = [scan.annotated.get(row.video) for row in scan.test.rows]
