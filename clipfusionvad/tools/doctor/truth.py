@@ -51,6 +51,8 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     if found and not 1 / 1.25 < found / used < 1.25:
         what = f"there are {found:.4g} frames of truth per feature row, but --frames-per-snippet is {used}"
         advice = f"give --frames-per-snippet {round(found)}" if found > 0.9 else "look at the truth's lengths"
+        if len({*counts}) == 1 < len({*ratios}):
+            advice = "if a row is an equal part of its video, give --segments equal"
         yield Finding(ERROR, what, advice, path)
 
 
