@@ -25,7 +25,7 @@ class DataConfig:
     gt_path: Annotated[
         str,
         Option(
-            "frame-level truth (.npy), or one keyed annotation file (.csv, .json), "
+            "frame-level truth (.npy), or one keyed annotation file (.csv, .json, .mat) or folder of frame masks, "
             "or 'none': only whole videos are judged"
         ),
     ]

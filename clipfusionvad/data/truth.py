@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.data.annotations import Annotation, read_annotations
+from clipfusionvad.data.annotations import Annotation, read_annotations, with_classes
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.masks import is_masks
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, nearest, warn
 from clipfusionvad.io.npy import read_array
 
-KEYED_SUFFIXES = (".csv", ".json")
 _NEEDED = "the number of frames of each video, which --segments equal needs"
 
 Segment = tuple[int, int]
@@ -40,6 +40,11 @@ class Truth:
         return Truth(**{name: [values[index] for index in chosen] for name, values in vars(self).items()})
 
 
+def is_keyed(path: str | Path) -> bool:
+    """Whether a frame truth is an annotation file, or a folder of masks, that is looked up by video name."""
+    return str(path).lower().endswith((".csv", ".json")) or is_masks(path)
+
+
 def read_truth(
     frames_path: str | Path,
     segments_path: str | Path | None,
@@ -52,7 +57,7 @@ def read_truth(
 ) -> Truth:
     """Read the truth of a test list whose features have the given numbers of snippets.
 
-    A ``frames_path`` that ends in .csv or .json is an annotation file looked up by video name, and the only
+    A ``frames_path`` that ``is_keyed`` is an annotation file looked up by video name, and the only
     file read; each video is then judged on its true number of frames where the file tells it. Otherwise the
     three released arrays are read, which hold no names: they only fit the list and the features they were
     made for. With ``frames_per_snippet`` None a snippet is an equal part of its video, whose frames the keyed file
@@ -60,12 +65,12 @@ def read_truth(
     ``tell`` is called with what only looks wrong.
     """
     if frames_per_snippet is None:
-        if not str(frames_path).lower().endswith(KEYED_SUFFIXES):
+        if not is_keyed(frames_path):
             keyed = f"the keyed annotation file, such as list/{dataset.list_files['truth']} that 'lists' writes"
             raise UserError(f"{frames_path} does not hold {_NEEDED}; give {keyed}, as --gt-path")
         return _read_keyed(frames_path, entries, None, dataset, 1)[0]
     lengths = [frames_per_snippet * count for count in snippets]
-    if str(frames_path).lower().endswith(KEYED_SUFFIXES):
+    if is_keyed(frames_path):
         truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, max(frames_per_snippet, 2))
         if doubt:
             tell(doubt)
@@ -121,7 +126,7 @@ def _read_keyed(
 
     Without ``lengths``, those of the features, the file must hold that of every video.
     """
-    annotations = read_annotations(path, dataset)
+    annotations = read_annotations(path, dataset, {entry.video for entry in entries})
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
         first = f"the first is {absent[0].video} (list row {absent[0].row})"
@@ -135,7 +140,7 @@ def _read_keyed(
     truth = Truth([], [], [])
     off: list[tuple[int, int, str]] = []
     for entry, covered in zip(entries, lengths, strict=True):
-        item = annotations.get(entry.video, Annotation(entry.video))
+        item = with_classes(annotations.get(entry.video, Annotation(entry.video)), entry.label, dataset)
         length = item.frames or covered
         if abs(length - covered) >= least_off:
             off.append((length, covered, entry.video))

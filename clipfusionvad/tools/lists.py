@@ -10,7 +10,14 @@ from typing import Annotated
 
 import numpy as np
 
-from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotations, video_key, write_annotations_csv
+from clipfusionvad.data.annotations import (
+    Annotation,
+    join_pieces,
+    read_annotations,
+    video_key,
+    with_classes,
+    write_annotations_csv,
+)
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
 from clipfusionvad.data.features import NotOneCrop, read_shape
 from clipfusionvad.data.lists import Entry, split_crop, write_list
@@ -29,7 +36,9 @@ class ListsConfig:
 
     features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
     output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
-    annotations: Annotated[tuple[str, ...], Option("annotation files, one or two", metavar="FILE", nonempty=True)] = ()
+    annotations: Annotated[
+        tuple[str, ...], Option("annotation files, or folders of masks, one or two", metavar="FILE", nonempty=True)
+    ] = ()
     split: Annotated[
         tuple[str, ...],
         Option(
@@ -79,7 +88,8 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     """
     notes: list[str] = []
     clean = config.protocol == "clean"
-    for_frames, for_classes = _read_annotation_files(config.annotations, dataset)
+    tested = {name for path in config.split if _side_of(path) == "test" for name in read_split(path)}
+    for_frames, for_classes = _read_annotation_files(config.annotations, dataset, tested)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
     videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
@@ -113,6 +123,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
                         f"--segments equal needs: give annotations (CSV or JSON) that hold it"
                     )
             frames.append(frames_from_segments(timed.segments, length))
+            item = with_classes(item, video.label, dataset)
             keyed.append(replace(item, frames=item.frames or length, label=video.label))
     pairs = list(zip(frames, keyed, strict=True))
     counts = [int((frames_from_segments(item.segments, len(truth)) != truth).sum()) for truth, item in pairs]
@@ -150,11 +161,11 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     return f"{_table(dataset, train, test, len(train_rows), frames)}\nwritten to {config.output}"
 
 
-def _read_annotation_files(paths: Sequence[str], dataset: Dataset) -> tuple[Annotations, Annotations]:
+def _read_annotation_files(paths: Sequence[str], dataset: Dataset, tested: set[str]) -> tuple[Annotations, Annotations]:
     """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
     if len(paths) > 2:
         raise UserError(f"{len(paths)} annotation files given; at most two can be used")
-    read = [read_annotations(path, dataset) for path in paths] or [{}]
+    read = [read_annotations(path, dataset, tested) for path in paths] or [{}]
     if len(read) == 1:
         return read[0], read[0]
     # The file for frame truth names no class in any line.
@@ -189,7 +200,7 @@ def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset:
         item = source.get(video.name)
         if normal and item and item.segments:
             raise UserError(f"test video {video.name} is {video.label}, but its annotation has intervals")
-        if not normal and item is None:
+        if not normal and not (item and item.segments):
             raise UserError(
                 f"test video {video.name} is {video.label}, but no annotation says when ({_first_file(video)}); give "
                 f"one with --annotations, or --no-truth to judge only whole videos"
@@ -283,7 +294,7 @@ def split_videos(
     for path in config.split:
         names = read_split(path)
         _note_missing(names, videos, f"videos in {path}", notes)
-        side = train if "train" in Path(path).name.lower() else test
+        side = train if _side_of(path) == "train" else test
         side |= names
     if both := sorted(train & test):
         raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
@@ -317,6 +328,10 @@ def split_videos(
     ordered = sorted(videos.values(), key=lambda video: dataset.list_order(video.label, video.name))
     first, second = ([video for video in ordered if video.name in side - several] for side in (train, test))
     return first, second
+
+
+def _side_of(path: str) -> str:
+    return "train" if "train" in Path(path).name.lower() else "test"
 
 
 def read_split(path: str | Path) -> set[str]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from clipfusionvad.data.truth import KEYED_SUFFIXES, Segment, frames_from_segments
+from clipfusionvad.data.truth import Segment, frames_from_segments, is_keyed
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
@@ -42,7 +42,7 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     counts = [row.features.snippets for row in scan.test.rows]
     items = [scan.annotated.get(row.video) for row in scan.test.rows]
     ratios = [item.frames / count for item, count in zip(items, counts, strict=True) if item and item.frames]
-    if not path.lower().endswith(KEYED_SUFFIXES):
+    if not is_keyed(path):
         try:
             ratios = [len(read_array(path, "frame truth")) / sum(counts)]
         except (UserError, TypeError):
