@@ -40,7 +40,7 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
         options, names = file.hparams["options"], find_method(file.hparams["method"]).option_names()
         stored |= {name: options[name] for name in names if name in options}
         stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet")}
-        stored["segments"] = "fixed" if file.hparams.get("parts") is None else "equal"
+        stored["segments"] = None if file.hparams.get("parts") is None else "equal"
     args = option_file.parse_args(argv, stored)
     check_method(file, args.method)
     args.model_path = file.path

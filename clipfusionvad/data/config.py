@@ -37,7 +37,7 @@ class DataConfig:
         Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),
     ] = None
     frames_per_snippet: Annotated[int, size("frames that one feature row covers")] = FRAMES_PER_SNIPPET
-    segments: Annotated[str, Option(SEGMENTS, choices=("fixed", "equal"))] = "fixed"
+    segments: Annotated[str | None, Option(f"{SEGMENTS} (default: fixed)", choices=("fixed", "equal"))] = None
     check: Annotated[bool, Option("read and check every feature before the start")] = True
     packed: Annotated[bool, Option("use the features packed by 'pack', where there are any")] = True
     packed_dir: Annotated[str | None, Option("the --output folder of 'pack' (default: beside the lists)")] = None
@@ -49,4 +49,4 @@ class DataConfig:
     @property
     def stride(self) -> int | None:
         """Frames that a feature row covers; None for an equal part of its video."""
-        return self.frames_per_snippet if self.segments == "fixed" else None
+        return None if self.segments == "equal" else self.frames_per_snippet

@@ -205,12 +205,12 @@ def model_file(scan: DatasetScan) -> Iterator[Finding]:
         yield Finding(ERROR, what, "give the model of this dataset with --model-path", path)
     elif list(file.hparams.get("classes", dataset.classes)) != dataset.labels:
         yield Finding(ERROR, "its classes are not those of the dataset", "train again", path)
-    stored = {"frames_per_snippet": file.hparams.get("frames_per_snippet")}
-    stored["segments"] = "equal" if "parts" in file.hparams else "fixed"
-    for name, trained in stored.items():
-        if trained not in (None, used := getattr(scan.config, name)):
-            what = f"it was trained with --{name.replace('_', '-')} {trained}, now it is {used}"
-            yield Finding(WARNING, what, "a test uses the value in the file", path)
+    trained, used = file.hparams.get("frames_per_snippet"), scan.config.frames_per_snippet
+    if trained and trained != used:
+        what = f"it was trained with --frames-per-snippet {trained}, now it is {used}"
+        yield Finding(WARNING, what, "a test uses the value in the file", path)
+    if "parts" in file.hparams and scan.config.segments != "equal":
+        yield Finding(WARNING, "it was trained with --segments equal", "a test uses the value in the file", path)
 
 
 def normal_centroid_file(scan: DatasetScan) -> Iterator[Finding]:
