@@ -93,6 +93,20 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
     return annotations
 
 
+def read_lengths(path: str | Path) -> dict[str, int] | None:
+    """Return the frames of videos from a CSV of the columns video and frames, without intervals; else None."""
+    rows = read_csv(path, WHAT, ("video",)) if str(path).lower().endswith(".csv") else []
+    if not rows or "frames" not in rows[0][1] or "start" in rows[0][1]:
+        return None
+    lengths = {}
+    for row, cells in rows:
+        try:
+            lengths[video_key(cells["video"])] = _frames(cells["frames"])
+        except UserError as error:
+            raise UserError(f"{WHAT} {path}, row {row}: {error}") from error
+    return lengths
+
+
 def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[str, Annotation]:
     """Join the parts in which the file lists a video; the first one gives its list label.
 

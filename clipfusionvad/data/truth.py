@@ -18,6 +18,7 @@ from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, nearest, warn
 from clipfusionvad.io.npy import read_array
 
+_EQUAL = "all have as many feature rows: if these are equal parts of each video, give --segments equal"
 _NEEDED = "the number of frames of each video, which --segments equal needs"
 
 Segment = tuple[int, int]
@@ -153,7 +154,7 @@ def _read_keyed(
         truth.labels.append([NORMAL_IN_TRUTH] if normal else item.labels)
     doubt = f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}" if off else ""
     if off and len({*lengths}) == 1 < len({len(frames) for frames in truth.frames}):
-        doubt += "; all have as many feature rows: if these are equal parts of each video, give --segments equal"
+        doubt += f"; {_EQUAL}"
     return truth, doubt
 
 
@@ -219,6 +220,8 @@ def _explain(
     elif off := _normal_lengths_off(segments, labels, entries, lengths):
         known = sum(truth - features for truth, features, _ in off)
         parts.append(f"{len(off)} normal videos differ, by {known:+d} frames together: {_worst(off)}")
+    if len({*lengths}) == 1 < len(lengths):
+        parts.append(_EQUAL)
     advice = "make truth for these features with 'python -m clipfusionvad lists'"
     if known != difference:
         advice = (

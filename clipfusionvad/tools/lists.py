@@ -14,6 +14,7 @@ from clipfusionvad.data.annotations import (
     Annotation,
     join_pieces,
     read_annotations,
+    read_lengths,
     video_key,
     with_classes,
     write_annotations_csv,
@@ -37,7 +38,10 @@ class ListsConfig:
     features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
     output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
     annotations: Annotated[
-        tuple[str, ...], Option("annotation files, or folders of masks, one or two", metavar="FILE", nonempty=True)
+        tuple[str, ...],
+        Option(
+            "annotation files or folders of masks, and a CSV video,frames of lengths", metavar="FILE", nonempty=True
+        ),
     ] = ()
     split: Annotated[
         tuple[str, ...],
@@ -89,7 +93,10 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     notes: list[str] = []
     clean = config.protocol == "clean"
     tested = {name for path in config.split if _side_of(path) == "test" for name in read_split(path)}
-    for_frames, for_classes = _read_annotation_files(config.annotations, dataset, tested)
+    lengths = {path: found for path in config.annotations if (found := read_lengths(path))}
+    frames_of = {name: count for found in lengths.values() for name, count in found.items()}
+    annotations = [path for path in config.annotations if path not in lengths]
+    for_frames, for_classes = _read_annotation_files(annotations, dataset, tested)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
     videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
@@ -114,17 +121,16 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
         if config.truth:
             _check_annotation(video, (for_frames, for_classes), dataset)
             timed, item = (read.get(video.name, Annotation(video.name)) for read in (for_frames, for_classes))
-            length = config.frames_per_snippet * snippets
-            if config.segments == "equal":
-                length = timed.frames or item.frames or 0
-                if not length:
-                    raise UserError(
-                        f"no annotation holds the number of frames of test video {video.name} ({path}), which "
-                        f"--segments equal needs: give annotations (CSV or JSON) that hold it"
-                    )
+            known = item.frames or timed.frames or frames_of.get(video.name)
+            length = known if config.segments == "equal" else config.frames_per_snippet * snippets
+            if length is None:
+                raise UserError(
+                    f"no annotation holds the number of frames of test video {video.name} ({path}), which --segments "
+                    f"equal needs: give a CSV with the columns video,frames as one more of --annotations"
+                )
             frames.append(frames_from_segments(timed.segments, length))
             item = with_classes(item, video.label, dataset)
-            keyed.append(replace(item, frames=item.frames or length, label=video.label))
+            keyed.append(replace(item, frames=known or length, label=video.label))
     pairs = list(zip(frames, keyed, strict=True))
     counts = [int((frames_from_segments(item.segments, len(truth)) != truth).sum()) for truth, item in pairs]
     if any(counts):

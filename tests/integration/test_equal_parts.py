@@ -103,11 +103,34 @@ def test_unknown_numbers_of_frames_name_the_file_that_lacks_them(folder, monkeyp
     assert "the number of frames of test video Normal_003" in run("lists", *built, "some.csv", code=2).err
     assert not Path("lists").exists()
     # Rows of a fixed number of frames do not fit these features; the message says what would.
+    flags = ["--segments", "fixed", "--gt-path", "list/gt_ucf.npy"]
+    assert "give --segments equal" in run("test", "--model-path", "run/best.pt", *flags, code=2).err
     assert "give --segments equal" in run("test", *test, TRUTH, "--segments", "fixed").err
     assert (
         "give --segments equal"
         in quietly(main, strings(["doctor", "--dataset", "ucf", *SMALL, "--gt-path", TRUTH])).out
     )
+
+
+def test_lengths_may_come_from_a_file_beside_the_annotations(folder, monkeypatch, tmp_path):
+    """UCF-Crime's text holds none."""
+    monkeypatch.chdir(folder)
+    lines = [f"{name}.mp4 Abuse " + " ".join(f"{start} {end}" for start, end in EVENTS[name]) for name in EVENTS]
+    lines += [f"{name} Normal -1 -1" for name in FRAMES if name not in EVENTS]
+    Path(tmp_path, "text.txt").write_text("\n".join(lines) + "\n")
+    built = ["--features", "features", "--output", tmp_path / "list", "--segments", "equal", "--annotations"]
+    err = run("lists", *built, tmp_path / "text.txt", code=2).err
+    assert "no annotation holds the number of frames of test video Abuse001" in err and "columns video,frames" in err
+    rows = "".join(f"{name}.mp4,{frames}\n" for name, frames in FRAMES.items())
+    Path(tmp_path, "lengths.csv").write_text(f"video,frames\n{rows}Abuse101,50\n")
+    run("lists", *built, tmp_path / "text.txt", tmp_path / "lengths.csv")
+    for name in ("ucf_truth.csv", "gt_ucf.npy"):
+        assert Path(tmp_path, "list", name).read_bytes() == Path("list", name).read_bytes()
+    # A video whose length is known is not a test video for that.
+    assert "Abuse101" in Path(tmp_path, "list/ucf_CLIP_rgb.csv").read_text()
+    Path(tmp_path, "lengths.csv").write_text("video,frames\nAbuse001,many\n")
+    err = run("lists", *built, tmp_path / "text.txt", tmp_path / "lengths.csv", code=2).err
+    assert "lengths.csv, row 2: 'many' is not a whole number of frames" in err
 
 
 def test_detection_makes_the_same_equal_parts(folder, monkeypatch):
