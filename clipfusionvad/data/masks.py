@@ -23,6 +23,8 @@ from clipfusionvad.io.mat import read_mat
 from clipfusionvad.io.npy import read_array
 
 WHAT = "annotation file"
+#: Fields of a video's structure: its name and its class.
+_NAMES = ("VideoName", "EventName")
 
 
 class Intervals(NamedTuple):
@@ -49,19 +51,20 @@ def read_masks(path: str | Path, names: Collection[str]) -> Iterator[tuple[str, 
             yield file.name, _of_mask(file.stem, _mask(read_array(file, WHAT), file))
             continue
         content = read_mat(file, WHAT)
+        masks, structures = content.get("volLabel"), content.get("Annotation_file")
         if "gt" in content:
             yield from _of_cells(content["gt"], file, names)
-        elif "volLabel" in content:
-            frames = [np.asarray(mask).any() for mask in content["volLabel"].ravel()]
+        elif isinstance(masks, list) and all(isinstance(mask, np.ndarray) for mask in masks):
+            frames = [mask.any() for mask in masks]
             number = re.fullmatch(r"(\d+)_label", file.stem)
             name = f"{int(number[1]):02}" if number else file.stem.removesuffix("_label")
             yield file.name, _of_mask(name, np.array(frames, dtype=bool))
-        elif "Anno" in (getattr(content.get("Annotation_file"), "dtype", np.dtype(int)).names or ()):
-            for row in content["Annotation_file"].ravel():
-                video, label = (_text(row, field) for field in ("VideoName", "EventName"))
+        elif isinstance(structures, list) and all(isinstance(row, dict) and "Anno" in row for row in structures):
+            for row in structures:
+                video, label = (text if isinstance(text := row.get(key), str) else None for key in _NAMES)
                 yield file.name, Intervals(video or file.stem, _spans(row["Anno"], file.name), label=label)
         else:
-            found = ", ".join(f"{name} {getattr(value, 'shape', '')}" for name, value in content.items())
+            found = ", ".join(content)
             raise UserError(
                 f"{WHAT} {file} has the variables {found or 'none'}; known are gt, volLabel and Annotation_file.Anno: "
                 f"write it as CSV with the header video,frames,label,start,end"
@@ -77,11 +80,6 @@ def _mask(array: np.ndarray, path: Path) -> np.ndarray:
     return np.any(array.reshape(len(array), -1), axis=1)
 
 
-def _text(row: Any, field: str) -> str | None:
-    found = row[field] if field in row.dtype.names else np.array("")
-    return str(found.item()) if found.dtype.kind == "U" and found.size == 1 and found.item() else None
-
-
 def _of_mask(video: str, mask: np.ndarray) -> Intervals:
     edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
     return Intervals(video, [(int(start), int(end)) for start, end in edges.reshape(-1, 2)], len(mask))
@@ -89,24 +87,23 @@ def _of_mask(video: str, mask: np.ndarray) -> Intervals:
 
 def _of_cells(cells: Any, path: Path, names: Collection[str]) -> Iterator[tuple[str, Intervals]]:
     # Cells of one shape may have been stored as an array (N, 2, k); a matrix is that of one video.
-    cells = cells.ravel() if cells.dtype == object else cells.reshape(-1, *cells.shape[-2:])
+    if not isinstance(cells, list):
+        cells = [*cells] if np.ndim(cells) == 3 else [cells]
     videos = sorted({*names})
     if len(videos) != len(cells):
         many = f"{len(videos)} test videos" if videos else "no --split file names the test videos"
         raise UserError(f"{WHAT} {path} holds {len(cells)} videos without their names, but {many}")
     for number, (video, cell) in enumerate(zip(videos, cells, strict=True), 1):
         place = f"cell {number}"
-        bounds = np.asarray(cell)
-        if bounds.ndim == 2 and len(bounds) == 2:
-            bounds = bounds.T
+        bounds = cell.T if np.ndim(cell) == 2 and len(cell) == 2 else cell
         yield place, Intervals(video, [(start - 1, end) for start, end in _spans(bounds, f"{path.name}, {place}")])
 
 
 def _spans(bounds: Any, where: str) -> list[tuple[int, int]]:
     """Return the rows (k, 2) of whole numbers that are not unused."""
-    bounds = np.asarray(bounds)
-    if not bounds.size:
+    is_array = isinstance(bounds, np.ndarray)
+    if is_array and not bounds.size:
         return []
-    if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.dtype.kind not in "iuf" or (bounds != np.rint(bounds)).any():
-        raise UserError(f"{where} has {bounds.dtype} of shape {bounds.shape}, not pairs of whole frames")
+    if not is_array or bounds.ndim != 2 or bounds.shape[1] != 2 or (bounds != np.rint(bounds)).any():
+        raise UserError(f"{where} has intervals of shape {np.shape(bounds)}, not pairs of whole frames")
     return [(int(start), int(end)) for start, end in bounds if start > 0 or end > 0]

@@ -1,6 +1,7 @@
 """Frame masks and MATLAB files as annotations, in lists and as --gt-path."""
 
 import io
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import SHANGHAITECH, UCF, XD, own_dataset
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.mat import read_mat
 from clipfusionvad.io.provenance import Sources
 
 AVENUE = own_dataset("avenue", {"normal": "normal", "anomaly": "anomaly"})
@@ -120,6 +122,42 @@ def test_masks_of_pixels_in_matlab(tmp_path):
     assert read_annotations(tmp_path, AVENUE)["01"].segments == SPANS
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_values_are_those_that_were_saved(tmp_path, compressed):
+    rng, shapes = np.random.default_rng(0), [(1, 1), (3, 4), (2, 3, 4), (0, 0), (1, 5)]
+    kinds = "u1 i1 u2 i2 u4 i4 u8 i8 f4 f8".split()
+    saved = {f"{kind}_{n}": rng.integers(0, 99, shape).astype(kind) for kind in kinds for n, shape in enumerate(shapes)}
+    nested = {"text": "Überfall 打架", "cells": cells([1, 2], [[3]]), "inner": {"x": np.arange(3)}}
+    savemat(tmp_path / "a.mat", saved | {"s": nested, "c": cells(*saved.values())}, do_compression=compressed)
+    found = read_mat(tmp_path / "a.mat", "file")
+    for name, value in saved.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert all(np.array_equal(one, other) for one, other in zip(found["c"], saved.values(), strict=True))
+    (row,) = found["s"]
+    assert row["text"] == nested["text"] and row["inner"][0]["x"].tolist() == [[0, 1, 2]]
+    assert [value.ravel().tolist() for value in row["cells"]] == [[1, 2], [3]]
+
+
+def test_damaged_matlab_files_are_one_line(tmp_path):
+    """scipy's reader ends the process with some of these."""
+    path = tmp_path / "Abuse001_x264.mat"
+    rng, originals = np.random.default_rng(1), []
+    contents = [{"gt": cells([[1], [9]])}, {"volLabel": cells([[1]], [[0]])}]
+    contents += [{"Annotation_file": {"EventName": "Abuse", "Anno": np.array([[1, 9]])}}]
+    for content, compressed in product(contents, (False, True)):
+        savemat(path, content, do_compression=compressed)
+        originals.append(path.read_bytes())
+    for number in range(600):
+        content = bytearray(originals[number % len(originals)])
+        for at in rng.integers(120, len(content), 3):
+            content[at] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(100, 2 * len(content))])
+        try:
+            read_annotations(path, UCF, ["Abuse001_x264"])
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 class Evil:
     def __reduce__(self):
         return print, ("foreign code ran",)
@@ -133,9 +171,9 @@ class Evil:
         ("a.npy", np.zeros((4, 3)), "a.npy has shape (4, 3)"),
         ("a.npy", np.array(["0", "1"]), "not a 0 or 1 for each frame"),
         ("a.npy", np.array([Evil()], dtype=object), "would run foreign code"),
-        ("a.mat", b"nothing", "a.mat is not a readable .mat file"),
-        ("a.mat", {"x": np.zeros((3, 2))}, "a.mat has the variables x (3, 2); known are gt, volLabel"),
-        ("a.mat", {"Annotation_file": {"Anno": [[1.5, 2]]}}, "a.mat has float64 of shape (1, 2), not pairs of whole"),
+        ("a.mat", b"nothing", "a.mat is damaged, or not of MATLAB's format 5 to 7.2"),
+        ("a.mat", {"x": np.zeros((3, 2))}, "a.mat has the variables x; known are gt, volLabel"),
+        ("a.mat", {"Annotation_file": {"Anno": [[1.5, 2]]}}, "a.mat has intervals of shape (1, 2), not pairs of whole"),
         ("a.mat", {"Annotation_file": {"Anno": [[9, 2]]}}, "ends before it starts"),
         ("a.mat", {"Annotation_file": {"Anno": [[1, 2]], "EventName": "Tango"}}, "unknown class 'Tango'"),
         ("a.txt", b"", "holds no masks: NAME.npy or NAME.mat for each video"),
