@@ -52,5 +52,12 @@ def load(own: ModelOptions) -> DetectionModel:
                 f"cannot use other classes"
             )
         settings = replace(settings, dataset=replace(settings.dataset, classes=classes))
+    parts = file.hparams.get("parts")
+    if parts == 0:
+        raise UserError(
+            f"{file.path} was trained on equal parts of videos, of another number in each: "
+            f"extract the features of your videos as those of the training were, and score them with 'test'"
+        )
     model, clip = load_model(settings, file)
-    return DetectionModel(own, model, clip, settings.model.clip, settings.dataset, settings.data.frames_per_snippet)
+    frames = settings.data.frames_per_snippet
+    return DetectionModel(own, model, clip, settings.model.clip, settings.dataset, frames, parts)

@@ -36,10 +36,11 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
                 f"{file.path} was trained on {dataset.title} with the classes {classes}, "
                 f"not {', '.join(dataset.labels)}: train again, or put the dataset file back"
             )
-        # What it stores of the method's options, its CLIP, protocol and frame rate.
+        # What it stores of the method's options, its CLIP, protocol and frames behind a snippet.
         options, names = file.hparams["options"], find_method(file.hparams["method"]).option_names()
         stored |= {name: options[name] for name in names if name in options}
         stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet")}
+        stored["segments"] = None if file.hparams.get("parts") is None else "equal"
     args = option_file.parse_args(argv, stored)
     check_method(file, args.method)
     args.model_path = file.path

@@ -68,7 +68,8 @@ class TrainingData:
     """What the trainings of several seeds share, read and checked once.
 
     ``from_store`` says whether the training features are packed, ``packed`` gathers batches from their store.
-    ``sources`` are all files that were read. ``clip``, only the text tower, comes with the first model.
+    ``sources`` are all files that were read; ``parts`` is that of ``make_hparams``. ``clip``, only the text tower,
+    comes with the first model.
     """
 
     device: torch.device
@@ -77,6 +78,7 @@ class TrainingData:
     from_store: bool
     packed: PackedBatches | None
     sources: Sources
+    parts: int | None
     clip: ClipWeights | None = None
 
 
@@ -135,18 +137,20 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     """Read and check the lists, features and truth that the options name."""
     dataset, model, data, sources = settings.dataset, settings.model, settings.data, Sources()
     entries, store = setup.open_list(data.train_list, dataset, model, data, training=True)
-    setup.check_list(data.train_list, entries, store, model.visual_width, data.check, "training features", sources)
+    part = "training features"
+    counts = setup.check_list(data.train_list, entries, store, model.visual_width, data.check, part, sources)
     if (kind := setup.absent_kind(entries, dataset)) is not None:
         raise UserError(
             f"{data.train_list} has no {kind} video, and training compares both kinds: use the complete list"
         )
+    parts = None if data.stride else counts[0] if len(set(counts)) == 1 else 0
     test_set = setup.read_test_set(dataset, model, data, sources)
     sources.add_options(settings.options(), (*FILE_OPTIONS, "init_from"))
     check_overlap(entries, test_set.entries)
     is_random = find_method(model.method).sampling_of(model.options).is_random
     # Averages of whole videos are made video by video.
     packed = PackedBatches(store, device) if store and (is_random or not store.whole) else None
-    return TrainingData(device, entries, test_set, store is not None, packed, sources)
+    return TrainingData(device, entries, test_set, store is not None, packed, sources, parts)
 
 
 def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list[Entry]]:
@@ -183,7 +187,7 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
     if workers is None:
         # None beside a model on the CPU.
         workers = 0 if device.type == "cpu" else min(8, count_cores() - 1)
-    hparams = make_hparams(model, clip, dataset, settings.options())
+    hparams = make_hparams(model, clip, dataset, settings.options(), data.parts)
     trainer = Trainer(model, bags, plan, training, score, hparams, device, precision, workers)
     trainer.trackers = settings.run.track or ()
     return trainer, [data.entries[row] for row in rows]

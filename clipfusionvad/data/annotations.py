@@ -1,23 +1,25 @@
 """The official annotation files: the abnormal intervals of each test video and their classes.
 
-Six formats are recognised by their content; intervals are in frames, start inclusive and end exclusive:
+Formats are recognised by their content; intervals are in frames, start inclusive and end exclusive:
 
 - text, ``NAME CLASS s e s e`` (UCF-Crime, ShanghaiTech; unused slots are -1), ``NAME SCENE s e`` (MSAD),
   ``NAME s e s e`` (XD-Violence) or ``NAME CLASS s e CLASS s e`` (XD-Violence with classes). A line without a
   class takes it from the name; where the name has several, each interval counts for every one of them.
 - CSV with the header ``video,frames,label,start,end``: a row per interval; one row with empty start and end
   for a video in which nothing happens; frames (the video's length) may be empty.
+- Frame masks and MATLAB files: ``data.masks``. Where these name no class, that of a list counts.
 - JSON, ``{"videos": [{"video_name", "label", "num_frames", "anomalous": [{"start_frame", "end_frame"}]}]}``.
   There ``end_frame`` is inclusive: the frame-level arrays published beside such files say so.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clipfusionvad.data.masks import Intervals, is_masks, read_masks
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv, read_text, write_csv
@@ -33,7 +35,7 @@ class Annotation:
     """The intervals of one video in frames [start, end) and the class of each.
 
     ``frames`` is the video's length where the file holds it; ``label`` is the video's list label where the
-    file names classes, and None where only the video's name does.
+    file names classes, and None where only the video's name does. Without ``labels``, neither names them.
     """
 
     video: str
@@ -48,18 +50,22 @@ def video_key(name: str) -> str:
     return re.sub(r"\.(mp4|avi|mkv)$", "", re.split(r"[\\/]", name.strip())[-1], flags=re.IGNORECASE)
 
 
-def read_annotations(path: str | Path, dataset: Dataset) -> dict[str, Annotation]:
+def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] = ()) -> dict[str, Annotation]:
     """Read an annotation file of any of the formats above, by video name.
 
-    Raises ``UserError`` naming the file and the line for anything that does not parse, for unknown classes,
-    for empty intervals, and for a video annotated twice with different content.
+    ``names`` are the test videos, for a file that holds no names. Raises ``UserError`` naming the file and the line for
+    anything that does not parse, for unknown classes, for empty intervals, and for a video annotated twice with
+    different content.
     """
-    text = read_text(path, WHAT)
-    if not text.strip():
+    masks = is_masks(path)
+    text = "" if masks else read_text(path, WHAT)
+    if not masks and not text.strip():
         raise UserError(f"{WHAT} {path} is empty")
     parts: Iterable[tuple[str, Any]]
     parse: Callable[[Any, Dataset, Mapping[str, Annotation]], Annotation]
-    if text.lstrip()[0] in "{[":
+    if masks:
+        parts, parse = read_masks(path, names), _parse_intervals
+    elif text.lstrip()[0] in "{[":
         videos = enumerate(_json_videos(path, text), 1)
         parts, parse = ((f"video {number}", video) for number, video in videos), _parse_video
     elif text.split("\n", 1)[0].replace(" ", "").startswith("video,") or str(path).endswith(".csv"):
@@ -87,6 +93,20 @@ def read_annotations(path: str | Path, dataset: Dataset) -> dict[str, Annotation
     return annotations
 
 
+def read_lengths(path: str | Path) -> dict[str, int] | None:
+    """Return the frames of videos from a CSV of the columns video and frames, without intervals; else None."""
+    rows = read_csv(path, WHAT, ("video",)) if str(path).lower().endswith(".csv") else []
+    if not rows or "frames" not in rows[0][1] or "start" in rows[0][1]:
+        return None
+    lengths = {}
+    for row, cells in rows:
+        try:
+            lengths[video_key(cells["video"])] = _frames(cells["frames"])
+        except UserError as error:
+            raise UserError(f"{WHAT} {path}, row {row}: {error}") from error
+    return lengths
+
+
 def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[str, Annotation]:
     """Join the parts in which the file lists a video; the first one gives its list label.
 
@@ -102,6 +122,14 @@ def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[st
         whole.segments.extend(item.segments)
         whole.labels.extend(item.labels)
     return joined
+
+
+def with_classes(item: Annotation, label: str, dataset: Dataset) -> Annotation:
+    """Return the annotation of a video of this list label, with the label's classes where its file names none."""
+    if len(item.labels) == len(item.segments):
+        return item
+    pairs = [(segment, code) for segment in item.segments for code in dataset.codes(label)]
+    return replace(item, segments=[segment for segment, _ in pairs], labels=[code for _, code in pairs])
 
 
 def write_annotations_csv(path: str | Path, annotations: Iterable[Annotation]) -> None:
@@ -184,13 +212,29 @@ def _parse_video(video: Any, dataset: Dataset, before: Mapping[str, Annotation])
     return item
 
 
-def _add(item: Annotation, start: int, end: int, label: str | None, dataset: Dataset) -> None:
+def _parse_intervals(found: Intervals, dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
+    item = Annotation(video_key(found.video), frames=found.frames)
+    if found.label:
+        item.label = _label(found.label, dataset)
+    elif len(dataset.labels) == 2:
+        item.label = dataset.labels[bool(found.segments)]
+    for start, end in found.segments:
+        _add(item, start, end, item.label, dataset, may_lack_class=True)
+    return item
+
+
+def _add(
+    item: Annotation, start: int, end: int, label: str | None, dataset: Dataset, may_lack_class: bool = False
+) -> None:
     """Add an interval, once for each class of ``label`` (None: the classes in the video's name)."""
     if start < 0 or end < 0:
         raise UserError(f"{item.video} has the interval {start} {end}; only unused slots may be -1 -1")
     if end <= start:
         raise UserError(f"{item.video} has the interval {start} {end}, which ends before it starts")
     label = label or dataset.label_of(item.video)
+    if label is None and may_lack_class:
+        item.segments.append((start, end))
+        return
     if label is None:
         raise UserError(f"{item.video} has an interval, but neither its name nor the file names the class")
     if dataset.is_normal(label):

@@ -7,6 +7,11 @@ from clipfusionvad.io.option import Option, layers, size
 
 #: Frames that one row of features covers, unless an option says otherwise.
 FRAMES_PER_SNIPPET = 16
+#: Help of the option of that name.
+SEGMENTS = (
+    "fixed: a feature row covers --frames-per-snippet frames; equal: it covers an equal part of its video, "
+    "whose number of frames the annotation gives"
+)
 #: The value of ``gt_path`` for test videos without annotation.
 NO_TRUTH = "none"
 
@@ -20,7 +25,7 @@ class DataConfig:
     gt_path: Annotated[
         str,
         Option(
-            "frame-level truth (.npy), or one keyed annotation file (.csv, .json), "
+            "frame-level truth (.npy), or one keyed annotation file (.csv, .json, .mat) or folder of frame masks, "
             "or 'none': only whole videos are judged"
         ),
     ]
@@ -32,6 +37,7 @@ class DataConfig:
         Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),
     ] = None
     frames_per_snippet: Annotated[int, size("frames that one feature row covers")] = FRAMES_PER_SNIPPET
+    segments: Annotated[str | None, Option(f"{SEGMENTS} (default: fixed)", choices=("fixed", "equal"))] = None
     check: Annotated[bool, Option("read and check every feature before the start")] = True
     packed: Annotated[bool, Option("use the features packed by 'pack', where there are any")] = True
     packed_dir: Annotated[str | None, Option("the --output folder of 'pack' (default: beside the lists)")] = None
@@ -39,3 +45,8 @@ class DataConfig:
         int | None,
         layers("processes that load training features that are not packed (default: none on a CPU, up to 8 for a GPU)"),
     ] = None
+
+    @property
+    def stride(self) -> int | None:
+        """Frames that a feature row covers; None for an equal part of its video."""
+        return None if self.segments == "equal" else self.frames_per_snippet

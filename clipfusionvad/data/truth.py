@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.data.annotations import Annotation, read_annotations
+from clipfusionvad.data.annotations import Annotation, read_annotations, with_classes
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.masks import is_masks
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.npy import read_array
 
-KEYED_SUFFIXES = (".csv", ".json")
+_EQUAL = "all have as many feature rows: if these are equal parts of each video, give --segments equal"
+_NEEDED = "the number of frames of each video, which --segments equal needs"
 
 Segment = tuple[int, int]
 
@@ -39,6 +41,11 @@ class Truth:
         return Truth(**{name: [values[index] for index in chosen] for name, values in vars(self).items()})
 
 
+def is_keyed(path: str | Path) -> bool:
+    """Whether a frame truth is an annotation file, or a folder of masks, that is looked up by video name."""
+    return str(path).lower().endswith((".csv", ".json")) or is_masks(path)
+
+
 def read_truth(
     frames_path: str | Path,
     segments_path: str | Path | None,
@@ -46,19 +53,25 @@ def read_truth(
     entries: Sequence[Entry],
     snippets: Sequence[int],
     dataset: Dataset,
-    frames_per_snippet: int = FRAMES_PER_SNIPPET,
+    frames_per_snippet: int | None = FRAMES_PER_SNIPPET,
     tell: Callable[[str], None] = warn,
 ) -> Truth:
     """Read the truth of a test list whose features have the given numbers of snippets.
 
-    A ``frames_path`` that ends in .csv or .json is an annotation file looked up by video name, and the only
+    A ``frames_path`` that ``is_keyed`` is an annotation file looked up by video name, and the only
     file read; each video is then judged on its true number of frames where the file tells it. Otherwise the
     three released arrays are read, which hold no names: they only fit the list and the features they were
-    made for. Raises ``UserError`` where the files do not fit, naming the video as far as that can be
-    determined; ``tell`` is called with what only looks wrong.
+    made for. With ``frames_per_snippet`` None a snippet is an equal part of its video, whose frames the keyed file
+    must tell. Raises ``UserError`` where the files do not fit, naming the video as far as that can be determined;
+    ``tell`` is called with what only looks wrong.
     """
+    if frames_per_snippet is None:
+        if not is_keyed(frames_path):
+            keyed = f"the keyed annotation file, such as list/{dataset.list_files['truth']} that 'lists' writes"
+            raise UserError(f"{frames_path} does not hold {_NEEDED}; give {keyed}, as --gt-path")
+        return _read_keyed(frames_path, entries, None, dataset, 1)[0]
     lengths = [frames_per_snippet * count for count in snippets]
-    if str(frames_path).lower().endswith(KEYED_SUFFIXES):
+    if is_keyed(frames_path):
         truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, max(frames_per_snippet, 2))
         if doubt:
             tell(doubt)
@@ -108,18 +121,27 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
 
 
 def _read_keyed(
-    path: str | Path, entries: Sequence[Entry], lengths: Sequence[int], dataset: Dataset, least_off: int
+    path: str | Path, entries: Sequence[Entry], lengths: Sequence[int] | None, dataset: Dataset, least_off: int
 ) -> tuple[Truth, str]:
-    """Return the truth, and a warning where lengths differ by ``least_off`` frames or more."""
-    annotations = read_annotations(path, dataset)
+    """Return the truth, and a warning where lengths differ by ``least_off`` frames or more.
+
+    Without ``lengths``, those of the features, the file must hold that of every video.
+    """
+    annotations = read_annotations(path, dataset, {entry.video for entry in entries})
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
         first = f"the first is {absent[0].video} (list row {absent[0].row})"
         raise UserError(f"{path} has no annotation for {len(absent)} anomalous videos of the test list, {first}")
+    if lengths is None:
+        lengths = [annotations[e.video].frames or 0 if e.video in annotations else 0 for e in entries]
+        if 0 in lengths:
+            unknown = entries[lengths.index(0)]
+            rest = f"the first of {lengths.count(0)} without is {unknown.video} (list row {unknown.row})"
+            raise UserError(f"{path} does not hold {_NEEDED}: {rest}; fill its column 'frames'")
     truth = Truth([], [], [])
     off: list[tuple[int, int, str]] = []
     for entry, covered in zip(entries, lengths, strict=True):
-        item = annotations.get(entry.video, Annotation(entry.video))
+        item = with_classes(annotations.get(entry.video, Annotation(entry.video)), entry.label, dataset)
         length = item.frames or covered
         if abs(length - covered) >= least_off:
             off.append((length, covered, entry.video))
@@ -131,6 +153,8 @@ def _read_keyed(
         truth.segments.append([(0, length)] if normal else item.segments)
         truth.labels.append([NORMAL_IN_TRUTH] if normal else item.labels)
     doubt = f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}" if off else ""
+    if off and len({*lengths}) == 1 < len({len(frames) for frames in truth.frames}):
+        doubt += f"; {_EQUAL}"
     return truth, doubt
 
 
@@ -196,6 +220,8 @@ def _explain(
     elif off := _normal_lengths_off(segments, labels, entries, lengths):
         known = sum(truth - features for truth, features, _ in off)
         parts.append(f"{len(off)} normal videos differ, by {known:+d} frames together: {_worst(off)}")
+    if len({*lengths}) == 1 < len(lengths):
+        parts.append(_EQUAL)
     advice = "make truth for these features with 'python -m clipfusionvad lists'"
     if known != difference:
         advice = (

@@ -97,7 +97,13 @@ def current_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 #: The keys of ``make_hparams`` and the types of their values. Older files have fewer keys.
 _HPARAMS: dict[str, Any] = {"method": str, "dataset": str, "options": dict, "frames_per_snippet": int | None}
-_HPARAMS |= {"classes": dict | None, "protocol": str | None, "clip": str | None, "clip_fingerprint": str | None}
+_HPARAMS |= {
+    "parts": int | None,
+    "classes": dict | None,
+    "protocol": str | None,
+    "clip": str | None,
+    "clip_fingerprint": str | None,
+}
 
 
 def _are_hparams(content: dict[Any, Any]) -> bool:
@@ -110,8 +116,14 @@ def _are_hparams(content: dict[Any, Any]) -> bool:
     return bool(named) and all(isinstance(word, str) for word in words)
 
 
-def make_hparams(model: Method, clip: ClipWeights | None, dataset: Dataset, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters that our model files hold; plain values only."""
+def make_hparams(
+    model: Method, clip: ClipWeights | None, dataset: Dataset, options: dict[str, Any], parts: int | None = None
+) -> dict[str, Any]:
+    """Return the hyper-parameters that our model files hold; plain values only.
+
+    ``parts`` is the number of equal parts that the features have of every training video, 0 where it differs, and None
+    where a snippet has a fixed number of frames.
+    """
     return {
         "method": model.name,
         "dataset": dataset.name,
@@ -121,6 +133,7 @@ def make_hparams(model: Method, clip: ClipWeights | None, dataset: Dataset, opti
         "frames_per_snippet": options.get("frames_per_snippet"),
         "clip": clip.source if clip else None,
         "clip_fingerprint": clip.fingerprint if clip else None,
+        **({} if parts is None else {"parts": parts}),
     }
 
 

@@ -44,7 +44,10 @@ class VideoScores:
 
 
 class VideoDataset:
-    """The whole videos of a list, whose features are read once; ``truth`` is None for unannotated videos."""
+    """The whole videos of a list, whose features are read once; ``truth`` is None for unannotated videos.
+
+    ``frames_per_snippet`` is None if a snippet is an equal part of its video, which needs ``truth``.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class VideoDataset:
         dataset: Dataset,
         width: int,
         truth: Truth | None = None,
-        frames_per_snippet: int = FRAMES_PER_SNIPPET,
+        frames_per_snippet: int | None = FRAMES_PER_SNIPPET,
     ):
         self.entries, self.dataset, self.width, self.truth = entries, dataset, width, truth
         self.frames_per_snippet = frames_per_snippet
@@ -64,6 +67,10 @@ class VideoDataset:
         if self.truth is None:
             raise ValueError("these videos have no annotation")
         return self.truth
+
+    def mean_frames(self, index: int, snippets: int) -> float:
+        """Return the frames that a snippet of a video covers, in the mean."""
+        return self.frames_per_snippet or len(self.known_truth.frames[index]) / snippets
 
     @property
     def features(self) -> list[np.ndarray]:

@@ -78,13 +78,15 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
     truth = None
     if data.gt_path != NO_TRUTH:
         truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)
-        truth = read_truth(*truth_paths, entries, snippets, dataset, data.frames_per_snippet)
+        truth = read_truth(*truth_paths, entries, snippets, dataset, data.stride)
+    elif data.stride is None:
+        raise UserError("--segments equal needs the frames of the test videos; --gt-path none: use --segments fixed")
     if (kind := absent_kind(entries, dataset)) is not None:
         effect = "AUC and AP cannot be computed"
         if kind == "normal" and truth:
             effect = "AUC and AP are those of the frames of anomalous videos"
         warn(f"{data.test_list} has no {kind} video: {effect}")
-    return VideoDataset(entries, dataset, model.visual_width, truth, data.frames_per_snippet)
+    return VideoDataset(entries, dataset, model.visual_width, truth, data.stride)
 
 
 def absent_kind(entries: Sequence[Entry], dataset: Dataset) -> str | None:

@@ -119,7 +119,10 @@ class Sources:
         """Record the files that these options name."""
         for key in keys:
             if options.get(key):
-                self.add(key, options[key])
+                path = Path(options[key])
+                # The truth may be a folder.
+                for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                    self.add(key, file)
 
     @classmethod
     def read(cls, path: Path) -> Sources:

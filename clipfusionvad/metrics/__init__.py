@@ -52,17 +52,29 @@ def snippet_metrics(
     return metrics
 
 
-def count_frames(gt_frames: ArrayLike, snippets: int, stride: int = 16) -> tuple[np.ndarray, np.ndarray]:
+def snippet_edges(snippets: int, frames: int, stride: int | None = 16) -> np.ndarray:
+    """Return the edges (snippets + 1,) of a video's snippets: snippet i covers the frames edges[i] … edges[i + 1] - 1.
+
+    A snippet has ``stride`` frames, the last one all that remain, those past the end none. With ``stride`` None,
+    snippet i of n covers an equal part: floor(i · frames / n) … floor((i + 1) · frames / n) - 1.
+    """
+    if stride is None:
+        return np.arange(snippets + 1) * frames // max(snippets, 1)
+    edges = np.minimum(np.arange(snippets + 1) * stride, frames)
+    edges[-1] = frames
+    return edges
+
+
+def count_frames(gt_frames: ArrayLike, snippets: int, stride: int | None = 16) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of abnormal and of all frames of one video's snippets: two (snippets,) int64 vectors.
 
-    gt_frames (F,) 0 or 1. A snippet has ``stride`` frames, the last one all that remain, those past F none. Raises
-    ``ValueError`` for truth that is not 0/1 and for frames without a snippet.
+    gt_frames (F,) 0 or 1; the snippets are those of ``snippet_edges``. Raises ``ValueError`` for truth that is not 0/1
+    and for frames without a snippet.
     """
     gt_frames = _truth(gt_frames)
     if snippets < 1 and len(gt_frames):
         raise ValueError(f"no snippet for {len(gt_frames)} frames")
-    edges = np.minimum(np.arange(snippets + 1) * stride, len(gt_frames))
-    edges[-1] = len(gt_frames)
+    edges = snippet_edges(snippets, len(gt_frames), stride)
     abnormal_before = np.concatenate([[0], np.cumsum(gt_frames)])
     return np.diff(abnormal_before[edges]), np.diff(edges)
 

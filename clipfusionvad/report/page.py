@@ -162,13 +162,14 @@ def _videos(tested: TestResult, pooled: PooledScores | None) -> tuple[list[dict[
     """
     videos, fps, rows = tested.videos, tested.videos.dataset.fps, []
     names = [BRANCHES.get(str(n), f"branch {n}") for n in range(1, len(tested.scores[0].anomaly) + 1)]
-    scores: dict[str, Any] = {"branches": names, "step": videos.frames_per_snippet / fps, "scale": SCALE}
+    step = videos.frames_per_snippet and videos.frames_per_snippet / fps
+    scores: dict[str, Any] = {"branches": names, "step": step, "scale": SCALE}
     scores |= {"seconds": [], "curves": [], "spans": []}
     start = 0
     for index, (entry, found) in enumerate(zip(videos.entries, tested.scores, strict=True)):
         snippets, error = found.anomaly.shape[1], None
         # The length is that of the truth, or else of the snippets.
-        frames = snippets * videos.frames_per_snippet
+        frames = round(snippets * videos.mean_frames(index, snippets))
         if videos.truth and pooled:
             own, frames = slice(start, start + snippets), len(videos.truth.frames[index])
             error = video_error(found.anomaly[0], pooled.positives[own], pooled.frames[own])

@@ -31,7 +31,7 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoDa
     for axis, index in zip(axes, chosen, strict=False):
         entry, anomaly = videos.entries[index], scores[index].anomaly
         truth = videos.truth.frames[index] if videos.truth else np.zeros(0, np.uint8)
-        seconds = (np.arange(anomaly.shape[1]) + 0.5) * videos.frames_per_snippet / fps
+        seconds = (np.arange(anomaly.shape[1]) + 0.5) * videos.mean_frames(index, anomaly.shape[1]) / fps
         for number, (start, end) in enumerate(abnormal_spans(truth)):
             label = "_repeated" if number else "annotated anomaly"
             axis.axvspan(start / fps, end / fps, color=TRUTH_COLOUR, lw=0, label=label)

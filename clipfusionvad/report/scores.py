@@ -137,7 +137,9 @@ def _check(about: Mapping[str, Any], dataset: Dataset, arrays: Mapping[str, np.n
     checks = [
         all(f"{arrays[name].dtype.kind}{arrays[name].ndim}" == kind for name, kind in _KINDS.items() if name in arrays),
         isinstance(about["options"], dict) and isinstance(about["environment"], dict),
-        isinstance(about["frames_per_snippet"], int) and 0 < about["frames_per_snippet"] <= _MOST_FRAMES,
+        "frames" in arrays
+        if about["frames_per_snippet"] is None
+        else isinstance(about["frames_per_snippet"], int) and 0 < about["frames_per_snippet"] <= _MOST_FRAMES,
         isinstance(dataset.fps, int | float) and 0 < dataset.fps < math.inf and isinstance(dataset.title, str),
         len(dataset.classes) > 1 and all(isinstance(word, str) for pair in dataset.classes.items() for word in pair),
         int(snippets.min(initial=1)) > 0,

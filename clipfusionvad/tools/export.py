@@ -246,7 +246,7 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {file.path}")
     model, clip = load_model(settings, file)
-    hparams = make_hparams(model, clip, settings.dataset, settings.options())
+    hparams = make_hparams(model, clip, settings.dataset, settings.options(), file.hparams.get("parts"))
     for written in (path, card):
         check_writable(written)
     if suffix in GRAPHS:
@@ -277,7 +277,10 @@ def _card(
     known = hparams["clip"]
     toy = "\n- its CLIP is the small random one of the demo: only for trying out" if known == TOY else ""
     clip = f"CLIP {known}" if known else "the CLIP of its training data, which the file does not name"
-    frames = hparams["frames_per_snippet"]
+    frames = hparams["frames_per_snippet"] or "an unknown number of"
+    snippet = f"{frames} frame{'s' if frames != 1 else ''} per snippet"
+    if "parts" in hparams:
+        snippet = f"{hparams['parts'] or 'any number of'} snippets per video, each an equal part of its frames"
     metrics = "Not measured: the checkpoint holds no test metrics."
     if file.metrics:
         table = metrics_table({"measured": file.metrics}, {})
@@ -308,7 +311,7 @@ One whole video at a time, of any length L ≥ 1; windows and padding are inside
 
 ## Features it expects
 
-Image features of {clip}, {frames or "an unknown number of"} frame{"s" if frames != 1 else ""} per snippet, \
+Image features of {clip}, {snippet}, \
 {model.visual_width} values each, as in the training data: released features are the mean over the frames, not \
 normalised. Features of another model or scale give meaningless scores without any error.
 

@@ -10,8 +10,16 @@ from typing import Annotated
 
 import numpy as np
 
-from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotations, video_key, write_annotations_csv
-from clipfusionvad.data.config import FRAMES_PER_SNIPPET
+from clipfusionvad.data.annotations import (
+    Annotation,
+    join_pieces,
+    read_annotations,
+    read_lengths,
+    video_key,
+    with_classes,
+    write_annotations_csv,
+)
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
 from clipfusionvad.data.features import NotOneCrop, read_shape
 from clipfusionvad.data.lists import Entry, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
@@ -29,7 +37,12 @@ class ListsConfig:
 
     features: Annotated[str, Option("folder with the .npy feature files", metavar="DIR", required=True)]
     output: Annotated[str, Option("folder for lists and truth", metavar="DIR", required=True)]
-    annotations: Annotated[tuple[str, ...], Option("annotation files, one or two", metavar="FILE", nonempty=True)] = ()
+    annotations: Annotated[
+        tuple[str, ...],
+        Option(
+            "annotation files or folders of masks, and a CSV video,frames of lengths", metavar="FILE", nonempty=True
+        ),
+    ] = ()
     split: Annotated[
         tuple[str, ...],
         Option(
@@ -56,6 +69,7 @@ class ListsConfig:
         ),
     ] = True
     frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
+    segments: Annotated[str, Option(SEGMENTS, choices=("fixed", "equal"))] = "fixed"
 
 
 @dataclass
@@ -78,7 +92,11 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     """
     notes: list[str] = []
     clean = config.protocol == "clean"
-    for_frames, for_classes = _read_annotation_files(config.annotations, dataset)
+    tested = {name for path in config.split if _side_of(path) == "test" for name in read_split(path)}
+    lengths = {path: found for path in config.annotations if (found := read_lengths(path))}
+    frames_of = {name: count for found in lengths.values() for name, count in found.items()}
+    annotations = [path for path in config.annotations if path not in lengths]
+    for_frames, for_classes = _read_annotation_files(annotations, dataset, tested)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
     videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
@@ -102,10 +120,17 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
         test_rows.append((path, video.label))
         if config.truth:
             _check_annotation(video, (for_frames, for_classes), dataset)
-            length = config.frames_per_snippet * snippets
             timed, item = (read.get(video.name, Annotation(video.name)) for read in (for_frames, for_classes))
+            known = item.frames or timed.frames or frames_of.get(video.name)
+            length = known if config.segments == "equal" else config.frames_per_snippet * snippets
+            if length is None:
+                raise UserError(
+                    f"no annotation holds the number of frames of test video {video.name} ({path}), which --segments "
+                    f"equal needs: give a CSV with the columns video,frames as one more of --annotations"
+                )
             frames.append(frames_from_segments(timed.segments, length))
-            keyed.append(replace(item, frames=item.frames or length, label=video.label))
+            item = with_classes(item, video.label, dataset)
+            keyed.append(replace(item, frames=known or length, label=video.label))
     pairs = list(zip(frames, keyed, strict=True))
     counts = [int((frames_from_segments(item.segments, len(truth)) != truth).sum()) for truth, item in pairs]
     if any(counts):
@@ -142,11 +167,11 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     return f"{_table(dataset, train, test, len(train_rows), frames)}\nwritten to {config.output}"
 
 
-def _read_annotation_files(paths: Sequence[str], dataset: Dataset) -> tuple[Annotations, Annotations]:
+def _read_annotation_files(paths: Sequence[str], dataset: Dataset, tested: set[str]) -> tuple[Annotations, Annotations]:
     """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
     if len(paths) > 2:
         raise UserError(f"{len(paths)} annotation files given; at most two can be used")
-    read = [read_annotations(path, dataset) for path in paths] or [{}]
+    read = [read_annotations(path, dataset, tested) for path in paths] or [{}]
     if len(read) == 1:
         return read[0], read[0]
     # The file for frame truth names no class in any line.
@@ -181,7 +206,7 @@ def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset:
         item = source.get(video.name)
         if normal and item and item.segments:
             raise UserError(f"test video {video.name} is {video.label}, but its annotation has intervals")
-        if not normal and item is None:
+        if not normal and not (item and item.segments):
             raise UserError(
                 f"test video {video.name} is {video.label}, but no annotation says when ({_first_file(video)}); give "
                 f"one with --annotations, or --no-truth to judge only whole videos"
@@ -283,7 +308,7 @@ def split_videos(
     for path in config.split:
         names = read_split(path)
         _note_missing(names, videos, f"videos in {path}", notes)
-        side = train if "train" in Path(path).name.lower() else test
+        side = train if _side_of(path) == "train" else test
         side |= names
     if both := sorted(train & test):
         raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
@@ -317,6 +342,10 @@ def split_videos(
     ordered = sorted(videos.values(), key=lambda video: dataset.list_order(video.label, video.name))
     first, second = ([video for video in ordered if video.name in side - several] for side in (train, test))
     return first, second
+
+
+def _side_of(path: str) -> str:
+    return "train" if "train" in Path(path).name.lower() else "test"
 
 
 def read_split(path: str | Path) -> set[str]:

@@ -4,7 +4,8 @@ function chartOf(element) {
   const { index } = element.closest("tbody").dataset;
   const packed = new Uint16Array(Uint8Array.from(atob(scores.curves[index]), (letter) => letter.charCodeAt(0)).buffer);
   const [count, duration] = [packed.length / scores.branches.length, Math.max(scores.seconds[index], 1e-3)];
-  const times = Array.from({ length: count }, (_, at) => Math.min((at + 0.5) * scores.step, duration));
+  const step = scores.step ?? duration / count; // no step: snippets are equal parts of the video
+  const times = Array.from({ length: count }, (_, at) => Math.min((at + 0.5) * step, duration));
   const curves = scores.branches.map((name, branch) => {
     const values = Array.from(packed.subarray(branch * count, (branch + 1) * count), (value) => value / scores.scale);
     return { name, values, colour: `--curve-${branch + 1}` };

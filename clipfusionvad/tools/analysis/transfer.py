@@ -47,7 +47,7 @@ def transfer(runs: Sequence[TrainedRun]) -> AnalysisResult:
     for run in runs:
         data = run.settings.data
         truth = data.gt_path, data.gt_segment_path, data.gt_label_path
-        test = run.settings.dataset.name, data.test_list, *truth, data.feature_root, data.frames_per_snippet
+        test = run.settings.dataset.name, data.test_list, *truth, data.feature_root, data.stride
         unique.setdefault(test, run)
     targets = list(unique.values())
     names = _unique([f"{run.settings.model.method} on {run.settings.dataset.title}" for run in runs], runs)

@@ -90,7 +90,7 @@ def view(model: Method, videos: VideoDataset, name: str | None) -> VideoView:
         positives, frames = count_frames(videos.truth.frames[index], count, videos.frames_per_snippet)
         truth = positives / np.maximum(frames, 1)
     inputs = torch.from_numpy(windows.astype(np.float32)).to(device), torch.from_numpy(lengths).to(device)
-    step = videos.frames_per_snippet / videos.dataset.fps
+    step = videos.mean_frames(index, count) / videos.dataset.fps
     return VideoView(entry.video, entry.label, *inputs, rows, scores.anomaly[0], truth, step)
 
 

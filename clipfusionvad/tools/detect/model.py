@@ -5,6 +5,7 @@ n snippets, D width of a stream's features, C classes (0 is *normal*).
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text
+from clipfusionvad.metrics import snippet_edges
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY, ClipWeights, load_clip
 from clipfusionvad.tools.detect.config import ModelOptions
@@ -31,9 +33,20 @@ class DetectionModel:
     """Everything that turns frames into scores; ``settings`` describe it in the results."""
 
     def __init__(
-        self, own: ModelOptions, model: Method, clip: ClipWeights | None, clip_name: str, dataset: Dataset, frames: int
+        self,
+        own: ModelOptions,
+        model: Method,
+        clip: ClipWeights | None,
+        clip_name: str,
+        dataset: Dataset,
+        frames: int,
+        parts: int | None = None,
     ):
-        """``clip``, of the name ``clip_name``, encodes the model's texts, if any; ``frames`` are those of a snippet."""
+        """``clip``, of the name ``clip_name``, encodes the model's texts, if any; ``frames`` are those of a snippet.
+
+        With ``parts``, a video has that many snippets: each is the mean over an equal part of its rows.
+        """
+        self.parts = parts
         self.device, self.precision, self.frames_per_snippet = pick_device(own.device), own.precision, frames
         self.model = model.to(self.device).eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
@@ -61,6 +74,7 @@ class DetectionModel:
             "clip": {stream: source.source for stream, source in clips.items()},
             "crop": own.crop,
             "precision": own.precision,
+            **({"parts": parts} if parts else {}),
             **(events if "event" in clips else {}),
         }
 
@@ -70,6 +84,14 @@ class DetectionModel:
         with autocast(self.device, self.precision):
             anomaly, classes = self.model.score_windows(*sampling.windows(features), *self.fixed)
         return sampling.restore(anomaly[0], count), None if classes is None else sampling.restore(classes, count)
+
+    def snippets(self, rows: np.ndarray) -> np.ndarray:
+        """Return the snippets (n, D) of a whole video's rows (L, D): these rows, or the means of equal parts."""
+        if self.parts is None:
+            return rows
+        edges = snippet_edges(self.parts, len(rows), None)
+        # A part of a video of fewer rows than parts is the row that it lies in.
+        return np.stack([rows[i : max(j, i + 1)].mean(axis=0) for i, j in pairwise(edges)])
 
     def rows(self, chunks: Iterable[Sequence[np.ndarray]], live: bool = False) -> Iterator[np.ndarray]:
         """Yield the rows (n, streams · D) that each chunk of frames completes, and the last ones by the tail rule.

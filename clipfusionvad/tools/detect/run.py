@@ -18,6 +18,7 @@ from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, error_line, printable, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
 from clipfusionvad.io.progress import ProgressBar
+from clipfusionvad.metrics import snippet_edges
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
@@ -36,6 +37,8 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
     check_writable(folder / "index.html")
     videos = _list_videos(config.videos, folder) if config.videos else {}
     model = load(config.model)
+    if live.stream and model.parts:
+        raise UserError(f"{config.model.checkpoint} reads equal parts of whole videos: give video files, no --stream")
     if not live.stream:
         try:
             with hold(folder):
@@ -126,10 +129,10 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> D
             rows = np.concatenate(list(model.rows(chunks)))
     if not count:
         raise UserError(broken)
-    anomaly, classes = model.score(rows)
+    anomaly, classes = model.score(model.snippets(rows))
     if not np.isfinite(anomaly).all():
         raise UserError(f"the scores of {path} are not finite: do the weights fit this CLIP's features?")
-    bounds = np.minimum(np.arange(len(anomaly) + 1) * model.frames_per_snippet, count)
+    bounds = snippet_edges(len(anomaly), count, None if model.parts else model.frames_per_snippet)
     segments = find_segments(anomaly, classes, bounds, infos[0].fps, model.labels, thresholds)
     return Detection(infos[0], anomaly, classes, bounds, model.labels, thresholds, segments, broken or None)
 

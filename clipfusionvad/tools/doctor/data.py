@@ -209,6 +209,8 @@ def model_file(scan: DatasetScan) -> Iterator[Finding]:
     if trained and trained != used:
         what = f"it was trained with --frames-per-snippet {trained}, now it is {used}"
         yield Finding(WARNING, what, "a test uses the value in the file", path)
+    if "parts" in file.hparams and scan.config.segments != "equal":
+        yield Finding(WARNING, "it was trained with --segments equal", "a test uses the value in the file", path)
 
 
 def normal_centroid_file(scan: DatasetScan) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from clipfusionvad.data.config import NO_TRUTH
 from clipfusionvad.data.features import load_video
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.packed import open_store, store_folder
-from clipfusionvad.data.truth import KEYED_SUFFIXES, Truth, read_truth
+from clipfusionvad.data.truth import Truth, is_keyed, read_truth
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.setup import read_entries
 from clipfusionvad.io.errors import UserError
@@ -155,9 +155,10 @@ class DatasetScan:
         # The file that holds the segments: an array, or the keyed truth.
         self.segments_file = config.gt_segment_path if config.gt_path.lower().endswith(".npy") else config.gt_path
         self.annotated: dict[str, Annotation] = {}
-        if config.gt_path.lower().endswith(KEYED_SUFFIXES):
+        if is_keyed(config.gt_path):
             with contextlib.suppress(UserError):
-                found = read_annotations(config.gt_path, self.dataset)
+                names = {row.entry.video for row in self.test.rows}
+                found = read_annotations(config.gt_path, self.dataset, names)
                 self.annotated = {name.casefold(): item for name, item in found.items()}
         self.truth: Truth | None = None
         self.truth_problem, self.truth_notes = "", list[str]()
@@ -167,6 +168,6 @@ class DatasetScan:
             paths = config.gt_path, config.gt_segment_path, config.gt_label_path
             try:
                 note = self.truth_notes.append
-                self.truth = read_truth(*paths, entries, snippets, self.dataset, config.frames_per_snippet, note)
+                self.truth = read_truth(*paths, entries, snippets, self.dataset, config.stride, note)
             except UserError as error:
                 self.truth_problem = str(error)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from clipfusionvad.data.truth import KEYED_SUFFIXES, Segment, frames_from_segments
+from clipfusionvad.data.truth import Segment, frames_from_segments, is_keyed
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
@@ -37,12 +37,12 @@ def truth_length(scan: DatasetScan) -> Iterator[Finding]:
 def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     """The truth has another number of frames per snippet than --frames-per-snippet says."""
     path, used = scan.config.gt_path, scan.config.frames_per_snippet
-    if not scan.has_truth or not scan.test_is_whole:
+    if not scan.has_truth or not scan.test_is_whole or scan.config.segments == "equal":
         return
     counts = [row.features.snippets for row in scan.test.rows]
     items = [scan.annotated.get(row.video) for row in scan.test.rows]
     ratios = [item.frames / count for item, count in zip(items, counts, strict=True) if item and item.frames]
-    if not path.lower().endswith(KEYED_SUFFIXES):
+    if not is_keyed(path):
         try:
             ratios = [len(read_array(path, "frame truth")) / sum(counts)]
         except (UserError, TypeError):
@@ -51,6 +51,8 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     if found and not 1 / 1.25 < found / used < 1.25:
         what = f"there are {found:.4g} frames of truth per feature row, but --frames-per-snippet is {used}"
         advice = f"give --frames-per-snippet {round(found)}" if found > 0.9 else "look at the truth's lengths"
+        if len({*counts}) == 1 < len({*ratios}):
+            advice = "if a row is an equal part of its video, give --segments equal"
         yield Finding(ERROR, what, advice, path)
 
 
