@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from clipfusionvad.data.features import check_frames, recorded_frames
 from clipfusionvad.data.truth import KEYED_SUFFIXES, Segment, frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.io.errors import UserError
@@ -52,6 +53,17 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
         what = f"there are {found:.4g} frames of truth per feature row, but --frames-per-snippet is {used}"
         advice = f"give --frames-per-snippet {round(found)}" if found > 0.9 else "look at the truth's lengths"
         yield Finding(ERROR, what, advice, path)
+
+
+def recorded_stride(scan: DatasetScan) -> Iterator[Finding]:
+    """The extraction's manifest beside the features has another number of frames per row than --frames-per-snippet."""
+    used = scan.config.frames_per_snippet
+    for listed in scan.lists:
+        try:
+            paths = [row.entry.path for row in listed.rows]
+            check_frames(paths, used, recorded_frames(paths))
+        except UserError as error:
+            yield listed.finding(ERROR if listed is scan.test else WARNING, str(error))
 
 
 def truth_of_training_videos(scan: DatasetScan) -> Iterator[Finding]:
