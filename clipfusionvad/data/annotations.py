@@ -53,7 +53,7 @@ def video_key(name: str) -> str:
 def match_names(names: Iterable[str], present: Iterable[str]) -> dict[str, str]:
     """Return by name the present one that means the same video: equal, else the only one that is so without endings.
 
-    Endings are those that programs add and drop: suffixes of video files, ``_x264``, ``_i3d``, ``_clip``. Case is ignored.
+    Endings are those that programs add or drop: suffixes of video files, ``_x264``, ``_i3d``. Case is ignored.
     """
     wanted, there = set(names), set(present)
     matched = {name: name for name in wanted & there}

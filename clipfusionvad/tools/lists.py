@@ -238,7 +238,8 @@ def _find_videos(
     root = named.parent.resolve() / named.name
     videos: dict[str, Video] = {}
     found: list[tuple[Path, int]] = []
-    excluded, skipped = 0, []
+    excluded = 0
+    skipped: list[str] = []
     for path in walk_files(root, ".npy"):
         inside = path.relative_to(root)
         if any(fnmatchcase(path.name, glob) or fnmatchcase(inside.as_posix(), glob) for glob in exclude):
@@ -247,7 +248,7 @@ def _find_videos(
         try:
             found.append((path, read_shape(path)[0]))
         except NotOneCrop as error:
-            skipped.append(error)
+            skipped.append(str(error))
     names = match_names(annotations, {split_crop(path.stem)[0] for path, _ in found})
     labels = {names[name]: item.label for name, item in annotations.items() if name in names}
     for path, snippets in found:
@@ -266,7 +267,7 @@ def _find_videos(
     if excluded:
         notes.append(f"{excluded} files left out by --exclude")
     if skipped:
-        advice = "" if CONVERT in str(skipped[0]) else f" ({CONVERT} converts other arrays)"
+        advice = "" if CONVERT in skipped[0] else f" ({CONVERT} converts other arrays)"
         notes.append(f"{len(skipped)} files skipped that are not (snippets, dim): {skipped[0]}{advice}")
     if not videos:
         if not skipped and (first := next(walk_files(root, ""), None)):
@@ -308,9 +309,9 @@ def split_videos(
     test: set[str] = set()
     for path in config.split:
         split = read_split(path)
-        names = _find_names(split, videos, f"videos in {path}", notes)
+        matched = _find_names(split, videos, f"videos in {path}", notes)
         side = train if "train" in Path(path).name.lower() else test
-        side |= {names.get(name, name) for name in split}
+        side |= {matched.get(name, name) for name in split}
     if config.split and not (train | test) & videos.keys():
         raise _nothing_matches(" and ".join(config.split), train | test, videos)
     if both := sorted(train & test):
