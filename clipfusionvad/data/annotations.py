@@ -27,7 +27,9 @@ WHAT = "annotation file"
 COLUMNS = ("video", "frames", "label", "start", "end")
 # Frames of the longest believable video (38 days at 30 fps): more would only exhaust the memory.
 _MOST_FRAMES = 10**8
-_ENDINGS = re.compile(r"(\.(mp4|avi|mkv)|[_-](x264|i3d|c3d|clip|vit|rgb|flow|feats?|features?))+$", re.IGNORECASE)
+_ENDINGS = re.compile(
+    r"(\.(mp4|avi|mkv)|[_-](x264|i3d|c3d|clip|vit|videomae|rgb|flow|fp16|fp32|feats?|features?))+$", re.IGNORECASE
+)
 
 
 @dataclass
