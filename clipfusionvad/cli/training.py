@@ -147,6 +147,10 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     test_set = setup.read_test_set(dataset, model, data, sources)
     sources.add_options(settings.options(), (*FILE_OPTIONS, "init_from"))
     check_overlap(entries, test_set.entries)
+    try:
+        setup.check_stride(entries, store, data.stride)
+    except UserError as error:
+        warn(f"training features: {error}")
     is_random = find_method(model.method).sampling_of(model.options).is_random
     # Averages of whole videos are made video by video.
     packed = PackedBatches(store, device) if store and (is_random or not store.whole) else None

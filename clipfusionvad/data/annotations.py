@@ -14,6 +14,7 @@ Formats are recognised by their content; intervals are in frames, start inclusiv
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +23,15 @@ from typing import Any
 from clipfusionvad.data.masks import Intervals, is_masks, read_masks
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import read_csv, read_text, write_csv
+from clipfusionvad.io.files import delimiter, read_csv, read_text, write_csv
 
 WHAT = "annotation file"
 COLUMNS = ("video", "frames", "label", "start", "end")
 # Frames of the longest believable video (38 days at 30 fps): more would only exhaust the memory.
 _MOST_FRAMES = 10**8
+_ENDINGS = re.compile(
+    r"(\.(mp4|avi|mkv)|[_-](x264|i3d|c3d|clip|vit|videomae|rgb|flow|fp16|fp32|feats?|features?))+$", re.IGNORECASE
+)
 
 
 @dataclass
@@ -50,6 +54,20 @@ def video_key(name: str) -> str:
     return re.sub(r"\.(mp4|avi|mkv)$", "", re.split(r"[\\/]", name.strip())[-1], flags=re.IGNORECASE)
 
 
+def match_names(names: Iterable[str], present: Iterable[str]) -> dict[str, str]:
+    """Return by name the present one that means the same video: equal, else the only one that is so without endings.
+
+    Endings are those that programs add or drop: suffixes of video files, ``_x264``, ``_i3d``. Case is ignored.
+    """
+    wanted, there = set(names), set(present)
+    matched = {name: name for name in wanted & there}
+    alike: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for side, left in enumerate((wanted - there, there - wanted)):
+        for name in left:
+            alike[_ENDINGS.sub("", name).casefold()][side].append(name)
+    return matched | {ours[0]: theirs[0] for ours, theirs in alike.values() if len(ours) == len(theirs) == 1}
+
+
 def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] = ()) -> dict[str, Annotation]:
     """Read an annotation file of any of the formats above, by video name.
 
@@ -68,12 +86,12 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
     elif text.lstrip()[0] in "{[":
         videos = enumerate(_json_videos(path, text), 1)
         parts, parse = ((f"video {number}", video) for number, video in videos), _parse_video
-    elif text.split("\n", 1)[0].replace(" ", "").startswith("video,") or str(path).endswith(".csv"):
+    elif delimiter(text.lstrip().split("\n", 1)[0].strip(), ("video", "start")) or str(path).endswith(".csv"):
         rows = read_csv(path, WHAT, ("video", "label", "start", "end"))
         parts, parse = ((f"row {row}", cells) for row, cells in rows), _parse_row
     else:
         lines = enumerate(text.splitlines(), 1)
-        parts, parse = ((f"line {number}", line.split()) for number, line in lines if line.split()), _parse_line
+        parts, parse = ((f"line {number}", _words(line)) for number, line in lines if line.split()), _parse_line
     annotations: dict[str, Annotation] = {}
     for place, content in parts:
         try:
@@ -144,6 +162,14 @@ def write_annotations_csv(path: str | Path, annotations: Iterable[Annotation]) -
     write_csv(path, COLUMNS, rows)
 
 
+def _words(line: str) -> list[str]:
+    """Split a line at white space, or at the commas or semicolons that separate all its words."""
+    words = line.split()
+    if re.search(r"[,;]\s*[-+.\d]+$", line.strip()) and all(word[-1] in ",;" for word in words[:-1]):
+        words = re.split(r"\s*[,;]\s*", line.strip())
+    return words
+
+
 def _parse_line(tokens: list[str], dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
     name, *words = tokens
     item = Annotation(video_key(name))
@@ -180,11 +206,12 @@ def _parse_row(cells: dict[str, str], dataset: Dataset, before: Mapping[str, Ann
     if item.frames != frames:
         raise UserError(f"{video} has {frames} frames here and {item.frames} in a row before")
     _name_label(item, label, dataset)
-    has_interval = bool(cells["start"] or cells["end"])
+    start, end = ("" if cells[key].lower() in ("nan", "none") else cells[key] for key in ("start", "end"))
+    has_interval = bool(start or end)
     if video in before and has_interval != bool(item.segments):
         raise UserError(f"{video} has rows with an interval and a row without one")
     if has_interval:
-        _add(item, _integer(cells["start"]), _integer(cells["end"]), label, dataset)
+        _add(item, _integer(start), _integer(end), label, dataset)
     return item
 
 
@@ -260,14 +287,16 @@ def _label(word: str, dataset: Dataset) -> str:
     return label
 
 
-def _integer(value: str | int) -> int:
-    if not re.fullmatch(r"[-+]?[0-9]{1,18}", str(value)):
+def _integer(value: str | float) -> int:
+    """Return a whole number, which other programs may have written as 160.0."""
+    found = re.fullmatch(r"([-+]?[0-9]{1,18})(\.0*)?", str(value))
+    if not found:
         raise UserError(f"{str(value)[:40]!r} is not a whole number of frames")
-    return int(value)
+    return int(found[1])
 
 
 def _frames(value: Any) -> int:
-    frames = _integer(value) if isinstance(value, str | int) else 0
+    frames = _integer(value) if isinstance(value, str | int | float) else 0
     if not 0 < frames <= _MOST_FRAMES:
         raise UserError(f"{str(value)[:40]!r} is not a number of frames that a video can have")
     return frames
@@ -275,7 +304,7 @@ def _frames(value: Any) -> int:
 
 def _member(parent: Any, key: str, kind: type) -> Any:
     value = parent.get(key) if isinstance(parent, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, int | float if kind is int else kind) or isinstance(value, bool):
         kinds = {str: "text", int: "a whole number", list: "a list"}
         raise UserError(f"{key!r} is missing or not {kinds[kind]}")
     return value

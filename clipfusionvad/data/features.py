@@ -1,19 +1,22 @@
 """Feature files: one .npy array (snippets, dim) per crop of a video and stream; a row is a snippet."""
 
+import contextlib
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.lists import Entry, split_crop
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.npy import read_npy_header
 from clipfusionvad.io.progress import ProgressBar
 
 # Files of one extraction have norms within a factor of two; a normalised file among others is ten times off.
 NORM_RANGE = 5
+CONVERT = "'python -m clipfusionvad convert-features'"
 
 
 class NotOneCrop(UserError):
@@ -43,7 +46,7 @@ def _read_header(path: str | Path) -> tuple[tuple[int, int], bool, np.dtype, int
     except ValueError as error:
         raise UserError(f"{path} is not a readable .npy file: {error}") from error
     if len(shape) != 2:
-        advice = ": split the crops" if len(shape) == 3 else ""
+        advice = f": {CONVERT} writes such files" if len(shape) == 3 else ""
         raise NotOneCrop(f"{path} has shape {shape}; one file holds one crop of one video as (snippets, dim){advice}")
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise UserError(f"{path} holds {dtype}; features must be float16, float32 or float64")
@@ -55,6 +58,47 @@ def _read_header(path: str | Path) -> tuple[tuple[int, int], bool, np.dtype, int
         state = "truncated" if present < announced else "damaged"
         raise UserError(f"{path} is {state}: {present} bytes of data, {shape} {dtype} takes {announced}; copy it again")
     return (rows, dim), fortran, dtype, start
+
+
+def recorded_frames(paths: Iterable[Path]) -> dict[Path, int]:
+    """Return how many frames a row covers, for the files that the manifest of an extraction describes.
+
+    The manifest lies in a folder above, at most three levels up.
+    """
+    asked = {path: Path(os.path.abspath(path.with_name(split_crop(path.stem)[0]))) for path in paths}
+    found: dict[Path, tuple[str, int]] = {}
+    for folder in {above for parent in {video.parent for video in asked.values()} for above in _above(parent)}:
+        for manifest in folder.glob("manifest*.jsonl"):
+            with contextlib.suppress(OSError, ValueError):
+                for line in manifest.read_text("utf-8").splitlines():
+                    with contextlib.suppress(ValueError, RecursionError):
+                        match json.loads(line):
+                            case {
+                                "video": str(name),
+                                "state": "done",
+                                "time": str(time),
+                                "options": {"stride": int(stride), "reduce": str(reduce)},
+                            }:
+                                record = time, 1 if reduce == "none" else stride
+                                found[folder / name] = max(found.get(folder / name, record), record)
+    return {path: found[video][1] for path, video in asked.items() if video in found}
+
+
+def _above(folder: Path) -> tuple[Path, ...]:
+    return (folder, *folder.parents)[:4]
+
+
+def check_frames(paths: Iterable[Path], used: int, recorded: Mapping[Path, int]) -> None:
+    """Raise ``UserError`` where rows were recorded to cover another number of frames than the one in use."""
+    other = {path: recorded[path] for path in paths if recorded.get(path, used) != used}
+    for path, length in other.items():
+        advice = f"give --frames-per-snippet {length}"
+        if len(set(recorded.values())) > 1:
+            advice = "not all files were: extract them with one --stride"
+        raise UserError(
+            f"{path}: its rows cover {length} frames by the record of its extraction, but --frames-per-snippet is "
+            f"{used}: {advice}"
+        )
 
 
 def read_video_shape(paths: Sequence[Path], dim: int | None = None) -> int:

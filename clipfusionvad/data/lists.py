@@ -63,7 +63,10 @@ def read_list(
     that is not found keeps the path in the list. Raises ``UserError``, for missing files one that counts them.
     """
     if not Path(path).is_file():
-        raise UserError(f"list not found: {path}; 'python -m clipfusionvad lists' makes lists from features")
+        raise UserError(
+            f"list not found: {path}; 'python -m clipfusionvad lists' makes lists from features, test lists with its "
+            f"--annotations, --split or --no-truth"
+        )
     rows = read_csv(path, "list", ("path", "label"))
     if not rows:
         raise UserError(f"list {path} holds no videos")
@@ -134,6 +137,17 @@ def write_list(path: str | Path, entries: Iterable[Entry]) -> None:
     write_csv(path, ("path", "label"), ((entry.path.as_posix(), entry.label) for entry in entries))
 
 
+def check_repeated(path: str | Path, entries: Sequence[Entry]) -> None:
+    """Raise ``UserError`` where a test list names a video twice: keyed truth would judge it twice."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        if (other := first.setdefault(entry.video, entry)) is not entry:
+            raise UserError(
+                f"list {path}, row {entry.row}: {entry.path.name} is of {entry.video}, as is row {other.row} "
+                f"({other.path.name}), and both would be judged: list one crop of each test video once"
+            )
+
+
 def check_overlap(train: Sequence[Entry], test: Sequence[Entry]) -> None:
     """Warn where videos of the test list, by name, are in the training list as well."""
     if shared := sorted({entry.video for entry in test} & {entry.video for entry in train}):
@@ -185,9 +199,10 @@ class _Finder:
         return files
 
     def find(self, listed: str) -> str | Path | None:
-        for base in ("",) if os.path.isabs(listed) else ("", self.folder, self.folder / os.pardir):
-            if os.path.isfile(joined := os.path.join(base, listed)):
-                return joined
+        for name in dict.fromkeys((listed, listed.replace("\\", "/"))):
+            for base in ("",) if os.path.isabs(name) else ("", self.folder, self.folder / os.pardir):
+                if os.path.isfile(joined := os.path.join(base, name)):
+                    return joined
         # Lists come from Windows machines too; ".." must not lead out of the root.
         parts = tuple(part for part in re.split(r"[\\/]", listed) if part not in ("", ".", ".."))
         if self.root is None or not parts:

@@ -27,7 +27,7 @@ from typing import get_type_hints
 
 import numpy as np
 
-from clipfusionvad.data.features import check_features, compare_norms, load_video, median_norm
+from clipfusionvad.data.features import check_features, compare_norms, load_video, median_norm, recorded_frames
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.io.errors import UserError
@@ -48,7 +48,8 @@ class Manifest:
 
     ``list`` and ``list_sha256`` are the list's path and content, ``width`` the features' dim in one stream,
     ``sampling`` the sampling whose inputs they are, as text (None: whole videos). ``rounding`` is the largest error
-    of a value relative to the largest of its snippet, 0 for an exact store. ``crc32`` is the checksum of the data,
+    of a value relative to the largest of its snippet, 0 for an exact store. ``frames_per_snippet`` is that of the
+    extraction, where its manifest is beside the features. ``crc32`` is the checksum of the data,
     ``index_crc32`` of the other arrays and ``own_crc32`` of the rest of the manifest.
     """
 
@@ -64,10 +65,15 @@ class Manifest:
     index_crc32: int
     own_crc32: int = 0
     format: str = FORMAT
+    frames_per_snippet: int | None = None
 
     def signed(self) -> Manifest:
         """Return the same manifest with its own checksum."""
-        plain = json.dumps(asdict(replace(self, own_crc32=0)), sort_keys=True)
+        content = asdict(replace(self, own_crc32=0))
+        # Older stores have no such line.
+        if self.frames_per_snippet is None:
+            del content["frames_per_snippet"]
+        plain = json.dumps(content, sort_keys=True)
         return replace(self, own_crc32=zlib.crc32(plain.encode()))
 
 
@@ -285,7 +291,10 @@ def write_store(
         write_array(temporary / SOURCES, sources)
         made, text = (name, list_sha256, tuple(streams), width), repr(fixed) if fixed else None
         sums = crc32, _index_crc32(videos, sources)
-        manifest = Manifest(*made, text, dtype, len(entries), max(roundings), *sums).signed()
+        recorded = set(recorded_frames(entry.path for entry in entries).values())
+        stride = recorded.pop() if len(recorded) == 1 else None
+        about = Manifest(*made, text, dtype, len(entries), max(roundings), *sums, frames_per_snippet=stride)
+        manifest = about.signed()
         write_json(temporary / MANIFEST, asdict(manifest))
     compare_norms(entries, np.array(norms), name)
     return manifest

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfusionvad.data.annotations import Annotation, read_annotations, with_classes
+from clipfusionvad.data.annotations import Annotation, match_names, read_annotations, with_classes
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.masks import is_masks
@@ -22,6 +22,8 @@ _EQUAL = "all have as many feature rows: if these are equal parts of each video,
 _NEEDED = "the number of frames of each video, which --segments equal needs"
 
 Segment = tuple[int, int]
+# Truth this many times as long as the features is of another number of frames per snippet.
+FAR = 1.1
 
 
 @dataclass
@@ -72,7 +74,7 @@ def read_truth(
         return _read_keyed(frames_path, entries, None, dataset, 1)[0]
     lengths = [frames_per_snippet * count for count in snippets]
     if is_keyed(frames_path):
-        truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, max(frames_per_snippet, 2))
+        truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, frames_per_snippet)
         if doubt:
             tell(doubt)
         return truth
@@ -121,16 +123,20 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
 
 
 def _read_keyed(
-    path: str | Path, entries: Sequence[Entry], lengths: Sequence[int] | None, dataset: Dataset, least_off: int
+    path: str | Path, entries: Sequence[Entry], lengths: Sequence[int] | None, dataset: Dataset, size: int
 ) -> tuple[Truth, str]:
-    """Return the truth, and a warning where lengths differ by ``least_off`` frames or more.
+    """Return the truth, and a warning where lengths differ by a snippet of ``size`` frames (at least 2) or more.
 
     Without ``lengths``, those of the features, the file must hold that of every video.
     """
     annotations = read_annotations(path, dataset, {entry.video for entry in entries})
+    names = match_names(annotations, [entry.video for entry in entries])
+    annotations = {names.get(name, name): item for name, item in annotations.items()}
     absent = [e for e in entries if e.video not in annotations and not dataset.is_normal(e.label)]
     if absent:
         first = f"the first is {absent[0].video} (list row {absent[0].row})"
+        if not names:
+            first += f"; its own first video is {next(iter(annotations))}"
         raise UserError(f"{path} has no annotation for {len(absent)} anomalous videos of the test list, {first}")
     if lengths is None:
         lengths = [annotations[e.video].frames or 0 if e.video in annotations else 0 for e in entries]
@@ -140,10 +146,10 @@ def _read_keyed(
             raise UserError(f"{path} does not hold {_NEEDED}: {rest}; fill its column 'frames'")
     truth = Truth([], [], [])
     off: list[tuple[int, int, str]] = []
-    for entry, covered in zip(entries, lengths, strict=True):
-        item = with_classes(annotations.get(entry.video, Annotation(entry.video)), entry.label, dataset)
+    items = [with_classes(annotations.get(e.video, Annotation(e.video)), e.label, dataset) for e in entries]
+    for entry, item, covered in zip(entries, items, lengths, strict=True):
         length = item.frames or covered
-        if abs(length - covered) >= least_off:
+        if abs(length - covered) >= max(size, 2):
             off.append((length, covered, entry.video))
         normal = dataset.is_normal(entry.label)
         if normal and item.segments:
@@ -152,10 +158,32 @@ def _read_keyed(
         truth.frames.append(frames_from_segments(item.segments, length))
         truth.segments.append([(0, length)] if normal else item.segments)
         truth.labels.append([NORMAL_IN_TRUTH] if normal else item.labels)
+    known = [(item.frames, covered // size) for item, covered in zip(items, lengths, strict=True) if item.frames]
+    if off and (fitting := fitting_stride(known, size)):
+        factor = sum(frames for frames, _ in known) / sum(rows * size for _, rows in known)
+        raise UserError(
+            f"{path} has {factor:.3g} times the frames that the features cover, in all {len(known)} videos: give "
+            f"--frames-per-snippet {fitting} (now {size}); {_worst(off)}"
+        )
     doubt = f"{path}: {len(off)} videos differ from their features by a snippet or more: {_worst(off)}" if off else ""
     if off and len({*lengths}) == 1 < len({len(frames) for frames in truth.frames}):
         doubt += f"; {_EQUAL}"
     return truth, doubt
+
+
+def fitting_stride(known: Sequence[tuple[int, int]], size: int) -> int | None:
+    """Return the frames per snippet that fit all videos of known (frames, rows), if ``size`` is far from doing so.
+
+    A video of F frames has from F / N - 1 to F / N + 1 rows of N frames: its last snippet may be incomplete.
+    """
+    ratio = sum(frames for frames, _ in known) / sum(rows for _, rows in known)
+    lowest = max(frames / (rows + 1) for frames, rows in known)
+    highest = min(frames / (rows - 1) if rows > 1 else float("inf") for frames, rows in known)
+    fitting = max(1, round(ratio))
+    if FRAMES_PER_SNIPPET != size and lowest < FRAMES_PER_SNIPPET < highest:
+        fitting = FRAMES_PER_SNIPPET
+    near = 1 / FAR < ratio / size < FAR or lowest < size < highest
+    return None if near or not lowest < fitting < highest else fitting
 
 
 def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
@@ -172,9 +200,10 @@ def _read_per_video(path: str | Path | None, what: str) -> np.ndarray:
 def _segments(item: Any, where: str) -> list[Segment]:
     try:
         # Released bounds are text for anomalous videos and numbers for normal ones.
-        spans = [(int(start), int(end)) for start, end in item]
-        bounds = [bound for pair in item for bound in pair if not isinstance(bound, str)]
-        whole = all(int(bound) == bound for bound in bounds) and not any(isinstance(pair, str) for pair in item)
+        pairs = [[float(bound) if isinstance(bound, str) else bound for bound in pair] for pair in item]
+        spans = [(int(start), int(end)) for start, end in pairs]
+        whole = all(int(bound) == bound for pair in pairs for bound in pair)
+        whole = whole and not any(isinstance(pair, str) for pair in item)
         if not whole or not all(0 <= start <= end for start, end in spans):
             raise ValueError("no interval")
         return spans
@@ -223,6 +252,10 @@ def _explain(
     if len({*lengths}) == 1 < len(lengths):
         parts.append(_EQUAL)
     advice = "make truth for these features with 'python -m clipfusionvad lists'"
+    rows = total // size
+    fitting = max(1, round(count / rows))
+    if not 1 / FAR < count / total < FAR and abs(count - fitting * rows) < fitting * len(entries):
+        return "; ".join([*parts, f"give --frames-per-snippet {fitting}: so many fit each row"])
     if known != difference:
         advice = (
             f"in which videos the {'other ' if known else ''}{difference - known:+d} frames are these arrays cannot "

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
-from clipfusionvad.data.features import check_features, load_entry
-from clipfusionvad.data.lists import Entry, add_streams, read_list
+from clipfusionvad.data.features import check_features, check_frames, load_entry, recorded_frames
+from clipfusionvad.data.lists import Entry, add_streams, check_repeated, read_list
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
-from clipfusionvad.data.truth import read_truth
+from clipfusionvad.data.truth import is_keyed, read_truth
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_clip, load_centroid, load_model_file
 from clipfusionvad.engine.config import Settings
@@ -70,9 +70,23 @@ def check_list(
     return store.lengths.tolist()
 
 
+def check_stride(entries: Sequence[Entry], store: Store | None, used: int | None) -> None:
+    """Raise ``UserError`` where features were extracted with another ``--frames-per-snippet`` than the one in use."""
+    if used is None:
+        return
+    paths = [entry.path for entry in entries]
+    recorded = recorded_frames(paths)
+    if store and store.manifest.frames_per_snippet:
+        recorded = dict.fromkeys(paths, store.manifest.frames_per_snippet) | recorded
+    check_frames(paths, used, recorded)
+
+
 def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted: Sources | None = None) -> VideoDataset:
     """Read and check the test list, its features and its truth, if there is one; note the files in ``noted``."""
     entries, store = open_list(data.test_list, dataset, model, data)
+    check_stride(entries, store, data.stride)
+    if data.gt_path != NO_TRUTH and is_keyed(data.gt_path):
+        check_repeated(data.test_list, entries)
     noted = noted or Sources()
     snippets = check_list(data.test_list, entries, store, model.visual_width, data.check, "test features", noted)
     truth = None

@@ -130,6 +130,8 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
                 yield str(file), file.relative_to(path).with_suffix("").as_posix()
     elif path.suffix.lower() == ".txt":
         for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
+            if not (is_address(line) or (path.parent / line).exists()):
+                line = line.replace("\\", "/")
             yield line if is_address(line) else str(path.parent / line), _listed_name(line)
     elif path.suffix.lower() == ".jsonl":
         for number, record in _read_lines(path):

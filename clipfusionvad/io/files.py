@@ -1,5 +1,6 @@
 """Read text, JSON, YAML and CSV files with clear errors, write files whole or not at all, and lock folders."""
 
+import codecs
 import contextlib
 import csv
 import errno
@@ -190,16 +191,18 @@ def check_unpacked_size(path: str | Path, growth: float) -> None:
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """Return the text of a UTF-8 file without its byte-order mark; ``UserError`` for any other file."""
+    """Return the text of a UTF-8 file, or of a UTF-16 file with its mark (Excel); ``UserError`` for any other file."""
     must_exist(path, what)
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
     if "\0" in text:
-        raise UserError(f"{what} {path} is not a text file")
+        advice = "" if b"\0" in content else " in UTF-8: save it as UTF-8 (in Excel, 'CSV UTF-8')"
+        raise UserError(f"{what} {path} is not a text file{advice}")
     return text
 
 
@@ -237,10 +240,13 @@ def read_yaml(path: str | Path, what: str) -> Any:
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Return a CSV file's rows as (line number, cells by column name); ``UserError`` for missing columns or long rows.
 
-    Cells are stripped (released lists have stray spaces), blank lines skipped, cells missing at a row's end empty.
+    Cells are separated by commas, semicolons or tabs. They are stripped (released lists have stray spaces), blank lines
+    skipped, cells missing at a row's end empty. The names of columns are in lower case.
     """
+    text = read_text(path, what)
+    mark = delimiter(next(filter(str.strip, text.splitlines()), ""), columns) or ","
     # newline=None: files from every platform.
-    reader = csv.reader(io.StringIO(read_text(path, what), newline=None), strict=True, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=mark, strict=True, skipinitialspace=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
@@ -248,7 +254,7 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
     lines = [(number, cells) for number, cells in lines if any(cells)]
     if not lines:
         raise UserError(f"{what} {path} is empty")
-    (_, header), *rows = lines
+    header, rows = [cell.lower() for cell in lines[0][1]], lines[1:]
     for column in columns:
         if column not in header:
             raise UserError(f"{what} {path} has no column {column!r}; its header is {','.join(header)[:100]!r}")
@@ -256,6 +262,12 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
         if any(cells[len(header) :]):
             raise UserError(f"{what} {path}, row {number}: {len(cells)} cells, the header has {len(header)}")
     return [(number, dict(zip_longest(header, cells[: len(header)], fillvalue=""))) for number, cells in rows]
+
+
+def delimiter(header: str, columns: Iterable[str]) -> str | None:
+    """Return what separates the cells of a header that names all the columns; None for any other line."""
+    cells = {mark: {cell.strip(' "') for cell in header.lower().split(mark)} for mark in ",;\t"}
+    return next((mark for mark, names in cells.items() if names.issuperset(columns)), None)
 
 
 def walk_files(folder: str | Path, suffix: str) -> Iterator[Path]:

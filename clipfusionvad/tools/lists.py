@@ -13,6 +13,7 @@ import numpy as np
 from clipfusionvad.data.annotations import (
     Annotation,
     join_pieces,
+    match_names,
     read_annotations,
     read_lengths,
     video_key,
@@ -20,15 +21,17 @@ from clipfusionvad.data.annotations import (
     write_annotations_csv,
 )
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
-from clipfusionvad.data.features import NotOneCrop, read_shape
+from clipfusionvad.data.features import CONVERT, NotOneCrop, check_frames, read_shape, recorded_frames
 from clipfusionvad.data.lists import Entry, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, is_text, printable, warn
-from clipfusionvad.io.files import read_csv, read_text, walk_files, write_array
+from clipfusionvad.io.files import delimiter, read_csv, read_text, walk_files, write_array
 from clipfusionvad.io.option import Option, size
 
 Annotations = dict[str, Annotation]
+# Videos without features that are named.
+SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,23 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
                 f"{_first_file(video)}: {video.name} is a piece of {whole}, but annotations are in frames of the whole "
                 f"video: give features of that, or --exclude the pieces"
             )
-    _note_missing(for_classes, videos, "annotated videos", notes)
+    names = _find_names({*for_frames, *for_classes}, videos, "annotated videos", notes)
+    if config.annotations and not names:
+        raise _nothing_matches(" and ".join(config.annotations), for_classes, videos)
+    for_frames, for_classes = (
+        {names.get(name, name): replace(item, video=names.get(name, name)) for name, item in read.items()}
+        for read in (for_frames, for_classes)
+    )
     train, test = split_videos(videos, for_classes, dataset, config, notes)
+    told = config.annotations or config.split or "train" in Path(config.features).name.lower()
+    if not (test or told or any(video.folder_split for video in videos.values())):
+        raise UserError(
+            f"nothing says which videos below {config.features} are test videos: give --annotations FILE or --split "
+            f"FILE, or put them in folders named train and test"
+        )
+    if test and config.truth and config.segments != "equal":
+        paths = [path for video in test for path, _ in video.crops.values()]
+        check_frames(paths, config.frames_per_snippet, recorded_frames(paths))
 
     train_rows = [
         (path, video.label)
@@ -238,7 +256,10 @@ def _find_videos(
     named = Path(os.path.abspath(folder))
     root = named.parent.resolve() / named.name
     videos: dict[str, Video] = {}
-    excluded, skipped, unnamed = 0, [], []
+    found: list[tuple[Path, int]] = []
+    excluded = 0
+    skipped: list[str] = []
+    unnamed: list[str] = []
     for path in walk_files(root, ".npy"):
         inside = path.relative_to(root)
         if any(fnmatchcase(path.name, glob) or fnmatchcase(inside.as_posix(), glob) for glob in exclude):
@@ -248,18 +269,21 @@ def _find_videos(
             unnamed.append(printable(str(path)))
             continue
         try:
-            snippets, _ = read_shape(path)
-        except NotOneCrop:
-            skipped.append(path)
-            continue
+            found.append((path, read_shape(path)[0]))
+        except NotOneCrop as error:
+            skipped.append(str(error))
+    names = match_names(annotations, {split_crop(path.stem)[0] for path, _ in found})
+    labels = {names[name]: item.label for name, item in annotations.items() if name in names}
+    for path, snippets in found:
         name, crop = split_crop(path.stem)
-        label = dataset.label_of(name, path.parent.name) or annotations.get(name, Annotation(name)).label
+        label = dataset.label_of(name, path.parent.name) or labels.get(name)
         if label is None:
             raise UserError(
                 f"{path}: neither its name, its folder nor an annotation gives the class of {name}; "
                 f"classes of {dataset.title}: {', '.join(dataset.labels)} (--exclude leaves files out)"
             )
-        video = videos.setdefault(name, Video(name, label, _split_of(inside.parts[:-1], dataset)))
+        folders = path.relative_to(root).parts[:-1]
+        video = videos.setdefault(name, Video(name, label, _split_of(folders, dataset)))
         if crop in video.crops:
             raise UserError(_same_crop(video.crops[crop][0], path, name))
         video.crops[crop] = (path, snippets)
@@ -271,9 +295,15 @@ def _find_videos(
             f"the first is {unnamed[0]}: rename them"
         )
     if skipped:
-        notes.append(f"{len(skipped)} files skipped that are not (snippets, dim), the first is {skipped[0]}")
+        advice = "" if CONVERT in skipped[0] else f" ({CONVERT} converts other arrays)"
+        notes.append(f"{len(skipped)} files skipped that are not (snippets, dim): {skipped[0]}{advice}")
     if not videos:
-        raise UserError(f"no feature files (.npy, one per crop, of shape (snippets, dim)) below {folder}")
+        if not skipped and (first := next(walk_files(root, ""), None)):
+            skipped = [f"the first file is {first}; {CONVERT} reads .npy, .npz, .pt and .h5"]
+        raise UserError(
+            f"no feature files (.npy, one per crop, of shape (snippets, dim)) below {folder}"
+            + (f": {skipped[0]}" if skipped else "")
+        )
     return videos
 
 
@@ -306,10 +336,12 @@ def split_videos(
     train: set[str] = set()
     test: set[str] = set()
     for path in config.split:
-        names = read_split(path)
-        _note_missing(names, videos, f"videos in {path}", notes)
+        split = read_split(path)
+        matched = _find_names(split, videos, f"videos in {path}", notes)
         side = train if _side_of(path) == "train" else test
-        side |= names
+        side |= {matched.get(name, name) for name in split}
+    if config.split and not (train | test) & videos.keys():
+        raise _nothing_matches(" and ".join(config.split), train | test, videos)
     if both := sorted(train & test):
         raise UserError(f"{len(both)} videos are in both a training and a test split, the first is {both[0]}")
     if config.split:
@@ -351,9 +383,8 @@ def _side_of(path: str) -> str:
 def read_split(path: str | Path) -> set[str]:
     """Return the video names of a split file: a name or path per line, or CSV with a column ``video`` or ``path``."""
     lines = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
-    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
     for column in ("video", "path"):
-        if column in header:
+        if lines and delimiter(lines[0], (column,)):
             lines = [cells[column] for _, cells in read_csv(path, "split file", (column,)) if cells[column]]
             break
     if not lines:
@@ -362,6 +393,19 @@ def read_split(path: str | Path) -> set[str]:
     return {split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name for name in names}
 
 
-def _note_missing(names: Iterable[str], videos: dict[str, Video], what: str, notes: list[str]) -> None:
-    if missing := sorted(set(names) - videos.keys()):
-        notes.append(f"{len(missing)} {what} have no feature file, the first is {missing[0]}")
+def _find_names(names: set[str], videos: dict[str, Video], what: str, notes: list[str]) -> dict[str, str]:
+    """Return the names of the features by those in a file; ``notes`` gets what is missing or named otherwise."""
+    found = match_names(names, videos)
+    if found and (missing := sorted(names - found.keys())):
+        first = ", ".join(missing[:SHOWN]) + ", …" * (len(missing) > SHOWN)
+        notes.append(f"{len(missing)} {what} have no feature file ({len(found)} have): {first}")
+    if other := sorted((name, video) for name, video in found.items() if name != video):
+        notes.append(f"{len(other)} {what} have features of a slightly other name, the first: {' is '.join(other[0])}")
+    return found
+
+
+def _nothing_matches(files: str, names: Iterable[str], videos: dict[str, Video]) -> UserError:
+    return UserError(
+        f"no video of {files} has a feature file: there it is called {min(names)}, the features {min(videos)}; rename "
+        f"one of them"
+    )

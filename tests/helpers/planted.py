@@ -357,7 +357,7 @@ FOLLOWS = {
     "truncated in the test list": {"truth-unreadable"},
     "training on the test list": {"train-test-overlap"},
     "lists the wrong way round": {"test-crops", "truth-unreadable", "truth-of-training-videos", "frames-per-snippet"},
-    "row per frame": {"truth-length"},
+    "row per frame": {"truth-unreadable"},
     "anomalous without segment": {"truth-length"},
     "frames of another order": {"anomalous-without-truth"},
     "another order of the test list": TRUTH,

@@ -159,7 +159,7 @@ def test_folders_with_one_side_only_and_with_other_arrays(project, capsys):
     assert "6 files left out" in warned and "2 files skipped" in warned and "features/gt.npy" in warned
     assert stems(project / "list/ucf_CLIP_rgb.csv") == ["Abuse001_x264__0"]
     # Only the training set.
-    save(project / "alone/features", "Abuse001_x264__0")
+    save(project / "alone/features", "train/Abuse001_x264__0")
     assert run(project / "alone", annotations=None) == 0
     assert [path.name for path in (project / "alone/list").iterdir()] == ["ucf_CLIP_rgb.csv"]
     assert "no test videos" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from clipfusionvad.data.features import check_frames, recorded_frames
 from clipfusionvad.data.truth import Segment, frames_from_segments, is_keyed
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.io.errors import UserError
@@ -54,6 +55,17 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
         if len({*counts}) == 1 < len({*ratios}):
             advice = "if a row is an equal part of its video, give --segments equal"
         yield Finding(ERROR, what, advice, path)
+
+
+def recorded_stride(scan: DatasetScan) -> Iterator[Finding]:
+    """The extraction's manifest beside the features has another number of frames per row than --frames-per-snippet."""
+    used = scan.config.stride
+    for listed in scan.lists if used else ():
+        try:
+            paths = [row.entry.path for row in listed.rows]
+            check_frames(paths, used, recorded_frames(paths))
+        except UserError as error:
+            yield listed.finding(ERROR if listed is scan.test else WARNING, str(error))
 
 
 def truth_of_training_videos(scan: DatasetScan) -> Iterator[Finding]:
