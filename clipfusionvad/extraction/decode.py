@@ -110,7 +110,7 @@ def _read_pictures(
     fps: float,
 ) -> Iterator[np.ndarray]:
     if not (files := files_of(source)):
-        raise UserError(f"no pictures {source}")
+        raise UserError(f"video not found: {source}")
     for index, file in enumerate(files):
         try:
             frame = read_picture(file)

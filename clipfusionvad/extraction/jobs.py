@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from clipfusionvad.extraction.decode import is_address
-from clipfusionvad.extraction.pictures import NUMBER, PICTURES, find_pictures, is_pictures, size_of
+from clipfusionvad.extraction.pictures import NUMBER, PICTURES, files_of, find_pictures, group_pictures, is_pictures
 from clipfusionvad.extraction.snippets import ExtractOptions
-from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import check_writable, read_text, walk_files, without_nan, writing
 from clipfusionvad.io.option import Option, size
 
@@ -80,8 +80,8 @@ class Job:
     @property
     def bytes(self) -> int | None:
         """Size of the video file, or of all its pictures; None for an address."""
-        local = is_pictures(self.source) or not is_address(self.source) and Path(self.source).is_file()
-        return size_of(self.source) if local else None
+        files = files_of(self.source)
+        return sum(file.stat().st_size for file in files) if files else None
 
     def recorded_options(self) -> dict[str, Any]:
         """Return the options that the features depend on, besides the encoder's weights, as plain values."""
@@ -148,10 +148,14 @@ def _expand_folder(folder: Path) -> Iterator[tuple[str, str]]:
             videos.append(file)
         elif file.suffix.lower() in PICTURES:
             pictures.setdefault(file.parent, []).append(file.name)
-    # Pictures beside videos are covers, figures of results, or frames of the same videos.
-    yield from ((str(file), file.relative_to(folder).with_suffix("").as_posix()) for file in videos)
     if not videos:
         yield from find_pictures(folder, pictures)
+    for parent in {file.parent for file in videos}:
+        # Pictures beside a video are covers or figures of results.
+        pictures.pop(parent, None)
+    if videos and (left := next(filter(lambda parent: group_pictures(pictures[parent]), pictures), None)):
+        warn(f"{folder} holds video files, so pictures below it are left out: name {left} itself if it is a video")
+    yield from ((str(file), file.relative_to(folder).with_suffix("").as_posix()) for file in videos)
 
 
 def _expand_listed(folder: Path, line: str) -> Iterator[tuple[str, str]]:

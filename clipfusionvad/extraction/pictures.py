@@ -30,20 +30,12 @@ def is_pictures(source: str | Path) -> bool:
 
 
 def files_of(source: str | Path) -> list[Path]:
-    """Return the pictures of a video, by number; of any other source the file itself."""
+    """Return the pictures of a video, by number, or its one file; nothing if they are not there."""
     path = Path(source)
-    if not is_pictures(source):
-        return [path]
-    try:
-        groups = _groups(path.parent, path.parent.stat().st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"no pictures {source}: {error.strerror}") from error
+    if not is_pictures(source) or not path.parent.is_dir():
+        return [path] if path.is_file() else []
+    groups = _groups(path.parent, path.parent.stat().st_mtime_ns)
     return [path.parent / name for _, name in groups.get(path.stem.removesuffix(NUMBER), [])]
-
-
-def size_of(source: str | Path) -> int:
-    """Return the bytes of a video's file or of all its pictures."""
-    return sum(file.stat().st_size for file in files_of(source))
 
 
 def read_picture(file: Path) -> np.ndarray:
@@ -58,7 +50,7 @@ def read_picture(file: Path) -> np.ndarray:
 def note_rate(sources: Iterable[str], fps: float) -> None:
     """Say which frame rate is taken if any of the sources is pictures, which hold no times."""
     if any(map(is_pictures, sources)):
-        warn(f"pictures hold no times: {fps:g} frames a second are taken; --fps sets another rate")
+        warn(f"pictures hold no times: {fps:g} a second are taken; --fps sets the rate (3 for every tenth of 30)")
 
 
 def find_pictures(folder: Path, files: Mapping[Path, list[str]]) -> Iterator[tuple[str, str]]:
@@ -69,7 +61,7 @@ def find_pictures(folder: Path, files: Mapping[Path, list[str]]) -> Iterator[tup
 
     Raises ``UserError`` where it is not clear which pictures are a video; a line tells of numbers that are missing.
     """
-    found = {parent: groups for parent, names in files.items() if (groups := _group(names))}
+    found = {parent: groups for parent, names in files.items() if (groups := group_pictures(names))}
     for outer, inner in ((outer, parent) for parent in found for outer in parent.parents if outer in found):
         raise UserError(f"{outer} holds numbered pictures, and so does {inner}: move those that are not the video")
     incomplete = []
@@ -88,7 +80,7 @@ def find_pictures(folder: Path, files: Mapping[Path, list[str]]) -> Iterator[tup
         warn(f"{incomplete[0]}{more}: the pictures that are there are read one after the other")
 
 
-def _group(names: Iterable[str]) -> dict[str, Group]:
+def group_pictures(names: Iterable[str]) -> dict[str, Group]:
     """Return the videos of a folder by what stands before the number in their pictures' names."""
     groups: dict[str, Group] = {}
     for name in names:
@@ -102,8 +94,8 @@ def _group(names: Iterable[str]) -> dict[str, Group]:
 
 @functools.lru_cache(maxsize=1)
 def _groups(folder: Path, modified: int) -> dict[str, Group]:
-    """Return ``_group`` of a folder as it was at a time: it may hold a million pictures of many videos."""
-    return _group(os.listdir(folder))
+    """Return ``group_pictures`` of a folder as it was at a time: it may hold a million pictures of many videos."""
+    return group_pictures(os.listdir(folder))
 
 
 def _check(folder: Path, group: Group) -> None:

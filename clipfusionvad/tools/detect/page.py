@@ -101,6 +101,7 @@ def write_detection(
     draw_scores(Path(f"{stem}.png"), title, found)
     info, length = found.info, float(seconds[-1])
     facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
+    facts |= {"times by": info.times}
     page = render(
         "detection.html.j2",
         title=title,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import find_videos
-from clipfusionvad.extraction.pictures import files_of, is_pictures, note_rate, size_of
+from clipfusionvad.extraction.pictures import files_of, is_pictures, note_rate
 from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
@@ -72,13 +72,11 @@ def _detect_videos(
     for name, path in tqdm(videos.items(), "videos", disable=None):
         source, record_path = Path(path), folder / f"{name}.json"
         try:
-            pictures, fps = is_pictures(source), config.fps
-            if pictures:
-                fps = fps or model.fps
-            elif not source.is_file():
+            if not (files := [file.stat() for file in files_of(source)]):
                 raise UserError(f"video not found: {source}")
+            fps = config.fps or (model.fps if is_pictures(source) else None)
             # What shows whether the file has changed.
-            stamp = {"bytes": size_of(source), "modified": max(file.stat().st_mtime_ns for file in files_of(source))}
+            stamp = {"bytes": sum(f.st_size for f in files), "modified": max(f.st_mtime_ns for f in files)}
             settings = model.settings | {"pages": config.video, "annotated": config.annotated, "file": stamp}
             settings |= {"fps": fps} if fps else {}
             record = None if config.overwrite else read_record(record_path)
