@@ -175,7 +175,7 @@ def decode(
     stream.thread_type = "SLICE" if live else "AUTO"
     # For a raw stream ffmpeg makes up an average rate and timestamps; the stream's own header may know the rate.
     raw, times = bool(container.format.flags & Flags.no_timestamps.value), None
-    for packet in container.demux(stream):
+    for packet in _packets(container, stream):
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -198,6 +198,18 @@ def decode(
             if on_time:
                 on_time(times.of(frame.pts))
             yield image
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream; an empty one is the last."""
+    ended = False
+    while not ended:
+        # PyAV stumbles over a stream that begins later, such as sound in FLV: only its packet is lost.
+        with contextlib.suppress(IndexError):
+            for packet in container.demux(stream):
+                ended = packet.size == 0
+                yield packet
+            return
 
 
 class _FrameTimes:

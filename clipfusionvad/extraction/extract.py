@@ -30,7 +30,7 @@ from clipfusionvad.engine.ray_session import import_ray, session
 from clipfusionvad.extraction.decode import DEFAULT_FPS, VideoInfo, batched, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureManifest, Job, find_videos
-from clipfusionvad.extraction.pictures import is_pictures, note_rate
+from clipfusionvad.extraction.pictures import is_pictures, note_rate, step_of
 from clipfusionvad.extraction.snippets import SnippetEncoder, to_canvas
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, hash_file, hold, remove_leftovers
@@ -110,7 +110,8 @@ def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureM
     rate = f", {frames / seconds:.0f} frames/s" if frames else ""
     print(f"{done} videos extracted ({frames} frames in {seconds:.0f} s{rate}), {existing} existed already")
     if done + existing:
-        length = 1 if config.options.reduce == "none" else config.options.stride
+        # Annotations count the frames of the original video.
+        length = (1 if config.options.reduce == "none" else config.options.stride) * step_of(jobs[0].source)
         flag = "" if length == 16 else f" --frames-per-snippet {length}"
         print(f"features in {config.output}, with their options in {config.output}/manifest*.jsonl")
         print(f"next: python -m clipfusionvad lists --dataset NAME --features {config.output} --output list{flag}")
@@ -230,8 +231,8 @@ def extract_job(job: Job, on_frames: Callable[[int], object] = lambda count: Non
 def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> dict[str, Any]:
     """Write the feature files of a video, either all or none, and return its record.
 
-    The record holds encoder, fps, frames, rows and files, the video's size, SHA-256 (none of pictures) and duration,
-    where its ``times`` come from, and the seconds taken.
+    The record holds encoder, fps, frames (every ``step``-th of the original), rows and files, the video's size, SHA-256
+    (none of pictures) and duration, where its ``times`` come from, and the seconds taken.
     ``on_frames`` gets the number of frames so far. The encoder is built once in a process.
 
     Raises ``UserError`` for a video that cannot be read to its end (``BrokenVideo``) or that gives no row.
@@ -270,6 +271,7 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
         "times": infos[0].times,
         "duration": round(duration, 6),
         "frames": frames,
+        "step": step_of(job.source),
         "rows": rows,
         "files": job.files,
         "seconds": round(time.perf_counter() - started, 3),

@@ -4,6 +4,7 @@ Such a video is named as ffmpeg names it, FOLDER/NAME_%d.png: %d stands for the 
 """
 
 import functools
+import operator
 import os
 import re
 from collections import Counter
@@ -32,10 +33,15 @@ def is_pictures(source: str | Path) -> bool:
 def files_of(source: str | Path) -> list[Path]:
     """Return the pictures of a video, by number, or its one file; nothing if they are not there."""
     path = Path(source)
-    if not is_pictures(source) or not path.parent.is_dir():
+    if not is_pictures(source):
         return [path] if path.is_file() else []
-    groups = _groups(path.parent, path.parent.stat().st_mtime_ns)
-    return [path.parent / name for _, name in groups.get(path.stem.removesuffix(NUMBER), [])]
+    return [path.parent / name for _, name in _pictures(path)]
+
+
+def step_of(source: str | Path) -> int:
+    """Return the frames from one picture to the next by their numbers: 10 where every tenth is there. 1 of a file."""
+    numbers = [number for number, _ in _pictures(Path(source))] if is_pictures(source) else []
+    return min(map(operator.sub, numbers[1:], numbers), default=1)
 
 
 def read_picture(file: Path) -> np.ndarray:
@@ -90,6 +96,12 @@ def group_pictures(names: Iterable[str]) -> dict[str, Group]:
             groups.setdefault(prefix, []).append((int(stem[len(prefix) :]), name))
     # One picture is a cover or a figure.
     return {prefix: sorted(group) for prefix, group in groups.items() if len(group) > 1}
+
+
+def _pictures(source: Path) -> Group:
+    folder = source.parent
+    groups = _groups(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
+    return groups.get(source.stem.removesuffix(NUMBER), [])
 
 
 @functools.lru_cache(maxsize=1)

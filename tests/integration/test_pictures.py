@@ -146,7 +146,10 @@ def test_missing_numbers_are_told_and_every_tenth_is_not_missing(tmp_path):
     (warning,) = outcome.err.splitlines()
     assert outcome.code == 0 and "a/%d.png has no number 7 (and 1 more videos like it)" in warning
     assert [line["frames"] for line in lines(tmp_path / "out/manifest.jsonl")[2:]] == [18, 19]
-    assert extract(tmp_path / "tens_out", "--fps", "3", videos=[tmp_path / "tens"]).err == ""
+    outcome = extract(tmp_path / "tens_out", "--fps", "3", videos=[tmp_path / "tens"])
+    # Annotations count the frames of the original video.
+    assert outcome.err == "" and "--frames-per-snippet 160\n" in outcome.out
+    assert lines(tmp_path / "tens_out/manifest.jsonl")[-1]["step"] == 10
 
 
 def test_pictures_beside_videos_stay_what_they_are(tmp_path, capsys):

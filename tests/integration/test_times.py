@@ -161,3 +161,16 @@ def test_times_go_on_after_a_connection_is_made_again(tmp_path):
     twice = [list(source.chunks(16, infos.append)) for _ in range(2)]
     times = [time for chunks in twice for chunk in chunks for time in chunk.times]
     np.testing.assert_allclose(times, np.arange(64) / 30, atol=1e-4)
+
+
+def test_a_stream_that_begins_in_the_middle_is_left_out(tmp_path):
+    """In FLV, sound may begin late; PyAV raises an error at its first packet."""
+    content, tags, position = bytearray(write_video(tmp_path / "v.flv", 300, "flv").read_bytes()), [], 13
+    while position < len(content):
+        tags.append(position)
+        position += 15 + int.from_bytes(content[position + 1 : position + 4], "big")
+    assert content[tags[280]] == 9
+    content[tags[280]] = 8  # from pictures to sound
+    (tmp_path / "v.flv").write_bytes(content)
+    _, times = times_of(tmp_path / "v.flv")
+    assert len(times) == 299 and times[-1] == pytest.approx(299 / 30, abs=1e-3)
