@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,11 @@ def read_picture(file: Path) -> np.ndarray:
     """Return a picture as RGB uint8 (H, W, 3), upright. ``OSError`` if it cannot be read."""
     try:
         with Image.open(file, formats=_FORMATS) as picture:
+            if picture.mode[0] in "IF":
+                raise ValueError("Pillow would cut 16 bits and floats off at 255")
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"{file.name} is not a picture that can be read") from error
+        raise OSError(f"{file.name} is not a picture of 8 bits that can be read") from error
 
 
 def note_rate(sources: Iterable[str], fps: float) -> None:
@@ -72,9 +75,9 @@ def find_pictures(folder: Path, files: Mapping[Path, list[str]]) -> Iterator[tup
         raise UserError(f"{outer} holds numbered pictures, and so does {inner}: move those that are not the video")
     incomplete = []
     for parent, groups in found.items():
+        _check(parent, groups)
         for prefix, group in groups.items():
             source = parent / f"{prefix}{NUMBER}{Path(group[0][1]).suffix}"
-            _check(parent, group)
             if (gap := _gap(group)) is not None:
                 incomplete.append(f"{source} has no number {gap}")
             own = prefix.rstrip("_-. ")
@@ -110,12 +113,12 @@ def _groups(folder: Path, modified: int) -> dict[str, Group]:
     return group_pictures(os.listdir(folder))
 
 
-def _check(folder: Path, group: Group) -> None:
-    suffixes = Counter(Path(name).suffix.lower() for _, name in group)
+def _check(folder: Path, groups: Mapping[str, Group]) -> None:
+    suffixes = Counter(Path(name).suffix.lower() for group in groups.values() for _, name in group)
     if len(suffixes) > 1:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
         raise UserError(f"{folder} holds pictures of several kinds ({kinds}): keep those of the video only")
-    for (number, name), (after, other) in zip(group, group[1:], strict=False):
+    for (number, name), (after, other) in (pair for group in groups.values() for pair in pairwise(group)):
         if number == after:
             raise UserError(f"{folder}: {name} and {other} have the same number: keep one of them")
 

@@ -124,6 +124,7 @@ WHOLE = [f"{index}.png" for index in range(20)]
     ("folders", "says"),
     [
         ({"a": [*WHOLE, "20.jpg", "21.jpg"]}, "a holds pictures of several kinds (20 .png, 2 .jpg)"),
+        ({"a": [*WHOLE, "mask_0.bmp", "mask_1.bmp"]}, "a holds pictures of several kinds (20 .png, 2 .bmp)"),
         ({"a": WHOLE, "a/masks": WHOLE}, "a holds numbered pictures, and so does"),
         ({"a": [*WHOLE, "007.png"]}, "007.png and 7.png have the same number"),
         ({"a": ["street.png", "house.png"]}, "numbered pictures: 000.jpg, 001.jpg"),
@@ -200,7 +201,7 @@ def test_a_picture_that_cannot_be_read_costs_its_video_alone(tmp_path, model):
     flags = ["--fps", 30, "--output", tmp_path / "out"]
     outcome = detect([tmp_path / "frames", *model, *flags])
     assert outcome.code == 1 and "Traceback" not in outcome.err and len(outcome.err.splitlines()) == 3
-    assert "0.png is not a picture that can be read" in outcome.err
+    assert "0.png is not a picture of 8 bits that can be read" in outcome.err
     assert "after 17 of 20 frames (17.png is not a picture" in outcome.err
     assert json.loads((tmp_path / "out/cut.json").read_text())["video"]["frames_read"] == 17
     assert extract(tmp_path / "f", "--fps", "30", videos=[tmp_path / "frames"]).code == 1
@@ -209,6 +210,10 @@ def test_a_picture_that_cannot_be_read_costs_its_video_alone(tmp_path, model):
     (tmp_path / "frames/bad/0.png").unlink()
     with pytest.raises(BrokenVideo, match=r"1\.png is not a picture"):
         list(read_frames(tmp_path / "frames/bad/%d.png"))
+    # Cut off at 255, a thermal picture would be white.
+    Image.fromarray(np.full((48, 64), 3000, np.uint16)).save(tmp_path / "frames/good/3.png")
+    with pytest.raises(BrokenVideo, match="after 3 of 20 frames"):
+        list(read_frames(tmp_path / "frames/good/%d.png"))
 
 
 def test_pictures_that_are_gone_are_one_line(tmp_path, model):
