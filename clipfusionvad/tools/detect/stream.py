@@ -278,7 +278,10 @@ def score_windows(
         return WindowScores(spans[part], anomaly[part], classes, count - scored, final)
 
     for more, theirs in batches:
-        rows, spans = [*rows, *more], _joined([*spans, *theirs])
+        if spans and theirs and spans[-1].end_frame == theirs[0].start_frame:
+            # Not known when that snippet arrived.
+            spans = [*spans[:-1], spans[-1]._replace(end=theirs[0].start)]
+        rows, spans = [*rows, *more], [*spans, *theirs]
         while len(rows) >= length:
             yield scores(length, final=True)
             rows, spans, scored = rows[length:], spans[length:], 0
@@ -287,12 +290,6 @@ def score_windows(
             scored = len(rows)
     if rows:
         yield scores(len(rows), final=True)
-
-
-def _joined(spans: list[Span]) -> list[Span]:
-    """Return spans that end where the next one starts, which was not known when they arrived, unless frames lack."""
-    pairs = zip(spans, spans[1:], strict=False)
-    return [a._replace(end=b.start) if a.end_frame == b.start_frame else a for a, b in pairs] + spans[-1:]
 
 
 def write_logs(
