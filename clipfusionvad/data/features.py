@@ -72,14 +72,16 @@ def recorded_frames(paths: Iterable[Path]) -> dict[Path, int]:
             with contextlib.suppress(OSError, ValueError):
                 for line in manifest.read_text("utf-8").splitlines():
                     with contextlib.suppress(ValueError, RecursionError):
-                        match json.loads(line):
+                        match content := json.loads(line):
                             case {
                                 "video": str(name),
                                 "state": "done",
                                 "time": str(time),
                                 "options": {"stride": int(stride), "reduce": str(reduce)},
                             }:
-                                record = time, 1 if reduce == "none" else stride
+                                # Of pictures, every ``step``-th frame may be there.
+                                step = content.get("step", 1)
+                                record = time, (1 if reduce == "none" else stride) * step
                                 found[folder / name] = max(found.get(folder / name, record), record)
     return {path: found[video][1] for path, video in asked.items() if video in found}
 

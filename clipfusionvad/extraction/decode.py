@@ -3,26 +3,34 @@
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.format import Flags
 from av.stream import Disposition
 
+from clipfusionvad.extraction.pictures import files_of, is_pictures, read_picture
 from clipfusionvad.io.errors import UserError
 
 #: Assumed for a file that declares no frame rate; ffmpeg's own value for raw streams.
 DEFAULT_FPS = 25.0
 _CAMERA = "/dev/video"
+# Where the times of frames come from.
+TIMESTAMPS, FRAME_RATE = "timestamps", "frame rate"
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Metadata of a video: width and height of upright frames, frames by the container's header, None without one."""
+    """Metadata of a video: width and height of upright frames, frames by the container's header, None without one.
+
+    ``fps`` is the announced rate. ``times`` says where the seconds of frames come from: timestamps or frame rate.
+    """
 
     path: str
     fps: float
@@ -30,6 +38,16 @@ class VideoInfo:
     width: int
     height: int
     codec: str
+    times: str = FRAME_RATE
+
+    def end(self, frames: int, last: float) -> float:
+        """Return when a video of so many frames ends, the last one at ``last``: it lasts as long as the mean frame."""
+        return last + (last / (frames - 1) if last else 1 / self.fps)
+
+    def measured(self, frames: int, seconds: float) -> "VideoInfo":
+        """Return the same with the mean rate if the announced one misses the length by a frame or more."""
+        wrong = abs(frames - seconds * self.fps) >= 1
+        return replace(self, fps=frames / seconds) if wrong else self
 
 
 class BrokenVideo(UserError):
@@ -42,16 +60,23 @@ def is_address(source: str | Path) -> bool:
 
 
 def read_frames(
-    source: str | Path, on_info: Callable[[VideoInfo], object] | None = None
+    source: str | Path,
+    on_info: Callable[[VideoInfo], object] | None = None,
+    on_time: Callable[[float], object] | None = None,
+    fps: float | None = None,
 ) -> Generator[np.ndarray, None, None]:
     """Yield every frame of a video in presentation order: RGB uint8 (H, W, 3), upright.
 
     A variable frame rate neither duplicates nor drops frames; OpenCV reads the same ones. ``on_info`` gets the
-    metadata before the first frame. Memory does not grow with the length.
+    metadata before the first frame, and ``on_time`` the seconds of every frame since the first one: those of its
+    timestamp, else of the announced rate; those of ``fps`` if it is given. Memory does not grow with the length.
 
     Raises ``UserError`` if the source does not exist or is not a video, and ``BrokenVideo`` where decoding fails: at
     damaged data, at the end of a truncated file, or at the start of a video without any frame.
     """
+    if is_pictures(source):
+        yield from _read_pictures(source, on_info, on_time, fps or DEFAULT_FPS)
+        return
     path, local = Path(source), not is_address(source)
     if local and path.is_dir():
         raise UserError(f"{path} is a folder, not a video")
@@ -62,7 +87,7 @@ def read_frames(
     count, reason = 0, ""
     with open_video(source) as (container, stream):
         try:
-            for frame in decode(source, container, stream, on_info):
+            for frame in decode(source, container, stream, on_info, on_time, fps):
                 count += 1
                 yield frame
         except (av.error.FFmpegError, OSError) as error:
@@ -76,6 +101,27 @@ def read_frames(
         if reason:
             expected = f" of {stream.frames}" if stream.frames else ""
             raise BrokenVideo(f"{source} breaks off after {count}{expected} frames ({reason})")
+
+
+def _read_pictures(
+    source: str | Path,
+    on_info: Callable[[VideoInfo], object] | None,
+    on_time: Callable[[float], object] | None,
+    fps: float,
+) -> Iterator[np.ndarray]:
+    if not (files := files_of(source)):
+        raise UserError(f"video not found: {source}")
+    for index, file in enumerate(files):
+        try:
+            frame = read_picture(file)
+        except OSError as error:
+            raise BrokenVideo(f"{source} breaks off after {index} of {len(files)} frames ({error})") from error
+        if on_info and index == 0:
+            height, width = frame.shape[:2]
+            on_info(VideoInfo(str(source), fps, len(files), width, height, file.suffix[1:].lower()))
+        if on_time:
+            on_time(index / fps)
+        yield frame
 
 
 def batched(frames: Iterable[np.ndarray], size: int) -> Generator[list[np.ndarray], None, None]:
@@ -113,15 +159,23 @@ def open_video(source: str | Path, file: Any = None, input_format: str | None = 
 
 
 def decode(
-    source: str | Path, container: Any, stream: Any, on_info: Callable[[VideoInfo], object] | None, live: bool = False
+    source: str | Path,
+    container: Any,
+    stream: Any,
+    on_info: Callable[[VideoInfo], object] | None,
+    on_time: Callable[[float], object] | None = None,
+    fps: float | None = None,
+    live: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames of an open stream, rotated as their display matrices say, after a call of ``on_info``.
+    """Yield the frames of an open stream, rotated as their display matrices say, after ``on_info`` and ``on_time``.
 
     ``live``: no frame is delayed, and damaged ones are left out; a stream that is joined late starts with such.
     """
     # Decoding several frames in parallel is fastest, but each thread delays a frame.
     stream.thread_type = "SLICE" if live else "AUTO"
-    for packet in container.demux(stream):
+    # For a raw stream ffmpeg makes up an average rate and timestamps; the stream's own header may know the rate.
+    raw, times = bool(container.format.flags & Flags.no_timestamps.value), None
+    for packet in _packets(container, stream):
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -132,12 +186,53 @@ def decode(
             image = frame.to_ndarray(format="rgb24")
             if quarters := round(frame.rotation / 90) % 4:
                 image = np.ascontiguousarray(np.rot90(image, quarters))
-            if on_info:
-                rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-                fps, (height, width) = rate if math.isfinite(rate) else DEFAULT_FPS, image.shape[:2]
-                on_info(VideoInfo(str(source), fps, stream.frames or None, width, height, stream.codec_context.name))
-                on_info = None
+            if times is None:
+                rates = [stream.average_rate, stream.guessed_rate]
+                rate = float(fps or next(filter(None, reversed(rates) if raw else rates), DEFAULT_FPS))
+                rate = rate if math.isfinite(rate) else DEFAULT_FPS
+                stamped = not (raw or fps or frame.pts is None) and stream.time_base
+                times = _FrameTimes(rate, stream.time_base if stamped else None)
+                if on_info:
+                    facts = stream.frames or None, image.shape[1], image.shape[0], stream.codec_context.name
+                    on_info(VideoInfo(str(source), rate, *facts, TIMESTAMPS if stamped else FRAME_RATE))
+            if on_time:
+                on_time(times.of(frame.pts))
             yield image
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream; an empty one is the last."""
+    ended = False
+    while not ended:
+        # PyAV stumbles over a stream that begins later, such as sound in FLV: only its packet is lost.
+        with contextlib.suppress(IndexError):
+            for packet in container.demux(stream):
+                ended = packet.size == 0
+                yield packet
+            return
+
+
+class _FrameTimes:
+    """Seconds of frames since the first one, by timestamps in units of ``base``, or by the rate if it is None."""
+
+    def __init__(self, fps: float, base: Fraction | None):
+        self.fps, self.base = fps, base
+        self.frames, self.last, self.origin = 0, 0.0, 0
+
+    def of(self, pts: int | None) -> float:
+        """Return the time of the next frame; time neither stands still nor goes back."""
+        time = following = self.last + 1 / self.fps if self.frames else 0.0
+        if self.base is None:
+            time = self.frames / self.fps
+        elif pts is not None:
+            since = (pts - self.origin) * self.base.numerator / self.base.denominator
+            # The clock starts anew where recordings were joined.
+            if not self.frames or since < self.last - 1:
+                self.origin = pts - round(following / self.base)
+                since = following
+            time = since if since > self.last else following
+        self.frames, self.last = self.frames + 1, time
+        return time
 
 
 def error_reason(error: Exception) -> str:

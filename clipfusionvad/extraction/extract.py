@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,9 +27,10 @@ from tqdm import tqdm
 from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.engine.device import count_cores, pick_device
 from clipfusionvad.engine.ray_session import import_ray, session
-from clipfusionvad.extraction.decode import VideoInfo, batched, read_frames
+from clipfusionvad.extraction.decode import DEFAULT_FPS, VideoInfo, batched, read_frames
 from clipfusionvad.extraction.encoder import ImageEncoder, check_precision
 from clipfusionvad.extraction.jobs import EncoderConfig, ExtractConfig, FeatureManifest, Job, check_name, find_videos
+from clipfusionvad.extraction.pictures import is_pictures, note_rate, step_of
 from clipfusionvad.extraction.snippets import SnippetEncoder, to_canvas
 from clipfusionvad.io.errors import UserError, printable, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, hash_file, hold, remove_leftovers
@@ -60,7 +62,9 @@ def extract(config: ExtractConfig) -> int:
             warn(f"event images are encoded by --clip {encoder.clip}, which was trained on pictures; see --event-clip")
         encoder = replace(encoder, clip=config.event_clip or encoder.clip)
     videos = find_videos(config.videos)
-    jobs = [Job(source, name, config.output, options, encoder, config.dtype) for source, name in videos]
+    if config.fps is None:
+        note_rate((source for source, _ in videos), DEFAULT_FPS)
+    jobs = [Job(source, name, config.output, options, encoder, config.dtype, config.fps) for source, name in videos]
     with contextlib.ExitStack() as locks:
         # Shards share the folder. Each may run once at a time, and not beside a run of all videos.
         locks.enter_context(hold(config.output, shared=shard is not None))
@@ -109,7 +113,8 @@ def _extract_jobs(config: ExtractConfig, jobs: Sequence[Job], manifest: FeatureM
     rate = f", {frames / seconds:.0f} frames/s" if frames else ""
     print(f"{done} videos extracted ({frames} frames in {seconds:.0f} s{rate}), {existing} existed already")
     if done + existing:
-        length = 1 if config.options.reduce == "none" else config.options.stride
+        # Annotations count the frames of the original video.
+        length = (1 if config.options.reduce == "none" else config.options.stride) * step_of(jobs[0].source)
         flag = "" if length == 16 else f" --frames-per-snippet {length}"
         print(f"features in {config.output}, with their options in {config.output}/manifest*.jsonl")
         print(f"next: python -m clipfusionvad lists --dataset NAME --features {config.output} --output list{flag}")
@@ -228,7 +233,8 @@ def extract_job(job: Job, on_frames: Callable[[int], object] = lambda count: Non
 def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: None) -> dict[str, Any]:
     """Write the feature files of a video, either all or none, and return its record.
 
-    The record holds encoder, fps, frames, rows and files, size and SHA-256 of the video, and the seconds taken.
+    The record holds encoder, fps, frames (every ``step``-th of the original), rows and files, the video's size, SHA-256
+    (none of pictures) and duration, where its ``times`` come from, and the seconds taken.
     ``on_frames`` gets the number of frames so far. The encoder is built once in a process.
 
     Raises ``UserError`` for a video that cannot be read to its end (``BrokenVideo``) or that gives no row.
@@ -241,10 +247,11 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
         check_inside(job.output, path.parent)
         remove_leftovers(path.parent, path.name)
     infos: list[VideoInfo] = []
+    last = deque[float](maxlen=1)
     frames = rows = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_open_features(path, encoder.dim, job.dtype)) for path in job.paths]
-        decoded = stack.enter_context(contextlib.closing(read_frames(job.source, infos.append)))
+        decoded = stack.enter_context(contextlib.closing(read_frames(job.source, infos.append, last.append, job.fps)))
         canvases = (to_canvas(frame, job.options.resize, snippets.size) for frame in decoded)
         for piece in stack.enter_context(contextlib.closing(prefetch(batched(canvases, _PIECE)))):
             rows += _write_rows(files, snippets.add(piece), job)
@@ -256,14 +263,18 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
                 f"{job.source} has {frames} frames, too few for a row of {job.options.stride} "
                 f"(--tail ceil gives shorter chunks a row too)"
             )
+    duration = infos[0].end(frames, last[0])
     return {
         "source": job.source,
         "bytes": job.bytes,
-        "sha256": None if job.bytes is None else hash_file(job.source),
+        "sha256": None if job.bytes is None or is_pictures(job.source) else hash_file(job.source),
         "model": model,
         "options": job.recorded_options(),
-        "fps": infos[0].fps,
+        "fps": infos[0].measured(frames, duration).fps,
+        "times": infos[0].times,
+        "duration": round(duration, 6),
         "frames": frames,
+        "step": step_of(job.source),
         "rows": rows,
         "files": job.files,
         "seconds": round(time.perf_counter() - started, 3),

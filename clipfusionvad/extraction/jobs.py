@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from clipfusionvad.extraction.decode import is_address
+from clipfusionvad.extraction.pictures import NUMBER, PICTURES, files_of, find_pictures, group_pictures, is_pictures
 from clipfusionvad.extraction.snippets import ExtractOptions
-from clipfusionvad.io.errors import UserError, is_text, printable
+from clipfusionvad.io.errors import UserError, is_text, printable, warn
 from clipfusionvad.io.files import check_writable, read_text, walk_files, without_nan, writing
 from clipfusionvad.io.option import Option, size
 
@@ -20,7 +21,7 @@ SUFFIXES = ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .
 MANIFEST = "manifest.jsonl"
 # Of a file name: systems allow 255 bytes, with the endings of results and of unfinished files.
 _LONGEST = 220
-_PATHS = "folders (whose subfolders are kept), video files, .txt lists of them, or a manifest.jsonl"
+_PATHS = "folders (whose subfolders are kept), video files, .txt lists of them, a manifest.jsonl, folders of pictures"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class ExtractConfig:
     engine: Annotated[str, Option("run on this machine, or on a Ray cluster", choices=("local", "ray"))] = "local"
     ray_address: Annotated[str | None, Option("a cluster, or auto (default: this machine)", metavar="HOST:PORT")] = None
     overwrite: Annotated[bool, Option("replace features that exist")] = False
+    fps: Annotated[
+        float | None, Option("frame rate, if a video reports a wrong one; of pictures (default: 25)", above=0)
+    ] = None
     options: ExtractOptions = field(default_factory=ExtractOptions)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -63,6 +67,7 @@ class Job:
     options: ExtractOptions
     encoder: EncoderConfig
     dtype: str = "float16"
+    fps: float | None = None
 
     @property
     def files(self) -> list[str]:
@@ -75,9 +80,9 @@ class Job:
 
     @property
     def bytes(self) -> int | None:
-        """Size of the video file; None for an address."""
-        path = Path(self.source)
-        return path.stat().st_size if not is_address(self.source) and path.is_file() else None
+        """Size of the video file, or of all its pictures; None for an address."""
+        files = files_of(self.source)
+        return sum(file.stat().st_size for file in files) if files else None
 
     def recorded_options(self) -> dict[str, Any]:
         """Return the options that the features depend on, besides the encoder's weights, as plain values."""
@@ -90,7 +95,8 @@ class Job:
 def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Return the given videos as (source, name of the features), sorted by name.
 
-    A folder means every video file below it; subfolders are kept in the name. A text file (``.txt``) lists videos, one
+    A folder means every video file below it, or the videos of numbered pictures below it if there are no files;
+    subfolders are kept in the name. A text file (``.txt``) lists videos, one
     path or address per line, with paths relative to the list; names keep the last folder, which is the class in the
     datasets. A manifest (``.jsonl``) means its videos under the names recorded there. Anything else is a video.
 
@@ -102,7 +108,8 @@ def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
         if other != source:
             raise UserError(f"{other} and {source} would both become {name}: give each its own --output")
     if not found:
-        raise UserError(f"no videos below {', '.join(map(str, given))} (recognised by suffix: .mp4, .mkv, …)")
+        known = "files such as .mp4 and .mkv, or numbered pictures: 000.jpg, 001.jpg, …"
+        raise UserError(f"no videos below {', '.join(map(str, given))} ({known})")
     return sorted(((source, name) for name, source in found.items()), key=lambda pair: pair[1])
 
 
@@ -125,14 +132,15 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
     if is_address(item):
         yield item, _listed_name(item)
     elif path.is_dir():
-        for file in walk_files(path, ""):
-            if file.suffix.lower() in SUFFIXES:
-                yield str(file), file.relative_to(path).with_suffix("").as_posix()
+        yield from _expand_folder(path)
+    elif is_pictures(item):
+        yield item, PurePosixPath(_listed_name(item)).name
     elif path.suffix.lower() == ".txt":
         for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
             if not (is_address(line) or (path.parent / line).exists()):
                 line = line.replace("\\", "/")
-            yield line if is_address(line) else str(path.parent / line), _listed_name(line)
+            source = line if is_address(line) else str(path.parent / line)
+            yield from _expand_listed(Path(source), line) if Path(source).is_dir() else [(source, _listed_name(line))]
     elif path.suffix.lower() == ".jsonl":
         for number, record in _read_lines(path):
             match record:
@@ -149,10 +157,34 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
         raise UserError(f"video not found: {item}")
 
 
+def _expand_folder(folder: Path) -> Iterator[tuple[str, str]]:
+    videos, pictures = list[Path](), dict[Path, list[str]]()
+    for file in walk_files(folder, ""):
+        if file.suffix.lower() in SUFFIXES:
+            videos.append(file)
+        elif file.suffix.lower() in PICTURES:
+            pictures.setdefault(file.parent, []).append(file.name)
+    if not videos:
+        yield from find_pictures(folder, pictures)
+    for parent in {file.parent for file in videos}:
+        # Pictures beside a video are covers or figures of results.
+        pictures.pop(parent, None)
+    if videos and (left := next(filter(lambda parent: group_pictures(pictures[parent]), pictures), None)):
+        warn(f"{folder} holds video files, so pictures below it are left out: name {left} itself if it is a video")
+    yield from ((str(file), file.relative_to(folder).with_suffix("").as_posix()) for file in videos)
+
+
+def _expand_listed(folder: Path, line: str) -> Iterator[tuple[str, str]]:
+    """Yield the videos of a folder in a list; one that is a video itself is named like a file."""
+    for source, name in _expand_folder(folder):
+        yield source, _listed_name(f"{line}/{NUMBER}.jpg") if name == folder.name else f"{folder.name}/{name}"
+
+
 def _listed_name(line: str) -> str:
     path = PurePosixPath(unquote(urlsplit(line).path) if is_address(line) else Path(line).as_posix())
     parts = [part for part in path.parent.parts[-1:] if part not in ("/", ".", "..")]
-    return PurePosixPath(*parts, path.stem or "video").as_posix()
+    stem = path.stem.removesuffix(NUMBER).rstrip("_-. ") if is_pictures(line) else path.stem or "video"
+    return PurePosixPath(*parts, stem).as_posix()
 
 
 class FeatureManifest:

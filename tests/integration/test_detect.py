@@ -157,7 +157,8 @@ def test_seconds_average_their_frames(fps, frames):
     bounds = np.minimum(np.arange(-(-frames // 16) + 1) * 16, frames)
     scores, info = rng.random((len(bounds) - 1, 4)), VideoInfo("v", fps, frames, 4, 4, "h264")
     # Labels of one's own may be words of the table.
-    found = page.Detection(info, scores[:, 0], scores[:, 1:], bounds, ("anomaly", "end", "c"), Thresholds(), ())
+    times = np.arange(frames + 1) / fps
+    found = page.Detection(info, scores[:, 0], scores[:, 1:], bounds, times, ("anomaly", "end", "c"), Thresholds(), ())
     _, seconds = found.tables()
     numbers = [int(frame / fps) for frame in range(frames)]
     assert seconds.index.tolist() == sorted(set(numbers)) and [*seconds] == ["anomaly", "anomaly", "end", "c"]

@@ -50,7 +50,7 @@ def slow_alarms(test, threshold, rule):
         truth = test.videos.truth.frames[index]
         bounds = np.minimum(np.arange(video.anomaly.shape[1] + 1) * 16, len(truth))
         bounds[-1] = len(truth)
-        for start, end in bounds[find_spans(video.anomaly[0], bounds, 30, rule)]:
+        for start, end in bounds[find_spans(video.anomaly[0], bounds / 30, rule)]:
             found.append((index, start, end, not truth[start:end].any()))
     return found
 

@@ -20,10 +20,10 @@ from tiny import LENGTH, WIDTH
 
 from clipfusionvad.extraction.decode import read_frames
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.metrics.segments import Thresholds
+from clipfusionvad.metrics.segments import Span, Thresholds
 from clipfusionvad.tools.detect.stream import StreamSource, keep_up, score_windows, write_logs
 
-HEAD = {"stream": "x", "fps": 16.0}
+HEAD = {"stream": "x"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def flags_of(models, *more, method="vadclip"):
 
 
 def spans(first, count):
-    return [(16 * snippet, 16 * snippet + 16) for snippet in range(first, first + count)]
+    return [Span(16 * snippet, 16 * snippet + 16, snippet, snippet + 1.0) for snippet in range(first, first + count)]
 
 
 def streamed(score, rows, sizes, length=LENGTH, every=1):
@@ -252,7 +252,7 @@ def test_memory_stays_flat_over_two_hours(tmp_path, capsys):
             # What is allocated in some minutes, early and late, and still there at their end.
             if snippet in (2000, 12_000):
                 tracemalloc.start(25)
-            yield row, spans(snippet, 1)
+            yield row, [Span(16 * snippet, 16 * snippet + 16, 16 * snippet / 30, (16 * snippet + 16) / 30)]
             if snippet in (3000, 13_000):
                 # By the package, itself or through others: threads of tests before this one may allocate too.
                 package = [tracemalloc.Filter(True, "*/clipfusionvad/*", all_frames=True)]
@@ -263,7 +263,7 @@ def test_memory_stays_flat_over_two_hours(tmp_path, capsys):
         return anomaly[rng.integers(50)][: len(rows)], classes[: len(rows)]
 
     windows = score_windows(arriving(), score, 64)
-    write_logs(windows, tmp_path, {"fps": 30.0}, ["calm", "fire", "fight"], Thresholds(0.7, 0.4))
+    write_logs(windows, tmp_path, {}, ["calm", "fire", "fight"], Thresholds(0.7, 0.4))
     assert max(kept) < 100_000, kept
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("13500 snippets") and int(told.split()[-2]) > 100

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.metrics.segments import OnlineSegments, Thresholds, find_segments, find_spans
+from clipfusionvad.metrics.segments import OnlineSegments, Span, Thresholds, find_segments, find_spans
 
 LABELS = ["normal", "fire", "fight"]
 # Few values, so that scores lie exactly on a threshold often.
@@ -27,6 +27,10 @@ def video(scores, last):
     bounds[-1] -= (16 - last) if len(scores) else 0
     rng = np.random.default_rng(len(scores))
     return np.array(scores), rng.dirichlet(np.ones(3), size=len(scores)), bounds
+
+
+def span(bounds, fps):
+    return Span(*map(int, bounds), *map(float, bounds / fps))
 
 
 def slow_spans(anomaly, bounds, fps, thresholds):
@@ -53,19 +57,19 @@ def slow_spans(anomaly, bounds, fps, thresholds):
 @given(SCORES, THRESHOLDS, RATES, st.integers(1, 16))
 def test_spans_are_those_of_a_slow_loop(scores, thresholds, fps, last):
     anomaly, _, bounds = video(scores, last)
-    assert find_spans(anomaly, bounds, fps, thresholds).tolist() == slow_spans(anomaly, bounds, fps, thresholds)
+    assert find_spans(anomaly, bounds / fps, thresholds).tolist() == slow_spans(anomaly, bounds, fps, thresholds)
 
 
 @given(SCORES, THRESHOLDS, RATES, st.integers(1, 16))
 def test_snippet_by_snippet_gives_the_same_segments(scores, thresholds, fps, last):
     anomaly, classes, bounds = video(scores, last)
-    online = OnlineSegments(fps, LABELS, thresholds)
+    online = OnlineSegments(LABELS, thresholds)
     alerts = []
     for index in range(len(anomaly)):
-        alerts += online.add(int(bounds[index]), int(bounds[index + 1]), anomaly[index], classes[index])
+        alerts += online.add(span(bounds[index : index + 2], fps), anomaly[index], classes[index])
     alerts += online.finish()
     assert [alert.kind for alert in alerts] == ["start", "end"] * (len(alerts) // 2)
-    expected = find_segments(anomaly, classes, bounds, fps, LABELS, thresholds)
+    expected = find_segments(anomaly, classes, bounds, bounds / fps, LABELS, thresholds)
     for start, end, other in zip(alerts[::2], alerts[1::2], expected, strict=True):
         one = end.segment
         assert start.segment.start_frame == one.start_frame
@@ -75,10 +79,10 @@ def test_snippet_by_snippet_gives_the_same_segments(scores, thresholds, fps, las
 
 
 def test_an_alert_comes_as_soon_as_a_segment_counts_and_its_end_once_no_gap_could_be_merged():
-    online = OnlineSegments(16.0, LABELS, Thresholds(0.5, 0.4, min_seconds=2, merge_seconds=1))
+    online = OnlineSegments(LABELS, Thresholds(0.5, 0.4, min_seconds=2, merge_seconds=1))
     kinds = []
     for index, score in enumerate([0.1, 0.6, 0.45, 0.3, 0.3, 0.6, 0.3]):
-        kinds.append([alert.kind for alert in online.add(16 * index, 16 * index + 16, score)])
+        kinds.append([alert.kind for alert in online.add(Span(16 * index, 16 * index + 16, index, index + 1), score)])
     assert kinds == [[], [], ["start"], [], ["end"], [], []]
 
 
@@ -86,13 +90,13 @@ def test_a_segment_says_when_what_and_how_surely():
     anomaly = np.array([0.1, 0.6, 0.9, 0.45, 0.1])
     classes = np.array([[1, 0, 0], [0, 0.4, 0.6], [0.6, 0.4, 0], [0.1, 0.6, 0.3], [1, 0, 0]])
     bounds = np.array([0, 16, 32, 48, 64, 71])
-    (segment,) = find_segments(anomaly, classes, bounds, 27.00003, LABELS, Thresholds())
+    (segment,) = find_segments(anomaly, classes, bounds, bounds / 27.00003, LABELS, Thresholds())
     assert (segment.start_frame, segment.end_frame) == (16, 64)
     assert segment.start == pytest.approx(16 / 27.00003) and segment.end == pytest.approx(64 / 27.00003)
     assert segment.confidence == pytest.approx((0.6 + 0.9 + 0.45) / 3) and segment.peak == 0.9
     # Fire by its mean 1.4 / 3, though another class leads in a snippet.
     assert segment.label == "fire" and segment.class_probability == pytest.approx(1.4 / 3)
-    (plain,) = find_segments(anomaly, None, bounds, 27.00003, [], Thresholds())
+    (plain,) = find_segments(anomaly, None, bounds, bounds / 27.00003, [], Thresholds())
     assert plain.label is None and plain.class_probability is None
 
 

@@ -19,6 +19,7 @@ from clipfusionvad.tools.detect.page import Detection, name_of
 
 # RGB.
 CALM, ALARM, GROUND, WHITE = (90, 140, 190), (215, 70, 45), (24, 24, 28), (255, 255, 255)
+_TICK = Fraction(1, 90_000)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -26,11 +27,17 @@ def write_annotated(path: Path, source: str | Path, found: Detection) -> None:
     """Write an H.264 mp4 that every browser plays, without sound and without an odd last row or column."""
     with atomic_write(path) as file, av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(found.info.fps).limit_denominator(100_000))
+        stream.codec_context.time_base = _TICK
+        pts = -1
         for index, frame in enumerate(_annotated(source, found)):
             if index == 0:
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            # The curve of the page is in the times of the original.
+            picture.pts, picture.time_base = max(pts + 1, round(found.times[index] / _TICK)), _TICK
+            pts = picture.pts
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 

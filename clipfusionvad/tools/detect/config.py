@@ -49,7 +49,6 @@ class StreamOptions:
     stream: Annotated[str | None, Option("a growing file, a camera, an address, or -", metavar="SOURCE")] = None
     every: Annotated[float, Option("seconds between two scorings; 0: score after each snippet", minimum=0)] = 0.0
     timeout: Annotated[float, Option("seconds without data that end the stream; 0: no limit", minimum=0)] = 30.0
-    fps: Annotated[float | None, Option("frame rate, if the source reports a wrong one", above=0)] = None
     input_format: Annotated[str | None, Option("ffmpeg's name of a device's format: v4l2, dshow, …")] = None
 
 
@@ -61,6 +60,10 @@ class DetectConfig:
     overwrite: Annotated[bool, Option("score finished videos again")] = False
     video: Annotated[str, Option("how the video gets beside its page", choices=("link", "copy", "none"))] = "link"
     annotated: Annotated[bool, Option("write an mp4 with the scores drawn in, and show it on the page")] = False
+    fps: Annotated[
+        float | None,
+        Option("frame rate, if the source reports a wrong one; of pictures (default: the dataset's)", above=0),
+    ] = None
     videos: tuple[str, ...]
     model: ModelOptions
     segments: SegmentOptions

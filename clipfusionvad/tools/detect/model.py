@@ -63,6 +63,7 @@ class DetectionModel:
         events: dict[str, Any] = {"event_threshold": own.event_threshold, "event_scope": own.event_scope}
         self.options = ExtractOptions(crops=(own.crop,), tail="ceil", **reduce, **events)
         # If labels are codes, prompts are shown in their place.
+        self.fps = dataset.fps
         self.labels = tuple(dataset.prompts if dataset.multi_label else dataset.labels)
         self.settings = {
             "checkpoint": own.checkpoint,

@@ -30,13 +30,15 @@ _INDEX = ["name", "verdict", "max_score", "segments", "seconds"]
 class Detection:
     """The result of one video of n snippets: ``anomaly`` (n,) of the main branch, ``classes`` (n, C) or None.
 
-    Snippet i has the frames bounds[i] … bounds[i + 1] - 1; ``broken`` says why decoding stopped early, if it did.
+    Snippet i has the frames bounds[i] … bounds[i + 1] - 1; ``times`` (frames + 1,) are the seconds of all frames and of
+    the end. ``broken`` says why decoding stopped early, if it did.
     """
 
     info: VideoInfo
     anomaly: np.ndarray
     classes: np.ndarray | None
     bounds: np.ndarray
+    times: np.ndarray
     labels: tuple[str, ...]
     thresholds: Thresholds
     segments: Sequence[Segment]
@@ -47,6 +49,11 @@ class Detection:
         return int(self.bounds[-1])
 
     @property
+    def seconds(self) -> np.ndarray:
+        """The bounds (n + 1,) of the snippets in seconds."""
+        return self.times[self.bounds]
+
+    @property
     def by_label(self) -> dict[str, np.ndarray]:
         """The class probabilities (n,) by label; empty for a method without classes."""
         return {} if self.classes is None else dict(zip(self.labels, self.classes.T, strict=True))
@@ -55,11 +62,11 @@ class Detection:
         """Return scores with a row per snippet, and per second that has frames: means over those frames."""
         labels = ["anomaly", *self.by_label]
         scores = np.stack([self.anomaly, *self.by_label.values()], axis=1).astype(np.float64)
-        seconds = self.bounds / self.info.fps
+        seconds = self.seconds
         rows = np.column_stack([seconds[:-1], seconds[1:], scores])
         snippets = pd.DataFrame(rows, columns=["start", "end", *labels]).rename_axis("snippet")
         of_frames = pd.DataFrame(np.repeat(scores, np.diff(self.bounds), axis=0), columns=labels)
-        second = (np.arange(self.frames) / self.info.fps).astype(np.int64)
+        second = self.times[:-1].astype(np.int64)
         return snippets, of_frames.groupby(second).mean().rename_axis("second")
 
 
@@ -70,7 +77,7 @@ def write_detection(
 
     ``settings`` describe how they were made; ``video`` is the path of the video relative to the page.
     """
-    stem, title, seconds = str(folder / name), Path(name).name, found.bounds / found.info.fps
+    stem, title, seconds = str(folder / name), Path(name).name, found.seconds
     verdict = max(found.segments, key=lambda segment: segment.confidence, default=None)
     record = {
         "video": asdict(found.info) | {"frames_read": found.frames, "seconds": round(float(seconds[-1]), DIGITS)},
@@ -94,6 +101,7 @@ def write_detection(
     draw_scores(Path(f"{stem}.png"), title, found)
     info, length = found.info, float(seconds[-1])
     facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
+    facts |= {"times by": info.times}
     page = render(
         "detection.html.j2",
         title=title,
@@ -137,7 +145,7 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
     """Draw the anomaly score over time, the thresholds, and the segments in the colours of their classes."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     axis = figure.subplots()
-    seconds = found.bounds / found.info.fps
+    seconds = found.seconds
     axis.stairs(found.anomaly, seconds, color=CURVE_COLOUR, lw=1.6, baseline=None)
     for value, style in ((found.thresholds.high, "--"), (found.thresholds.low, ":")):
         axis.axhline(value, color=THRESHOLD_COLOUR, lw=1, ls=style)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import check_name, find_videos
+from clipfusionvad.extraction.pictures import files_of, is_pictures, note_rate
 from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, error_line, printable, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
@@ -48,8 +49,8 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
             raise
     stop = Event()
     with stop_on_signals(stop):
-        source = StreamSource(live.stream, live.timeout, live.input_format, stop=stop)
-        watch(source, model, thresholds, folder, live.every, live.fps)
+        source = StreamSource(live.stream, live.timeout, live.input_format, config.fps, stop=stop)
+        watch(source, model, thresholds, folder, live.every)
     return EXIT_INTERRUPTED if stop.is_set() else 0
 
 
@@ -69,20 +70,24 @@ def _detect_videos(
     videos: Mapping[str, str], folder: Path, config: DetectConfig, model: DetectionModel, thresholds: Thresholds
 ) -> int:
     """Score every video that is not finished; a video that fails is reported and left out."""
+    if config.fps is None:
+        note_rate(videos.values(), model.fps)
     rows, failed = [], 0
     for name, path in ProgressBar(videos.items(), "videos"):
         source, record_path = Path(path), folder / f"{name}.json"
         try:
             check_name(path, name)
-            if not source.is_file():
+            if not (files := [file.stat() for file in files_of(source)]):
                 raise UserError(f"video not found: {source}")
+            fps = config.fps or (model.fps if is_pictures(source) else None)
             # What shows whether the file has changed.
-            stamp = {"bytes": source.stat().st_size, "modified": source.stat().st_mtime_ns}
+            stamp = {"bytes": sum(f.st_size for f in files), "modified": max(f.st_mtime_ns for f in files)}
             settings = model.settings | {"pages": config.video, "annotated": config.annotated, "file": stamp}
+            settings |= {"fps": fps} if fps else {}
             record = None if config.overwrite else read_record(record_path)
             if not record or (record["settings"], record["thresholds"]) != (settings, asdict(thresholds)):
                 check_inside(folder, record_path.parent)
-                found = detect_video(source, model, thresholds)
+                found = detect_video(source, model, thresholds, fps)
                 if found.broken:
                     warn(f"{found.broken}; the frames before are scored")
                 video = _place_video(source, folder / name, found, config)
@@ -106,18 +111,19 @@ def _detect_videos(
     return 1 if failed else 0
 
 
-def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> Detection:
-    """Score one file, under a progress bar. If decoding stops early, the frames before are scored.
+def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds, fps: float | None = None) -> Detection:
+    """Score one video, under a progress bar. If decoding stops early, the frames before are scored.
 
     ``UserError`` for a file without any frame.
     """
     infos: list[VideoInfo] = []
+    times: list[float] = []
     count, broken = 0, ""
 
     def canvases() -> Iterator[np.ndarray]:
         nonlocal count, broken
         try:
-            for frame in read_frames(path, infos.append):
+            for frame in read_frames(path, infos.append, times.append, fps):
                 count, bar.total = count + 1, infos[0].frames
                 bar.update()
                 yield to_canvas(frame)
@@ -133,8 +139,10 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds) -> D
     if not np.isfinite(anomaly).all():
         raise UserError(f"the scores of {path} are not finite: do the weights fit this CLIP's features?")
     bounds = snippet_edges(len(anomaly), count, None if model.parts else model.frames_per_snippet)
-    segments = find_segments(anomaly, classes, bounds, infos[0].fps, model.labels, thresholds)
-    return Detection(infos[0], anomaly, classes, bounds, model.labels, thresholds, segments, broken or None)
+    ends = np.array([*times[:count], infos[0].end(count, times[count - 1])])
+    segments = find_segments(anomaly, classes, bounds, ends[bounds], model.labels, thresholds)
+    info = infos[0].measured(count, float(ends[-1]))
+    return Detection(info, anomaly, classes, bounds, ends, model.labels, thresholds, segments, broken or None)
 
 
 def _place_video(path: Path, target: Path, found: Detection, config: DetectConfig) -> str | None:
@@ -142,7 +150,7 @@ def _place_video(path: Path, target: Path, found: Detection, config: DetectConfi
     if config.annotated:
         target = target.with_name(f"{target.name}_annotated.mp4")
         write_annotated(target, path, found)
-    elif config.video == "none":
+    elif config.video == "none" or is_pictures(path):
         return None
     else:
         target = target.with_name(target.name.removesuffix(path.suffix) + path.suffix)

@@ -34,7 +34,7 @@ from clipfusionvad.extraction.decode import (
 from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, without_nan
-from clipfusionvad.metrics.segments import Alert, OnlineSegments, Thresholds
+from clipfusionvad.metrics.segments import Alert, OnlineSegments, Span, Thresholds
 from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import DIGITS, name_of, short_clock
 
@@ -42,26 +42,32 @@ Item = TypeVar("Item")
 SCORES, ALERTS = "scores.jsonl", "alerts.jsonl"
 #: Frames that are handed over together, if a snippet is a frame.
 CHUNK = 16
-#: First frame of a snippet, and the one after its last.
-Span = tuple[int, int]
-#: Frames with the number of their chunk.
-Chunk = tuple[int, list[np.ndarray]]
 # Seconds between two checks of a file that has not grown.
 _PAUSE = 0.1
 # Seconds between attempts to connect: twice as long each time, up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
+class Chunk(NamedTuple):
+    """Consecutive frames as canvases, the number of the chunk, and the seconds of the frames since the start."""
+
+    number: int
+    frames: list[np.ndarray]
+    times: list[float]
+
+
 @dataclass
 class StreamSource:
     """Where frames come from. ``timeout`` seconds without data end the stream; 0: no limit.
 
-    ``input_format`` is ffmpeg's name of a format that it cannot detect; ``report`` gets a line about interruptions.
+    ``input_format`` is ffmpeg's name of a format that it cannot detect; ``fps`` replaces the times of the source;
+    ``report`` gets a line about interruptions.
     """
 
     name: str
     timeout: float = 30.0
     input_format: str | None = None
+    fps: float | None = None
     report: Callable[[str], object] = lambda line: tqdm.write(line, sys.stderr)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -70,6 +76,14 @@ class StreamSource:
         # A live source sets the pace: frames that are not read in time are lost.
         self.live = is_address(self.name) or device
         self._last_data, self._endless = time.monotonic(), True
+        # Seconds of the frames that no chunk has yet; when the next connection's first frame comes.
+        self._times, self._next = list[float](), 0.0
+
+    def chunks(self, size: int, on_info: Callable[[VideoInfo], object]) -> Iterator[Chunk]:
+        """Yield ``size`` frames at a time; their times go on where the last connection ended."""
+        for number, frames in enumerate(batched(map(to_canvas, self.frames(on_info)), size)):
+            times, self._times = self._times, []
+            yield Chunk(number, frames, times)
 
     def frames(self, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
         """Yield RGB uint8 (H, W, 3), upright; ``on_info`` is called before the first frame of each connection.
@@ -138,12 +152,21 @@ class StreamSource:
             raise UserError(reason)
 
     def _decode(self, file: Any, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
-        seen = False
+        seen, start, infos = False, self._next, list[VideoInfo]()
+
+        def begin(info: VideoInfo) -> None:
+            infos.append(info)
+            on_info(info)
+
+        def on_time(seconds: float) -> None:
+            self._times.append(start + seconds)
+            self._next = start + seconds + 1 / infos[0].fps
+
         with open_video(self.name, file, self.input_format) as (container, stream):
             # A recording has a length; connecting again would replay it.
             self._endless = container.duration is None
             try:
-                for frame in decode(self.name, container, stream, on_info, live=True):
+                for frame in decode(self.name, container, stream, begin, on_time, self.fps, live=True):
                     seen = True
                     yield frame
                     if self.stop.is_set():
@@ -184,36 +207,41 @@ def keep_up(items: Iterable[Item], stop: threading.Event, waiting: int = 8) -> I
             arrived.clear()
 
 
-def watch(
-    source: StreamSource, model: DetectionModel, thresholds: Thresholds, folder: Path, every: float, fps: float | None
-) -> None:
+def watch(source: StreamSource, model: DetectionModel, thresholds: Thresholds, folder: Path, every: float) -> None:
     """Score a source until it ends or is stopped, and append the scores to the logs in ``folder``."""
     infos: list[VideoInfo] = []
     length = model.frames_per_snippet
     size = length if length > 1 else CHUNK
-    arriving = enumerate(batched(map(to_canvas, source.frames(infos.append)), size))
+    arriving = source.chunks(size, infos.append)
     chunks = keep_up(arriving, source.stop) if source.live else arriving
     first = next(chunks, None)
     if first is None:
         if source.stop.is_set():
             return
         raise UserError(f"{source.name} ended before its first frame")
-    fps = fps or infos[0].fps
-    rows = _rows(chain([first], chunks), model, size)
-    windows = score_windows(rows, model.score, model.model.sampling.length, max(1, round(every * fps / length)))
-    head = {"stream": source.name, "started": _now(), "fps": fps, "frames_per_snippet": length}
-    write_logs(windows, folder, head | {"video": asdict(infos[0])}, model.labels, thresholds)
+    count, last = len(first.times), first.times[-1]
+    info = infos[0].measured(count, infos[0].end(count, last))
+    rows = _rows(chain([first], chunks), model, size, infos[0])
+    windows = score_windows(rows, model.score, model.model.sampling.length, every)
+    head = {"stream": source.name, "started": _now(), "fps": info.fps, "times": info.times}
+    head |= {"frames_per_snippet": length, "video": asdict(info)}
+    write_logs(windows, folder, head, model.labels, thresholds)
     print(f"results in {folder}: {SCORES}, {ALERTS}")
 
 
-def _rows(chunks: Iterable[Chunk], model: DetectionModel, size: int) -> Iterator[tuple[np.ndarray, list[Span]]]:
+def _rows(
+    chunks: Iterable[Chunk], model: DetectionModel, size: int, info: VideoInfo
+) -> Iterator[tuple[np.ndarray, list[Span]]]:
     """Yield rows (n, D) and spans of the snippets that each chunk completes; chunk i starts with frame i · size."""
     waiting = deque[Span]()
 
     def frames() -> Iterator[list[np.ndarray]]:
-        for number, chunk in chunks:
-            end, length = number * size + len(chunk), model.frames_per_snippet
-            waiting.extend((start, min(start + length, end)) for start in range(number * size, end, length))
+        for number, chunk, times in chunks:
+            begin, count, length = number * size, len(chunk), model.frames_per_snippet
+            seconds = [*times, info.end(begin + count, times[-1])]
+            for start in range(0, count, length):
+                end = min(start + length, count)
+                waiting.append(Span(begin + start, begin + end, seconds[start], seconds[end]))
             yield chunk
 
     for rows in model.rows(frames(), live=True):
@@ -234,12 +262,12 @@ def score_windows(
     batches: Iterable[tuple[np.ndarray, list[Span]]],
     score: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
     length: int,
-    every: int = 1,
+    every: float = 0.0,
 ) -> Iterator[WindowScores]:
     """Turn rows (n, D) and spans that arrive in batches into scores; only the rows of one window are kept.
 
-    ``score`` scores the rows of one window; a window is ``length`` rows, scored every ``every`` rows. If the sampling
-    spreads over a whole video, each window is scored as its own video.
+    ``score`` scores the rows of one window; a window is ``length`` rows, scored every ``every`` seconds. If the
+    sampling spreads over a whole video, each window is scored as its own video.
     """
     rows, spans, scored = list[np.ndarray](), list[Span](), 0
 
@@ -250,11 +278,14 @@ def score_windows(
         return WindowScores(spans[part], anomaly[part], classes, count - scored, final)
 
     for more, theirs in batches:
+        if spans and theirs and spans[-1].end_frame == theirs[0].start_frame:
+            # Not known when that snippet arrived.
+            spans = [*spans[:-1], spans[-1]._replace(end=theirs[0].start)]
         rows, spans = [*rows, *more], [*spans, *theirs]
         while len(rows) >= length:
             yield scores(length, final=True)
             rows, spans, scored = rows[length:], spans[length:], 0
-        if len(rows) - scored >= every:
+        if len(rows) > scored and spans[-1].end - spans[scored].start >= every:
             yield scores(len(rows), final=False)
             scored = len(rows)
     if rows:
@@ -268,8 +299,8 @@ def write_logs(
     for name in (SCORES, ALERTS):
         check_writable(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
-    fps: float = head["fps"]
-    online, snippets, end, missed, alarms = OnlineSegments(fps, labels, thresholds), 0, 0, 0, 0
+    online, snippets, missed, alarms = OnlineSegments(labels, thresholds), 0, 0.0, 0
+    before = Span(0, 0, 0.0, 0.0)
     with (
         open(folder / SCORES, "a", encoding="utf-8") as scores,
         open(folder / ALERTS, "a", encoding="utf-8") as alerts,
@@ -278,26 +309,28 @@ def write_logs(
         _write(scores, head | {"thresholds": asdict(thresholds)})
         for window in windows:
             found: list[Alert] = []
-            for row, (first, last) in enumerate(window.spans):
+            for row, span in enumerate(window.spans):
                 anomaly = float(window.anomaly[row])
-                line: dict[str, Any] = {"start": round(first / fps, DIGITS), "end": round(last / fps, DIGITS)}
-                line |= {"start_frame": first, "end_frame": last, "anomaly": anomaly}
+                line: dict[str, Any] = {"start": round(span.start, DIGITS), "end": round(span.end, DIGITS)}
+                line |= {"start_frame": span.start_frame, "end_frame": span.end_frame, "anomaly": anomaly}
                 classes = None if window.classes is None else window.classes[row]
                 if classes is not None:
                     line["classes"] = dict(zip(labels, classes.tolist(), strict=True))
                 _write(scores, line | {"final": window.final})
                 if row >= len(window.spans) - window.new:
-                    if first > end and not missed:
-                        when = short_clock(end / fps)
-                        tqdm.write(f"{when}  scoring is slower than the source: snippets are left out")
-                    snippets, missed, end = snippets + 1, missed + first - end, last
-                    found += online.add(first, last, anomaly, classes)
+                    if span.start_frame > before.end_frame:
+                        if not missed:
+                            when = short_clock(before.end)
+                            tqdm.write(f"{when}  scoring is slower than the source: snippets are left out")
+                        missed += span.start - before.end
+                    snippets, before = snippets + 1, span
+                    found += online.add(span, anomaly, classes)
             scores.flush()
             alarms += _report(found, alerts)
             bar.update(window.new)
         alarms += _report(online.finish(), alerts)
-    left_out = f", {short_clock(missed / fps)} left out" if missed else ""
-    print(f"{snippets} snippets, {short_clock(end / fps)}{left_out}; {alarms} alerts")
+    left_out = f", {short_clock(missed)} left out" if missed else ""
+    print(f"{snippets} snippets, {short_clock(before.end)}{left_out}; {alarms} alerts")
 
 
 def _report(alerts: Sequence[Alert], log: TextIO) -> int:

@@ -59,8 +59,9 @@ def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
 
 def recorded_stride(scan: DatasetScan) -> Iterator[Finding]:
     """The extraction's manifest beside the features has another number of frames per row than --frames-per-snippet."""
-    used = scan.config.stride
-    for listed in scan.lists if used else ():
+    if (used := scan.config.stride) is None:
+        return
+    for listed in scan.lists:
         try:
             paths = [row.entry.path for row in listed.rows]
             check_frames(paths, used, recorded_frames(paths))
