@@ -32,9 +32,7 @@ pytestmark = [
 TESTS = Path(__file__).resolve().parents[1] / "helpers"
 # A prompt encoder comes from transformers.
 METHODS = [
-    name
-    for name in METHOD_FLAGS
-    if "prompt_encoder" not in find_method(name).option_names() or find_spec("transformers")
+    m for m in METHOD_FLAGS if "prompt_encoder" not in find_method(m).option_names() or find_spec("transformers")
 ]
 ELSEWHERE = ["--device", "elsewhere"]
 

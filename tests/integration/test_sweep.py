@@ -140,7 +140,8 @@ def test_other_options_in_the_same_folder_are_refused(swept, data):
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 9])
 def test_interrupted_and_continued(swept, data, tmp_path, monkeypatch, step):
     folder, _, configs = swept
     made, train_step = [], Trainer._step
