@@ -30,7 +30,6 @@ pytestmark = [
     ),
 ]
 TESTS = Path(__file__).resolve().parents[1] / "helpers"
-# A prompt encoder comes from transformers.
 METHODS = [
     m for m in METHOD_FLAGS if "prompt_encoder" not in find_method(m).option_names() or find_spec("transformers")
 ]
