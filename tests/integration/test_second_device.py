@@ -80,8 +80,7 @@ def flat(values, name=""):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Of each method, a benchmark with a model that the CPU trained, and one that was trained, resumed and tested
-    elsewhere; under "waits", what training waited for."""
+    """Of each method, a model that the CPU trained, and one of elsewhere; under "waits", what training waited for."""
     made, commands = {}, []
     data = make_tiny("ucf", tmp_path_factory.mktemp("data") / "tiny")
     for method in METHODS:
