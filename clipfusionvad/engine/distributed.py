@@ -133,10 +133,7 @@ class CpuSyncBatchNorm(nn.BatchNorm1d):
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> list[Any]:
-    """Replace every BatchNorm of a model by one over the rows of all processes, and return these.
-
-    The names of parameters stay.
-    """
+    """Replace every BatchNorm of a model by one over the rows of all processes, under the same names; return these."""
     if device.type != "cpu":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():

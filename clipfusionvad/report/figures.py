@@ -193,7 +193,7 @@ def draw_figures(run: Run, folder: Path, formats: Sequence[str], names: Sequence
     known = {entry.video: index for index, entry in enumerate(tested.videos.entries)}
     for name in names or ():
         if name not in known:
-            raise UserError(f"there is no test video {name!r}{nearest(name, known)}")
+            raise UserError(f"no test video is called {name!r}{nearest(name, known)}")
     chosen = tested.only([known[name] for name in names]) if names else tested
     pooled, paths = pool(tested.scores, tested.videos), []
     with matplotlib.rc_context(_PAPER_STYLE):

@@ -80,7 +80,7 @@ def check_metrics(metrics: Any, where: str) -> None:
         try:
             value = _value(metrics, keys)
         except (LookupError, TypeError) as error:
-            raise UserError(f"{where}: there is no {', '.join(keys)}") from error
+            raise UserError(f"{where} lacks {', '.join(keys)}") from error
         if value is not None and (not isinstance(value, int | float) or abs(value) > _LARGEST):
             raise UserError(f"{where}: {', '.join(keys)} is {str(value)[:60]}, not a number")
 

@@ -147,7 +147,7 @@ def sweep_metrics(clean: pd.DataFrame, corrupt: pd.DataFrame) -> dict[str, float
     """Average the effect of a corruption over frames.
 
     ``brier``: (p_corrupt - truth)²; ``kl``: Bernoulli KL(p_clean ‖ p_corrupt) in nats; ``auc``, ``ap`` and the mean
-    weights (``image_weight``, ``image_weight_anomalous``, …) of the corrupted. NaN where there are no such frames.
+    weights (``image_weight``, ``image_weight_anomalous``, …) of the corrupted. NaN without such frames.
     """
     before, after = (table["anomaly"].to_numpy(np.float64) for table in (clean, corrupt))
     parts = _parts(corrupt)

@@ -2,9 +2,8 @@
 
     python tests/helpers/second_device.py '[["train", "--dataset", "ucf", "--device", "elsewhere"]]'
 
-The CPU computes for it, so that numbers can be compared. But as with a GPU, a tensor that is there mixes with none that
-is on the CPU, and whoever wants a value from there has to wait: how often a training step does is counted. Made for a
-process of its own, since torch cannot forget a device.
+The CPU computes for it, so that numbers can be compared. But as with a GPU, a tensor there mixes with none on the CPU,
+and a value from there has to be waited for, which is counted. For a process of its own: torch cannot forget a device.
 """
 
 from __future__ import annotations

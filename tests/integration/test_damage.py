@@ -111,6 +111,7 @@ def test_a_record_that_is_gone_is_begun_anew(stopped):
     assert stopped.train("--use-checkpoint").code == 0
 
 
+@pytest.mark.slow
 def test_a_seed_with_a_damaged_state_goes_on_with_the_others(data, tmp_path, no_plots, monkeypatch):
     whole, work = data.at(tmp_path / "whole"), data.at(tmp_path / "work")
     seeds = ["--seeds", 3, 5]

@@ -75,6 +75,7 @@ def test_training(data, whole, tmp_path):
     assert_same(data.at(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_packing(data, tmp_path):
     argv = ["pack", "--dataset", "ucf", *data.at(tmp_path).train_flags("--output", tmp_path)]
     assert_full(limited(argv, 5000))

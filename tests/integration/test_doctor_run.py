@@ -167,9 +167,7 @@ def test_real_clip_features_are_of_one_kind_and_normalised_ones_are_not(tmp_path
     cctv, ucf = sorted((real / "cctv10").glob("*0*.npy")), sorted((real / "ucf5").glob("*snip16*.npy"))
 
     def write(name, files):
-        rows = [
-            (path, next(label for label in UCF.labels if label[:5].lower() == path.stem[:5].lower())) for path in files
-        ]
+        rows = [(path, next(c for c in UCF.labels if c[:5].lower() == path.stem[:5].lower())) for path in files]
         with open(tmp_path / name, "w", newline="") as file:
             csv.writer(file).writerows([("path", "label"), *rows])
         return tmp_path / name

@@ -62,7 +62,7 @@ OTHERS = {
 
 
 # Graphs take seconds each: those of ablations, and all of torch.export, are made where EXPORT=all.
-SLOW = {case: pytest.mark.slow for case in MODELS if case not in ("fusion", "grid")}
+SLOW = {case: pytest.mark.slow for case in MODELS if case != "grid"}
 GRAPH_CASES = [(".pt2", "paper"), *(pytest.param(".onnx", case, marks=SLOW.get(case, ())) for case in MODELS)]
 if os.environ.get("EXPORT") == "all":
     GRAPH_CASES = [(suffix, case) for suffix in GRAPHS for case in (*MODELS, *OTHERS)]

@@ -133,6 +133,7 @@ def test_an_option_that_came_later_is_named(run):
     assert "weight_decay: unknown" not in outcome.out
 
 
+@pytest.mark.slow
 def test_other_code_is_named_and_judged_by_the_tolerance(run):
     rewrite(run / "environment.json", lambda made: made | {"sources": "0123456789abcdef"})
     outcome = rerun(run)
@@ -151,6 +152,7 @@ def test_with_the_same_code_nothing_but_the_same_bits_will_do(run):
     assert outcome.code == 1 and "the same bits were expected, though within 0.001" in outcome.out
 
 
+@pytest.mark.slow
 def test_all_seeds_are_repeated(trained, tmp_path):
     work = trained.at(tmp_path)
     assert work.train("--max-epoch", 1, "--seeds", 1, 2).code == 0

@@ -128,6 +128,7 @@ def test_broken_off_after_every_step(case, tmp_path, no_plots):
         assert_same(work, whole)
 
 
+@pytest.mark.slow
 def test_broken_off_around_every_write(case, tmp_path, no_plots):
     """Between an evaluation, its record, best.pt, last.pt and the checkpoint beside it."""
     tiny, options, whole = case

@@ -30,11 +30,8 @@ pytestmark = [
     ),
 ]
 TESTS = Path(__file__).resolve().parents[1] / "helpers"
-# A prompt encoder comes from transformers.
 METHODS = [
-    name
-    for name in METHOD_FLAGS
-    if "prompt_encoder" not in find_method(name).option_names() or find_spec("transformers")
+    m for m in METHOD_FLAGS if "prompt_encoder" not in find_method(m).option_names() or find_spec("transformers")
 ]
 ELSEWHERE = ["--device", "elsewhere"]
 
@@ -83,8 +80,7 @@ def flat(values, name=""):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Of each method, a benchmark with a model that the CPU trained, and one that was trained, resumed and tested
-    elsewhere; under "waits", what training waited for."""
+    """Of each method, a model that the CPU trained, and one of elsewhere; under "waits", what training waited for."""
     made, commands = {}, []
     data = make_tiny("ucf", tmp_path_factory.mktemp("data") / "tiny")
     for method in METHODS:

@@ -22,8 +22,7 @@ from clipfusionvad.models import find_method
 from clipfusionvad.report.results import seeds_table, summarise_seeds
 
 SEEDS = (5, 3)
-# Random numbers of torch in every step, and evaluations within the epoch (eval mode, reload); random samples, and a
-# held-out part by seed.
+# Dropout, and evaluations within the epoch (eval mode, reload); random samples, and a held-out part by seed.
 DROPOUT = next(name for name in METHOD_FLAGS if "dropout" in find_method(name).option_names())
 DRAWN = next(name for name in METHOD_FLAGS if "sampling_of" in vars(find_method(name)))
 CASES = {

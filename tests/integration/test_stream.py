@@ -118,6 +118,7 @@ def grow(path, content):
             file.write(piece.tobytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
 def test_a_growing_file_is_read_to_its_end(models, tmp_path, suffix):
     """Also one that is not there yet, and an MP4 whose index comes last, which is no video before that."""
@@ -163,6 +164,7 @@ def serve(connections):
     return f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_broken_connection_is_made_again(tmp_path):
     content = write_video(tmp_path / "video.ts", 60).read_bytes()
     told, infos = [], []

@@ -156,7 +156,8 @@ def test_a_sweep_made_before_an_option_came_goes_on_where_the_option_has_its_def
     assert done.code == 2 and "was trained with another product, weight_decay" in done.err
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 9])
 def test_interrupted_and_continued(swept, data, tmp_path, monkeypatch, step):
     folder, _, configs = swept
     made, train_step = [], Trainer._step

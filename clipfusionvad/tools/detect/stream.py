@@ -88,7 +88,7 @@ class StreamSource:
     def frames(self, on_info: Callable[[VideoInfo], object]) -> Iterator[np.ndarray]:
         """Yield RGB uint8 (H, W, 3), upright; ``on_info`` is called before the first frame of each connection.
 
-        Damaged frames are left out. Raises ``UserError`` if there is no frame at all.
+        Damaged frames are left out. Raises ``UserError`` without any frame.
         """
         if self.live:
             yield from self._reconnecting(on_info)

@@ -71,7 +71,7 @@ def collect(paths: Sequence[Path]) -> list[Setting]:
     """Find every finished run in and below folders, grouped by setting, in the order in which they are found.
 
     Runs belong to one setting if their options differ only in the seed and in ``PLACES``. A seed that occurs twice is
-    counted once, with a warning. Raises ``UserError`` where there is no run, and for damaged ones.
+    counted once, with a warning. Raises ``UserError`` without any run, and for damaged ones.
     """
     settings: dict[str, Setting] = {}
     seen: set[Path] = set()
