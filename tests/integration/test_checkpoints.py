@@ -75,7 +75,10 @@ def test_a_training_checkpoint_with_numpy_numbers_is_resumed_and_not_replaced(tr
     before = path.read_bytes()
     done = work.train("--use-checkpoint", "--checkpoint-path", path)
     assert done.code == 0, done.err
-    assert "resuming from" in done.out and f"{path} is of another program and is not replaced" in done.out
+    assert (
+        "resuming from" in done.out
+        and f"{path} is not one of this program, or damaged, and is not replaced" in done.out
+    )
     assert path.read_bytes() == before and (tmp_path / "run/last.pt").is_file()
     for flag in ("--model-path", "--checkpoint-path"):
         assert_refused(work.train, work, "--overwrite", flag, path, says=(str(path), "is not replaced", flag))
