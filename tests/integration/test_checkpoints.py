@@ -40,6 +40,7 @@ FORMS = {
     "an attribute": prefixed("model.net."),
     "a part compiled": lambda state: {k.replace("temporal.", "temporal._orig_mod."): v for k, v in state.items()},
     "Lightning": lambda state: {"state_dict": prefixed("model.")(state), "epoch": np.int64(3), "best": np.float64(0.5)},
+    "a wrapper of another name, numpy arrays": lambda state: {"net_g": {k: v.numpy() for k, v in state.items()}},
     "wrapped twice": lambda state: {"checkpoint": {"net": state, "ap": np.float32(1)}, "optimizer": {}},
 }
 
@@ -58,9 +59,12 @@ def test_usual_forms_of_a_state_dict_are_read(form, trained, work, tmp_path):
 
 def test_what_cannot_be_told_is_named(trained, work, tmp_path):
     state = weights_of(trained.work / "model.pth")
-    torch.save({"net_g": state, "epoch": 3}, tmp_path / "gan.pth")
+    torch.save({"teacher": state, "student": state, "epoch": 3}, tmp_path / "both.pth")
+    says = "holds several state dicts: save one of teacher, student alone"
+    assert_refused(work.test, work, "--model-path", tmp_path / "both.pth", says=says)
+    torch.save({"epoch": 3, "args": {"lr": 1e-5}}, tmp_path / "none.pth")
     assert_refused(
-        work.test, work, "--model-path", tmp_path / "gan.pth", says="no state dict: its keys are net_g, epoch"
+        work.test, work, "--model-path", tmp_path / "none.pth", says="no state dict: its keys are epoch, args"
     )
     torch.save(prefixed("a.")(state) | {"b.extra": torch.ones(1)}, tmp_path / "two.pth")
     assert_refused(work.test, work, "--model-path", tmp_path / "two.pth", says="unknown a.")
