@@ -116,7 +116,7 @@ def _checked_entries(path: str | Path) -> list[str]:
 
 
 def _read_archive(path: str | Path) -> tuple[Any, set[str]]:
-    """Return the content of a torch archive, with inert objects for all but tensors and plain values, and their names."""
+    """Return the content of a torch archive, with inert objects for what is no plain value, and the names of those."""
     if not zipfile.is_zipfile(path):
         return None, set()
     with zipfile.ZipFile(path) as archive:
