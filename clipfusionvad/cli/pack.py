@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     try:
         for path, sampling in lists.items():
             folder, entries, start = store_folder(path, own.output or data.packed_dir), read[path], time.perf_counter()
-            fit = path, method.streams, model.visual_width, sampling
+            fit = path, method.streams, model.feature_width, sampling
             if folder.exists():
                 try:
                     store = open_store(folder)

@@ -135,7 +135,7 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     dataset, model, data, sources = settings.dataset, settings.model, settings.data, Sources()
     entries, store = setup.open_list(data.train_list, dataset, model, data, training=True)
     part = "training features"
-    counts = setup.check_list(data.train_list, entries, store, model.visual_width, data.check, part, sources)
+    counts = setup.check_list(data.train_list, entries, store, model.feature_width, data.check, part, sources)
     if (kind := setup.absent_kind(entries, dataset)) is not None:
         raise UserError(
             f"{data.train_list} has no {kind} video, and training compares both kinds: use the complete list"
@@ -157,7 +157,7 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
 def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list[Entry]]:
     """Return the trainer that the options describe, and the entries that it trains on."""
     dataset, training, device = settings.dataset, settings.training, data.device
-    width, seed, precision = settings.model.visual_width, training.seed, settings.device.precision
+    width, seed, precision = settings.model.feature_width, training.seed, settings.device.precision
     with local_main_first():
         start = read_model_file(settings.run.init_from) if settings.run.init_from else None
         model, clip = setup.build_model(settings.model, dataset, seed, start, data.clip)
@@ -312,6 +312,7 @@ def start_run(settings: Settings, data: TrainingData, trainer: Trainer, entries:
     barrier()
     if not is_main():
         return
+    setup.find_feature_statistics(trainer.model, entries)
     setup.find_normal_centroid(trainer.model, entries, settings.dataset, settings.run.normal_centroid)
     if not settings.run.use_checkpoint:
         run_folder.clear_run(folder)

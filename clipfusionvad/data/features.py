@@ -165,7 +165,7 @@ def check_dim(path: str | Path, found: int, wanted: int | None) -> None:
     if wanted is not None and found != wanted:
         raise UserError(
             f"{path} has features of dim {found}, but {wanted} are expected: "
-            f"they come from another CLIP model than the one in use (--clip, --visual-width)"
+            f"give --feature-dim {found} to train on them, or the features of the CLIP in use (--clip, --visual-width)"
         )
 
 

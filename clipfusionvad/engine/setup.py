@@ -50,7 +50,7 @@ def open_list(
         return read_entries(path, dataset, model, data), None
     method = find_method(model.method)
     store = open_store(folder)
-    store.check_fit(path, method.streams, model.visual_width, method.sampling_of(model.options) if training else None)
+    store.check_fit(path, method.streams, model.feature_width, method.sampling_of(model.options) if training else None)
     entries = read_entries(path, dataset, model, data, may_lack_files=True)
     store.check_sources(entries)
     print(f"features of {path} from {folder}")
@@ -88,7 +88,7 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
     if data.gt_path != NO_TRUTH and is_keyed(data.gt_path):
         check_repeated(data.test_list, entries)
     noted = noted or Sources()
-    snippets = check_list(data.test_list, entries, store, model.visual_width, data.check, "test features", noted)
+    snippets = check_list(data.test_list, entries, store, model.feature_width, data.check, "test features", noted)
     truth = None
     if data.gt_path != NO_TRUTH:
         truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)
@@ -100,7 +100,7 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
         if kind == "normal" and truth:
             effect = "AUC and AP are those of the frames of anomalous videos"
         warn(f"{data.test_list} has no {kind} video: {effect}")
-    return VideoDataset(entries, dataset, model.visual_width, truth, data.stride)
+    return VideoDataset(entries, dataset, model.feature_width, truth, data.stride)
 
 
 def absent_kind(entries: Sequence[Entry], dataset: Dataset) -> str | None:
@@ -149,7 +149,16 @@ def find_normal_centroid(model: Method, entries: Sequence[Entry], dataset: Datas
     if not normal:
         raise UserError(f"{model.name} learns what is normal from normal training videos, but the list has none")
     bar = ProgressBar(normal, "normal videos", leave=False)
-    model.set_normal_centroid(load_entry(entry, model.visual_width) for entry in bar)
+    videos = (load_entry(entry, model.feature_width) for entry in bar)
+    # With a learned map, the centroid is that of its initial weights.
+    model.set_normal_centroid(model.feature_map.map_video(video) if model.feature_map else video for video in videos)
+
+
+def find_feature_statistics(model: Method, entries: Sequence[Entry]) -> None:
+    """Fill mean and deviation of --feature-norm standardize from the training features, unless they are known."""
+    if model.feature_map and model.feature_map.lacks_statistics:
+        bar = ProgressBar(entries, "feature statistics", leave=False)
+        model.feature_map.set_statistics(load_entry(entry, model.feature_width) for entry in bar)
 
 
 def load_initial_weights(model: Method, settings: Settings, file: ModelFile, clip: ClipWeights | None) -> None:
@@ -162,10 +171,11 @@ def load_initial_weights(model: Method, settings: Settings, file: ModelFile, cli
     by_class, by_length = class_weights(settings, file, clip), length_weights(settings, file, clip)
     other_classes = classes is not None and list(classes) != settings.dataset.labels
     state = without_prefix(file.state, lambda known: not own.keys().isdisjoint(known))
+    mapped = {key for key in own if key.startswith("feature_map.") and key not in state}
     differing = {key for key in by_class | by_length if key in state and state[key].shape != own[key].shape}
-    left = sorted(differing | (by_class if other_classes else set()))
+    left = sorted(differing | mapped | (by_class if other_classes else set()))
     load_model_file(model, file, left={*left, *model.centroid_buffers})
-    kept = f"; other classes or another window: initial values of {', '.join(left)}" if left else ""
+    kept = f"; other classes, windows or features: initial values of {', '.join(left)}" if left else ""
     print(f"weights of {file.path}{kept}")
 
 

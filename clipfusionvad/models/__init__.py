@@ -35,6 +35,11 @@ class ModelConfig:
     visual_width: Annotated[int, Option("width of the visual features", minimum=1, maximum=LARGEST_SIZE)]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def feature_width(self) -> int:
+        """The width of the features in files: --feature-dim, else --visual-width."""
+        return self.options.get("feature_dim") or self.visual_width
+
 
 def read_options(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of options; older names of methods become today's."""
@@ -79,7 +84,11 @@ def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | No
             hint = f", which is one of {others}" if others else nearest(option, declared)
             raise UserError(f"{cls.name} has no option {option!r}{hint}; it has: {known}")
         declared[option].check(value)
-    return cls(list(class_prompts), clip, **options) if cls.needs_clip else cls(len(class_prompts), **options)
+    feature_dim, feature_norm = options.pop("feature_dim", None), options.pop("feature_norm", None)
+    model = cls(list(class_prompts), clip, **options) if cls.needs_clip else cls(len(class_prompts), **options)
+    if feature_dim or feature_norm not in (None, "none"):
+        model.map_features(feature_dim, feature_norm)
+    return model
 
 
 def create_model(name: str, class_prompts: Sequence[str], clip: str = "ViT-B/16", **options: Any) -> Method:

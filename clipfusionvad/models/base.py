@@ -11,7 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -21,12 +21,16 @@ from clipfusionvad.data.sampling import Sampling, WindowSampling
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Declared, declared_options, size
 from clipfusionvad.models import register_method as register_method
+from clipfusionvad.models.layers.feature_map import FeatureMap
 
 # Snippets that are scored in one forward pass: enough to fill a GPU, few enough for a processor's cache.
 SNIPPETS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
 
 # A video's features: one array (L, D), or one per stream of the method.
 Features = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
+
+#: The name of the module in front of a method, in its state dict.
+FEATURE_MAP = "feature_map"
 
 # Options that most methods have.
 EmbedDim = Annotated[int, size("width of CLIP's text tower")]
@@ -92,7 +96,7 @@ class Method(nn.Module, ABC):
                 parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
                 if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
                     break
-        return declared
+        return declared | declared_options(FeatureMap)
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -127,6 +131,24 @@ class Method(nn.Module, ABC):
         """How many test inputs are scored in one forward pass."""
         device = next(self.parameters()).device.type
         return max(1, SNIPPETS_AT_ONCE.get(device, SNIPPETS_AT_ONCE["cuda"]) // self.sampling.length)
+
+    def map_features(self, feature_dim: int | None, feature_norm: str | None) -> None:
+        """Put a ``FeatureMap`` in front of ``forward``."""
+        with isolated_rng("feature map"):
+            streams = len(self.streams)
+            module = FeatureMap(self.visual_width, streams, feature_dim=feature_dim, feature_norm=feature_norm)
+        setattr(self, FEATURE_MAP, module)
+        self.register_forward_pre_hook(_map_input, with_kwargs=True)
+
+    @property
+    def feature_map(self) -> FeatureMap | None:
+        """What ``map_features`` put in front, or None."""
+        return cast(FeatureMap | None, self._modules.get(FEATURE_MAP))
+
+    @property
+    def feature_width(self) -> int:
+        """The width of the features of a stream, as files hold them."""
+        return self.feature_map.feature_dim if self.feature_map else self.visual_width
 
     def set_normal_centroid(self, normal_videos: Iterable[np.ndarray]) -> None:
         """Fill the buffers in ``centroid_buffers`` from the normal training videos, (L, D) each, before training."""
@@ -186,13 +208,13 @@ class Method(nn.Module, ABC):
                 raise UserError(f"{self.name} scores features of float16, float32 or float64, not {arrays[-1].dtype}")
         shapes = [array.shape for array in arrays]
         fits = all(len(shape) == 2 and shape[0] == shapes[0][0] > 0 for shape in shapes)
-        if not fits or sum(shape[1] for shape in shapes) != len(self.streams) * self.visual_width:
-            wanted = " and ".join(f"{name} (snippets, {self.visual_width})" for name in self.streams)
+        if not fits or sum(shape[1] for shape in shapes) != len(self.streams) * self.feature_width:
+            wanted = " and ".join(f"{name} (snippets, {self.feature_width})" for name in self.streams)
             raise UserError(f"{self.name} scores {wanted}, not {', '.join(dict.fromkeys(map(str, shapes)))}")
         with np.errstate(over="ignore"):
             joined = np.concatenate(arrays, axis=1, dtype=np.float32, casting="same_kind")
         for number, name in enumerate(self.streams):
-            own = joined[:, number * self.visual_width : (number + 1) * self.visual_width]
+            own = joined[:, number * self.feature_width : (number + 1) * self.feature_width]
             if number:
                 own[np.isnan(own).all(axis=1)] = 0
             finite = np.isfinite(own).all(axis=1)
@@ -262,6 +284,15 @@ class TextMethod(Method):
     def context_vectors(self) -> Tensor | None:
         """Return the learned embeddings in place of prompt words: (n, W), (C, n, W) per class, or None."""
         return None
+
+
+def _map_input(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The hook of ``map_features``: replace ``visual``, the first argument of ``forward``."""
+    visual, lengths = args[0], args[1] if len(args) > 1 else kwargs.get("lengths")
+    assert isinstance(model, Method) and model.feature_map
+    return (model.feature_map(visual, lengths), *args[1:]), kwargs
 
 
 @contextlib.contextmanager

@@ -106,9 +106,9 @@ def input_names(method: Method) -> tuple[str, ...]:
 
 def random_video(method: Method, count: int) -> tuple[Tensor, ...]:
     """Return random features of ``count`` snippets with the norm of CLIP's: (L, D) of each stream."""
-    shape = (len(method.streams), count, method.visual_width)
+    shape = (len(method.streams), count, method.feature_width)
     generator = torch.Generator().manual_seed(count)
-    return (10 / method.visual_width**0.5 * torch.randn(shape, generator=generator)).unbind(0)
+    return (10 / method.feature_width**0.5 * torch.randn(shape, generator=generator)).unbind(0)
 
 
 def export_program(scorer: VideoScorer) -> torch.export.ExportedProgram:
@@ -248,6 +248,8 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {file.path}")
     model, clip = load_model(settings, file)
+    if model.feature_map and suffix not in (*GRAPHS, SAFETENSORS):
+        raise UserError("the original code has no --feature-dim and no --feature-norm: export another form")
     hparams = make_hparams(model, clip, settings.dataset, settings.options(), file.hparams.get("parts"))
     for written in (path, card):
         check_writable(written)
@@ -314,7 +316,7 @@ One whole video at a time, of any length L ≥ 1; windows and padding are inside
 ## Features it expects
 
 Image features of {clip}, {snippet}, \
-{model.visual_width} values each, as in the training data: released features are the mean over the frames, not \
+{model.feature_width} values each, as in the training data: released features are the mean over the frames, not \
 normalised. Features of another model or scale give meaningless scores without any error.
 
 ## How to run it
@@ -345,7 +347,7 @@ normalised. Features of another model or scale give meaningless scores without a
 def _tensors(model: Method) -> str:
     lines = ["| name | shape | what |", "|---|---|---|"]
     for name, stream in zip(input_names(model), model.streams, strict=True):
-        lines.append(f"| `{name}` (input) | (L, {model.visual_width}) | {stream} features, a row per snippet |")
+        lines.append(f"| `{name}` (input) | (L, {model.feature_width}) | {stream} features, a row per snippet |")
     meanings = {MAIN: "probability of an anomaly, 0 to 1", SECOND: "the same of another branch"}
     meanings[CLASSES] = "probability of each class below, in that order"
     outputs = score_by_method(model, [stream.numpy() for stream in random_video(model, 1)])
@@ -356,7 +358,7 @@ def _tensors(model: Method) -> str:
 
 
 def _usage(path: Path, model: Method, dataset: Dataset) -> str:
-    names, shape, suffix = input_names(model), f"300, {model.visual_width}", path.suffix.lower()
+    names, shape, suffix = input_names(model), f"300, {model.feature_width}", path.suffix.lower()
     if suffix == SAFETENSORS:
         flags = f"--method {model.name} --dataset {dataset.name} --model-path {path.name}"
         return f"```bash\npython -m clipfusionvad test {flags}\n```\n\nCLIP is not in the file; `--clip` names it."

@@ -54,10 +54,10 @@ class DetectionModel:
         clips = _image_clips(own, model, clip, clip_name)
         self.encoders = {stream: ImageEncoder(clip, self.device, own.precision) for stream, clip in clips.items()}
         for stream, encoder in self.encoders.items():
-            if encoder.dim != model.visual_width:
+            if encoder.dim != model.feature_width:
                 raise UserError(
                     f"CLIP {clips[stream].source} makes {stream} features of width {encoder.dim}, but "
-                    f"{own.checkpoint} reads {model.visual_width}: pass the one whose features it was trained on"
+                    f"{own.checkpoint} reads {model.feature_width}: pass the one whose features it was trained on"
                 )
         reduce: dict[str, Any] = {"stride": frames, "reduce": "mean"} if frames > 1 else {"reduce": "none"}
         events: dict[str, Any] = {"event_threshold": own.event_threshold, "event_scope": own.event_scope}
@@ -110,7 +110,7 @@ class DetectionModel:
 
 def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, clip_name: str) -> dict[str, ClipWeights]:
     """Return the CLIP whose image encoder makes the features of each stream."""
-    width = model.visual_width
+    width = model.feature_width
     if clip is None or not any(key.startswith("visual.") for key in clip.state):
         name = own.clip or (clip_name if clip else _CLIP_OF_WIDTH.get(width))
         if name is None:

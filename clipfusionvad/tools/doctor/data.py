@@ -231,7 +231,7 @@ def feature_width(scan: DatasetScan) -> Iterator[Finding]:
     """Features have another width than the model's: they come from another CLIP."""
     for row in scan.read:
         try:
-            check_dim(row.entry.path, row.features.dim, scan.settings.model.visual_width)
+            check_dim(row.entry.path, row.features.dim, scan.settings.model.feature_width)
         except UserError as error:
             yield row.finding(ERROR, str(error))
 
@@ -257,7 +257,7 @@ def feature_direction(scan: DatasetScan) -> Iterator[Finding]:
     """Features point in another direction than all others: another model of the same width."""
     centres = []
     for listed in scan.lists:
-        rows, units = _units(listed, scan.settings.model.visual_width)
+        rows, units = _units(listed, scan.settings.model.feature_width)
         if len(rows) < 3:
             continue
         centre = np.median(units, axis=0)
@@ -321,7 +321,7 @@ def same_features(scan: DatasetScan) -> Iterator[Finding]:
 
 def near_duplicates(scan: DatasetScan) -> Iterator[Finding]:
     """A test video is nearly a training video, snippet by snippet, under another name."""
-    (train, a), (test, b) = (_units(listed, scan.settings.model.visual_width) for listed in scan.lists)
+    (train, a), (test, b) = (_units(listed, scan.settings.model.feature_width) for listed in scan.lists)
     lengths = np.array([row.features.snippets for row in train])
     seen: set[tuple[str, str]] = set()
     for tested, unit in zip(test, b, strict=True):

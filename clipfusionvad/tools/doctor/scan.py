@@ -101,7 +101,7 @@ class ScannedList:
             try:
                 store = open_store(folder)
                 sampling = method.sampling_of(model.options) if role == "training" else None
-                store.check_fit(path, method.streams, model.visual_width, sampling)
+                store.check_fit(path, method.streams, model.feature_width, sampling)
                 store.check_sources(entries)
                 store.check_data()
                 self.packed = True
