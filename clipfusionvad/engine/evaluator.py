@@ -26,11 +26,14 @@ from clipfusionvad.metrics import (
     count_frames,
     detection_map,
     frame_metrics,
+    smooth_scores,
     snippet_metrics,
     video_score,
 )
 from clipfusionvad.models.base import Method
 
+#: The standard deviations, in snippets, from which a training with ``--smooth auto`` chooses.
+SIGMAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 # The detection mAP that a protocol reports: by the released procedure, or as the papers describe it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}
 
@@ -143,6 +146,31 @@ def _groups(
             counts, windows, lengths = map(list, zip(*group, strict=True))
             yield counts, windows, lengths
             group = []
+
+
+def smooth_videos(scores: Sequence[VideoScores], sigma: float) -> Sequence[VideoScores]:
+    """Smooth the scores and class probabilities of each video over time, as ``metrics.smooth_scores`` does.
+
+    Both, so that a second branch stays 1 - P(normal), and each snippet's class probabilities still sum to 1.
+    """
+    if not sigma:
+        return scores
+    return [
+        VideoScores(
+            smooth_scores(video.anomaly.T, sigma).T,
+            None if video.classes is None else smooth_scores(video.classes, sigma),
+        )
+        for video in scores
+    ]
+
+
+def choose_smoothing(scores: Sequence[VideoScores], videos: VideoDataset, branch: int) -> dict[float, float]:
+    """Return the video-level AUC of ``branch`` (1, 2, …) of held-out videos by sigma of ``SIGMAS``, the best first.
+
+    Of equal ones, the smaller sigma is first.
+    """
+    found = {sigma: evaluate_videos(smooth_videos(scores, sigma), videos)[f"auc{branch}"] for sigma in SIGMAS}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str = "paper") -> dict[str, Any]:
