@@ -10,7 +10,7 @@ from clipfusionvad.engine.distributed import distributed_context, local_main_fir
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset, smooth_videos, with_reasons
 from clipfusionvad.engine.run_folder import record_dataset
 from clipfusionvad.engine.setup import build_model, load_model, read_test_set, result_environment
-from clipfusionvad.io.files import check_writable, write_json
+from clipfusionvad.io.files import check_text, check_writable, write_json
 from clipfusionvad.io.provenance import Sources
 from clipfusionvad.io.rank import is_main
 from clipfusionvad.report.page import write_report
@@ -32,6 +32,7 @@ def run_test(settings: Settings, file: ModelFile) -> int:
         for path in (run.metrics_json, folder and folder / TEST_METRICS):
             if path:
                 check_writable(path)
+                check_text(path)
         with local_main_first():
             if run.demo:
                 from clipfusionvad.tools.demo import make_demo

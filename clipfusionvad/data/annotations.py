@@ -288,8 +288,8 @@ def _label(word: str, dataset: Dataset) -> str:
 
 
 def _integer(value: str | float) -> int:
-    """Return a whole number, which other programs may have written as 160.0."""
-    found = re.fullmatch(r"([-+]?[0-9]{1,18})(\.0*)?", str(value))
+    """Return a whole number, which other programs may have written as 160.0 or 160,0."""
+    found = re.fullmatch(r"([-+]?[0-9]{1,18})([.,]0*)?", str(value))
     if not found:
         raise UserError(f"{str(value)[:40]!r} is not a whole number of frames")
     return int(found[1])

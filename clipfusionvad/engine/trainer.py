@@ -162,8 +162,7 @@ class Trainer:
                 # The first epoch of a warm-up may have the rate 0.
                 if before and (rate or not self.config.lr):
                     if not have_moved(before, trained_weights(self.model)) and is_main():
-                        what = f"{self.label}epoch {self.progress.epoch + 1} left the weights as they were"
-                        warn(f"{what}: --lr {rate:g} is too low to train with")
+                        warn(f"{self.label}--lr {rate:g} is too low: an epoch left the weights as they were")
                     before = None
                 self._end_epoch()
                 self._save()
@@ -325,7 +324,7 @@ class Trainer:
         """
         content = read_checkpoint(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
-            raise UserError(f"{path} is not a training checkpoint: it holds no optimizer state")
+            raise UserError(f"{path} is no training checkpoint (no optimizer_state_dict): start from it by --init-from")
         resume = self._resume_ours if content.get("format") == checkpoint.FORMAT else self._resume_released
         try:
             resume(content, path)
@@ -360,8 +359,7 @@ class Trainer:
 
     def _resume_released(self, content: Mapping[str, Any], path: Path) -> None:
         """Continue after the epoch of {epoch, model_state_dict, optimizer_state_dict, ap}; its weights are the best."""
-        absent = [key for key in ("epoch", "ap", "model_state_dict") if key not in content]
-        if absent:
+        if absent := [key for key in ("epoch", "ap", "model_state_dict") if key not in content]:
             raise UserError(f"{path} is not a training checkpoint: it holds no {absent[0]}")
         state = find_state_dict(content, path, "checkpoint")
         state = without_prefix(state, lambda known: not self.model.state_dict().keys().isdisjoint(known))
@@ -374,6 +372,8 @@ class Trainer:
         merged = {index: moments[name] for index, name in enumerate(trained) if name in moments}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": merged})
         self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
+        if self.progress.epoch >= self.config.max_epoch:
+            raise UserError(f"{path} has trained {self.progress.epoch} epochs already: raise --max-epoch, or test it")
         for _ in range(self.progress.epoch):
             self._step_scheduler()
         self.best_state = checkpoint.state_without_clip(self.model)

@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -114,8 +115,16 @@ def check_inside(folder: str | Path, path: str | Path) -> None:
         raise UserError(f"{path} leads out of {folder}; refused")
 
 
+def check_text(path: str | Path) -> None:
+    """Raise ``UserError`` for a file that text is not to replace: a model, features, a video."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if b"\0" in file.read(4096):
+            raise UserError(f"{path} is not a text file and is not replaced: delete it, or name another file")
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file; ``UserError`` where the text holds a file name that is not text."""
+    """Write a UTF-8 file; ``UserError`` where the old file is no text, or the new one holds a name that is none."""
+    check_text(path)
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
@@ -201,9 +210,12 @@ def read_text(path: str | Path, what: str) -> str:
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
     if "\0" in text:
-        advice = "" if b"\0" in content else " in UTF-8: save it as UTF-8 (in Excel, 'CSV UTF-8')"
+        # Every other byte of UTF-16 without its mark is zero.
+        coded = b"\0" not in content or 0 < content[:200].count(0) == len(content[:200]) // 2
+        advice = " in UTF-8: save it as UTF-8 (in Excel, 'CSV UTF-8')" if coded else ""
         raise UserError(f"{what} {path} is not a text file{advice}")
-    return text
+    # Excel's first line that names the separator.
+    return re.sub(r"\Asep=.\s*\n", "\n", text)
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
@@ -240,8 +252,8 @@ def read_yaml(path: str | Path, what: str) -> Any:
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Return a CSV file's rows as (line number, cells by column name); ``UserError`` for missing columns or long rows.
 
-    Cells are separated by commas, semicolons or tabs. They are stripped (released lists have stray spaces), blank lines
-    skipped, cells missing at a row's end empty. The names of columns are in lower case.
+    Cells are separated by commas, semicolons, tabs or bars. They are stripped (released lists have stray spaces), blank
+    lines skipped, cells missing at a row's end empty. The names of columns are in lower case.
     """
     text = read_text(path, what)
     mark = delimiter(next(filter(str.strip, text.splitlines()), ""), columns) or ","
@@ -266,7 +278,7 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
 
 def delimiter(header: str, columns: Iterable[str]) -> str | None:
     """Return what separates the cells of a header that names all the columns; None for any other line."""
-    cells = {mark: {cell.strip(' "') for cell in header.lower().split(mark)} for mark in ",;\t"}
+    cells = {mark: {cell.strip(' "') for cell in header.lower().split(mark)} for mark in ",;\t|"}
     return next((mark for mark, names in cells.items() if names.issuperset(columns)), None)
 
 
@@ -289,7 +301,7 @@ def must_exist(path: str | Path, what: str) -> None:
     """Raise ``UserError`` unless ``path`` is a file; it names the nearest one in that folder."""
     path = Path(path)
     if not path.is_file():
-        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        others = [other.name for other in path.parent.iterdir() if other.is_file()] if path.parent.is_dir() else []
         raise UserError(f"{what} not found: {path}{nearest(path.name, others)}")
 
 

@@ -34,6 +34,9 @@ SAFETENSORS = ".safetensors"
 # Whose a file with this suffix is.
 _OTHER_LIBRARIES = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "llama.cpp"}
 _LFS_POINTER = b"version https://git-lfs"
+# Packages whose objects hold the settings of a training.
+_SETTINGS = {"addict", "argparse", "collections", "copyreg", "datetime", "easydict", "mmengine", "omegaconf", "pathlib"}
+_SETTINGS |= {"types", "yacs"}
 # Keys under which people save a state dict.
 _WRAPPERS = "model_state_dict state_dict model_state model network net module weights params checkpoint".split()
 #: The key of the weights in our own checkpoints (``engine.checkpoint.model_content``).
@@ -51,7 +54,8 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
     """Return the content of a checkpoint on the CPU as tensors and plain values; ``what`` names it in messages.
 
     A TorchScript archive gives its state dict. Raises ``Damaged`` where a checksum fails (torch's older format has
-    none) and ``UserError`` where a file other than Lightning's holds more than tensors and plain values.
+    none) and ``UserError`` where a file holds more than tensors and plain values, other than objects of Lightning and
+    those that hold settings, which are not built.
     """
     must_exist(path, what)
     suffix = Path(path).suffix.lower()
@@ -71,7 +75,7 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
             # torch warns about old storages, and about what a damaged pickle does to tensors.
             warnings.simplefilter("ignore")
             if start == b"PK" and any(name.endswith("/constants.pkl") for name in _checked_entries(path)):
-                return dict(_tensors(_read_archive(path), "", set()))
+                return dict(_tensors(_read_archive(path)[0], "", set()))
             return _read_torch(path, what)
     except (MemoryError, UserError):
         raise
@@ -88,11 +92,13 @@ def _read_torch(path: str | Path, what: str) -> Any:
         with torch.serialization.safe_globals(safe):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        content = _read_archive(path)
-        if isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        content, foreign = _read_archive(path)
+        other = min((name for name in foreign if name.partition(".")[0] not in _SETTINGS), default="")
+        if _holds_weights(content) and (not other or "pytorch-lightning_version" in content):
             return content
         raise UserError(
-            f"{what} {path} holds more than tensors and plain values, so loading it could run foreign code; refused"
+            f"{what} {path} holds more than tensors and plain values{other and f' ({other[:80]})'}, so loading it "
+            f"could run foreign code; refused"
         ) from error
 
 
@@ -109,13 +115,16 @@ def _checked_entries(path: str | Path) -> list[str]:
         return archive.namelist()
 
 
-def _read_archive(path: str | Path) -> Any:
-    """Return the content of a torch archive with inert objects for all but tensors and plain values."""
+def _read_archive(path: str | Path) -> tuple[Any, set[str]]:
+    """Return the content of a torch archive, with inert objects for what is no plain value, and the names of those."""
     if not zipfile.is_zipfile(path):
-        return None
+        return None, set()
     with zipfile.ZipFile(path) as archive:
         program = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-        return program and _ArchiveUnpickler(archive, program).load()
+        if program is None:
+            return None, set()
+        unpickler = _ArchiveUnpickler(archive, program)
+        return unpickler.load(), unpickler.foreign
 
 
 def _tensors(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
@@ -163,6 +172,9 @@ class _ArchiveUnpickler(RestrictedUnpickler):
     names = {
         **RestrictedUnpickler.names,
         ("collections", "OrderedDict"): OrderedDict,
+        **{
+            (module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (dict, float, int, list)
+        },
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *ignored: tensor,
     }
@@ -170,12 +182,15 @@ class _ArchiveUnpickler(RestrictedUnpickler):
     def __init__(self, archive: zipfile.ZipFile, program: str):
         super().__init__(io.BytesIO(archive.read(program)))
         self.archive, self.folder = archive, program.removesuffix("data.pkl") + "data/"
+        self.foreign: set[str] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
         if module == "torch" and name.endswith("Storage"):
             return getattr(torch, name).dtype
+        if (module, name) not in self.names:
+            self.foreign.add(f"{module}.{name}")
         return self.names.get((module, name), _Inert)
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -204,7 +219,7 @@ def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tens
         state = state[wrapper or next(iter(inner))]
     names = [key for key in state if isinstance(key, str)] if isinstance(state, dict) else []
     if not names or len(names) < len(state) or not _holds_weights(state):
-        found = f": its keys are {', '.join(names[:8])}" if names else ""
+        found = f": its keys are {', '.join(names[:8])}" if names else f": it is a {type(state).__name__}"
         raise UserError(f"{what} {path} holds no state dict{found}")
     arrays = {key: value.astype(value.dtype.newbyteorder("=")) for key, value in state.items() if _is_array(value)}
     state = state | {key: torch.from_numpy(array) for key, array in arrays.items()}

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -226,8 +227,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
     width, dim = (*sizes[2], 0, 0)[:2]
     if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
         raise UserError(f"{foreign}its text tower has the shapes {sizes}")
-    if not any(key.startswith("transformer.resblocks.0.") for key in state):
-        raise UserError(f"{foreign}its text tower has no layers")
+    _check_layers(state, path, width)
     config = Path(path).with_name("config.json")
     if _HUGGINGFACE in theirs and config.is_file():
         activation = re.search(r'"hidden_act": *"(?!quick_gelu")(\w*)"', config.read_text("utf-8", "replace"))
@@ -235,6 +235,21 @@ def _read_file(path: str) -> dict[str, Tensor]:
             ours = "OpenAI's CLIP with quick_gelu: not supported"
             raise UserError(f"{path} computes with {activation[1]} ({config}), {ours}")
     return state
+
+
+def _check_layers(state: Mapping[str, Tensor], path: str, width: int) -> None:
+    """Raise ``UserError`` unless the layers of the text tower, and the image tower if there is one, are complete."""
+    layers = sorted({key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")} | {"0"})
+    shapes = {"attn.in_proj": (3 * width, width), "attn.out_proj": (width, width), "ln_1": (width,), "ln_2": (width,)}
+    shapes |= {"mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
+    for layer, (part, shape) in product(layers, shapes.items()):
+        for kind, wanted in (("weight", shape), ("bias", shape[:1])):
+            key = f"transformer.resblocks.{layer}.{part}{'_' if part == 'attn.in_proj' else '.'}{kind}"
+            if key not in state or state[key].shape != wanted:
+                found = f"has the shape {tuple(state[key].shape)}" if key in state else "is missing"
+                raise UserError(f"{path} is not a complete CLIP: {key}, of shape {wanted}, {found} (by OpenAI's names)")
+    if any(key.startswith(_IMAGE_PREFIX) for key in state):
+        image_tower(ClipWeights({key: value.to("meta") for key, value in state.items()}, path))
 
 
 def _with_openai_names(state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
@@ -303,5 +318,8 @@ def image_tower(weights: ClipWeights) -> nn.Module:
                 tower = ModifiedResNet(blocks, dim, width * 32 // 64, resolution, width)
         tower.load_state_dict(state, assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"CLIP {weights.source} has no image tower of a known kind ({error})") from error
+        if not state:
+            raise UserError(f"CLIP {weights.source} is the text tower alone, without the image tower") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"CLIP {weights.source} has no complete image tower of a known kind: {reason}") from error
     return tower.eval().requires_grad_(False)

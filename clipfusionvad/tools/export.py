@@ -243,6 +243,8 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
     ``form`` names it. Return the model, the path of the card (``model.onnx.md``), and the result of a graph's check.
     """
     suffix, card, checked = path.suffix.lower(), path.with_name(f"{path.name}.md"), ""
+    if path.is_file() and not card.is_file():
+        raise UserError(f"{path} is not one of 'export' and is not replaced: delete it, or name another --output")
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {file.path}")
     model, clip = load_model(settings, file)

@@ -1,6 +1,9 @@
 """Checkpoints as people bring them: wrapped, prefixed, of another program, to start from; and folders of runs."""
 
+import argparse
 import csv
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +44,12 @@ FORMS = {
     "a part compiled": lambda state: {k.replace("temporal.", "temporal._orig_mod."): v for k, v in state.items()},
     "Lightning": lambda state: {"state_dict": prefixed("model.")(state), "epoch": np.int64(3), "best": np.float64(0.5)},
     "a wrapper of another name, numpy arrays": lambda state: {"net_g": {k: v.numpy() for k, v in state.items()}},
+    "beside objects": lambda state: {
+        "model": state,
+        "args": argparse.Namespace(lr=1e-5),
+        "from": Path("a"),
+        "x": defaultdict(list),
+    },
     "wrapped twice": lambda state: {"checkpoint": {"net": state, "ap": np.float32(1)}, "optimizer": {}},
 }
 
@@ -86,6 +95,10 @@ def test_a_training_checkpoint_with_numpy_numbers_is_resumed_and_not_replaced(tr
     assert path.read_bytes() == before and (tmp_path / "run/last.pt").is_file()
     for flag in ("--model-path", "--checkpoint-path"):
         assert_refused(work.train, work, "--overwrite", flag, path, says=(str(path), "is not replaced", flag))
+    flags = ["--use-checkpoint", "--checkpoint-path", path, "--output-dir", tmp_path / "new", "--max-epoch", 1]
+    assert_refused(work.train, work, *flags, says=f"{path} has trained 1 epochs already: raise --max-epoch")
+    flags = ["--model-path", path, "--metrics-json", path]
+    assert_refused(work.test, work, *flags, says=f"{path} is not a text file and is not replaced")
     notes = tmp_path / "notes.json"
     notes.write_text("my notes")
     assert_refused(work.train, work, "--overwrite", "--metrics-json", notes, says="notes.json")

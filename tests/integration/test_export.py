@@ -197,6 +197,9 @@ def test_metrics_that_the_checkpoint_knows_are_in_the_card(tmp_path):
 def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
     model = write_model(tmp_path / "model.pth", "iefvad")
     (tmp_path / "m.pt2").write_text("from before")
+    outcome = export(tmp_path / "model.pth", "--output", tmp_path / "m.pt2")
+    assert outcome.code == 2 and "m.pt2 is not one of 'export' and is not replaced" in outcome.err
+    (tmp_path / "m.pt2.md").write_text("card from before")
     for change, message in (
         (lambda value: value + np.float32(2e-5), "anomaly differs"),
         (lambda value: value * np.nan, "anomaly differs"),
@@ -209,7 +212,8 @@ def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
         monkeypatch.setitem(GRAPHS, ".pt2", (lambda scorer, about: b"", lambda content, run=run: run))
         outcome = export(tmp_path / "model.pth", "--output", tmp_path / "m.pt2")
         assert outcome.code == 2 and message in outcome.err
-        assert (tmp_path / "m.pt2").read_text() == "from before" and not (tmp_path / "m.pt2.md").exists()
+        assert (tmp_path / "m.pt2").read_text() == "from before"
+        assert (tmp_path / "m.pt2.md").read_text() == "card from before"
 
 
 REFUSED = {

@@ -204,7 +204,11 @@ BAD = {
     "cut": ("x.npy", GOOD[:-7], "x.npy is not a readable .npy file: shape (3, 512) float32 does not fit 6137 bytes"),
     "no array": ("x.npy", b"nothing", "x.npy is not a readable .npy file"),
     "code": ("x.npy", array_file(np.array(RunsCode("ran"), dtype=object)), "would run foreign code"),
-    "list of arrays": ("x.npy", array_file(np.array([np.ones((2, 512)), 3], dtype=object)), "x.npy: no arrays"),
+    "list of arrays": (
+        "x.npy",
+        array_file(np.array([np.ones((2, 512)), 3], dtype=object)),
+        "x.npy: neither an array of numbers nor arrays by name",
+    ),
     "text": ("x.npy", array_file(np.array([["a"] * 512])), "x.npy: array of shape (1, 512), <U1"),
     "huge member": ("x.npz", npz(a=header((10**12, 512))), "a.npy: shape (1000000000000, 512) float32 does not fit"),
     "cut archive": ("x.npz", npz(a=GOOD)[:-30], "x.npz is not a readable .npz file"),

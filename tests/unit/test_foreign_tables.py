@@ -69,9 +69,22 @@ def test_text_of_another_encoding_is_refused_with_what_to_do(tmp_path):
     path.write_bytes(TABLE.replace("Abuse001", "Überfall").encode("cp1252"))
     with pytest.raises(UserError, match="truth.csv is not a text file in UTF-8: save it as UTF-8"):
         read_annotations(path, UCF)
+    # UTF-16 without its mark.
+    path.write_bytes(TABLE.encode("utf-16-le"))
+    with pytest.raises(UserError, match="truth.csv is not a text file in UTF-8: save it as UTF-8"):
+        read_annotations(path, UCF)
 
 
-@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_of_excel_in_a_language_with_decimal_commas(tmp_path):
+    path = tmp_path / "truth.csv"
+    path.write_text("sep=;\n" + TABLE.replace(",", ";").replace("20", "20,0"))
+    assert read_annotations(path, UCF)["Abuse001"].segments == [(5, 20)]
+    path.write_text(path.read_text().replace("20,0", "20,5"))
+    with pytest.raises(UserError, match="row 3: '20,5' is not a whole number of frames"):
+        read_annotations(path, UCF)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 def test_lists_of_windows(tmp_path, mark):
     (tmp_path / "rgb/Abuse").mkdir(parents=True)
     (tmp_path / "rgb/Abuse/Abuse001__0.npy").write_bytes(b"")

@@ -100,7 +100,8 @@ def convert_features(
         print(f"{len(same)} videos of shapes like {same[0].shape}: {_describe(one, same[0].shape)}")
         if len(same) > 1 and len({array.shape[one.time] for array in same}) == 1:
             print("  all have as many snippets: if these are equal parts of the videos, use --segments equal")
-    print(f"{len(outputs)} feature files in {target}; next: python -m clipfusionvad lists --features {target}")
+    next_command = f"python -m clipfusionvad lists --dataset NAME --features {target} --output list"
+    print(f"{len(outputs)} feature files in {target}; next: {next_command}")
 
 
 def find_axes(shapes: Sequence[tuple[int, ...]], time_axis: int | None = None, crop_axis: int | None = None) -> Axes:
@@ -161,7 +162,7 @@ def find_arrays(source: Path, target: Path) -> list[FoundArray]:
             stored = dict(READERS[path.suffix.lower()](path))
         usable = {key: array for key, array in stored.items() if array.may_be_features}
         skipped += [f"{path}: {key or 'array'} of {stored[key]}" for key in stored.keys() - usable.keys()]
-        skipped += [] if stored else [f"{path}: no arrays"]
+        skipped += [] if stored else [f"{path}: neither an array of numbers nor arrays by name"]
         place, keys = PurePosixPath(path.relative_to(root).as_posix()).with_suffix(""), {key: key for key in usable}
         if len({key.rpartition("/")[2] for key in keys}) == 1 < len(keys):
             # VIDEO/features: the last word is the same for all videos.

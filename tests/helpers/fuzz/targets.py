@@ -290,7 +290,7 @@ def _flags(actions: list[argparse.Action], rng: random.Random) -> list[str]:
     argv: list[str] = []
     for action in rng.sample(actions, rng.choice([1, 1, 2, 3])):
         value = rng.choice([_value(action, rng), rng.choice(ODD_TEXTS), "a\udcff\udcfeb"])
-        words = [str(word).replace("\0", "") for word in (value if isinstance(value, list) else [value])]
+        words = [str(word).replace("\0", "") for word in (value if isinstance(value, list) else [value]) or [""]]
         odd = rng.random() < 0.1
         flag = rng.choice(["--x", "--", "--=", "-h=3", "\udcff"] if odd else action.option_strings or ["stray"])
         argv += [f"{flag}={words[0]}"] if rng.random() < 0.3 else [flag, *words][: 1 if action.nargs == 0 else 9]
