@@ -47,12 +47,8 @@ def last_row(scan: DatasetScan) -> Iterator[Finding]:
     short = [row for row, more in whole if more == -1]
     if 2 * len(short) > len(whole) and sum(more < 0 for more in others) <= len(others) / 10:
         rule = f"; others have {'ceil' if np.median(others) > 0 else 'floor'}(frames / {stride})" if others else ""
-        many = (
-            f"{'all ' if short[1:] else ''}{len(short)}"
-            if len(short) == len(whole)
-            else f"{len(short)} of {len(whole)}"
-        )
-        what = f"{many} videos whose frames divide by {stride} have one row fewer than frames / {stride}{rule}"
+        many = "all" if len(short) == len(whole) else f"{len(short)} of"
+        what = f"{many} {len(whole)} videos whose frames divide by {stride} have one row fewer than that{rule}"
         advice = f"the extraction ends one row early, as range(0, frames - {stride}, {stride}) does: correct it"
         yield short[0].finding(WARNING, f"{what}, the first is {short[0].file}", advice)
 
