@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
 
 def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad compare-features", description=__doc__)
-    parser.add_argument("a", metavar="A", help="feature file (.npy) or folder of them")
+    parser.add_argument("a", metavar="A", help="feature file (.npy), folder of them, or a centroid (D,)")
     parser.add_argument("b", metavar="B", help="the same, to compare with; files are paired by path, else by NAME__k")
     add_arguments(parser, declared_options(compare_features).values())
     return parser

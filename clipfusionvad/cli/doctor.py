@@ -69,6 +69,8 @@ def make_parser() -> Parser:
     names = f"one of {', '.join(DATASETS)}, or a YAML file (default: those with lists under list/)"
     parser.add_argument("--dataset", metavar="NAME", help=names)
     parser.add_argument("--run", type=Path, metavar="RUN", help="also check this folder of a training, or of several")
+    reference = "compare the features' mean with this one's: a centroid (D,), a feature file, or a folder of them"
+    parser.add_argument("--reference", type=Path, metavar="PATH", help=reference)
     parser.add_argument("--json", metavar="FILE", help="write all findings to this file")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run only these checks, by name or group")
     parser.add_argument("--list", action="store_true", help="list all checks, and run none")
@@ -77,9 +79,9 @@ def make_parser() -> Parser:
 
 def groups() -> dict[str, dict[str, Check]]:
     """Return all checks by their subject and name."""
-    from clipfusionvad.tools.doctor import checks_in, data, installation, run, truth
+    from clipfusionvad.tools.doctor import checks_in, data, features, installation, run, truth
 
-    return {"installation": checks_in(installation), "data": checks_in(data, truth), "run": checks_in(run)}
+    return {"installation": checks_in(installation), "data": checks_in(data, features, truth), "run": checks_in(run)}
 
 
 def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -97,7 +99,7 @@ def _subjects(args: Namespace, rest: Sequence[str]) -> Iterator[tuple[str, str, 
         if args.dataset or any(Path(path).is_file() for path in (options.train_list, options.test_list)):
             settings = settings_of(options, option_file.DATASET)
             title = f"{option_file.DATASET.title}: {options.train_list}, {options.test_list}, {options.gt_path}"
-            yield title, "data", partial(DatasetScan, settings)
+            yield title, "data", partial(DatasetScan, settings, args.reference)
     if args.run:
         if not args.run.is_dir():
             raise UserError(f"no such folder: {args.run}; give the folder of a run")

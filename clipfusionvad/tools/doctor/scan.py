@@ -26,13 +26,16 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv
 from clipfusionvad.models import find_method
 from clipfusionvad.tools.doctor import Finding
+from clipfusionvad.tools.features.centroid import read_centroid
+from clipfusionvad.tools.features.order import row_order
 
 
 class Features:
     """Statistics of a video's features (L, D).
 
     ``norm`` is the median over snippets, ``zeros`` the number of all-zero snippets; ``still`` says that all of several
-    snippets are equal; ``digest`` is a hash of shape and values; ``mean`` (D,) float32 is over the snippets.
+    snippets are equal; ``digest`` is a hash of shape and values; ``mean`` (D,) float32 is over the snippets; ``order``
+    says how rows follow one another.
     """
 
     def __init__(self, features: np.ndarray) -> None:
@@ -46,7 +49,7 @@ class Features:
         digest = hashlib.sha256(repr(features.shape).encode())
         digest.update(np.ascontiguousarray(features).data)
         self.digest = digest.digest()
-        self.mean = wide.mean(axis=0)
+        self.mean, self.order = wide.mean(axis=0), row_order(wide)
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ class DatasetScan:
     """A dataset as the options name it, read; what cannot be read is noted.
 
     ``truth`` is in the order of the test list, None if it cannot be read; ``annotated`` is keyed truth by lower-case
-    name. Raises ``UserError`` for a feature root that does not exist.
+    name; ``reference`` is the path and mean of other features to compare with. Raises ``UserError`` for a feature root
+    that does not exist, and a reference that cannot be read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reference: Path | None = None) -> None:
         self.settings, self.dataset, self.config = settings, settings.dataset, settings.data
+        self.reference = (reference, read_centroid(reference)) if reference else None
         config = settings.data
         if config.feature_root is not None and not Path(config.feature_root).is_dir():
             raise UserError(f"feature root not found: {config.feature_root}")

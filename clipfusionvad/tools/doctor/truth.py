@@ -35,6 +35,24 @@ def truth_length(scan: DatasetScan) -> Iterator[Finding]:
         yield Finding(WARNING, note, "make truth for these features with 'python -m clipfusionvad lists'")
 
 
+def last_row(scan: DatasetScan) -> Iterator[Finding]:
+    """Videos whose frames divide by those of a row have one row fewer: the extraction drops the last one."""
+    if (stride := scan.config.stride) is None:
+        return
+    known = [(row, scan.annotated.get(row.video)) for row in scan.test.read]
+    frames = [(row, item.frames) for row, item in known if item and item.frames]
+    # Rows more than the whole ones that the frames give, where they divide, and where they do not.
+    whole = [(row, row.features.snippets - count // stride) for row, count in frames if count % stride == 0]
+    others = [row.features.snippets - count // stride for row, count in frames if count % stride]
+    short = [row for row, more in whole if more == -1]
+    if 2 * len(short) > len(whole) and sum(more < 0 for more in others) <= len(others) / 10:
+        rule = f"; others have {'ceil' if np.median(others) > 0 else 'floor'}(frames / {stride})" if others else ""
+        many = "all" if len(short) == len(whole) else f"{len(short)} of"
+        what = f"{many} {len(whole)} videos whose frames divide by {stride} have one row fewer than that{rule}"
+        advice = f"the extraction ends one row early, as range(0, frames - {stride}, {stride}) does: correct it"
+        yield short[0].finding(WARNING, f"{what}, the first is {short[0].file}", advice)
+
+
 def frames_per_snippet(scan: DatasetScan) -> Iterator[Finding]:
     """The truth has another number of frames per snippet than --frames-per-snippet says."""
     path, used = scan.config.gt_path, scan.config.frames_per_snippet

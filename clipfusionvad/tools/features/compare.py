@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipfusionvad.tools.features.order import name_order
+
 IDENTICAL = "identical"
 SAME = "same within half precision"
 # Relative difference of a row that half precision explains: 3e-4 if only storage uses it, more if the encoder does.
@@ -113,12 +115,29 @@ def _pairings(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
     """Yield hypotheses about the rows of two arrays, the simplest first."""
     for shift in _shifts(len(a), len(b)):
         yield *_shifted(a, b, shift), f"shifted by {_rows(abs(shift))}", f"A's row i{shift:+d} is B's row i"
+    if len(a) == len(b):
+        yield from _orders(a, b)
     if len(a) >= 2 * len(b):
         for frames, rows, cause, says in _reductions(a, b):
             yield frames, rows, cause, says.format("B", "A")
     elif len(b) >= 2 * len(a):
         for frames, rows, cause, says in _reductions(b, a):
             yield rows, frames, cause, says.format("A", "B")
+
+
+def _orders(a: np.ndarray, b: np.ndarray) -> Iterator[_Pairing]:
+    """Yield hypotheses that one array has the rows of the other (n, D) in another order."""
+    for first in (0, 1):
+        order = name_order(len(a), first)
+        for rows, name, other in ((order, "B", "A"), (np.argsort(order), "A", "B")):
+            says = f"{name} has {other}'s rows in the order of file names, {'0, 1' if first == 0 else '1'}, 10, 11, …"
+            yield a[rows], b, f"rows of {name} sorted as text", says
+    if len(a) <= TRIED_ROWS:
+        cosines = _unit(b) @ _unit(a).T
+        # Every row of each must be one of the other.
+        if min(cosines.max(axis=0).min(), cosines.max(axis=1).min()) >= 1 - EXACT**2 / 2:
+            says = "all rows of one are rows of the other, but not at the same places"
+            yield a[cosines.argmax(axis=1)], b, "rows in another order", says
 
 
 def _reductions(frames: np.ndarray, rows: np.ndarray) -> Iterator[_Pairing]:

@@ -12,7 +12,9 @@ from clipfusionvad.data.features import load_features
 from clipfusionvad.data.lists import split_crop
 from clipfusionvad.io.errors import EXIT_BAD_INPUT, UserError, warn
 from clipfusionvad.io.files import check_writable, walk_files, write_json
+from clipfusionvad.io.npy import read_array
 from clipfusionvad.io.option import Option
+from clipfusionvad.tools.features.centroid import agreement, read_centroid, spread, what_differs
 from clipfusionvad.tools.features.compare import compare_rows
 
 SHOWN = 20
@@ -33,12 +35,16 @@ def compare_features(
     output: Annotated[str | None, Option("write all figures to this file (.json)", metavar="FILE")] = None,
     limit: Annotated[int | None, Option("compare only N pairs, spread evenly", minimum=1, metavar="N")] = None,
 ) -> int:
-    """Compare and print the result; return the exit code: 0 if all agree, 1 if not, 2 if a file is unreadable."""
+    """Compare and print the result; return the exit code: 0 if all agree, 1 if not, 2 if a file is unreadable.
+
+    If one side is a centroid file, the mean of each file of the other side is compared with it.
+    """
     if output:
         check_writable(output)
-    pairs = find_pairs(a, b)
-    if limit and limit < len(pairs):
-        pairs = [pairs[index] for index in np.linspace(0, len(pairs) - 1, limit).astype(int)]
+    for features, other in ((a, b), (b, a)):
+        if _is_centroid(other, features):
+            return _compare_means(features, other, output, limit)
+    pairs = spread(find_pairs(a, b), limit)
     results = []
     for one, other, others in tqdm(pairs, "comparing", unit="file", disable=None, leave=False):
         try:
@@ -60,6 +66,53 @@ def compare_features(
         write_json(output, {"agree": agree, "overall": overall, "causes": dict(causes), "pairs": results})
         print(f"figures of all {len(results)} pairs in {output}")
     return EXIT_BAD_INPUT if len(results) < len(pairs) else 0 if agree else 1
+
+
+def _is_centroid(path: Path, other: Path) -> bool:
+    """Whether a file holds a mean of features: (D,), or (1, D) beside a folder or a file with more rows."""
+    if not path.is_file() or not other.exists():
+        return False
+    shape = read_array(path, "feature file").shape
+    return len(shape) == 1 or (shape[:-1] == (1,) and (other.is_dir() or len(read_array(other, "feature file")) > 1))
+
+
+def _compare_means(features: Path, centroid_file: Path, output: str | None, limit: int | None) -> int:
+    """Compare the mean of each file, and the mean of those, with a centroid; return the exit code."""
+    import pandas as pd  # here: the command's --help does not need it
+
+    centroid = read_centroid(centroid_file)
+    files = [features] if features.is_file() else spread(sorted(walk_files(features, ".npy")), limit)
+    if not files:
+        raise UserError(f"no feature files (.npy) below {features}")
+    means, results = list[np.ndarray](), list[dict[str, Any]]()
+    for file in tqdm(files, "reading", unit="file", disable=None, leave=False):
+        try:
+            mean = read_centroid(file)
+            if len(mean) != len(centroid):
+                raise UserError(f"{file} has {len(mean)} numbers a row, {centroid_file} {len(centroid)}: other models")
+        except UserError as error:
+            warn(str(error))
+            continue
+        means.append(mean)
+        cosine, ratio = agreement(mean, centroid)
+        name = file.name if file == features else str(file.relative_to(features))
+        results.append({"file": name, "cosine": cosine, "norm_ratio": ratio})
+    if not means:
+        raise UserError(f"none of the {len(files)} files can be compared with {centroid_file}")
+    results.sort(key=lambda item: item["cosine"])
+    cosine, ratio = agreement(np.mean(means, axis=0), centroid)
+    differs = what_differs(cosine, ratio)
+    titles = {"norm_ratio": "norm / centroid's"}
+    print(pd.DataFrame(results[:SHOWN]).rename(columns=titles).to_string(index=False, float_format="{:.3f}".format))
+    if len(results) > SHOWN:
+        print(f"… and {len(results) - SHOWN} more with higher cosines (--output writes all)")
+    says = f"mean of {len(means)} file{'s' if len(means) > 1 else ''}: cosine {cosine:.3f} with {centroid_file}"
+    print(f"\n{says}, {ratio:.3g} times its length: {differs or 'this fits features of one model'}")
+    if output:
+        overall = {"cosine": cosine, "norm_ratio": ratio}
+        write_json(output, {"agree": not differs, "overall": overall, "cause": differs, "files": results})
+        print(f"figures of all {len(results)} files in {output}")
+    return EXIT_BAD_INPUT if len(means) < len(files) else 1 if differs else 0
 
 
 def find_pairs(a: Path, b: Path) -> list[tuple[Path, Path, list[Path]]]:
