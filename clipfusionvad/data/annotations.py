@@ -39,7 +39,8 @@ class Annotation:
     """The intervals of one video in frames [start, end) and the class of each.
 
     ``frames`` is the video's length where the file holds it; ``label`` is the video's list label where the
-    file names classes, and None where only the video's name does. Without ``labels``, neither names them.
+    file names classes, and None where only the video's name does. Without ``labels``, neither names them. ``text``:
+    the bounds are those of a text file, which conventions read in different ways (``data.conventions``).
     """
 
     video: str
@@ -47,6 +48,7 @@ class Annotation:
     labels: list[str] = field(default_factory=list)
     frames: int | None = None
     label: str | None = None
+    text: bool = field(default=False, compare=False)
 
 
 def video_key(name: str) -> str:
@@ -112,14 +114,16 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
 
 
 def read_lengths(path: str | Path) -> dict[str, int] | None:
-    """Return the frames of videos from a CSV of the columns video and frames, without intervals; else None."""
+    """Return the frames of videos from a CSV of the columns video and frames (n_frames), without intervals; else None."""
     rows = read_csv(path, WHAT, ("video",)) if str(path).lower().endswith(".csv") else []
-    if not rows or "frames" not in rows[0][1] or "start" in rows[0][1]:
+    header = rows[0][1] if rows else {}
+    column = next((name for name in header if re.fullmatch(r"(n_|num_)?frames(_\w+)?", name)), None)
+    if column is None or "start" in header:
         return None
     lengths = {}
     for row, cells in rows:
         try:
-            lengths[video_key(cells["video"])] = _frames(cells["frames"])
+            lengths[video_key(cells["video"])] = _frames(cells[column])
         except UserError as error:
             raise UserError(f"{WHAT} {path}, row {row}: {error}") from error
     return lengths
@@ -136,7 +140,7 @@ def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[st
         if video in annotations:
             joined[item.video] = item
             continue
-        whole = joined.setdefault(video, Annotation(video, label=item.label))
+        whole = joined.setdefault(video, Annotation(video, label=item.label, text=item.text))
         whole.segments.extend(item.segments)
         whole.labels.extend(item.labels)
     return joined
@@ -172,7 +176,7 @@ def _words(line: str) -> list[str]:
 
 def _parse_line(tokens: list[str], dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
     name, *words = tokens
-    item = Annotation(video_key(name))
+    item = Annotation(video_key(name), text=True)
     label: str | None = None
     bounds: list[int] = []
     is_number = re.compile(r"[-+.\d]").match

@@ -99,7 +99,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     lengths = {path: found for path in config.annotations if (found := read_lengths(path))}
     frames_of = {name: count for found in lengths.values() for name, count in found.items()}
     annotations = [path for path in config.annotations if path not in lengths]
-    for_frames, for_classes = _read_annotation_files(annotations, dataset, tested)
+    for_frames, for_classes = read_annotation_files(annotations, dataset, tested)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
     videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
@@ -185,7 +185,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     return f"{_table(dataset, train, test, len(train_rows), frames)}\nwritten to {config.output}"
 
 
-def _read_annotation_files(paths: Sequence[str], dataset: Dataset, tested: set[str]) -> tuple[Annotations, Annotations]:
+def read_annotation_files(paths: Sequence[str], dataset: Dataset, tested: set[str]) -> tuple[Annotations, Annotations]:
     """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
     if len(paths) > 2:
         raise UserError(f"{len(paths)} annotation files given; at most two can be used")
