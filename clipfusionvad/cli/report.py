@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
 
     runs = find_runs(args.run)
     if runs and not (args.output or args.formats):
-        print(f"{args.run} holds {len(runs)} runs; compare them: python -m clipfusionvad table {args.run}")
+        print(f"runs in {args.run}; compare them: python -m clipfusionvad table {args.run}")
         for run in runs:
             page = run / PAGE
             print(f"  {page if page.is_file() else f'python -m clipfusionvad report {run}'}")

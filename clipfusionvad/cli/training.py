@@ -103,9 +103,6 @@ def run_training(settings: Settings, to_continue: str | None = None) -> int:
         trainer, entries = (None, data.entries) if seeds else build_trainer(settings, data)
         for path in filter(None, (run.model_path, None if seeds else run.checkpoint_path, run.metrics_json)):
             files.check_writable(path)
-        check_replaceable(run.model_path, "--model-path")
-        if not (seeds or run.use_checkpoint):
-            check_replaceable(run.checkpoint_path, "--checkpoint-path")
         if run.metrics_json and Path(run.metrics_json).exists():
             files.read_json(run.metrics_json, "--metrics-json")
         with contextlib.ExitStack() as locks:
@@ -205,6 +202,9 @@ def _take_folder(settings: Settings, locks: contextlib.ExitStack) -> Path:
     files.check_writable(folder / (METRICS if seeds else LAST))
     locks.enter_context(files.hold(folder))
     run_folder.check_folder(folder, run.use_checkpoint or run.overwrite, seeds)
+    check_replaceable(run.model_path, "--model-path")
+    if not (seeds or run.use_checkpoint):
+        check_replaceable(run.checkpoint_path, "--checkpoint-path")
     for seed in seeds:
         locks.enter_context(files.hold(seed_folder(folder, seed)))
     for path in map(Path, filter(None, (run.model_path, run.checkpoint_path, run.metrics_json))):
@@ -217,7 +217,8 @@ def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries
     if settings.run.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
         if checkpoint_path and checkpoint_path.is_file() and not is_ours(checkpoint_path):
-            print(f"{checkpoint_path} is of another program and is not replaced; the state is in {folder / LAST}")
+            unknown = f"{checkpoint_path} is not one of this program, or damaged, and is not replaced"
+            print(f"{unknown}; the state is in {folder / LAST}")
             checkpoint_path = None
     results = _train(settings, data, trainer, entries, folder, checkpoint_path)
     if is_main():

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from clipfusionvad.data.annotations import video_key
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import read_csv, walk_files, write_csv
+from clipfusionvad.io.files import delimiter, read_csv, read_text, walk_files, write_csv
 
 
 @dataclass(frozen=True)
@@ -218,3 +219,16 @@ class _Finder:
             if not os.path.samefile(best[0], other):
                 raise UserError(f"{'/'.join(parts)} may be {best[0]} or {other}; remove one")
         return best[0] if best else None
+
+
+def read_split(path: str | Path) -> set[str]:
+    """Return the video names of a split file: a name or path per line, or CSV with a column ``video`` or ``path``."""
+    lines = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
+    for column in ("video", "path"):
+        if lines and delimiter(lines[0], (column,)):
+            lines = [cells[column] for _, cells in read_csv(path, "split file", (column,)) if cells[column]]
+            break
+    if not lines:
+        raise UserError(f"split file {path} is empty")
+    names = map(video_key, lines)
+    return {split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name for name in names}

@@ -243,6 +243,7 @@ def _explain(
         kind = "longer" if difference < 0 else "shorter"
         why = f"each video's last, incomplete snippet makes the features {kind} than the truth"
         parts.append(f"less than a snippet per video, as where {why}")
+    off: list[tuple[int, int, str]] = []
     if not len(segments) == len(labels) == len(entries):
         videos = f"{len(segments)} videos by its segments and {len(labels)} by its labels"
         parts.append(f"the truth is of {videos}, the test list has {len(entries)}")
@@ -252,9 +253,9 @@ def _explain(
     if len({*lengths}) == 1 < len(lengths):
         parts.append(_EQUAL)
     advice = "make truth for these features with 'python -m clipfusionvad lists'"
-    rows = total // size
-    fitting = max(1, round(count / rows))
-    if not 1 / FAR < count / total < FAR and abs(count - fitting * rows) < fitting * len(entries):
+    fitting = max(1, round(count * size / total))
+    fits = all(abs(truth - features // size * fitting) < fitting for truth, features, _ in off)
+    if off and fits and not 1 / FAR < count / total < FAR:
         return "; ".join([*parts, f"give --frames-per-snippet {fitting}: so many fit each row"])
     if known != difference:
         advice = (

@@ -72,7 +72,10 @@ def model_file_in(path: str | Path) -> Path:
 def check_replaceable(path: str | Path, flag: str) -> None:
     """Raise ``UserError`` for a file that this program did not write; ``flag`` is the option that names it."""
     if Path(path).is_file() and not is_ours(path):
-        raise UserError(f"{path} is a file of another program and is not replaced: name another one with {flag}")
+        raise UserError(
+            f"{path} is not a file of this program, or damaged, and is not replaced: delete it, or name another one "
+            f"with {flag}"
+        )
 
 
 def is_ours(path: str | Path) -> bool:
@@ -93,6 +96,11 @@ def current_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file's hyper-parameters with the present names of methods and options."""
     options = current_options({**hparams["options"], "method": hparams["method"]})
     return {**hparams, "method": options.pop("method"), "options": options}
+
+
+def completed(saved: Mapping[str, Any], now: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was saved, with what the program has recorded only since then; ``later`` are its defaults."""
+    return {key: later.get(key) for key in now} | dict(saved)
 
 
 #: The keys of ``make_hparams`` and the types of their values. Older files have fewer keys.

@@ -1,13 +1,16 @@
-"""The optimizer and the learning rate of each epoch."""
+"""The optimizer, the learning rate of each epoch, and whether the weights follow it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from clipfusionvad.engine.config import TrainingConfig
+
+# A change of the weights, relative to their norm, that is none: 16 roundings of float32.
+_UNCHANGED = 1e-6
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -31,3 +34,14 @@ def cosine_factor(epoch: int, warmup: int, total: int) -> float:
     if epoch < warmup:
         return epoch / warmup
     return (1 + math.cos(math.pi * (epoch - warmup) / max(total - warmup, 1))) / 2
+
+
+def trained_weights(model: nn.Module) -> list[Tensor]:
+    """Return a copy of the weights that are trained."""
+    return [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
+
+
+def have_moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Return whether the weights differ by more than rounding."""
+    moved = torch.nn.utils.get_total_norm([new - old for old, new in zip(before, after, strict=True)])
+    return bool(moved > _UNCHANGED * torch.nn.utils.get_total_norm(before))

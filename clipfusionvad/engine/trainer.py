@@ -24,7 +24,7 @@ from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig, default_op
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import gather_objects, gather_rows, rank_slice, sync_batchnorm
 from clipfusionvad.engine.loggers import RunLog
-from clipfusionvad.engine.optimizer import make_optimizer, make_scheduler
+from clipfusionvad.engine.optimizer import have_moved, make_optimizer, make_scheduler, trained_weights
 from clipfusionvad.engine.run_folder import BEST, LAST, PREVIOUS
 from clipfusionvad.io.errors import UserError, stop_on_signals, warn
 from clipfusionvad.io.files import link_or_copy, write_torch
@@ -36,8 +36,6 @@ from clipfusionvad.models.base import VADOutput
 
 #: Steps between two transfers of losses from a GPU: each transfer waits until the GPU has finished.
 GPU_LOG_EVERY = 25
-# A change of the weights in an epoch, relative to their norm, that is none: 16 roundings of float32.
-_UNCHANGED = 1e-6
 # Videos of a batch that are named when its loss is not finite.
 _VIDEOS_NAMED = 8
 
@@ -157,13 +155,15 @@ class Trainer:
                 self._log = RunLog(folder, progress.step, progress.evaluations, self._checksums, self.trackers)
                 stack.callback(self._log.close)
             self._save()
-            before = self._trained_weights() if self.progress.step == 0 else None
+            before = trained_weights(self.model) if self.progress.step == 0 else None
             while self.progress.epoch < self.config.max_epoch:
                 rate = self.optimizer.param_groups[0]["lr"]
                 self._train_epoch()
                 # The first epoch of a warm-up may have the rate 0.
                 if before and (rate or not self.config.lr):
-                    self._warn_if_unchanged(before, rate)
+                    if not have_moved(before, trained_weights(self.model)) and is_main():
+                        what = f"{self.label}epoch {self.progress.epoch + 1} left the weights as they were"
+                        warn(f"{what}: --lr {rate:g} is too low to train with")
                     before = None
                 self._end_epoch()
                 self._save()
@@ -173,16 +173,6 @@ class Trainer:
         elif self.best_state is None and is_main():
             warn(f"{self.label}{self.config.select} was never above 0: the last weights are the final model")
         return self.last_state, self.best_state or self.last_state
-
-    def _trained_weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def _warn_if_unchanged(self, before: Sequence[Tensor], rate: float) -> None:
-        after = self._trained_weights()
-        moved = torch.nn.utils.get_total_norm([new - old for old, new in zip(before, after, strict=True)])
-        if is_main() and moved <= _UNCHANGED * torch.nn.utils.get_total_norm(before):
-            epoch = self.progress.epoch + 1
-            warn(f"{self.label}epoch {epoch} left the weights as they were: --lr {rate:g} is too low to train with")
 
     def wrap_data_parallel(self) -> None:
         """Let several processes average their gradients, starting with the weights of rank 0."""
@@ -346,9 +336,9 @@ class Trainer:
         saved = dict(content["same_run"])
         now, later = self._same_run, default_options(self.hparams["method"])
         model = checkpoint.current_hparams(saved["model"])
-        options = _completed(model["options"], now["model"]["options"], later)
-        saved["model"] = _completed(model, now["model"], later) | {"options": options}
-        saved["schedule"] = _completed(saved["schedule"], now["schedule"], later)
+        options = checkpoint.completed(model["options"], now["model"]["options"], later)
+        saved["model"] = checkpoint.completed(model, now["model"], later) | {"options": options}
+        saved["schedule"] = checkpoint.completed(saved["schedule"], now["schedule"], later)
         differing = [key for key, value in now.items() if saved.get(key) != value]
         if differing:
             raise UserError(
@@ -408,8 +398,3 @@ class Trainer:
         # A cosine falls until the last epoch: with more epochs all rates differ.
         schedule |= {"max_epoch": config.max_epoch} if config.lr_schedule == "cosine" else {}
         return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}
-
-
-def _completed(saved: Mapping[str, Any], now: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was saved, with what the program has recorded only since then; ``later`` are its defaults."""
-    return {key: later.get(key) for key in now} | dict(saved)

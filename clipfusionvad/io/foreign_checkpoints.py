@@ -19,6 +19,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
+
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_unpacked_size, must_exist
 from clipfusionvad.io.npy import NUMPY_NAMES, RestrictedUnpickler
@@ -185,21 +187,46 @@ class _ArchiveUnpickler(RestrictedUnpickler):
 
 
 def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tensor]:
-    """Return the state dict in what ``read_checkpoint`` gave, out of usual wrappers such as {"model": …}.
+    """Return the state dict in what ``read_checkpoint`` gave, out of wrappers such as {"model": …}; arrays as tensors.
 
-    Raises ``UserError`` where there is none, or where it holds anything but tensors of plain numbers.
+    A wrapper of another name is one if nothing beside it holds weights. Raises ``UserError`` where there is no state
+    dict, where there are several, or where it holds anything but tensors of plain numbers.
     """
+    import torch
+
     state = content
-    while isinstance(state, dict) and (wrapper := next((k for k in _WRAPPERS if isinstance(state.get(k), dict)), None)):
-        state = state[wrapper]
+    while isinstance(state, dict) and (inner := {key: state[key] for key in state if _holds_weights(state[key])}):
+        wrapper = next((key for key in _WRAPPERS if key in inner), None)
+        if wrapper is None and any(is_plain_tensor(value) for value in state.values()):
+            break
+        if wrapper is None and len(inner) > 1:
+            raise UserError(f"{what} {path} holds several state dicts: save one of {', '.join(map(str, inner))} alone")
+        state = state[wrapper or next(iter(inner))]
     names = [key for key in state if isinstance(key, str)] if isinstance(state, dict) else []
-    if not names or len(names) < len(state) or not any(is_plain_tensor(value) for value in state.values()):
+    if not names or len(names) < len(state) or not _holds_weights(state):
         found = f": its keys are {', '.join(names[:8])}" if names else ""
         raise UserError(f"{what} {path} holds no state dict{found}")
+    arrays = {key: value.astype(value.dtype.newbyteorder("=")) for key, value in state.items() if _is_array(value)}
+    state = state | {key: torch.from_numpy(array) for key, array in arrays.items()}
     odd = next((key for key, value in state.items() if not is_plain_tensor(value)), None)
     if odd is not None:
         raise UserError(f"{what} {path} holds no state dict of tensors: {odd} is not one of plain numbers")
     return state
+
+
+def _holds_weights(value: Any, depth: int = 4) -> bool:
+    """Return whether a value is a dict by names that holds tensors or arrays, or such dicts, ``depth`` levels down."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    parts = value.values()
+    return any(
+        is_plain_tensor(part) or _is_array(part) or (depth and _holds_weights(part, depth - 1)) for part in parts
+    )
+
+
+def _is_array(value: Any) -> bool:
+    """Return whether a value is an array of numbers that torch has, too."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8
 
 
 def without_prefix(state: Mapping[str, Tensor], fits: Callable[[Mapping[str, Tensor]], bool]) -> dict[str, Tensor]:

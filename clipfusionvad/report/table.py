@@ -17,7 +17,9 @@ Results = Mapping[str, Mapping[str, Any]]
 # Far beyond any metric; larger integers of JSON do not fit a float.
 _LARGEST = 1e300
 BRANCHES = {"1": "coarse branch", "2": "fine branch"}
-RANKING = {"auc": "AUC", "ap": "AP", "ano_auc": "Ano-AUC"}
+#: Metrics of each branch. Only AP (step) is named AP alone, as in most papers.
+RANKING = {"auc": "AUC", "ap": "AP", "ap_trapezoid": "AP (trapezoid)", "ano_auc": "Ano-AUC"}
+RANKING |= {"far": "false alarm rate", "video_auc": "video-level AUC"}
 MEANS = {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames, class against rest"}
 IOUS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 VARIANTS = {

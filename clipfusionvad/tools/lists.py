@@ -16,17 +16,16 @@ from clipfusionvad.data.annotations import (
     match_names,
     read_annotations,
     read_lengths,
-    video_key,
     with_classes,
     write_annotations_csv,
 )
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
 from clipfusionvad.data.features import CONVERT, NotOneCrop, check_frames, read_shape, recorded_frames
-from clipfusionvad.data.lists import Entry, split_crop, write_list
+from clipfusionvad.data.lists import Entry, read_split, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
 from clipfusionvad.io.errors import UserError, is_text, printable, warn
-from clipfusionvad.io.files import delimiter, read_csv, read_text, walk_files, write_array
+from clipfusionvad.io.files import walk_files, write_array
 from clipfusionvad.io.option import Option, size
 
 Annotations = dict[str, Annotation]
@@ -378,19 +377,6 @@ def split_videos(
 
 def _side_of(path: str) -> str:
     return "train" if "train" in Path(path).name.lower() else "test"
-
-
-def read_split(path: str | Path) -> set[str]:
-    """Return the video names of a split file: a name or path per line, or CSV with a column ``video`` or ``path``."""
-    lines = [line.strip() for line in read_text(path, "split file").splitlines() if line.strip()]
-    for column in ("video", "path"):
-        if lines and delimiter(lines[0], (column,)):
-            lines = [cells[column] for _, cells in read_csv(path, "split file", (column,)) if cells[column]]
-            break
-    if not lines:
-        raise UserError(f"split file {path} is empty")
-    names = map(video_key, lines)
-    return {split_crop(name.removesuffix(".npy"))[0] if name.endswith(".npy") else name for name in names}
 
 
 def _find_names(names: set[str], videos: dict[str, Video], what: str, notes: list[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ def assert_refused(program, tiny, *flags, says=()):
     assert outcome.err.startswith("error: ") and outcome.err.endswith("\n"), outcome.err
     assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
     for words in [says] if isinstance(says, str) else says:
-        assert words in outcome.err
+        assert words in outcome.err, outcome.err
     assert snapshot(tiny.folder.parent) == before
 
 

@@ -40,6 +40,7 @@ FORMS = {
     "an attribute": prefixed("model.net."),
     "a part compiled": lambda state: {k.replace("temporal.", "temporal._orig_mod."): v for k, v in state.items()},
     "Lightning": lambda state: {"state_dict": prefixed("model.")(state), "epoch": np.int64(3), "best": np.float64(0.5)},
+    "a wrapper of another name, numpy arrays": lambda state: {"net_g": {k: v.numpy() for k, v in state.items()}},
     "wrapped twice": lambda state: {"checkpoint": {"net": state, "ap": np.float32(1)}, "optimizer": {}},
 }
 
@@ -58,9 +59,12 @@ def test_usual_forms_of_a_state_dict_are_read(form, trained, work, tmp_path):
 
 def test_what_cannot_be_told_is_named(trained, work, tmp_path):
     state = weights_of(trained.work / "model.pth")
-    torch.save({"net_g": state, "epoch": 3}, tmp_path / "gan.pth")
+    torch.save({"teacher": state, "student": state, "epoch": 3}, tmp_path / "both.pth")
+    says = "holds several state dicts: save one of teacher, student alone"
+    assert_refused(work.test, work, "--model-path", tmp_path / "both.pth", says=says)
+    torch.save({"epoch": 3, "args": {"lr": 1e-5}}, tmp_path / "none.pth")
     assert_refused(
-        work.test, work, "--model-path", tmp_path / "gan.pth", says="no state dict: its keys are net_g, epoch"
+        work.test, work, "--model-path", tmp_path / "none.pth", says="no state dict: its keys are epoch, args"
     )
     torch.save(prefixed("a.")(state) | {"b.extra": torch.ones(1)}, tmp_path / "two.pth")
     assert_refused(work.test, work, "--model-path", tmp_path / "two.pth", says="unknown a.")
@@ -75,7 +79,10 @@ def test_a_training_checkpoint_with_numpy_numbers_is_resumed_and_not_replaced(tr
     before = path.read_bytes()
     done = work.train("--use-checkpoint", "--checkpoint-path", path)
     assert done.code == 0, done.err
-    assert "resuming from" in done.out and f"{path} is of another program and is not replaced" in done.out
+    assert (
+        "resuming from" in done.out
+        and f"{path} is not one of this program, or damaged, and is not replaced" in done.out
+    )
     assert path.read_bytes() == before and (tmp_path / "run/last.pt").is_file()
     for flag in ("--model-path", "--checkpoint-path"):
         assert_refused(work.train, work, "--overwrite", flag, path, says=(str(path), "is not replaced", flag))

@@ -75,7 +75,7 @@ def test_torchscript_is_not_run(tmp_path):
     torch.jit.script(Script()).save(path)
     with pytest.raises(torch.jit.Error, match="the archive's code was run"):
         torch.jit.load(path)
-    assert "code was run" not in refused(lambda: load_clip(path), "not a CLIP file")
+    assert "code was run" not in refused(lambda: load_clip(path), "holds no state dict")
 
 
 def header_of(shape, dtype="<f4", data=b"\0" * 64):

@@ -237,7 +237,7 @@ def test_a_folder_of_runs_is_listed(tmp_path, monkeypatch):
     (tmp_path / "runs/sweep/full/seed1/report.html").write_text("page")
     outcome = quietly(main, ["report", "runs"])
     assert outcome.code == 0 and outcome.out.splitlines() == [
-        "runs holds 2 runs; compare them: python -m clipfusionvad table runs",
+        "runs in runs; compare them: python -m clipfusionvad table runs",
         "  runs/sweep/full/seed1/report.html",
         "  python -m clipfusionvad report runs/ucf",
     ]

@@ -56,14 +56,14 @@ def test_detect_reports_a_bad_name_in_one_line_and_scores_the_others(videos, tmp
 
 
 def test_extract_and_lists_leave_out_bad_names_and_go_on(videos, tmp_path):
-    argv = ["extract", "--videos", videos, "--output", tmp_path / "features/Abuse", "--clip", "toy", "--device", "cpu"]
+    argv = ["extract", "--videos", videos, "--output", tmp_path / "train/Abuse", "--clip", "toy", "--device", "cpu"]
     outcome = quietly(main, strings(argv, ["--crops", 1]))
     assert outcome.code == 1 and outcome.err.count("failed: ") == 3 and "3 of 6 videos failed" in outcome.err
-    made = sorted((tmp_path / "features/Abuse").glob("*.npy"))
+    made = sorted((tmp_path / "train/Abuse").glob("*.npy"))
     assert [path.stem for path in made] == ["a__0", "黑色__0", "📹 z__0"]
-    (tmp_path / f"features/Abuse/{GBK}__0.npy").write_bytes(made[0].read_bytes())
+    (tmp_path / f"train/Abuse/{GBK}__0.npy").write_bytes(made[0].read_bytes())
     outcome = quietly(
-        main, strings(["lists", "--dataset", "ucf"], ["--features", tmp_path / "features"], ["--output", tmp_path])
+        main, strings(["lists", "--dataset", "ucf"], ["--features", tmp_path / "train"], ["--output", tmp_path])
     )
     assert outcome.code == 0 and "1 files left out because their names have control characters" in outcome.err
     assert (tmp_path / "ucf_CLIP_rgb.csv").read_text(encoding="utf-8").count("Abuse\n") == 3

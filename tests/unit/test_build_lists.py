@@ -14,12 +14,11 @@ from tiny import quietly
 
 from clipfusionvad.__main__ import main
 from clipfusionvad.data.annotations import read_annotations
-from clipfusionvad.data.lists import read_list
+from clipfusionvad.data.lists import read_list, read_split
 from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, UCF, XD
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
-from clipfusionvad.tools.lists import read_split
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SHARED_DIR") or ROOT.parent / "shared")

@@ -212,7 +212,11 @@ BAD = {
     "objects": ("x.npz", npz(a=array_file(np.array(RunsCode("ran"), dtype=object))), "a of shape (), object"),
     "damaged": ("x.pt", b"PK\3\4nothing", "x.pt is not a readable torch file"),
     "HDF5": ("x.h5", b"\x89HDF\r\n\x1a\nnothing", "x.h5 is not a readable .h5 file"),
-    "name of a line": ("x.npz", npz(**{"a\nb": GOOD, "c": GOOD}), "cannot be the name of a file"),
+    "name of a line": (
+        "x.npz",
+        npz(**{"a\nb": GOOD, "c\nd": GOOD}),
+        "has control characters or bytes that are not UTF-8",
+    ),
     "other dims": ("x.npz", npz(a=GOOD, b=array_file(np.ones((5, 768)))), "arrays of shape (3, 512) and (5, 768)"),
     "no usual dim": ("x.npz", npz(a=GOOD, b=array_file(np.ones((3, 768)))), "can be read as time on axis 1, dim 3"),
     "large": ("x.npy", array_file(np.full((3, 512), 1e6)), "x has values beyond those of float16"),

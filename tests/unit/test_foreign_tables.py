@@ -8,13 +8,12 @@ import pytest
 from test_truth import ENTRIES, SNIPPETS, objects, released
 
 from clipfusionvad.data.annotations import match_names, read_annotations
-from clipfusionvad.data.lists import read_list
+from clipfusionvad.data.lists import read_list, read_split
 from clipfusionvad.data.truth import fitting_stride, read_truth
 from clipfusionvad.datasets import UCF
 from clipfusionvad.extraction.jobs import find_videos
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import walk_files
-from clipfusionvad.tools.lists import read_split
 
 TABLE = "video,frames,label,start,end\nAbuse001,48,Abuse,5,20\nNormal_003,16,Normal,,\n"
 PANDAS = ",video,frames,label,start,end\n0,Abuse001,48.0,Abuse,5.0,20.0\n1,Normal_003,16.0,Normal,nan,NaN\n"
@@ -138,7 +137,7 @@ def test_truth_that_is_a_multiple_of_the_features_names_the_option(tmp_path, cap
     for used, factor in ((1, "16"), (8, "2"), (32, "0.5"), (160, "0.1")):
         with pytest.raises(UserError, match=f"{factor} times .* all 2 videos: give --frames-per-snippet 16 "):
             read_truth(path, None, None, ENTRIES, snippets, UCF, used)
-    arrays = released(tmp_path, frames=np.zeros(16 * 60))
+    arrays = released(tmp_path, frames=np.zeros(16 * 60), segments=objects([[[5, 9]], [[0, 1]] * 2, [[0, 160]]]))
     for used in (1, 8, 32):
         with pytest.raises(UserError, match="give --frames-per-snippet 16: so many fit each row"):
             read_truth(*arrays, ENTRIES, snippets, UCF, used)

@@ -233,7 +233,7 @@ def resampled_metrics(tested: TestResult, weights: np.ndarray, wanted: Sequence[
     found: Values = {}
     for branch, scores in enumerate(pooled.anomaly, start=1):
         if needed(f"auc{branch}", f"ap{branch}"):
-            auc, ap = bootstrap.resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
+            auc, ap, _ = bootstrap.resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
             found |= {f"auc{branch}": 100 * auc, f"ap{branch}": 100 * ap}
         if needed(f"ano_auc{branch}"):
             inside = pooled.positives[anomalous], pooled.frames[anomalous], video[anomalous]
@@ -253,10 +253,10 @@ def _class_means(pooled: PooledScores, classes: np.ndarray, video: np.ndarray, w
             for column in range(1, classes.shape[1])
             if pooled.truth[:, column].any()
         ]
-    ).reshape(-1, 2, len(weights))
+    ).reshape(-1, 3, len(weights))
     there = np.isfinite(ranked)
     with np.errstate(invalid="ignore"):
-        mauc, mean_ap = np.where(there, ranked, 0).sum(axis=0) / there.sum(axis=0)
+        mauc, mean_ap, _ = np.where(there, ranked, 0).sum(axis=0) / there.sum(axis=0)
     return {"mauc": 100 * mauc, "mean_ap": 100 * mean_ap}
 
 
