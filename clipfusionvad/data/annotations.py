@@ -114,7 +114,7 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
 
 
 def read_lengths(path: str | Path) -> dict[str, int] | None:
-    """Return the frames of videos from a CSV of the columns video and frames (n_frames), without intervals; else None."""
+    """Return the frames of videos from a CSV with video and frames (or n_frames) and without intervals; else None."""
     rows = read_csv(path, WHAT, ("video",)) if str(path).lower().endswith(".csv") else []
     header = rows[0][1] if rows else {}
     column = next((name for name in header if re.fullmatch(r"(n_|num_)?frames(_\w+)?", name)), None)

@@ -23,7 +23,7 @@ def find_convention(dataset: Dataset, name: str) -> Convention:
     return known[name]
 
 
-def judged_frames(convention: Convention, videos: Sequence[str], frames: Sequence[int]) -> np.ndarray:
+def judged_frames(convention: Convention, videos: Sequence[str], frames: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return on how many frames each video is judged, (V,) int64, from the numbers of its frames."""
     lengths, size = np.asarray(frames, dtype=np.int64), FRAMES_PER_SNIPPET
     if convention.rule == "all":

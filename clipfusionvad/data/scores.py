@@ -1,6 +1,6 @@
 """Score files of other programs: one score for each snippet or frame of the videos of a test set.
 
-- ``.npy``: all videos joined (N,) or (N, 1); (N, C) or (N, 1 + C) with class probabilities; or an object for each video.
+- ``.npy``: all videos joined (N,) or (N, 1); (N, C) or (N, 1 + C) with class probabilities; or an object per video.
 - ``.csv`` (and other text): a row per score; columns for the video, the score and, named as the dataset's classes are,
   class probabilities. One column of numbers without a header is all videos joined.
 - ``.json``: name → list; ``.npz``: name → array; a folder with ``NAME.npy`` or ``NAME.json`` for each video.
@@ -113,12 +113,12 @@ def _join(videos: Mapping[str, Any], path: str | Path, dataset: Dataset, ordered
         raise UserError(f"{WHAT} {path} holds no videos")
     if len({classes is None for _, classes in parts}) > 1:
         raise UserError(f"{WHAT} {path}: some videos have class probabilities and others have not")
-    scores, classes = ([part[side] for part in parts] for side in (0, 1))
-    names, rows = [*map(video_key, videos)], np.array([len(one) for one in scores])
+    names, rows = [*map(video_key, videos)], np.array([len(scores) for scores, _ in parts])
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{WHAT} {path} holds {min(repeated)} more than once")
-    joined = None if parts[0][1] is None else np.concatenate(classes)
-    found = ScoreFile(np.concatenate(scores), joined, rows, names, ordered)
+    classes = [known for _, known in parts if known is not None]
+    joined = np.concatenate(classes) if classes else None
+    found = ScoreFile(np.concatenate([scores for scores, _ in parts]), joined, rows, names, ordered)
     if all(re.fullmatch(r"\d+", name) for name in names):
         found = found.reorder(np.argsort([int(name) for name in names], kind="stable").tolist())
     return _without_numbers(found)

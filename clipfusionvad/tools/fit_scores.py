@@ -66,7 +66,9 @@ class _Fit:
     stride: int | None
 
 
-def read_known_truth(truth: str | None, annotations: Sequence[str], lengths: str | None, dataset: Dataset) -> KnownTruth:
+def read_known_truth(
+    truth: str | None, annotations: Sequence[str], lengths: str | None, dataset: Dataset
+) -> KnownTruth:
     """Read the truth: a frame array, a keyed file, or the official annotation files; and the videos' frames."""
     files = list(annotations)
     array = None
@@ -123,7 +125,7 @@ def _judge_array(
     """Judge scores by one array of frames, which holds no names."""
     assert known.array is not None
     total, count, notes = len(known.array), len(found.scores), list(found.notes)
-    fit = None
+    fit, bordered = None, found.rows is not None or known.lengths is not None
     if isinstance(known.lengths, dict):
         found = _align(path, found, list(known.lengths), dataset)
     elif found.names:
@@ -141,14 +143,14 @@ def _judge_array(
             if size * count == total:
                 fit = _Fit(found, _names(found, None, len(rows)), size * rows, rows, size)
                 break
-    videos = 0 if found.rows is None and known.lengths is None else len(fit.rows if fit else found.rows or [])
-    named = convention_of(dataset, videos, total)
+    named = convention_of(
+        dataset, len(found.rows if known.lengths is None else known.lengths) if bordered else 0, total
+    )
     if wanted and wanted.frames and named != wanted:
         other = f"that is {named.name}: give --convention {named.name}" if named else "no convention has as many"
         raise UserError(f"{known.source} holds {total} frames, {wanted.name} {wanted.frames}; {other}")
     if fit is None:
         raise UserError(_array_misfit(path, found, known, dataset, named))
-    bordered = found.rows is not None or known.lengths is not None
     parts = np.split(known.array, np.cumsum(fit.judged)[:-1])
     labels = []
     for name, part in zip(fit.names, parts, strict=True):
@@ -235,7 +237,9 @@ def _judge_annotated(
             raise UserError(f"{known.source} has intervals for {video}, which is {label}")
         if not normal and not item.segments:
             raise UserError(f"{known.source} has no interval for {video}, which is {label}")
-        item, by_class = (read_bounds(with_classes(one, label, dataset), chosen) if chosen else one for one in (item, by_class))
+        item, by_class = (
+            read_bounds(with_classes(one, label, dataset), chosen) if chosen else one for one in (item, by_class)
+        )
         labels.append(label)
         truth.frames.append(frames_from_segments(item.segments, length))
         truth.segments.append([(0, length)] if normal else by_class.segments)
@@ -243,9 +247,7 @@ def _judge_annotated(
     return _judged(fit, dataset, labels, truth, name, notes)
 
 
-def _listed(
-    path: str, found: ScoreFile, known: KnownTruth, dataset: Dataset, wanted: Convention | None
-) -> list[str]:
+def _listed(path: str, found: ScoreFile, known: KnownTruth, dataset: Dataset, wanted: Convention | None) -> list[str]:
     """Return the test videos by name: those of --lengths in its order, else the annotated ones in list order."""
     if isinstance(known.lengths, dict):
         return list(known.lengths)
@@ -264,9 +266,7 @@ def _listed(
     return sorted(names, key=lambda name: dataset.list_order(labels[name] or dataset.labels[1], name, official))
 
 
-def _frames(
-    known: KnownTruth, names: list[str], timed: Annotations, classed: Annotations
-) -> np.ndarray | None:
+def _frames(known: KnownTruth, names: list[str], timed: Annotations, classed: Annotations) -> np.ndarray | None:
     """Return the frames of each video, (V,); None where they are not all known."""
     if isinstance(known.lengths, dict):
         return np.array([*known.lengths.values()])
@@ -308,14 +308,18 @@ def _fit_by_rows(
         total = stride * count
         what = f"{path} holds {count} scores of {stride} frames, {total} in all; {wanted.name} has {wanted.frames}"
         if chosen is None:
-            raise UserError(f"{what} in {wanted.videos} videos; no convention of {dataset.title} has as many as the file")
+            raise UserError(
+                f"{what} in {wanted.videos} videos; no convention of {dataset.title} has as many as the file"
+            )
         short = sorted(wanted.short ^ chosen.short)
-        raise UserError(f"{what}: give --convention {chosen.name}" + (f", which differs in {_some(short)}" if short else ""))
+        raise UserError(
+            f"{what}: give --convention {chosen.name}" + (f", which differs in {_some(short)}" if short else "")
+        )
     return _Fit(found, names, stride * rows, rows, stride), wanted or chosen
 
 
 def _fits(found: ScoreFile, names: list[str], judged: np.ndarray, strides: Sequence[int | None]) -> Iterator[_Fit]:
-    """Yield the ways in which the scores fit videos of so many judged frames, one for each number of frames per score."""
+    """Yield the ways in which the scores fit videos of so many judged frames, for each number of frames per score."""
     count, videos, own = len(found.scores), len(names), found.rows
     if own is not None and len(own) != videos:
         return
@@ -347,7 +351,9 @@ def _misfit(
     if found.rows is not None and len(found.rows) != len(names):
         return f"{path} holds {len(found.rows)} videos, the truth {len(names)}"
     needed = (-(-judged // size)).sum()
-    what = f"{path} holds {count} scores, but {wanted.name} takes {needed} of {size} frames ({judged.sum()} frames in all)"
+    what = (
+        f"{path} holds {count} scores, but {wanted.name} takes {needed} of {size} frames ({judged.sum()} frames in all)"
+    )
     for other, fit in options:
         if fit.stride is not None:
             off = [name for name, a, b in zip(names, judged, fit.judged, strict=True) if a != b]
@@ -419,7 +425,8 @@ def _judged(
     bordered: bool = True,
     classed: bool = True,
 ) -> Judged:
-    entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in enumerate(zip(fit.names, labels), 2)]
+    named = enumerate(zip(fit.names, labels, strict=True), start=2)
+    entries = [Entry(Path(f"{name}__0.npy"), label, row) for row, (name, label) in named]
     ends = np.cumsum(fit.rows)[:-1]
     classes = [None] * len(entries) if fit.found.classes is None else np.split(fit.found.classes, ends)
     scores = [VideoScores(one[None], own) for one, own in zip(np.split(fit.found.scores, ends), classes, strict=True)]
