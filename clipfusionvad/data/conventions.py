@@ -13,6 +13,9 @@ from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.datasets import Convention, Dataset
 from clipfusionvad.io.errors import UserError, nearest
 
+# Videos that a message names.
+SHOWN = 10
+
 
 def find_convention(dataset: Dataset, name: str) -> Convention:
     """Return a dataset's convention by its name; ``UserError`` for an unknown one."""
@@ -38,6 +41,30 @@ def read_bounds(item: Annotation, convention: Convention) -> Annotation:
         return item
     start, end = convention.start, convention.end
     return replace(item, segments=[(max(0, first + start), last + end) for first, last in item.segments])
+
+
+def misfit(
+    dataset: Dataset, convention: Convention, videos: Sequence[str], frames: Sequence[int], rows: Sequence[int]
+) -> str:
+    """Say which videos of known frames have features (rows of 16 frames) that a convention does not judge.
+
+    Empty where all fit: a video judged on J frames has floor(J / 16) to ceil(J / 16) rows. The message names the
+    convention that fits all videos, if one does.
+    """
+    size, own = FRAMES_PER_SNIPPET, np.asarray(rows)
+
+    def off(one: Convention) -> np.ndarray:
+        judged = judged_frames(one, videos, frames)
+        return np.flatnonzero((own < judged // size) | (own > -(-judged // size)))
+
+    wrong = off(convention)
+    if not len(wrong):
+        return ""
+    first = ", ".join(f"{videos[one]} ({frames[one]} frames, {own[one]} rows)" for one in wrong[:SHOWN])
+    fitting = next((one.name for one in dataset.conventions if not len(off(one))), None)
+    advice = f"give --convention {fitting}, which fits all" if fitting else "no other convention fits all"
+    more = ", …" * (len(wrong) > SHOWN)
+    return f"convention {convention.name} does not fit the features of {len(wrong)} videos: {first}{more}; {advice}"
 
 
 def convention_of(dataset: Dataset, videos: int, frames: int) -> Convention | None:

@@ -99,7 +99,9 @@ def measure(path: str, judged: Judged, sigma: float, resamples: int, seed: int) 
         raised, whole = (np.bincount(video, own, count) for own in (normal * (curve > FALSE_ALARM), normal))
         with np.errstate(invalid="ignore"):
             values["far"] = (weights @ raised) / (weights @ whole)
-        pooled_scores = np.array([video_score(one.anomaly[0]) for one in scores])
+        pooled_scores = np.array(
+            [video_score(_by_snippet(one.anomaly[0], videos.frames_per_snippet)) for one in scores]
+        )
         counts = anomalous.astype(np.int64), np.ones(count, dtype=np.int64), np.arange(count)
         values["video_auc"] = bootstrap.resampled_ranking(pooled_scores, *counts, weights)[0]
     more: dict[str, Any] = {}
@@ -110,6 +112,15 @@ def measure(path: str, judged: Judged, sigma: float, resamples: int, seed: int) 
         more = {key: value for key, value in evaluate(scores, videos).items() if key.startswith("map")}
         more |= evaluate_classes(scores, videos)
     return Result(path, sigma, judged, values, more)
+
+
+def _by_snippet(curve: np.ndarray, stride: int | None) -> np.ndarray:
+    """Return the means of scores (n,) over snippets of 16 frames, so that repeated scores pool as the snippets do."""
+    rows = max(1, FRAMES_PER_SNIPPET // stride) if stride else 1
+    if rows == 1:
+        return curve
+    first = np.arange(0, len(curve), rows)
+    return np.add.reduceat(curve, first) / np.diff(np.append(first, len(curve)))
 
 
 def _joined(
@@ -254,5 +265,6 @@ def _with_borders(paths: Sequence[str], known: KnownTruth, dataset: Dataset) -> 
     for path in paths:
         rows = None if is_scores(path) else read_score_file(path, dataset).rows
         if rows is not None and len(paths) > 1 and len(known.array) % rows.sum() == 0:
-            return replace(known, lengths=len(known.array) // rows.sum() * rows)
+            judged = judge_file(path, known, dataset, None, None)
+            return replace(known, lengths=np.array([len(frames) for frames in judged.videos.known_truth.frames]))
     return known

@@ -14,7 +14,7 @@ from clipfusionvad.data.annotations import (
     with_classes,
 )
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
-from clipfusionvad.data.conventions import convention_of, find_convention, judged_frames, read_bounds
+from clipfusionvad.data.conventions import SHOWN, convention_of, find_convention, judged_frames, read_bounds
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.scores import ScoreFile
 from clipfusionvad.data.truth import Truth, frames_from_segments, is_keyed
@@ -25,8 +25,6 @@ from clipfusionvad.io.npy import read_array
 from clipfusionvad.tools.lists import Annotations, read_annotation_files
 
 EQUAL = "equal"
-# Named in a message.
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -123,45 +121,63 @@ def _judge_array(
     strides: Sequence[int | None],
 ) -> Judged:
     """Judge scores by one array of frames, which holds no names."""
-    assert known.array is not None
-    total, count, notes = len(known.array), len(found.scores), list(found.notes)
-    fit, bordered = None, found.rows is not None or known.lengths is not None
-    if isinstance(known.lengths, dict):
-        found = _align(path, found, list(known.lengths), dataset)
-    elif found.names:
-        found, order = _in_list_order(found, dataset)
-        notes.append(f"{path}: {known.source} holds no names; the videos are taken in {order}")
-    if known.lengths is not None:
-        lengths = np.array([*known.lengths.values()] if isinstance(known.lengths, dict) else known.lengths)
-        if lengths.sum() != total:
-            raise UserError(f"--lengths are {lengths.sum()} frames in all, {known.source} holds {total}")
-        names = _names(found, known.lengths, len(lengths))
-        fit = next(_fits(found, names, lengths, strides), None)
-    else:
-        rows = np.array([count]) if found.rows is None else found.rows
-        for size in filter(None, strides):
-            if size * count == total:
-                fit = _Fit(found, _names(found, None, len(rows)), size * rows, rows, size)
-                break
-    named = convention_of(
-        dataset, len(found.rows if known.lengths is None else known.lengths) if bordered else 0, total
-    )
+    array = known.array
+    assert array is not None
+    notes = list(found.notes)
+    borders = found.rows if known.lengths is None else known.lengths
+    named = convention_of(dataset, 0 if borders is None else len(borders), len(array))
     if wanted and wanted.frames and named != wanted:
         other = f"that is {named.name}: give --convention {named.name}" if named else "no convention has as many"
-        raise UserError(f"{known.source} holds {total} frames, {wanted.name} {wanted.frames}; {other}")
-    if fit is None:
+        raise UserError(f"{known.source} holds {len(array)} frames, {wanted.name} {wanted.frames}; {other}")
+    orders = {"": found}
+    if isinstance(known.lengths, dict):
+        orders = {"": _align(path, found, list(known.lengths), dataset)}
+    elif found.names:
+        orders = {"the order of the lists": _in_list_order(found, dataset)}
+        if found.ordered:
+            orders = {"the file's order": found} | orders
+    fits = {order: fit for order, own in orders.items() if (fit := _fit_array(own, array, known.lengths, strides))}
+    if not fits:
         raise UserError(_array_misfit(path, found, known, dataset, named))
-    parts = np.split(known.array, np.cumsum(fit.judged)[:-1])
-    labels = []
-    for name, part in zip(fit.names, parts, strict=True):
-        label = dataset.label_of(name) or dataset.labels[int(part.any())]
-        if dataset.is_normal(label) and part.any():
-            raise UserError(f"{known.source} has abnormal frames in {name}, which is normal: another order of videos?")
-        labels.append(label)
+    # The truth contradicts the names least in the right order.
+    order = min(fits, key=lambda one: len(_contradictions(fits[one], array, dataset)))
+    fit = fits[order]
+    if order:
+        notes.append(f"{path}: {known.source} holds no names; the videos are taken in {order}")
+    parts = np.split(array, np.cumsum(fit.judged)[:-1])
+    if wrong := [
+        name for name in _contradictions(fit, array, dataset) if dataset.is_normal(dataset.label_of(name) or "")
+    ]:
+        raise UserError(f"{known.source} has abnormal frames in normal videos, {_some(wrong)}: is it in another order?")
+    known_labels = [dataset.label_of(name) for name in fit.names]
+    labels = [own or dataset.labels[int(part.any())] for own, part in zip(known_labels, parts, strict=True)]
     truth = Truth(parts, [[] for _ in parts], [[] for _ in parts])
-    if not bordered:
+    if borders is None:
         notes.append(f"{path}: nothing tells the videos apart; give --lengths FILE for intervals and other metrics")
-    return _judged(fit, dataset, labels, truth, named.name if named else "as the truth array", notes, bordered, False)
+    name = named.name if named else "as the truth array"
+    return _judged(fit, dataset, labels, truth, name, notes, borders is not None, False)
+
+
+def _fit_array(
+    found: ScoreFile, array: np.ndarray, lengths: dict[str, int] | np.ndarray | None, strides: Sequence[int | None]
+) -> _Fit | None:
+    """Return how scores in this order cover an array of frames, None if they do not."""
+    if lengths is not None:
+        counts = np.array([*lengths.values()] if isinstance(lengths, dict) else lengths)
+        if counts.sum() != len(array):
+            raise UserError(f"--lengths are {counts.sum()} frames in all, the truth holds {len(array)}")
+        return next(_fits(found, _names(found, lengths, len(counts)), counts, strides), None)
+    rows = np.array([len(found.scores)]) if found.rows is None else found.rows
+    size = next((size for size in strides if size and size * len(found.scores) == len(array)), None)
+    return _Fit(found, _names(found, None, len(rows)), size * rows, rows, size) if size else None
+
+
+def _contradictions(fit: _Fit, array: np.ndarray, dataset: Dataset) -> list[str]:
+    """Return the videos whose name says anything else than their frame truth."""
+    parts = np.split(array, np.cumsum(fit.judged)[:-1])
+    labels = [dataset.label_of(name) for name in fit.names]
+    named = zip(fit.names, labels, parts, strict=True)
+    return [name for name, label, part in named if label and dataset.is_normal(label) == part.any()]
 
 
 def _array_misfit(path: str, found: ScoreFile, known: KnownTruth, dataset: Dataset, named: Convention | None) -> str:
@@ -377,7 +393,9 @@ def _differing(names: Sequence[str], judged: np.ndarray, rows: np.ndarray) -> st
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} videos: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
+    return (
+        f"{len(names)} video{'s' * (len(names) > 1)}: {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
+    )
 
 
 def _align(path: str, found: ScoreFile, names: list[str], dataset: Dataset) -> ScoreFile:
@@ -388,9 +406,11 @@ def _align(path: str, found: ScoreFile, names: list[str], dataset: Dataset) -> S
         return found
     matched = match_names(found.names, names)
     if unknown := [name for name in found.names if name not in matched]:
-        raise UserError(f"{path}: the truth has no {_some(unknown)}" if matched else _foreign(path, unknown, names))
+        raise UserError(
+            f"{path} holds videos that the truth lacks, {_some(unknown)}" if matched else _foreign(path, unknown, names)
+        )
     if missing := [name for name in names if name not in set(matched.values())]:
-        raise UserError(f"{path} lacks test videos: {_some(missing)}")
+        raise UserError(f"{path} lacks {_some(missing)}")
     position = {matched[name]: row for row, name in enumerate(found.names)}
     return found.reorder([position[name] for name in names])
 
@@ -399,14 +419,12 @@ def _foreign(path: str, own: Sequence[str], names: Sequence[str]) -> str:
     return f"{path}: no video has a name of the truth; there the first is {names[0]}, here {own[0]}"
 
 
-def _in_list_order(found: ScoreFile, dataset: Dataset) -> tuple[ScoreFile, str]:
-    """Return the scores in the order that a truth without names has: the file's, or for a folder that of the lists."""
+def _in_list_order(found: ScoreFile, dataset: Dataset) -> ScoreFile:
+    """Return the scores in the order of the released lists, which a truth without names has."""
     assert found.names is not None
-    if found.ordered:
-        return found, "the file's order"
     labels = [dataset.label_of(name) or dataset.labels[1] for name in found.names]
     keys = [dataset.list_order(label, name) for label, name in zip(labels, found.names, strict=True)]
-    return found.reorder(sorted(range(len(keys)), key=keys.__getitem__)), "the order of the released lists"
+    return found.reorder(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _names(found: ScoreFile, lengths: dict[str, int] | np.ndarray | None, count: int) -> list[str]:

@@ -20,6 +20,7 @@ from clipfusionvad.data.annotations import (
     write_annotations_csv,
 )
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
+from clipfusionvad.data.conventions import find_convention, judged_frames, misfit, read_bounds
 from clipfusionvad.data.features import CONVERT, NotOneCrop, check_frames, read_shape, recorded_frames
 from clipfusionvad.data.lists import Entry, read_split, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
@@ -70,6 +71,14 @@ class ListsConfig:
             "no: write only lists, for test videos without annotation; test with --gt-path none judges whole videos"
         ),
     ] = True
+    convention: Annotated[
+        str | None,
+        Option(
+            "which frames the truth holds and how text annotations are read, such as floor16, all-frames "
+            "(default: 16 frames per row)",
+            metavar="NAME",
+        ),
+    ] = None
     frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
     segments: Annotated[str, Option(SEGMENTS, choices=("fixed", "equal"))] = "fixed"
 
@@ -101,6 +110,13 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     for_frames, for_classes = read_annotation_files(annotations, dataset, tested)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
+    convention = find_convention(dataset, config.convention) if config.convention else None
+    if convention:
+        if config.segments == "equal" or config.frames_per_snippet != FRAMES_PER_SNIPPET:
+            raise UserError(f"--convention {convention.name} is of features with {FRAMES_PER_SNIPPET} frames per row")
+        for_frames, for_classes = (
+            {name: read_bounds(item, convention) for name, item in read.items()} for read in (for_frames, for_classes)
+        )
     videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
     for video in videos.values() if clean else ():
         if (whole := dataset.whole_of(video.name)) != video.name:
@@ -122,6 +138,8 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
             f"nothing says which videos below {config.features} are test videos: give --annotations FILE or --split "
             f"FILE, or put them in folders named train and test"
         )
+    if convention and convention.official_split:
+        test.sort(key=lambda video: dataset.list_order(video.label, video.name, official=True))
     if test and config.truth and config.segments != "equal":
         paths = [path for video in test for path, _ in video.crops.values()]
         check_frames(paths, config.frames_per_snippet, recorded_frames(paths))
@@ -131,7 +149,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
         for video in train
         for _, (path, _) in sorted(video.crops.items(), key=lambda item: -1 if item[0] is None else item[0])
     ]
-    test_rows, frames, keyed = [], [], []
+    test_rows, frames, keyed, counted = [], [], [], []
     for video in test:
         path, snippets = _choose_crop(video, dataset.test_crop if config.test_crop is None else config.test_crop)
         test_rows.append((path, video.label))
@@ -145,9 +163,19 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
                     f"no annotation holds the number of frames of test video {video.name} ({path}), which --segments "
                     f"equal needs: give a CSV with the columns video,frames as one more of --annotations"
                 )
+            if convention and known:
+                counted.append((video.name, known, snippets))
+                known = length = int(judged_frames(convention, [video.name], [known])[0])
+            elif convention and convention.rule == "all":
+                raise UserError(
+                    f"no annotation holds the number of frames of test video {video.name} ({path}), which --convention "
+                    f"{convention.name} needs: give a CSV with the columns video,frames as one more of --annotations"
+                )
             frames.append(frames_from_segments(timed.segments, length))
             item = with_classes(item, video.label, dataset)
             keyed.append(replace(item, frames=known or length, label=video.label))
+    if convention and counted and (wrong := misfit(dataset, convention, *zip(*counted, strict=True))):
+        raise UserError(wrong)
     pairs = list(zip(frames, keyed, strict=True))
     counts = [int((frames_from_segments(item.segments, len(truth)) != truth).sum()) for truth, item in pairs]
     if any(counts):
