@@ -60,22 +60,25 @@ def test_the_official_truth_of_msad_differs_from_that_of_iefvad_in_four_ways(tmp
     with open(SHARED / "data/lists/msad/test_videos.csv", newline="") as file:
         rows = [(row["video"].rpartition("/")[2], row["label"]) for row in csv.DictReader(file)]
     anomalous = [name for name, label in rows if label != "Normal"]
-    kept = [name for name in anomalous if name != "Robbery_10"]
-    # Features are not at hand. Where a video begins follows from the first abnormal frame and the annotation.
-    begins = dict(zip(anomalous, starts(ief) - [bounds[name][0][0] for name in anomalous], strict=True))
-    at = dict(zip(kept, starts(official) - [bounds[name][0][0] - 1 for name in kept], strict=True))
-    ends = {
-        name: begins[following] for name, following in zip(anomalous, [*anomalous[1:], None], strict=True) if following
-    }
-    last_fire = [name for name, label in rows if label == "Fire"][-1]
-    ends |= {
-        anomalous[-1]: len(ief),
-        last_fire: begins[last_fire] + at[kept[kept.index(last_fire) + 1]] - at[last_fire],
-    }
-    frames = {name: ends[name] - begins[name] for name in anomalous}
     normal = [name for name, label in rows if label == "Normal"]
-    frames |= dict.fromkeys(normal, 16)
-    frames[normal[0]] = len(ief) - sum(frames.values()) + 16
+    # Features are not at hand. Where a video begins follows from its first abnormal frame and the annotation. The
+    # interval of Explosion_3 lies past its end. Those of Explosion_1 and of the last video before the normal ones are
+    # cut off by their ends.
+    visible = [name for name in anomalous if name != "Explosion_3"]
+    first = [bounds[name][0][0] for name in visible]
+    begins = dict(zip(visible, (starts(ief) - first).tolist(), strict=True))
+    last, after = next(pair for pair in zip(anomalous, anomalous[1:], strict=False) if "Object" in pair[1])
+
+    def cut_off(name):
+        begin = begins[name] + bounds[name][0][0]
+        return begin + int(np.argmin(ief[begin:]))
+
+    begins["Explosion_3"] = cut_off("Explosion_1")
+    ends = {name: begins[following] for name, following in zip(anomalous, anomalous[1:], strict=False)}
+    ends |= {last: cut_off(last), anomalous[-1]: len(ief)}
+    frames = {name: ends[name] - begins[name] for name in anomalous} | dict.fromkeys(normal, 16)
+    size = begins[after] - ends[last]
+    frames[normal[0]] = size - 16 * (len(normal) - 1)
     assert all(count % 16 == 0 and count > 0 for count in frames.values()), "whole snippets"
     for name, label in rows:
         save(tmp_path / "features" / label, f"{name}__5", frames[name] // 16)
@@ -93,9 +96,7 @@ def test_the_official_truth_of_msad_differs_from_that_of_iefvad_in_four_ways(tmp
     # Two: intervals begin one frame earlier. Three: normal videos come last.
     shifted = without.copy()
     shifted[starts(without) - 1] = 1
-    block = slice(begins[normal[0]] if normal[0] in begins else ends[last_fire], None)
-    size = sum(frames[name] for name in normal)
-    block = slice(ends[last_fire], ends[last_fire] + size)
+    block = slice(ends[last], ends[last] + size)
     moved = np.concatenate([np.delete(shifted, block), shifted[block]])
     np.testing.assert_array_equal(built(*given, "--convention", "official"), moved)
     # Four: one normal video is one snippet shorter.
