@@ -201,9 +201,9 @@ def _read_table(path: str | Path, dataset: Dataset) -> ScoreFile:
             sep=mark or (r"\s+" if headless else ","),
             header=None if headless else 0,
             skipinitialspace=True,
-            float_precision="round_trip",
-            # Names such as 01_0130 and NA stay text.
-            converters={} if headless else {cell: str.strip for cell in _video_cells(first, mark)},
+            # Numbers are read exactly below; names such as 01_0130 stay text.
+            dtype=str,
+            keep_default_na=False,
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{WHAT} {path} is not readable as CSV: {' '.join(str(error).split())}") from error
@@ -248,12 +248,6 @@ def _read_table(path: str | Path, dataset: Dataset) -> ScoreFile:
     return _without_numbers(found)
 
 
-def _video_cells(first: str, mark: str | None) -> list[str]:
-    """Return the names of columns, as the header has them, that hold videos."""
-    cells = [cell.strip().strip('"') for cell in first.split(mark)]
-    return [cell for cell in cells if cell.lower() in VIDEO_COLUMNS]
-
-
 def _is_number(word: str) -> bool:
     try:
         float(word)
@@ -264,13 +258,14 @@ def _is_number(word: str) -> bool:
 
 def _numbers(table: Any, columns: list[Any], path: str | Path, first: int) -> np.ndarray:
     """Return columns as numbers (N, k); ``first`` is the line of the table's first row."""
-    import pandas as pd
-
     found = []
     for column in columns:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        if len(bad := np.flatnonzero(numbers.isna())):
-            row = int(bad[0])
-            raise UserError(f"{WHAT} {path}, row {row + first}: {column} is {table[column].iloc[row]!s}, not a number")
-        found.append(numbers.to_numpy(np.float64))
+        cells = table[column].to_numpy(dtype=str)
+        try:
+            found.append(cells.astype(np.float64))
+        except ValueError as error:
+            row = next(row for row, cell in enumerate(cells) if not _is_number(cell))
+            raise UserError(
+                f"{WHAT} {path}, row {row + first}: {column} is {str(cells[row])!r}, not a number"
+            ) from error
     return np.column_stack(found)
