@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
     from clipfusionvad.report.formatting import to_text
     from clipfusionvad.tools.evaluate import difference_table, doubts, evaluate_files, metrics_table, record
-    from clipfusionvad.tools.fit_scores import read_known_truth
+    from clipfusionvad.tools.known_truth import read_known_truth
 
     known = None
     if options.truth or options.annotations or options.lengths:

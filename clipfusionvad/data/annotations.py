@@ -15,7 +15,7 @@ Formats are recognised by their content; intervals are in frames, start inclusiv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,29 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
     if not annotations:
         raise UserError(f"{WHAT} {path} holds no videos")
     return annotations
+
+
+def read_annotation_files(
+    paths: Sequence[str], dataset: Dataset, names: Collection[str]
+) -> tuple[dict[str, Annotation], dict[str, Annotation]]:
+    """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
+    if len(paths) > 2:
+        raise UserError(f"{len(paths)} annotation files given; at most two can be used")
+    read = [read_annotations(path, dataset, names) for path in paths] or [{}]
+    if len(read) == 1:
+        return read[0], read[0]
+    # The file for frame truth names no class in any line.
+    read.sort(key=_names_classes)
+    if _names_classes(read[0]) == _names_classes(read[1]):
+        raise UserError(
+            f"of two annotation files one must name the class of each interval and one must not: "
+            f"{paths[0]} and {paths[1]} are of the same kind"
+        )
+    return read[0], read[1]
+
+
+def _names_classes(annotations: Mapping[str, Annotation]) -> bool:
+    return any(item.label is not None for item in annotations.values())
 
 
 def read_lengths(path: str | Path) -> dict[str, int] | None:

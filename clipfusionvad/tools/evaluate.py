@@ -16,7 +16,8 @@ from clipfusionvad.metrics import FALSE_ALARM, bootstrap, smooth_scores, video_s
 from clipfusionvad.report.curves import pool
 from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.scores import TestResult, is_scores, read_scores
-from clipfusionvad.tools.fit_scores import Judged, KnownTruth, fit_scores
+from clipfusionvad.tools.fit_scores import Judged, fit_scores
+from clipfusionvad.tools.known_truth import KnownTruth
 from clipfusionvad.tools.tables.compare import LEVEL, resampled_metrics
 
 #: Metrics in 0..1 by key, and their titles.

@@ -6,23 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfusionvad.data.annotations import (
-    Annotation,
-    join_pieces,
-    match_names,
-    read_lengths,
-    with_classes,
-)
+from clipfusionvad.data.annotations import Annotation, match_names, with_classes
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.conventions import SHOWN, convention_of, find_convention, judged_frames, read_bounds
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.scores import ScoreFile
-from clipfusionvad.data.truth import Truth, frames_from_segments, is_keyed
+from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Convention, Dataset
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.npy import read_array
-from clipfusionvad.tools.lists import Annotations, read_annotation_files
+from clipfusionvad.tools.known_truth import Annotations, KnownTruth
 
 EQUAL = "equal"
 
@@ -43,17 +36,6 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class KnownTruth:
-    """What is known of a test set: frame truth (F,), or annotations; frames of each video, by name or in list order."""
-
-    source: str
-    array: np.ndarray | None
-    timed: Annotations
-    classed: Annotations
-    lengths: dict[str, int] | np.ndarray | None
-
-
-@dataclass(frozen=True)
 class _Fit:
     """A way in which scores fit: names, judged frames and scores (V,) of each video; frames per score, None: equal."""
 
@@ -64,39 +46,6 @@ class _Fit:
     stride: int | None
 
 
-def read_known_truth(
-    truth: str | None, annotations: Sequence[str], lengths: str | None, dataset: Dataset
-) -> KnownTruth:
-    """Read the truth: a frame array, a keyed file, or the official annotation files; and the videos' frames."""
-    files = list(annotations)
-    array = None
-    if truth and (is_keyed(truth) or not truth.lower().endswith(".npy")):
-        files.append(truth)
-    elif truth:
-        array = read_array(truth, "frame truth").ravel()
-        if array.dtype.kind not in "fiub" or not ((array == 0) | (array == 1)).all():
-            raise UserError(f"{truth} is not a 0 or 1 for each frame")
-        array = array.astype(np.uint8)
-    counts: dict[str, int] | np.ndarray | None = None
-    for path in list(files):
-        if (found := read_lengths(path)) is not None:
-            counts = found
-            files.remove(path)
-    if lengths and lengths.lower().endswith(".npy"):
-        counts = read_array(lengths, "numbers of frames").ravel()
-        if counts.dtype.kind not in "iu" or not len(counts) or counts.min() < 1:
-            raise UserError(f"{lengths} is not a whole number of frames for each test video")
-    elif lengths and (counts := read_lengths(lengths)) is None:
-        raise UserError(f"{lengths} has no columns video,frames with the frames of each test video")
-    if array is not None and files:
-        raise UserError(f"{truth} and {files[0]} are both truths: give one of them")
-    if array is None and not files:
-        raise UserError("no truth: give --truth FILE, or --annotations FILE (with --lengths FILE)")
-    timed, classed = read_annotation_files(files, dataset, set())
-    timed, classed = (join_pieces(read, dataset) for read in (timed, classed))
-    return KnownTruth(truth if array is not None and truth else " and ".join(files), array, timed, classed, counts)
-
-
 def fit_scores(
     path: str, found: ScoreFile, known: KnownTruth, dataset: Dataset, convention: str | None, stride: str | None
 ) -> Judged:
@@ -105,11 +54,11 @@ def fit_scores(
     ``stride`` is the number of frames per score, "equal", or None: the one that fits. ``UserError`` where videos are
     unknown or missing, and where the numbers of scores and frames do not fit; it names the convention that would.
     """
-    wanted = convention and find_convention(dataset, convention)
+    wanted = find_convention(dataset, convention) if convention else None
     strides = [FRAMES_PER_SNIPPET, 1, None] if stride is None else [None if stride == EQUAL else int(stride)]
     if known.array is not None:
-        return _judge_array(path, found, known, dataset, wanted or None, strides)
-    return _judge_annotated(path, found, known, dataset, wanted or None, strides, stride is None)
+        return _judge_array(path, found, known, dataset, wanted, strides)
+    return _judge_annotated(path, found, known, dataset, wanted, strides, stride is None)
 
 
 def _judge_array(
@@ -194,10 +143,8 @@ def _array_misfit(path: str, found: ScoreFile, known: KnownTruth, dataset: Datas
     if isinstance(known.lengths, dict) and found.rows is not None:
         return f"{what}; {_differing(list(known.lengths), np.array([*known.lengths.values()]), found.rows)}"
     if found.rows is None or known.lengths is None:
-        what += "; give the frames of each video by --lengths FILE if the last snippet of videos is incomplete"
-    else:
-        what += f"; {_differing(_names(found, None, len(found.rows)), np.asarray(known.lengths), found.rows)}"
-    return what
+        return f"{what}; give the frames of each video by --lengths FILE if their last snippets are incomplete"
+    return f"{what}; {_differing(_names(found, None, len(found.rows)), np.asarray(known.lengths), found.rows)}"
 
 
 def _judge_annotated(
@@ -253,9 +200,9 @@ def _judge_annotated(
             raise UserError(f"{known.source} has intervals for {video}, which is {label}")
         if not normal and not item.segments:
             raise UserError(f"{known.source} has no interval for {video}, which is {label}")
-        item, by_class = (
-            read_bounds(with_classes(one, label, dataset), chosen) if chosen else one for one in (item, by_class)
-        )
+        item, by_class = (with_classes(one, label, dataset) for one in (item, by_class))
+        if chosen:
+            item, by_class = read_bounds(item, chosen), read_bounds(by_class, chosen)
         labels.append(label)
         truth.frames.append(frames_from_segments(item.segments, length))
         truth.segments.append([(0, length)] if normal else by_class.segments)

@@ -14,7 +14,7 @@ from clipfusionvad.data.annotations import (
     Annotation,
     join_pieces,
     match_names,
-    read_annotations,
+    read_annotation_files,
     read_lengths,
     with_classes,
     write_annotations_csv,
@@ -73,11 +73,7 @@ class ListsConfig:
     ] = True
     convention: Annotated[
         str | None,
-        Option(
-            "which frames the truth holds and how text annotations are read, such as floor16, all-frames "
-            "(default: 16 frames per row)",
-            metavar="NAME",
-        ),
+        Option("which frames the truth holds: docs/datasets.md (default: 16 per row)", metavar="NAME"),
     ] = None
     frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
     segments: Annotated[str, Option(SEGMENTS, choices=("fixed", "equal"))] = "fixed"
@@ -210,27 +206,6 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     for note in notes:
         warn(note)
     return f"{_table(dataset, train, test, len(train_rows), frames)}\nwritten to {config.output}"
-
-
-def read_annotation_files(paths: Sequence[str], dataset: Dataset, tested: set[str]) -> tuple[Annotations, Annotations]:
-    """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
-    if len(paths) > 2:
-        raise UserError(f"{len(paths)} annotation files given; at most two can be used")
-    read = [read_annotations(path, dataset, tested) for path in paths] or [{}]
-    if len(read) == 1:
-        return read[0], read[0]
-    # The file for frame truth names no class in any line.
-    read.sort(key=_names_classes)
-    if _names_classes(read[0]) == _names_classes(read[1]):
-        raise UserError(
-            f"of two annotation files one must name the class of each interval and one must not: "
-            f"{paths[0]} and {paths[1]} are of the same kind"
-        )
-    return read[0], read[1]
-
-
-def _names_classes(annotations: Annotations) -> bool:
-    return any(item.label is not None for item in annotations.values())
 
 
 def _first_file(video: Video) -> Path:
