@@ -21,6 +21,31 @@ NORMAL_IN_TRUTH = "A"
 
 
 @dataclass(frozen=True)
+class Convention:
+    """Which frames of a test set are judged, and how the bounds of its text annotation are read.
+
+    Of a video of n frames "floor" judges floor(n / 16) · 16, "ceil" ceil(n / 16) · 16, "all" n. ``start`` and ``end``
+    are added to the bounds of a text annotation, which does not say whether they are inclusive: [s + start, e + end).
+    ``videos`` and ``frames`` are those of the whole test set, 0 where unknown; ``users`` have published numbers so.
+    """
+
+    name: str
+    rule: Literal["floor", "ceil", "all"]
+    videos: int = 0
+    frames: int = 0
+    users: str = ""
+    start: int = 0
+    end: int = 0
+    #: Videos that are judged on one snippet fewer.
+    short: frozenset[str] = frozenset()
+    #: Videos and order are those of the dataset's authors: normal videos last, and none of ``misplaced``.
+    official_split: bool = False
+
+
+GENERAL_CONVENTIONS = (Convention("floor16", "floor"), Convention("ceil16", "ceil"), Convention("all-frames", "all"))
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A benchmark or a user's own dataset; ``classes`` maps labels of lists to prompts, the first one is *normal*."""
 
@@ -57,6 +82,8 @@ class Dataset:
     anomalous_test_videos: int = 0
     #: Treatment of a truth label outside the class list in the released detection mAP.
     unknown_truth_label: Literal["ignore", "error"] = "ignore"
+    #: Truths that are in use; the first one that fits is taken.
+    conventions: tuple[Convention, ...] = GENERAL_CONVENTIONS
 
     @property
     def labels(self) -> list[str]:
@@ -96,12 +123,13 @@ class Dataset:
         found = re.fullmatch(self.piece_pattern or "(.*)", name)
         return found.group(1) if found else name
 
-    def list_order(self, label: str, name: str) -> tuple[Any, ...]:
-        """Return the sort key of a video in the order of the released lists."""
+    def list_order(self, label: str, name: str, official: bool = False) -> tuple[Any, ...]:
+        """Return the sort key of a video in the order of the released lists, or of the dataset's ``official`` one."""
         if self.order == "normal last":
             return self.is_normal(label), name
         parts = re.split(r"([0-9]+)", name)
-        return label, [int(part) if index % 2 else part for index, part in enumerate(parts)]
+        natural = [int(part) if index % 2 else part for index, part in enumerate(parts)]
+        return official and self.is_normal(label), label, natural
 
     def is_normal(self, label: str) -> bool:
         return bool(self.encode(label)[0])
@@ -135,6 +163,9 @@ def _benchmark(name: str, **more: Any) -> Dataset:
 _UCF_LABELS = "Normal Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting "
 _UCF_LABELS += "Shoplifting Stealing Vandalism"
 _UCF_NORMAL = "normal_videos training_normal_videos_anomaly testing_normal_videos_anomaly"
+# Their number of frames divides by 16, as that of eleven others; extraction lost their last snippet.
+_UCF_SHORT = [f"{name}_x264" for name in "Assault006 Burglary037 RoadAccidents010 RoadAccidents016 Shooting046".split()]
+_UCF_SHORT += [f"{name}_x264" for name in "Shoplifting010 Shoplifting015 Normal_Videos_881 Normal_Videos_914".split()]
 _SHANGHAITECH_LABELS = "normal car chasing circuit fall fighting hurdle jumping monocycle push robbery running "
 _SHANGHAITECH_LABELS += "skateboard step stoop throwing_object vaudeville vehicle"
 _MSAD_LABELS = "Normal Assault Explosion Fighting Fire Object_falling People_falling Robbery Shooting "
@@ -150,6 +181,12 @@ UCF = _benchmark(
     test_crop=5,
     demo_name="{label}{number:03d}_x264",
     anomalous_test_videos=140,
+    conventions=(
+        Convention("floor16", "floor", 290, 1_109_824, "VadCLIP, ClipFusionVAD, ReFLIP-VAD"),
+        Convention("floor16-short", "floor", 290, 1_109_680, "PEL4VAD, UR-DMU", short=frozenset(_UCF_SHORT)),
+        Convention("ceil16", "ceil", 290, 1_114_144, "RTFM, MGFN"),
+        Convention("all-frames", "all", 290, 1_111_808, "LAVAD, URF-HVAA", end=1),
+    ),
 )
 
 XD = _benchmark(
@@ -167,6 +204,13 @@ XD = _benchmark(
     demo_name="v={number:03d}__#1_label_{label}",
     anomalous_test_videos=500,
     unknown_truth_label="error",
+    conventions=(
+        Convention("floor16", "floor", 800, 2_330_384, "XDVioDet, RTFM, PEL4VAD"),
+        Convention("all-frames", "all", 800, 2_335_801, "LAVAD", end=1),
+        # 57 snippets more, in unknown videos: as long as the released features.
+        Convention("released-clip", "floor", 800, 2_331_296, "VadCLIP"),
+        *GENERAL_CONVENTIONS[1:2],
+    ),
 )
 
 SHANGHAITECH = _benchmark(
@@ -183,6 +227,11 @@ SHANGHAITECH = _benchmark(
     # Listed as pieces, which match no feature file, so the released lists have them in training.
     misplaced={"04_0012": "test", "05_0023": "test"},
     annotation_quirks=frozenset({"04_0012", "05_0023"}),
+    conventions=(
+        Convention("floor16", "floor", 199, 142_912, "RTFM, PEL4VAD"),
+        Convention("floor16-197", "floor", 197, 139_568, "IEF-VAD"),
+        *GENERAL_CONVENTIONS[1:],
+    ),
 )
 
 MSAD = _benchmark(
@@ -197,6 +246,13 @@ MSAD = _benchmark(
     scene_in_annotation=True,
     # Annotated and tested in IEF-VAD's lists, a training video in those of the dataset's authors.
     misplaced={"Robbery_10": "train"},
+    conventions=(
+        # Its bounds count from 1 and are inclusive.
+        Convention("official", "floor", 240, 143_920, "MSAD's authors", start=-1, official_split=True),
+        Convention("floor16", "floor", 241, 144_144, "IEF-VAD"),
+        *GENERAL_CONVENTIONS[1:2],
+        Convention("all-frames", "all", 360, 227_884, "training-free methods (240 + 120 videos)"),
+    ),
 )
 
 DATASETS = {dataset.name: dataset for dataset in (UCF, XD, SHANGHAITECH, MSAD)}

@@ -8,7 +8,7 @@ GROUPS = {
     "first steps": ("demo", "matrix", "doctor", "completion"),
     "features and lists": ("extract", "convert_features", "compare_features", "lists", "pack"),
     "training and testing": ("train", "test", "sweep", "rerun"),
-    "results": ("report", "table", "insight", "uncertainty"),
+    "results": ("report", "table", "evaluate", "insight", "uncertainty"),
     "use": ("detect", "export"),
 }
 

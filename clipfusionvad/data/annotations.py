@@ -15,7 +15,7 @@ Formats are recognised by their content; intervals are in frames, start inclusiv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Annotation:
     """The intervals of one video in frames [start, end) and the class of each.
 
     ``frames`` is the video's length where the file holds it; ``label`` is the video's list label where the
-    file names classes, and None where only the video's name does. Without ``labels``, neither names them.
+    file names classes, and None where only the video's name does. Without ``labels``, neither names them. ``text``:
+    the bounds are those of a text file, which conventions read in different ways (``data.conventions``).
     """
 
     video: str
@@ -47,6 +48,7 @@ class Annotation:
     labels: list[str] = field(default_factory=list)
     frames: int | None = None
     label: str | None = None
+    text: bool = field(default=False, compare=False)
 
 
 def video_key(name: str) -> str:
@@ -111,15 +113,40 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
     return annotations
 
 
+def read_annotation_files(
+    paths: Sequence[str], dataset: Dataset, names: Collection[str]
+) -> tuple[dict[str, Annotation], dict[str, Annotation]]:
+    """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
+    if len(paths) > 2:
+        raise UserError(f"{len(paths)} annotation files given; at most two can be used")
+    read = [read_annotations(path, dataset, names) for path in paths] or [{}]
+    if len(read) == 1:
+        return read[0], read[0]
+    # The file for frame truth names no class in any line.
+    read.sort(key=_names_classes)
+    if _names_classes(read[0]) == _names_classes(read[1]):
+        raise UserError(
+            f"of two annotation files one must name the class of each interval and one must not: "
+            f"{paths[0]} and {paths[1]} are of the same kind"
+        )
+    return read[0], read[1]
+
+
+def _names_classes(annotations: Mapping[str, Annotation]) -> bool:
+    return any(item.label is not None for item in annotations.values())
+
+
 def read_lengths(path: str | Path) -> dict[str, int] | None:
-    """Return the frames of videos from a CSV of the columns video and frames, without intervals; else None."""
+    """Return the frames of videos from a CSV with video and frames (or n_frames) and without intervals; else None."""
     rows = read_csv(path, WHAT, ("video",)) if str(path).lower().endswith(".csv") else []
-    if not rows or "frames" not in rows[0][1] or "start" in rows[0][1]:
+    header = rows[0][1] if rows else {}
+    column = next((name for name in header if re.fullmatch(r"(n_|num_)?frames(_\w+)?", name)), None)
+    if column is None or "start" in header:
         return None
     lengths = {}
     for row, cells in rows:
         try:
-            lengths[video_key(cells["video"])] = _frames(cells["frames"])
+            lengths[video_key(cells["video"])] = _frames(cells[column])
         except UserError as error:
             raise UserError(f"{WHAT} {path}, row {row}: {error}") from error
     return lengths
@@ -136,7 +163,7 @@ def join_pieces(annotations: dict[str, Annotation], dataset: Dataset) -> dict[st
         if video in annotations:
             joined[item.video] = item
             continue
-        whole = joined.setdefault(video, Annotation(video, label=item.label))
+        whole = joined.setdefault(video, Annotation(video, label=item.label, text=item.text))
         whole.segments.extend(item.segments)
         whole.labels.extend(item.labels)
     return joined
@@ -172,7 +199,7 @@ def _words(line: str) -> list[str]:
 
 def _parse_line(tokens: list[str], dataset: Dataset, before: Mapping[str, Annotation]) -> Annotation:
     name, *words = tokens
-    item = Annotation(video_key(name))
+    item = Annotation(video_key(name), text=True)
     label: str | None = None
     bounds: list[int] = []
     is_number = re.compile(r"[-+.\d]").match

@@ -38,6 +38,12 @@ class DataConfig:
     ] = None
     frames_per_snippet: Annotated[int, size("frames that one feature row covers")] = FRAMES_PER_SNIPPET
     segments: Annotated[str | None, Option(f"{SEGMENTS} (default: fixed)", choices=("fixed", "equal"))] = None
+    convention: Annotated[
+        str | None,
+        Option(
+            "which frames are judged and how text annotations are read: docs/datasets.md (default: as the truth is)"
+        ),
+    ] = None
     check: Annotated[bool, Option("read and check every feature before the start")] = True
     packed: Annotated[bool, Option("use the features packed by 'pack', where there are any")] = True
     packed_dir: Annotated[str | None, Option("the --output folder of 'pack' (default: beside the lists)")] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from clipfusionvad.data.annotations import Annotation, match_names, read_annotations, with_classes
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
+from clipfusionvad.data.conventions import convention_of, judged_frames, misfit, read_bounds
 from clipfusionvad.data.lists import Entry
 from clipfusionvad.data.masks import is_masks
-from clipfusionvad.datasets import NORMAL_IN_TRUTH, Dataset
+from clipfusionvad.datasets import NORMAL_IN_TRUTH, Convention, Dataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.npy import read_array
 
@@ -57,6 +58,7 @@ def read_truth(
     dataset: Dataset,
     frames_per_snippet: int | None = FRAMES_PER_SNIPPET,
     tell: Callable[[str], None] = warn,
+    convention: Convention | None = None,
 ) -> Truth:
     """Read the truth of a test list whose features have the given numbers of snippets.
 
@@ -64,17 +66,18 @@ def read_truth(
     file read; each video is then judged on its true number of frames where the file tells it. Otherwise the
     three released arrays are read, which hold no names: they only fit the list and the features they were
     made for. With ``frames_per_snippet`` None a snippet is an equal part of its video, whose frames the keyed file
-    must tell. Raises ``UserError`` where the files do not fit, naming the video as far as that can be determined;
+    must tell. A ``convention`` says how many frames are judged.
+    Raises ``UserError`` where the files do not fit, naming the video as far as that can be determined;
     ``tell`` is called with what only looks wrong.
     """
     if frames_per_snippet is None:
         if not is_keyed(frames_path):
             keyed = f"the keyed annotation file, such as list/{dataset.list_files['truth']} that 'lists' writes"
             raise UserError(f"{frames_path} does not hold {_NEEDED}; give {keyed}, as --gt-path")
-        return _read_keyed(frames_path, entries, None, dataset, 1)[0]
+        return _read_keyed(frames_path, entries, None, dataset, 1, convention)[0]
     lengths = [frames_per_snippet * count for count in snippets]
     if is_keyed(frames_path):
-        truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, frames_per_snippet)
+        truth, doubt = _read_keyed(frames_path, entries, lengths, dataset, frames_per_snippet, convention)
         if doubt:
             tell(doubt)
         return truth
@@ -84,6 +87,10 @@ def read_truth(
     if (wrong := (frames != 0) & (frames != 1)).any():
         at = int(np.argmax(wrong))
         raise UserError(f"{frames_path} holds {frames[at]} at frame {at}; only 0 and 1 are allowed")
+    if convention and convention.videos == len(entries) and convention.frames != len(frames):
+        other = convention_of(dataset, len(entries), len(frames))
+        advice = f"that is --convention {other.name}" if other else "no convention has as many"
+        raise UserError(f"{frames_path} holds {len(frames)} frames, {convention.name} {convention.frames}; {advice}")
     segments = _read_per_video(segments_path, "segment truth")
     labels = _read_per_video(labels_path, "label truth")
     if len(frames) != sum(lengths):
@@ -123,7 +130,12 @@ def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray
 
 
 def _read_keyed(
-    path: str | Path, entries: Sequence[Entry], lengths: Sequence[int] | None, dataset: Dataset, size: int
+    path: str | Path,
+    entries: Sequence[Entry],
+    lengths: Sequence[int] | None,
+    dataset: Dataset,
+    size: int,
+    convention: Convention | None = None,
 ) -> tuple[Truth, str]:
     """Return the truth, and a warning where lengths differ by a snippet of ``size`` frames (at least 2) or more.
 
@@ -144,6 +156,14 @@ def _read_keyed(
             unknown = entries[lengths.index(0)]
             rest = f"the first of {lengths.count(0)} without is {unknown.video} (list row {unknown.row})"
             raise UserError(f"{path} does not hold {_NEEDED}: {rest}; fill its column 'frames'")
+    if convention:
+        annotations = {name: read_bounds(item, convention) for name, item in annotations.items()}
+        told = {e.video: n for e in entries if e.video in annotations and (n := annotations[e.video].frames)}
+        rows = [n // size for e, n in zip(entries, lengths, strict=True) if e.video in told]
+        if size == FRAMES_PER_SNIPPET and (wrong := misfit(dataset, convention, [*told], [*told.values()], rows)):
+            raise UserError(f"{path}: {wrong}")
+        for name, judged in zip(told, judged_frames(convention, [*told], [*told.values()]).tolist(), strict=True):
+            annotations[name] = replace(annotations[name], frames=judged)
     truth = Truth([], [], [])
     off: list[tuple[int, int, str]] = []
     items = [with_classes(annotations.get(e.video, Annotation(e.video)), e.label, dataset) for e in entries]

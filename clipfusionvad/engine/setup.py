@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
+from clipfusionvad.data.conventions import find_convention
 from clipfusionvad.data.features import check_features, check_frames, load_entry, recorded_frames
 from clipfusionvad.data.lists import Entry, add_streams, check_repeated, read_list
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
@@ -92,7 +93,8 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
     truth = None
     if data.gt_path != NO_TRUTH:
         truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)
-        truth = read_truth(*truth_paths, entries, snippets, dataset, data.stride)
+        convention = find_convention(dataset, data.convention) if data.convention else None
+        truth = read_truth(*truth_paths, entries, snippets, dataset, data.stride, convention=convention)
     elif data.stride is None:
         raise UserError("--segments equal needs the frames of the test videos; --gt-path none: use --segments fixed")
     if (kind := absent_kind(entries, dataset)) is not None:

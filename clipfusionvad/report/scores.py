@@ -9,6 +9,7 @@ first. ``about`` is JSON: the options and the environment of the test, and its d
 
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +94,15 @@ def abnormal_spans(frames: np.ndarray) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def read_scores(path: Path) -> TestResult:
+def is_scores(path: str | Path) -> bool:
+    """Whether a file is one of ``save_scores``, by the names of its arrays."""
+    if not (Path(path).is_file() and zipfile.is_zipfile(path)):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {"about.npy", "videos.npy", "snippets.npy", "anomaly.npy"} <= {*archive.namelist()}
+
+
+def read_scores(path: str | Path) -> TestResult:
     """Read a file of ``save_scores``; ``UserError`` for any other file."""
     must_exist(path, "scores")
     try:

@@ -14,12 +14,13 @@ from clipfusionvad.data.annotations import (
     Annotation,
     join_pieces,
     match_names,
-    read_annotations,
+    read_annotation_files,
     read_lengths,
     with_classes,
     write_annotations_csv,
 )
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET, SEGMENTS
+from clipfusionvad.data.conventions import find_convention, judged_frames, misfit, read_bounds
 from clipfusionvad.data.features import CONVERT, NotOneCrop, check_frames, read_shape, recorded_frames
 from clipfusionvad.data.lists import Entry, read_split, split_crop, write_list
 from clipfusionvad.data.truth import frames_from_segments
@@ -70,6 +71,10 @@ class ListsConfig:
             "no: write only lists, for test videos without annotation; test with --gt-path none judges whole videos"
         ),
     ] = True
+    convention: Annotated[
+        str | None,
+        Option("which frames the truth holds: docs/datasets.md (default: 16 per row)", metavar="NAME"),
+    ] = None
     frames_per_snippet: Annotated[int, size("frames that a feature row covers", metavar="N")] = FRAMES_PER_SNIPPET
     segments: Annotated[str, Option(SEGMENTS, choices=("fixed", "equal"))] = "fixed"
 
@@ -98,9 +103,16 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     lengths = {path: found for path in config.annotations if (found := read_lengths(path))}
     frames_of = {name: count for found in lengths.values() for name, count in found.items()}
     annotations = [path for path in config.annotations if path not in lengths]
-    for_frames, for_classes = _read_annotation_files(annotations, dataset, tested)
+    for_frames, for_classes = read_annotation_files(annotations, dataset, tested)
     if clean:
         for_frames, for_classes = (join_pieces(read, dataset) for read in (for_frames, for_classes))
+    convention = find_convention(dataset, config.convention) if config.convention else None
+    if convention:
+        if config.segments == "equal" or config.frames_per_snippet != FRAMES_PER_SNIPPET:
+            raise UserError(f"--convention {convention.name} is of features with {FRAMES_PER_SNIPPET} frames per row")
+        for_frames, for_classes = (
+            {name: read_bounds(item, convention) for name, item in read.items()} for read in (for_frames, for_classes)
+        )
     videos = _find_videos(config.features, dataset, for_classes, config.exclude, notes)
     for video in videos.values() if clean else ():
         if (whole := dataset.whole_of(video.name)) != video.name:
@@ -122,6 +134,8 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
             f"nothing says which videos below {config.features} are test videos: give --annotations FILE or --split "
             f"FILE, or put them in folders named train and test"
         )
+    if convention and convention.official_split:
+        test.sort(key=lambda video: dataset.list_order(video.label, video.name, official=True))
     if test and config.truth and config.segments != "equal":
         paths = [path for video in test for path, _ in video.crops.values()]
         check_frames(paths, config.frames_per_snippet, recorded_frames(paths))
@@ -131,7 +145,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
         for video in train
         for _, (path, _) in sorted(video.crops.items(), key=lambda item: -1 if item[0] is None else item[0])
     ]
-    test_rows, frames, keyed = [], [], []
+    test_rows, frames, keyed, counted = [], [], [], []
     for video in test:
         path, snippets = _choose_crop(video, dataset.test_crop if config.test_crop is None else config.test_crop)
         test_rows.append((path, video.label))
@@ -145,9 +159,19 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
                     f"no annotation holds the number of frames of test video {video.name} ({path}), which --segments "
                     f"equal needs: give a CSV with the columns video,frames as one more of --annotations"
                 )
+            if convention and known:
+                counted.append((video.name, known, snippets))
+                known = length = int(judged_frames(convention, [video.name], [known])[0])
+            elif convention and convention.rule == "all":
+                raise UserError(
+                    f"no annotation holds the number of frames of test video {video.name} ({path}), which --convention "
+                    f"{convention.name} needs: give a CSV with the columns video,frames as one more of --annotations"
+                )
             frames.append(frames_from_segments(timed.segments, length))
             item = with_classes(item, video.label, dataset)
             keyed.append(replace(item, frames=known or length, label=video.label))
+    if convention and counted and (wrong := misfit(dataset, convention, *zip(*counted, strict=True))):
+        raise UserError(wrong)
     pairs = list(zip(frames, keyed, strict=True))
     counts = [int((frames_from_segments(item.segments, len(truth)) != truth).sum()) for truth, item in pairs]
     if any(counts):
@@ -182,27 +206,6 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     for note in notes:
         warn(note)
     return f"{_table(dataset, train, test, len(train_rows), frames)}\nwritten to {config.output}"
-
-
-def _read_annotation_files(paths: Sequence[str], dataset: Dataset, tested: set[str]) -> tuple[Annotations, Annotations]:
-    """Read the annotations of frame truth and of intervals by class (two files only for XD-Violence)."""
-    if len(paths) > 2:
-        raise UserError(f"{len(paths)} annotation files given; at most two can be used")
-    read = [read_annotations(path, dataset, tested) for path in paths] or [{}]
-    if len(read) == 1:
-        return read[0], read[0]
-    # The file for frame truth names no class in any line.
-    read.sort(key=_names_classes)
-    if _names_classes(read[0]) == _names_classes(read[1]):
-        raise UserError(
-            f"of two annotation files one must name the class of each interval and one must not: "
-            f"{paths[0]} and {paths[1]} are of the same kind"
-        )
-    return read[0], read[1]
-
-
-def _names_classes(annotations: Annotations) -> bool:
-    return any(item.label is not None for item in annotations.values())
 
 
 def _first_file(video: Video) -> Path:

@@ -1,6 +1,7 @@
 """README.md and docs/ keep what they promise: commands run, and flags, files, targets and the Python examples exist."""
 
 import contextlib
+import csv
 import glob
 import io
 import os
@@ -13,6 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from smaller import WIDTH, shrink
 from tiny import TEST, TRAIN, package_main, quietly
@@ -159,6 +161,15 @@ def test_tables_of_results_are_those_of_the_store(page, tmp_path):
     )
 
 
+def make_scores():
+    """Score files of two programs for the videos of the keyed truth."""
+    with open("list/ucf_truth.csv", newline="") as file:
+        frames = {row["video"]: int(row["frames"]) for row in csv.DictReader(file)}
+    rng = np.random.default_rng(0)
+    for name in ("theirs", "others"):
+        np.save(f"{name}.npy", rng.random(sum(frames.values()) // 16))
+
+
 # Every command of a page runs, in order, on generated data and small models.
 
 # Commands that other tests run, or that need a network, a browser, a camera or a cluster; by how they begin.
@@ -167,6 +178,7 @@ ELSEWHERE += ["python -m clipfusionvad (demo|detect --stream)", ".*--track wandb
 ELSEWHERE += [".*--method (perceptron|smoothfusion)", ".*configs/ablations/(anomalyclip|reflipvad)_"]
 # Preparations for a command of a page: data of its own, or files that another page describes.
 BEFORE = {
+    ("evaluate", "python -m clipfusionvad evaluate"): make_scores,
     ("README", "python -m clipfusionvad compare-features"): lambda: shutil.copytree("features", "released/features"),
     ("README", "python -m clipfusionvad lists"): forget_unlabelled,
     ("detect", "python -m clipfusionvad detect"): make_detection,

@@ -126,7 +126,7 @@ for line in sys.argv[1:]:
 
 
 def test_help_imports_nothing_that_only_a_run_needs():
-    light = ["lists", "table", "report", "doctor", "compare-features", "detect", "export", "extract"]
+    light = ["lists", "table", "report", "doctor", "compare-features", "detect", "export", "extract", "evaluate"]
     loaded, _ = run_python(HELP, *light)
     heavy = {"sklearn", "matplotlib", "pandas", "scipy", "jinja2", "tensorboard", "torchvision", "transformers"}
     assert not loaded & (heavy | {"torch"})

@@ -297,7 +297,8 @@ def _flags(actions: list[argparse.Action], rng: random.Random) -> list[str]:
     return [word for word in argv if word not in ("-h", "--help")]
 
 
-NAMES = "compare-features convert-features detect doctor export extract lists report sweep table uncertainty".split()
+NAMES = "compare-features convert-features detect doctor evaluate export extract lists report sweep".split()
+NAMES += "table uncertainty".split()
 OWN = {name: import_module(f"clipfusionvad.cli.{name.replace('-', '_')}").make_parser for name in NAMES}
 
 
@@ -355,6 +356,7 @@ def commands(case: Case) -> str:
         f"table {run} --bootstrap 20 --output table.md",
         f"export {model} --output out/m.pth",
         f"export {seeds}/models/iefvad.safetensors --output out/m.pth",
+        f"evaluate {seeds}/runs/test/scores.npz --dataset ucf --truth {home}/truth.csv --resamples 9 --json out.json",
         f"compare-features {feature} {feature}",
         f"convert-features {seeds}/arrays out",
         f"extract --videos {seeds}/pictures --output out {TOY_ENCODER}",
