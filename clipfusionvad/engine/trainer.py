@@ -372,8 +372,6 @@ class Trainer:
         merged = {index: moments[name] for index, name in enumerate(trained) if name in moments}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": merged})
         self.progress = Progress(epoch=int(content["epoch"]) + 1, best_score=float(content["ap"]))
-        if self.progress.epoch >= self.config.max_epoch:
-            raise UserError(f"{path} has trained {self.progress.epoch} epochs already: raise --max-epoch, or test it")
         for _ in range(self.progress.epoch):
             self._step_scheduler()
         self.best_state = checkpoint.state_without_clip(self.model)

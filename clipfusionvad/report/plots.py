@@ -63,10 +63,15 @@ EVALUATIONS = r"^(auc|ap|ano_auc)\d+$"
 
 
 def draw_training(path: Path, folder: Path) -> None:
-    """Draw losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.csv``."""
+    """Draw losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.csv``.
+
+    Nothing is drawn for a run without a step, of a checkpoint that was trained to the end.
+    """
     import pandas as pd
     from matplotlib.figure import Figure
 
+    if not (folder / "losses.csv").stat().st_size:
+        return
     losses = pd.read_csv(folder / "losses.csv", index_col="step").drop(columns=["epoch", "lr"])
     evaluations = pd.read_csv(folder / "metrics.csv", index_col="step").filter(regex=EVALUATIONS)
     figure = Figure(figsize=(12, 4), layout="constrained")

@@ -300,7 +300,7 @@ def test_the_image_tower_is_openais_and_weights_without_one_are_refused(toy):
             assert ours.input_resolution == size and not ours.training
             assert not any(parameter.requires_grad for parameter in ours.parameters())
     text_only = {key: value for key, value in toy.state.items() if not key.startswith("visual.")}
-    with pytest.raises(UserError, match="no image tower"):
+    with pytest.raises(UserError, match="without the image tower"):
         image_tower(ClipWeights(text_only, "text.pt"))
 
 
