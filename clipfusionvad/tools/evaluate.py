@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
-from clipfusionvad.data.scores import read_score_file
+from clipfusionvad.data.scores import ScoreFile, read_score_file
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
 from clipfusionvad.io.errors import UserError
@@ -56,15 +56,26 @@ def judge_file(
     """Read a file's scores and fit them to the truth; a file of a test of ours may hold its own."""
     if is_scores(path):
         tested = read_scores(path)
-        notes = [f"{path}: branch 1 of {len(tested.scores[0].anomaly)}"] if len(tested.scores[0].anomaly) > 1 else []
+        branches = len(tested.scores[0].anomaly)
+        notes = [f"{path}: branch 1 of {branches}"] if branches > 1 else []
         scores = [VideoScores(one.anomaly[:1], one.classes) for one in tested.scores]
         if known is None and tested.videos.truth is not None:
             if tested.videos.dataset.labels != dataset.labels:
                 raise UserError(f"{path} was tested on {tested.videos.dataset.title}, --dataset is {dataset.title}")
             return Judged(scores, tested.videos, "as in its test", notes)
+        classes = [one.classes for one in scores if one.classes is not None]
+        found = ScoreFile(
+            np.concatenate([one.anomaly[0] for one in scores]),
+            np.concatenate(classes) if classes else None,
+            np.array([one.anomaly.shape[1] for one in scores]),
+            [entry.video for entry in tested.videos.entries],
+            notes=tuple(notes),
+        )
+    else:
+        found = read_score_file(path, dataset)
     if known is None:
         raise UserError("no truth: give --truth FILE, or --annotations FILE (with --lengths FILE)")
-    return fit_scores(path, read_score_file(path, dataset), known, dataset, convention, stride)
+    return fit_scores(path, found, known, dataset, convention, stride)
 
 
 def smoothed(judged: Judged, sigma: float) -> list[VideoScores]:

@@ -1,6 +1,7 @@
 """The evaluate command: figures of published systems, formats, truths, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,11 @@ from test_build_lists import SHARED, needs_shared
 from tiny import quietly
 
 from clipfusionvad.__main__ import main
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import UCF
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
+from clipfusionvad.report.scores import save_scores
 
 SCORES, BENCHMARKS = SHARED / "data/scores", SHARED / "data/benchmarks"
 PEL4VAD = ["--truth", SCORES / "truth_ucf_pel4vad_1109680_uint8.npy"]
@@ -232,3 +237,17 @@ def test_equal_parts_need_no_number_of_frames(made, monkeypatch):
     found = records(made, "parts.npz", "--dataset", "ucf", "--truth", "truth.csv", "--frames-per-score", "equal")
     frames = [np.repeat(own, np.diff(np.arange(6) * 16 * VIDEOS[name][0] // 5)) for name, own in parts.items()]
     assert found["parts.npz"]["auc"] == pytest.approx(roc_auc_score(np.load("gt.npy"), np.concatenate(frames)))
+
+
+def test_a_test_of_ours_brings_its_truth_and_has_the_same_numbers(made, monkeypatch):
+    monkeypatch.chdir(made)
+    parts = np.split(np.load("joined.npy").ravel(), [4, 10, 15])
+    entries = [Entry(Path(f"{name}__5.npy"), UCF.label_of(name), row) for row, name in enumerate(VIDEOS, 2)]
+    truth = read_truth("truth.csv", None, None, entries, [len(part) for part in parts], UCF)
+    save_scores(
+        made / "ours.npz", [VideoScores(part[None], None) for part in parts], VideoDataset(entries, UCF, 1, truth), {}
+    )
+    found = records(made, "ours.npz", "joined.npy", "--dataset", "ucf", "--truth", "truth.csv")
+    alone = records(made, "ours.npz", "--dataset", "ucf")["ours.npz"]
+    for key in ("auc", "ap", "far", "video_auc", "intervals"):
+        assert found["ours.npz"][key] == found["joined.npy"][key] == alone[key], key

@@ -8,6 +8,8 @@ from test_build_lists import SHARED, needs_shared, run, save
 
 from clipfusionvad.data.annotations import Annotation, read_annotations, read_lengths
 from clipfusionvad.data.conventions import convention_of, find_convention, judged_frames, misfit, read_bounds
+from clipfusionvad.data.lists import Entry
+from clipfusionvad.data.truth import read_truth
 from clipfusionvad.datasets import DATASETS, MSAD, UCF
 from clipfusionvad.io.errors import UserError
 
@@ -106,3 +108,21 @@ def test_the_official_truth_of_msad_differs_from_that_of_iefvad_in_four_ways(tmp
     with open(tmp_path / "list/msad_CLIP_rgbtest.csv", newline="") as file:
         listed = [row["path"].rpartition("/")[2].removesuffix("__5.npy") for row in csv.DictReader(file)]
     assert listed == names
+
+
+def test_a_test_is_judged_by_a_convention(tmp_path):
+    path = tmp_path / "truth.csv"
+    rows = "Abuse028_x264,1412,Abuse,165,1412\nNormal_Videos_003_x264,2833,Normal,,\n"
+    path.write_text(f"video,frames,label,start,end\n{rows}")
+    labels = {"Abuse028_x264": "Abuse", "Normal_Videos_003_x264": "Normal"}
+    entries = [Entry(tmp_path / f"{name}.npy", label, row) for row, (name, label) in enumerate(labels.items(), 2)]
+
+    def frames(name, rows):
+        truth = read_truth(path, None, None, entries, rows, UCF, convention=find_convention(UCF, name))
+        return [(len(own), int(own.sum())) for own in truth.frames]
+
+    assert frames("floor16", [88, 177]) == [(1408, 1408 - 165), (2832, 0)]
+    assert frames("ceil16", [89, 178]) == [(1424, 1412 - 165), (2848, 0)]
+    assert frames("all-frames", [88, 178]) == [(1412, 1412 - 165), (2833, 0)]
+    with pytest.raises(UserError, match=r"2 videos: Abuse028.*give --convention ceil16"):
+        frames("floor16", [89, 178])
