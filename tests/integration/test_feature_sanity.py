@@ -168,12 +168,11 @@ def test_real_clip_features_are_in_order_until_they_are_not(tmp_path):
         assert done.code == 0 and found["cosine"] == pytest.approx(cosine, abs=1e-4)
 
 
+@pytest.mark.slow
 @needs_real
 def test_real_ucf_features_are_in_order_until_they_are_not(tmp_path):
     parts = np.load(REAL / "ucf_i3d" / "ucf_40seg_f16.npz")
-    train, test = (
-        {name: parts[side][i] for i, name in enumerate(parts[f"{side}_names"])} for side in ("train", "test")
-    )
+    train, test = (dict(zip(parts[f"{side}_names"], parts[side], strict=True)) for side in ("train", "test"))
     assert doctor(tmp_path, train, test, "row-order")[1] == []
     for change, level, least in ((sorted_as_text, "error", 200), (shuffled, "warning", 200)):
         done, found = doctor(tmp_path, {}, {name: change(rows) for name, rows in test.items()}, "row-order")

@@ -1,4 +1,4 @@
-"""The results store, a CSV file of measured metrics, and the tables in README that are generated from it."""
+"""The results store, a CSV file of measured metrics, and the tables in a page that are generated from it."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
