@@ -39,7 +39,7 @@ def load(own: ModelOptions) -> DetectionModel:
     from clipfusionvad.models import find_method
     from clipfusionvad.tools.detect.model import DetectionModel, read_classes
 
-    names = ("device", "precision", "config", "clip", "normal_centroid", "train_list")
+    names = ("device", "precision", "config", "clip", "normal_centroid", "train_list", "smooth")
     flags = {name: getattr(own, name) for name in names}
     settings, file = open_checkpoint(own.checkpoint, own.method, own.dataset, flags)
     if own.classes:
@@ -60,4 +60,5 @@ def load(own: ModelOptions) -> DetectionModel:
         )
     model, clip = load_model(settings, file)
     frames = settings.data.frames_per_snippet
-    return DetectionModel(own, model, clip, settings.model.clip, settings.dataset, frames, parts)
+    sigma = float(settings.training.smooth)
+    return DetectionModel(own, model, clip, settings.model.clip, settings.dataset, frames, parts, sigma)

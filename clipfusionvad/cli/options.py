@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from clipfusionvad.cli.parser import HelpFormatter, Parser, old_names
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
-from clipfusionvad.engine.config import CONFIGS, RunConfig, Settings
+from clipfusionvad.engine.config import AUTO, CONFIGS, RunConfig, Settings
 from clipfusionvad.engine.loggers import TRACKERS
 from clipfusionvad.io import option as option_io
 from clipfusionvad.io.errors import UserError, nearest, warn
@@ -132,6 +132,11 @@ def parse_options(
         raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
     if args.deterministic and args.compile == "max-autotune":
         raise UserError("--deterministic and --compile max-autotune: kernels picked by their speed differ by run")
+    if args.smooth == AUTO and args.protocol != "clean":
+        raise UserError(
+            "--smooth auto chooses on held-out training videos, never on the test set, and --protocol paper holds out "
+            "none: give a number of snippets, or --protocol clean"
+        )
     if twice := [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]:
         raise UserError(f"--seeds names {twice[0]} more than once")
     if known.show_options:

@@ -7,7 +7,7 @@ from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, make_hp
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import compile_model, deterministic
 from clipfusionvad.engine.distributed import distributed_context, local_main_first
-from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset, with_reasons
+from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset, smooth_videos, with_reasons
 from clipfusionvad.engine.run_folder import record_dataset
 from clipfusionvad.engine.setup import build_model, load_model, read_test_set, result_environment
 from clipfusionvad.io.files import check_text, check_writable, write_json
@@ -26,6 +26,7 @@ FILE_OPTIONS = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_lab
 def run_test(settings: Settings, file: ModelFile) -> int:
     """Score the test set with a checkpoint; return the exit code."""
     dataset, run, protocol = settings.dataset, settings.run, settings.training.protocol
+    sigma = float(settings.training.smooth)
     folder = Path(run.output_dir) if run.output_dir else None
     with distributed_context(settings.device.device) as device, deterministic(settings.device.deterministic):
         for path in (run.metrics_json, folder and folder / TEST_METRICS):
@@ -52,9 +53,10 @@ def run_test(settings: Settings, file: ModelFile) -> int:
             models = {"untrained": untrained, "trained": model}
         results = {}
         for name, candidate in models.items():
-            scores = score_dataset(candidate.to(device), test_set, device, settings.device.precision)
+            scored = score_dataset(candidate.to(device), test_set, device, settings.device.precision)
+            scores = smooth_videos(scored, sigma)
             found = evaluate(scores, test_set, protocol) | evaluate_classes(scores, test_set)
-            results[name] = with_reasons(found, test_set)
+            results[name] = with_reasons(found, test_set) | ({"smooth": sigma} if sigma else {})
         if not is_main():
             return 0
         print(f"{model.name} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")

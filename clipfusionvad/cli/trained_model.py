@@ -9,7 +9,7 @@ from clipfusionvad.cli.options import OptionFile, option_file_of, settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
-from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.config import AUTO, Settings
 from clipfusionvad.engine.run_folder import DATASET, OPTIONS, which_run
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import must_exist
@@ -39,10 +39,18 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
         # What it stores of the method's options, its CLIP, protocol and frames behind a snippet.
         options, names = file.hparams["options"], find_method(file.hparams["method"]).option_names()
         stored |= {name: options[name] for name in names if name in options}
-        stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet")}
+        stored |= {key: file.hparams.get(key) for key in ("clip", "protocol", "frames_per_snippet", "smooth")}
         stored["segments"] = None if file.hparams.get("parts") is None else "equal"
     args = option_file.parse_args(argv, stored)
     check_method(file, args.method)
+    if args.smooth == AUTO:
+        # As the options of a run have it; its model file holds what the training chose.
+        if file.hparams.get("smooth") is None:
+            raise UserError(
+                f"--smooth auto: the training of {file.path} has not chosen how far to smooth; give a number of "
+                f"snippets, or 0"
+            )
+        args.smooth = file.hparams["smooth"]
     args.model_path = file.path
     return settings_of(args, dataset), file
 

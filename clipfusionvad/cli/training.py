@@ -26,7 +26,7 @@ from clipfusionvad.engine.checkpoint import (
     read_model_file,
     state_without_clip,
 )
-from clipfusionvad.engine.config import Settings
+from clipfusionvad.engine.config import AUTO, LAST_WEIGHTS, Settings
 from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
 from clipfusionvad.engine.distributed import (
     barrier,
@@ -37,10 +37,12 @@ from clipfusionvad.engine.distributed import (
 )
 from clipfusionvad.engine.evaluator import (
     VideoDataset,
+    choose_smoothing,
     evaluate,
     evaluate_classes,
     evaluate_videos,
     score_dataset,
+    smooth_videos,
     with_reasons,
 )
 from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, NORMAL_CENTROID, seed_folder, states_in
@@ -181,8 +183,10 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
     if training.balanced:
         plan = BalancedBatchSampler(rows[normal], rows[~normal], size, seed, training.cycle)
 
+    sigma = 0.0 if training.smooth == AUTO else float(training.smooth)
+
     def score(model: Method) -> dict[str, Any]:
-        return judge(score_dataset(model, selection_set, device, precision), selection_set)
+        return judge(smooth_videos(score_dataset(model, selection_set, device, precision), sigma), selection_set)
 
     workers = settings.data.workers
     if workers is None:
@@ -190,7 +194,7 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
         workers = 0 if device.type == "cpu" else min(8, count_cores() - 1)
     hparams = make_hparams(model, clip, dataset, settings.options(), data.parts)
     trainer = Trainer(model, bags, plan, training, score, hparams, device, precision, workers)
-    trainer.trackers = settings.run.track or ()
+    trainer.trackers, trainer.selection_set = settings.run.track or (), selection_set
     return trainer, [data.entries[row] for row in rows]
 
 
@@ -284,15 +288,21 @@ def _train(
         # What chance would give, for a reader who does not know this data.
         untrained = setup.build_model(settings.model, settings.dataset, settings.training.seed, clip=data.clip)[0]
         states = {"untrained": state_without_clip(untrained) | centroid_content(trainer.model), **states}
+    sigma, asked = settings.training.smooth, bool(settings.training.smooth)
+    if sigma == AUTO:
+        sigma = _choose_smoothing(settings, trainer, states["best"])
     results = {}
     for name, state in states.items():
         trainer.model.load_state_dict(state, strict=False)
-        scores = score_dataset(trainer.model, data.test_set, data.device, settings.device.precision)
+        scored = score_dataset(trainer.model, data.test_set, data.device, settings.device.precision)
+        scores = smooth_videos(scored, float(sigma))
         results[name] = evaluate(scores, data.test_set, settings.training.protocol)
         results[name] = with_reasons(results[name] | evaluate_classes(scores, data.test_set), data.test_set)
+        results[name] |= {"smooth": sigma} if asked else {}
     if is_main():
         metrics = files.without_nan(results["best"])
-        final = model_content(trainer.hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)
+        hparams = {**trainer.hparams, **({"smooth": sigma} if asked else {})}
+        final = model_content(hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)
         for path in (folder / BEST, Path(settings.run.model_path)):
             files.write_torch(path, final)
         files.write_json(folder / METRICS, results)
@@ -301,9 +311,20 @@ def _train(
         draw_score_curves(folder / "scores.png", scores, data.test_set)
         draw_training(folder / "training.png", folder)
         here = setup.result_environment(trainer.hparams, data.device)
-        save_scores(folder / RUN_SCORES, scores, data.test_set, settings.record(), here)
+        save_scores(folder / RUN_SCORES, scores, data.test_set, settings.record() | {"smooth": sigma}, here)
         write_report(folder)
     return results
+
+
+def _choose_smoothing(settings: Settings, trainer: Trainer, state: dict[str, torch.Tensor]) -> float:
+    """Return the sigma with which the scores of some weights tell the held-out videos apart best."""
+    trainer.model.load_state_dict(state, strict=False)
+    scores = score_dataset(trainer.model, trainer.selection_set, trainer.device, settings.device.precision)
+    select = settings.training.select
+    found = choose_smoothing(scores, trainer.selection_set, 1 if select == LAST_WEIGHTS else int(select[-1]))
+    sigma, tried = next(iter(found)), ", ".join(f"{sigma:g}: {100 * auc:.2f}" for sigma, auc in sorted(found.items()))
+    print(f"{trainer.label}scores are smoothed with --smooth {sigma:g}; AUC of the held-out videos by sigma: {tried}")
+    return sigma
 
 
 def start_run(settings: Settings, data: TrainingData, trainer: Trainer, entries: list[Entry], folder: Path) -> None:

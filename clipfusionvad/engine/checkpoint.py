@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
+from clipfusionvad.engine.config import AUTO
 from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
@@ -109,6 +110,7 @@ _HPARAMS |= {
     "parts": int | None,
     "classes": dict | None,
     "protocol": str | None,
+    "smooth": int | float | None,
     "clip": str | None,
     "clip_fingerprint": str | None,
 }
@@ -130,8 +132,9 @@ def make_hparams(
     """Return the hyper-parameters that our model files hold; plain values only.
 
     ``parts`` is the number of equal parts that the features have of every training video, 0 where it differs, and None
-    where a snippet has a fixed number of frames.
+    where a snippet has a fixed number of frames. ``smooth``, where scores are smoothed, is the sigma that a test uses.
     """
+    smooth = options.get("smooth")
     return {
         "method": model.name,
         "dataset": dataset.name,
@@ -142,6 +145,8 @@ def make_hparams(
         "clip": clip.source if clip else None,
         "clip_fingerprint": clip.fingerprint if clip else None,
         **({} if parts is None else {"parts": parts}),
+        # That of "auto" is known when the training ends.
+        **({} if smooth in (None, 0, AUTO) else {"smooth": smooth}),
     }
 
 

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 from clipfusionvad.data.config import DataConfig
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.io.option import Option, declared_options
+from clipfusionvad.io.option import MOST_SMOOTH, Option, declared_options
 from clipfusionvad.models import ModelConfig, find_method, method_names
 
 #: The value of ``TrainingConfig.select`` that takes the last weights instead of the best ones.
 LAST_WEIGHTS = "last"
 _SEEDS = "in place of --seed: train with each of these, and report mean and deviation"
 _PROTOCOL = "paper: select on the test set, as released; clean: on a held-out part of the training list"
+#: The value of ``TrainingConfig.smooth`` that lets a training choose it.
+AUTO = "auto"
+_SMOOTH = "smooth scores over time: a Gaussian's standard deviation in snippets; auto: choose it on held-out videos"
 _MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -36,6 +39,7 @@ class TrainingConfig:
     select: Annotated[str, Option("metric that selects the best checkpoint; last: the last one is taken")]
     protocol: Annotated[str, Option(_PROTOCOL, choices=("paper", "clean"))] = "paper"
     holdout: Annotated[float, Option("held-out share of training videos (clean)", above=0, below=1)] = 0.1
+    smooth: Annotated[float | str, Option(_SMOOTH, minimum=0, maximum=MOST_SMOOTH, word=AUTO, metavar="SIGMA")] = 0.0
     lr: Annotated[float, Option("learning rate", above=0)]
     lr_schedule: Annotated[str, Option("how the rate changes", choices=("milestones", "cosine"))] = "milestones"
     scheduler_rate: Annotated[float, Option("milestones: factor at each of them", above=0)]

@@ -26,11 +26,14 @@ from clipfusionvad.metrics import (
     count_frames,
     detection_map,
     frame_metrics,
+    smooth_scores,
     snippet_metrics,
     video_score,
 )
 from clipfusionvad.models.base import Method
 
+#: The standard deviations, in snippets, from which a training with ``--smooth auto`` chooses.
+SIGMAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 # The detection mAP that a protocol reports: by the released procedure, or as the papers describe it.
 HEADLINE_MAP = {"paper": "released", "clean": "anomalous_only"}
 
@@ -145,10 +148,36 @@ def _groups(
             group = []
 
 
-def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str = "paper") -> dict[str, Any]:
-    """The metrics of a test: AUC, AP and Ano-AUC in 0..1 of each branch, detection mAP in percent.
+def smooth_videos(scores: Sequence[VideoScores], sigma: float) -> Sequence[VideoScores]:
+    """Smooth the scores and class probabilities of each video over time, as ``metrics.smooth_scores`` does.
 
-    Keys: ``auc1``, ``ap1``, ``ano_auc1`` of the first branch, ``auc2`` … of the second. Detection mAP comes in
+    Both, so that a second branch stays 1 - P(normal), and each snippet's class probabilities still sum to 1.
+    """
+    if not sigma:
+        return scores
+    return [
+        VideoScores(
+            smooth_scores(video.anomaly.T, sigma).T,
+            None if video.classes is None else smooth_scores(video.classes, sigma),
+        )
+        for video in scores
+    ]
+
+
+def choose_smoothing(scores: Sequence[VideoScores], videos: VideoDataset, branch: int) -> dict[float, float]:
+    """Return the video-level AUC of ``branch`` (1, 2, …) of held-out videos by sigma of ``SIGMAS``, the best first.
+
+    Of equal ones, the smaller sigma is first.
+    """
+    found = {sigma: evaluate_videos(smooth_videos(scores, sigma), videos)[f"auc{branch}"] for sigma in SIGMAS}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str = "paper") -> dict[str, Any]:
+    """The metrics of a test: those of ``snippet_metrics`` in 0..1 for each branch, detection mAP in percent.
+
+    Keys: ``auc1``, ``ap1`` (step), ``ap_trapezoid1``, ``ano_auc1``, ``far1`` and ``video_auc1`` (each video ranked by
+    its ``metrics.video_score``) of the first branch, ``auc2`` … of the second. Detection mAP comes in
     the variants ``map_released``, ``map_normal_matched`` and ``map_anomalous_only`` (per IoU and "average"; see
     ``metrics.detection``), of which the protocol's own is also ``map`` (per IoU) and ``map_average``. For
     videos without annotation, the metrics are those of ``evaluate_videos``.
@@ -164,6 +193,8 @@ def evaluate(scores: Sequence[VideoScores], videos: VideoDataset, protocol: str 
     metrics: dict[str, Any] = {}
     for branch, curve in enumerate(np.concatenate([video.anomaly for video in scores], axis=1), start=1):
         found = snippet_metrics(curve, positives, frames, anomalous)
+        pooled = [video_score(video.anomaly[branch - 1]) for video in scores]
+        found["video_auc"] = frame_metrics(pooled, videos.anomalous)["auc"]
         metrics |= {f"{name}{branch}": value for name, value in found.items()}
     if scores[0].classes is not None:
         classes, totals = [v.classes for v in scores if v.classes is not None], [total for _, total in counts]
@@ -195,7 +226,7 @@ def evaluate_classes(scores: Sequence[VideoScores], videos: VideoDataset) -> dic
             curve = np.concatenate([scores[index].anomaly[0] for index in chosen])
             positives, frames = (np.concatenate(part) for part in zip(*(counts[i] for i in chosen), strict=True))
             found = snippet_metrics(curve, positives, frames)
-            per_class[label] = {f"video_{name}": value for name, value in found.items()}
+            per_class[label] = {f"video_{name}": found[name] for name in ("auc", "ap")}
     if scores[0].classes is not None:
         classes = np.concatenate([video.classes for video in scores if video.classes is not None])
         totals = np.concatenate([frames for _, frames in counts])
@@ -227,6 +258,8 @@ def with_reasons(metrics: dict[str, Any], videos: VideoDataset) -> dict[str, Any
             reasons[name] = "no class with frames inside and outside it in the test set"
         elif name.startswith("ano_auc"):
             reasons[name] = _lacking(videos, np.flatnonzero(videos.anomalous), "anomalous test videos")
+        elif name.startswith(("far", "video_auc")):
+            reasons[name] = f"no {'normal' if videos.anomalous.any() else 'anomalous'} video in the test set"
         else:
             reasons[name] = _lacking(videos, everything, "the test set")
     return metrics | ({UNDEFINED: reasons} if reasons else {})
@@ -260,12 +293,13 @@ def _count_frames(
 
 
 def evaluate_videos(scores: Sequence[VideoScores], videos: VideoDataset) -> dict[str, float]:
-    """Video-level AUC and AP of each branch (``auc1``, ``ap1``, …), for test sets without frame-level truth.
+    """Video-level AUC and AP of each branch, for test sets without frame-level truth.
 
-    A video's score is ``metrics.video_score`` of its snippets.
+    Keys: ``auc1`` (also as ``video_auc1``), ``ap1``, ``ap_trapezoid1``, … A video's score is ``metrics.video_score``.
     """
     metrics: dict[str, float] = {}
     for branch, curves in enumerate(zip(*(video.anomaly for video in scores), strict=True), start=1):
         found = frame_metrics(list(map(video_score, curves)), videos.anomalous)
+        found["video_auc"] = found["auc"]
         metrics |= {f"{name}{branch}": value for name, value in found.items()}
     return metrics

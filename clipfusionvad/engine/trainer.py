@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import BagDataset, BatchSampler, load_batches
-from clipfusionvad.engine import checkpoint
+from clipfusionvad.engine import checkpoint, evaluator
 from clipfusionvad.engine.config import LAST_WEIGHTS, TrainingConfig, default_options
 from clipfusionvad.engine.device import autocast
 from clipfusionvad.engine.distributed import gather_objects, gather_rows, rank_slice, sync_batchnorm
@@ -99,10 +99,9 @@ class TrainingStep(nn.Module):
 class Trainer:
     """Train ``model`` on the batches of ``batch_sampler``.
 
-    ``evaluate`` scores the model and returns metrics. ``config.select`` names the one that selects the best weights
-    (strictly greater than before, starting at 0; "last": the newest weights). ``hparams`` are written into its files.
-    An evaluation follows batch i of an epoch where i · samples is a multiple of ``config.eval_every`` and i > 0
-    (released code); an epoch without any such batch is followed by one.
+    ``evaluate`` scores the model on the ``selection_set``; ``config.select`` names the metric that selects the best
+    weights (strictly greater than before, starting at 0; "last": the newest weights). An evaluation follows batch i of
+    an epoch where i · samples is a multiple of ``config.eval_every`` and i > 0 (released code), or else the epoch.
 
     The protocol "paper" keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
     eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best weights so
@@ -127,6 +126,7 @@ class Trainer:
         self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], config)
         self.scheduler = make_scheduler(self.optimizer, config)
         self.progress = Progress()
+        self.selection_set: evaluator.VideoDataset
         self.best_state: dict[str, Tensor] | None = None
         self.last_state: dict[str, Tensor] | None = None
         #: Precedes its messages, for one of several trainings.

@@ -10,7 +10,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -20,14 +20,17 @@ from clipfusionvad.io.files import read_yaml
 Made = TypeVar("Made")
 # Beyond these, a value is a typing mistake that would only exhaust the memory.
 LARGEST, LARGEST_SIZE, MOST_LAYERS = 2**31 - 1, 2**16, 1000
+# Snippets of 16 frames: an hour and a half.
+MOST_SMOOTH = 10_000
 
 
 @dataclass(frozen=True)
 class Option:
     """What a declaration adds to a keyword's type and default; ``help`` is one line for a person.
 
-    ``minimum`` and ``maximum`` are allowed, ``above`` and ``below`` are not. ``const`` is the value of the bare flag,
-    ``aliases`` are older flags. ``recorded`` is False for an option of one invocation, which no record must repeat.
+    ``minimum`` and ``maximum`` are allowed, ``above`` and ``below`` are not. ``word`` may stand in place of a number.
+    ``const`` is the value of the bare flag, ``aliases`` are older flags. ``recorded`` is False for an option of one
+    invocation, which no record must repeat.
     """
 
     help: str
@@ -35,6 +38,7 @@ class Option:
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
+    word: str | None = None
     choices: Sequence[Any] | None = None
     const: Any = None
     metavar: str | None = None
@@ -79,7 +83,9 @@ class Declared:
         if (choices := self.option.choices) is not None:
             if value not in choices:
                 raise UserError(f"{self.flag} {value!r}{nearest(value, choices)}: choose from {', '.join(choices)}")
-        elif self.kind in (int, float) and self.count is None and not _within(value, self.option):
+        elif self.kind not in (int, float) or self.count is not None or value == self.option.word:
+            return
+        elif not _within(value, self.option):
             raise UserError(f"{self.flag} must be {_expected(self.kind, self.option)}, got {value!r}")
 
 
@@ -139,6 +145,8 @@ def _reader(declared: Declared) -> Callable[[str], Any]:
     largest = option.maximum if option.maximum is not None else LARGEST if kind is int else math.inf
 
     def read(text: str) -> Any:
+        if text == option.word:
+            return text
         try:
             value = kind(text)
         except ValueError:
@@ -163,6 +171,8 @@ def _within(value: float, option: Option) -> bool:
 
 
 def _expected(kind: type, option: Option) -> str:
+    if option.word:
+        return f"{_expected(kind, replace(option, word=None))}, or {option.word}"
     noun = "whole number" if kind is int else "number"
     low, high = option.minimum, option.maximum if kind is float else None
     if option.above == 0 and option.below is not None:

@@ -3,6 +3,7 @@
 Scores are those of frames, or of snippets weighted by their frames.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,19 @@ from clipfusionvad.metrics.detection import DetectionResult as DetectionResult
 from clipfusionvad.metrics.detection import corrected_detection_map as corrected_detection_map
 from clipfusionvad.metrics.detection import detection_map as detection_map
 
+#: The score above which a frame of a normal video is a false alarm (section "false alarm rate" of UCF-Crime's paper).
+FALSE_ALARM = 0.5
+
 
 def frame_metrics(scores: ArrayLike, gt: ArrayLike, anomalous: ArrayLike | None = None) -> dict[str, float]:
     """Return the ranking metrics of one score per frame, the frames of all test videos joined.
 
     scores (N,) finite, higher is more anomalous; gt (N,) 0 or 1; anomalous (N,) bool marks frames of anomalous
-    videos. Returns ``{"auc", "ap"}`` in 0..1 and, with ``anomalous``, ``"ano_auc"``: the AUC over those frames only
-    (the papers' Ano-AUC). Over frames of one class it is NaN. Raises ``ValueError`` for other input.
+    videos. Returns in 0..1 ``"auc"``; ``"ap"``, the step-wise average precision (scikit-learn's); ``"ap_trapezoid"``,
+    the area under the linearly joined precision-recall curve, which is larger where scores tie; and, with
+    ``anomalous``, ``"ano_auc"``, the AUC over those frames only, and ``"far"``, the false alarm rate: the share of the
+    other frames with a score above 0.5. A metric without the frames that it needs is NaN. Raises ``ValueError`` for
+    other input.
     """
     gt = _truth(gt)
     return snippet_metrics(scores, gt, np.ones_like(gt), anomalous)
@@ -45,10 +52,11 @@ def snippet_metrics(
         raise ValueError(f"score {np.flatnonzero(~np.isfinite(scores))[0]} is not finite")
     if not ((positives >= 0) & (positives <= frames)).all():
         raise ValueError("a snippet cannot hold fewer than 0 abnormal frames, nor more than it has frames")
-    auc, ap = _ranking(scores, positives, frames)
-    metrics = {"auc": auc, "ap": ap}
+    metrics = dict(zip(("auc", "ap", "ap_trapezoid"), _ranking(scores, positives, frames), strict=True))
     if anomalous is not None:
-        metrics["ano_auc"], _ = _ranking(scores[anomalous], positives[anomalous], frames[anomalous])
+        metrics["ano_auc"], *_ = _ranking(scores[anomalous], positives[anomalous], frames[anomalous])
+        normal = frames[~anomalous]
+        metrics["far"] = float(normal @ (scores[~anomalous] > FALSE_ALARM) / normal.sum()) if normal.any() else math.nan
     return metrics
 
 
@@ -86,8 +94,8 @@ def _truth(gt: ArrayLike) -> np.ndarray:
     return gt.astype(np.int64)
 
 
-def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float]:
-    """Return AUC and AP of snippets weighted by their abnormal and normal frames.
+def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> tuple[float, float, float]:
+    """Return AUC, AP (step) and AP (trapezoid) of snippets weighted by their abnormal and normal frames.
 
     scikit-learn with sample weights gives the same numbers in six times the time (``benchmarks/ranking.py``).
     """
@@ -98,10 +106,13 @@ def _ranking(scores: np.ndarray, positives: np.ndarray, frames: np.ndarray) -> t
     found, seen = (np.cumsum(counts[order])[threshold] for counts in (positives, frames))
     wrong = seen - found
     if not len(order) or not found[-1] or not wrong[-1]:
-        return float("nan"), float("nan")
-    gained = np.diff(found, prepend=0)
+        return math.nan, math.nan, math.nan
+    gained, precision = np.diff(found, prepend=0), found / seen
     area = np.sum(np.diff(wrong, prepend=0) * (found - gained / 2))
-    return float(area / (found[-1] * wrong[-1])), float(np.sum(gained * (found / seen)) / found[-1])
+    # The curve begins at recall 0 with precision 1.
+    joined = (precision + np.append(1, precision[:-1])) / 2
+    steps, trapezoids = (float(np.sum(gained * height) / found[-1]) for height in (precision, joined))
+    return float(area / (found[-1] * wrong[-1])), steps, trapezoids
 
 
 def class_metrics(
@@ -115,11 +126,11 @@ def class_metrics(
     out those without negatives. Source: AnomalyCLIP, section 4.1, and its released code.
     """
     class_probs, positives = np.asarray(class_probs), np.asarray(positives)
-    per_class = {
-        label: snippet_metrics(class_probs[:, column], positives[:, column], frames)
-        for column, label in enumerate(class_labels[1:], start=1)
-        if positives[:, column].any()
-    }
+    per_class = {}
+    for column, label in enumerate(class_labels[1:], start=1):
+        if positives[:, column].any():
+            found = snippet_metrics(class_probs[:, column], positives[:, column], frames)
+            per_class[label] = {name: found[name] for name in ("auc", "ap")}
     means = {}
     for name, key in (("mauc", "auc"), ("mean_ap", "ap")):
         values = [found[key] for found in per_class.values()]
@@ -128,9 +139,23 @@ def class_metrics(
 
 
 def video_score(scores: np.ndarray) -> float:
-    """Pool a video's snippet scores (L,) into one, by which evaluation without frame-level truth ranks videos.
+    """Pool a video's snippet scores (L,) into one, by which video-level AUC and AP rank videos.
 
     It is the mean of the floor(L / 16) + 1 largest, however training pools.
     """
     count = len(scores) // 16 + 1
     return float(np.partition(scores, len(scores) - count)[-count:].mean(dtype=np.float64))
+
+
+def smooth_scores(scores: ArrayLike, sigma: float) -> np.ndarray:
+    """Smooth one video's scores (n,) or class probabilities (n, C) over time with a Gaussian, rows still sum to 1.
+
+    ``sigma``, its standard deviation in snippets, is at least 0, which leaves the scores as they are. The scores are
+    mirrored at both ends (the default of ``scipy.ndimage.gaussian_filter1d``). Returns float32 or float64.
+    """
+    scores = np.asarray(scores)
+    if not sigma:
+        return scores
+    from scipy.ndimage import gaussian_filter1d
+
+    return gaussian_filter1d(scores.astype(np.result_type(scores, np.float32)), sigma, axis=0)

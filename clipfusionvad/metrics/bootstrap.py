@@ -24,9 +24,10 @@ def draw_videos(videos: int, resamples: int, seed: int) -> np.ndarray:
 
 def resampled_ranking(
     scores: np.ndarray, positives: np.ndarray, frames: np.ndarray, video: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return AUC and AP (R,) of each resample, in 0..1; NaN where its frames are all normal or all abnormal.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return AUC, AP (step) and AP (trapezoid) of each resample, (R,) each, in 0..1.
 
+    They are NaN where the resample's frames are all normal or all abnormal.
     Arguments (n,) as in ``snippet_metrics``, and the index of each snippet's video; ``weights`` (R, V) from
     ``draw_videos``. Each number equals scikit-learn's on the repeated frames.
     """
@@ -37,7 +38,7 @@ def resampled_ranking(
     ranked, video, frames, positives = scores[order], video[order], frames[order], positives[order]
     hit = np.flatnonzero(positives)
     if not len(hit):
-        return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+        return np.full(len(weights), np.nan), np.full(len(weights), np.nan), np.full(len(weights), np.nan)
     # Only thresholds with abnormal frames matter; all scores between two of them are merged.
     level = np.cumsum(np.append(False, ranked[1:] != ranked[:-1]))
     holds = np.zeros(level[-1] + 1, dtype=bool)
@@ -50,19 +51,23 @@ def resampled_ranking(
     held = np.searchsorted(kept, step[hit]), video[hit]
     hits = csr_matrix((positives[hit].astype(np.float64), held), shape=(len(kept), weights.shape[1]))
 
-    auc, ap = np.empty(len(weights)), np.empty(len(weights))
+    auc, ap, ap_trapezoid = np.empty((3, len(weights)))
     for part in _parts(len(weights), len(begins)):
         drawn = np.ascontiguousarray(weights[part].T)
         counted, gained = counts @ drawn, hits @ drawn
         seen, found = np.cumsum(counted, axis=0), np.cumsum(gained, axis=0)
         normal = seen[-1] - found[-1]
-        tied, seen = counted[kept] - gained, seen[kept]
+        counted, seen = counted[kept], seen[kept]
+        tied, before = counted - gained, seen - counted
         with np.errstate(invalid="ignore", divide="ignore"):
             # Normal frames ranked below, and half of those that tie.
             auc[part] = (gained * (normal - seen + found + tied / 2)).sum(axis=0) / (found[-1] * normal)
             ap[part] = (gained * found / np.maximum(seen, 1)).sum(axis=0) / found[-1]
-        ap[part][normal == 0] = np.nan
-    return auc, ap
+            # The precision at the threshold above: the curve begins at recall 0 with precision 1.
+            above = np.where(before > 0, (found - gained) / np.maximum(before, 1), 1)
+            ap_trapezoid[part] = (ap[part] + (gained * above).sum(axis=0) / found[-1]) / 2
+        ap[part][normal == 0] = ap_trapezoid[part][normal == 0] = np.nan
+    return auc, ap, ap_trapezoid
 
 
 def resampled_detection(hits: Hits, weights: np.ndarray, classes: int, variant: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.metrics import snippet_metrics
 from clipfusionvad.report.curves import Confusion, PooledScores, class_confusion, pool, precision_recall, roc, thin
 from clipfusionvad.report.fonts import drawing
-from clipfusionvad.report.plots import COARSE_COLOUR, FINE_COLOUR, draw_score_curves, save_figure
+from clipfusionvad.report.plots import COARSE_COLOUR, EVALUATIONS, FINE_COLOUR, draw_score_curves, save_figure
 from clipfusionvad.report.results import Run
 from clipfusionvad.report.table import BRANCHES, RANKING
 
@@ -51,7 +51,7 @@ def training_figures(losses: pd.DataFrame | None, evaluations: pd.DataFrame | No
         terms = losses.drop(columns=["epoch", "lr"], errors="ignore")
         series += [("Training loss", terms, "loss", ""), ("Learning rate", losses.filter(["lr"]), "", "")]
     if evaluations is not None:
-        ranking = evaluations.filter(regex="auc|^ap")
+        ranking = evaluations.filter(regex=EVALUATIONS)
         # As short as a legend needs it: AUC coarse.
         short = {name: f"{RANKING[name[:-1]]} {_short_branch(name[-1])}" for name in ranking if name[:-1] in RANKING}
         ranking = ranking.rename(columns=short)

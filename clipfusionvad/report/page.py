@@ -18,6 +18,7 @@ from clipfusionvad.report.curves import PooledScores, pool, video_error
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import (
+    AP_NOTE,
     BRANCHES,
     IOUS,
     VARIANTS,
@@ -25,6 +26,7 @@ from clipfusionvad.report.table import (
     metrics_rows,
     percent,
     published,
+    smoothing_lines,
     undefined_lines,
 )
 
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 SCALE = 10_000
 # Shown large, beside what the paper has a figure for.
 _HEADLINES = {"auc1", "ap1", "map_average"}
-_PER_CLASS = {"video_auc": "video AUC", "video_ap": "video AP", "auc": "class AUC", "ap": "class AP"}
+# The first two: of the anomaly score, over the frames of the class's videos.
+_PER_CLASS = {"video_auc": "AUC in its videos", "video_ap": "AP in its videos", "auc": "class AUC", "ap": "class AP"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -120,7 +123,7 @@ def _facts(run: Run) -> list[str]:
         facts.append(f"{len(seeds)} seeds, each with its own page in its folder; the cards show their mean")
     else:
         facts.append("not tested yet, or tested by an older version: no scores.npz in the folder")
-    return facts
+    return facts + smoothing_lines(run.results)
 
 
 def _numbers(results: Results, paper: Mapping[str, float]) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def _numbers(results: Results, paper: Mapping[str, float]) -> dict[str, Any]:
     # The variants of detection mAP are indented under their heading in the printed table.
     lines = [(title.replace("  ", "detection mAP, "), values) for title, key, values in rows if "map@" not in key]
     columns = [*results, *(["paper"] if paper else [])]
-    return {"cards": cards, "columns": columns, "rows": lines, "undefined": undefined_lines(results)}
+    return {"cards": cards, "columns": columns, "rows": lines, "notes": [AP_NOTE, *undefined_lines(results)]}
 
 
 def _classes(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,13 +58,17 @@ def _varied(videos: VideoDataset, count: int) -> list[int]:
     return sorted(anomalous) + normal
 
 
+#: The metrics of evaluations that are drawn over the steps of a training.
+EVALUATIONS = r"^(auc|ap|ano_auc)\d+$"
+
+
 def draw_training(path: Path, folder: Path) -> None:
     """Draw losses per step and metrics per evaluation, from a run's ``losses.csv`` and ``metrics.csv``."""
     import pandas as pd
     from matplotlib.figure import Figure
 
     losses = pd.read_csv(folder / "losses.csv", index_col="step").drop(columns=["epoch", "lr"])
-    evaluations = pd.read_csv(folder / "metrics.csv", index_col="step").filter(regex="auc|^ap")
+    evaluations = pd.read_csv(folder / "metrics.csv", index_col="step").filter(regex=EVALUATIONS)
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     losses.plot(ax=left, title="training loss", lw=1)

@@ -12,7 +12,7 @@ from clipfusionvad.engine.run_folder import ENVIRONMENT, LOSSES, METRICS, OPTION
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_yaml
 from clipfusionvad.report.scores import TestResult, read_scores
-from clipfusionvad.report.table import check_metrics, metrics_table
+from clipfusionvad.report.table import check_metrics, metrics_table, smoothing_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,11 +103,13 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str
     metric ``select``; of an even number, the lower one of the middle two.
     """
     found = {seed: read_json(seed_folder(folder, seed) / METRICS, "metrics")["best"] for seed in seeds}
+    # How far scores are smoothed is not a metric.
+    metrics = [{key: value for key, value in one.items() if key != "smooth"} for one in found.values()]
     by = next(iter(found[seeds[0]])) if select == LAST_WEIGHTS else select
     ranked = sorted(seeds, key=lambda seed: -np.inf if found[seed][by] is None else found[seed][by])
     return {
         "seeds": {str(seed): metrics for seed, metrics in found.items()},
-        **{name: _fold(list(found.values()), fold) for name, (_, fold) in _FOLDS.items()},
+        **{name: _fold(metrics, fold) for name, (_, fold) in _FOLDS.items()},
         "model_seed": ranked[(len(ranked) - 1) // 2],
         "model_by": by,
     }
@@ -115,7 +117,8 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str
 
 def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float]) -> str:
     """Render the table of a test with columns over the seeds."""
-    return metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper)
+    table = metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper)
+    return "\n".join([table, *smoothing_lines(summary["seeds"])])
 
 
 _FOLDS: dict[str, tuple[str, Callable[[Sequence[float]], Any]]] = {

@@ -17,7 +17,12 @@ Results = Mapping[str, Mapping[str, Any]]
 # Far beyond any metric; larger integers of JSON do not fit a float.
 _LARGEST = 1e300
 BRANCHES = {"1": "coarse branch", "2": "fine branch"}
-RANKING = {"auc": "AUC", "ap": "AP", "ano_auc": "Ano-AUC"}
+#: Metrics of each branch, as ``AP_NOTE`` explains.
+RANKING = {"auc": "AUC", "ap": "AP", "ap_trapezoid": "AP (trapezoid)", "ano_auc": "Ano-AUC"}
+RANKING |= {"far": "false alarm rate", "video_auc": "video-level AUC"}
+AP_NOTE = (
+    "AP: step-wise average precision; AP (trapezoid): area under the linearly joined curve, larger where scores tie"
+)
 MEANS = {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames, class against rest"}
 IOUS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 VARIANTS = {
@@ -72,6 +77,7 @@ def check_metrics(metrics: Any, where: str) -> None:
     per_class = metrics.get("per_class", {})
     if not isinstance(per_class, dict) or not all(isinstance(found, dict) for found in per_class.values()):
         raise UserError(f"{where}: per_class does not hold the metrics of classes")
+    needed += [("smooth",)] if "smooth" in metrics else []
     needed += [("per_class", label, key) for label, found in per_class.items() for key in found]
     reasons = metrics.get(UNDEFINED, {})
     if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
@@ -88,11 +94,12 @@ def check_metrics(metrics: Any, where: str) -> None:
 def metrics_table(results: Results, paper: Mapping[str, float]) -> str:
     """Render metrics as text in percent: a column per result, and one for the published figures if there are any.
 
-    A line below names the metrics that are undefined, and why.
+    Lines below name the metrics that are undefined, and why; which AP is which; and how far scores were smoothed.
     """
     rows = [[title, *values] for title, _, values in metrics_rows(results, paper)]
     table = to_text(Table(["percent", *results, *(["paper"] if paper else [])], rows))
-    return "\n".join([table, *undefined_lines(results)])
+    notes = [AP_NOTE] if any("ap_trapezoid1" in found for found in results.values()) else []
+    return "\n".join([table, *notes, *undefined_lines(results), *smoothing_lines(results)])
 
 
 def undefined_lines(results: Results) -> list[str]:
@@ -103,6 +110,13 @@ def undefined_lines(results: Results) -> list[str]:
         if name in reasons:
             titles.setdefault(reasons[name], []).append(title.strip())
     return [f"undefined (-): {'; '.join(names)}: {reason}" for reason, names in titles.items()]
+
+
+def smoothing_lines(results: Results) -> list[str]:
+    """Return a line that says how far scores were smoothed over time, if they were."""
+    sigmas = sorted({found["smooth"] for found in results.values() if found.get("smooth")})
+    text = ", ".join(f"{sigma:g}" for sigma in sigmas)
+    return [f"scores smoothed over time: Gaussian, σ = {text} snippets"] if sigmas else []
 
 
 def metrics_rows(results: Results, paper: Mapping[str, float]) -> list[tuple[str, str, list[str]]]:

@@ -37,14 +37,15 @@ def test_of_normal_videos_the_metrics_are_null_with_a_reason(tiny, tmp_path):
     metrics = json.loads(path.read_text())
     assert metrics["auc1"] is None and metrics["ano_auc2"] is None and metrics["map_anomalous_only"]["0.1"] is None
     assert metrics["undefined"] == {
-        **dict.fromkeys(["auc1", "ap1", "auc2", "ap2"], NO_VALUES),
+        **dict.fromkeys([f"{name}{n}" for n in (1, 2) for name in ("auc", "ap", "ap_trapezoid")], NO_VALUES),
         **dict.fromkeys(["ano_auc1", "ano_auc2"], "no abnormal frame in anomalous test videos"),
+        **dict.fromkeys(["video_auc1", "video_auc2"], "no anomalous video in the test set"),
         "map_anomalous_only": "no segment of an anomalous class in the test set",
         **dict.fromkeys(["mauc", "mean_ap"], "no class with frames inside and outside it in the test set"),
     }
-    names = "AUC, coarse branch; AP, coarse branch; AUC, fine branch; AP, fine branch"
+    titles = [f"{name}, {branch} branch" for branch in ("coarse", "fine") for name in ("AUC", "AP", "AP (trapezoid)")]
     for text in (outcome.out, write_report(folder).read_text()):
-        assert f"undefined (-): {names}: {NO_VALUES}" in text
+        assert f"undefined (-): {'; '.join(titles)}: {NO_VALUES}" in text
 
 
 def test_of_anomalous_videos_the_metrics_have_values(tiny, tmp_path):
@@ -54,7 +55,9 @@ def test_of_anomalous_videos_the_metrics_have_values(tiny, tmp_path):
     assert outcome.code == 0 and outcome.err.count("\n") == 1
     assert "has no normal video: AUC and AP are those of the frames of anomalous videos" in outcome.err
     metrics = json.loads(path.read_text())
-    assert metrics["auc1"] == metrics["ano_auc1"] and "undefined" not in metrics
+    assert metrics["auc1"] == metrics["ano_auc1"]
+    assert set(metrics["undefined"].values()) == {"no normal video in the test set"}
+    assert metrics["undefined"].keys() == {"far1", "video_auc1", "far2", "video_auc2"}
 
 
 def test_a_class_without_normal_frames_says_so(tiny, tmp_path):
@@ -76,7 +79,8 @@ def test_without_truth_of_frames_the_reason_names_videos(tiny, tmp_path):
     outcome = tiny.test("--gt-path", "none", "--metrics-json", tmp_path / "metrics.json")
     assert outcome.code == 0 and "has no normal video: AUC and AP cannot be computed" in outcome.err
     reasons = json.loads((tmp_path / "metrics.json").read_text())["undefined"]
-    assert reasons == dict.fromkeys(["auc1", "ap1", "auc2", "ap2"], "no normal video in the test set")
+    names = [f"{name}{n}" for n in (1, 2) for name in ("auc", "ap", "ap_trapezoid", "video_auc")]
+    assert reasons == dict.fromkeys(names, "no normal video in the test set")
 
 
 def test_a_training_that_cannot_select_says_which_weights_it_keeps(tiny, no_plots):
@@ -84,7 +88,7 @@ def test_a_training_that_cannot_select_says_which_weights_it_keeps(tiny, no_plot
     outcome = tiny.train("--max-epoch", 1, "--gt-path", tiny.folder / "truth.csv", "--seeds", 0, 1)
     assert outcome.code == 0, outcome.err
     assert "seed 1, auc1 was never above 0: the last weights are the final model" in outcome.err
-    assert f"AP, fine branch: {NO_VALUES}" in outcome.out
+    assert f"AP (trapezoid), fine branch: {NO_VALUES}" in outcome.out
 
 
 def test_a_rate_that_leaves_the_weights_unchanged_is_named_once(tiny, no_plots):

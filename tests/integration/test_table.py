@@ -18,6 +18,7 @@ from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
 from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
 from clipfusionvad.report.scores import save_scores
+from clipfusionvad.report.table import RANKING
 from clipfusionvad.tools.tables.compare import compare, difference_text, read_test_result
 
 OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
@@ -112,17 +113,19 @@ def test_made_up_data_and_other_protocols_are_not_judged(tmp_path):
 
 def test_a_single_run_is_judged_over_its_videos(runs):
     run = runs / "full" / "seed1"
-    row = csv_rows(run, "--bootstrap-seed", 4, resamples=50)["full", "auc1"]
+    rows = csv_rows(run, "--bootstrap-seed", 4, resamples=50)
     tested, values = read_test_result(run), []
     scores, videos = tested.scores, tested.videos
     for counts in np.random.default_rng(4).multinomial(24, np.full(24, 1 / 24), 50):
         copies = np.repeat(np.arange(24), counts)
         truth = videos.truth.only(copies)
         part = type(videos)([videos.entries[i] for i in copies], videos.dataset, 4, truth)
-        values.append(100 * evaluate([scores[i] for i in copies], part)["auc1"])
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    assert (row["interval"], row["std"]) == ("videos", "")
-    assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+        values.append(evaluate([scores[i] for i in copies], part))
+    for metric in (f"{name}{branch}" for name in RANKING for branch in (1, 2)):
+        row = rows["full", metric]
+        low, high = np.nanquantile([100 * value[metric] for value in values], [0.025, 0.975])
+        assert (row["interval"], row["std"]) == ("videos", "")
+        assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high)), metric
     assert "videos: of this one run" in table(run, "--bootstrap", 20).out
 
 
@@ -328,6 +331,12 @@ def test_the_store_refuses_what_would_mislead(runs, tmp_path):
     refused(tmp_path, runs / "full", *flags, *written, says="say by --data what its videos are")
     refused(tmp_path, runs / "full", *flags, "--data", "demo", says="is not of the demo")
     refused(tmp_path, tmp_path / "demo", *flags, "--data", "full", says="cannot be stored as anything else")
+    write_run(tmp_path / "smooth", 1, smooth=5.0)
+    smooth = tmp_path / "smooth" / "metrics.json"
+    smooth.write_text(
+        json.dumps({name: found | {"smooth": 5.0} for name, found in json.loads(smooth.read_text()).items()})
+    )
+    refused(tmp_path, tmp_path / "smooth", *flags, "--data", "full", says="are smoothed over time")
     refused(tmp_path, runs, *flags, "--data", "full", says="are two settings of vadclip ucf full")
     store.write_text("a,b\n1,2\n")
     refused(tmp_path, tmp_path / "demo", *flags, says="has no column")

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import norm
+from sklearn.metrics import auc as area_below
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from clipfusionvad import create_model
 from clipfusionvad.data.lists import Entry
@@ -15,7 +17,7 @@ from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import XD
 from clipfusionvad.engine import evaluator
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, score_videos
-from clipfusionvad.metrics import bootstrap, count_frames, frame_metrics, snippet_metrics
+from clipfusionvad.metrics import bootstrap, count_frames, frame_metrics, smooth_scores, snippet_metrics, video_score
 from clipfusionvad.metrics.detection import corrected_detection_map, detection_hits, detection_map
 from clipfusionvad.models import base as method
 
@@ -36,16 +38,51 @@ def repeated(scores, positives, frames, anomalous):
     return np.repeat(scores, frames), gt, np.repeat(anomalous, frames)
 
 
+def trapezoid(truth, scores):
+    """Area under the linearly joined precision-recall curve, as RTFM, UR-DMU and PEL4VAD compute it."""
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    return area_below(recall, precision)
+
+
+JUDGES = {"auc": roc_auc_score, "ap": average_precision_score, "ap_trapezoid": trapezoid}
+
+
 @given(snippets_of_frames())
 def test_snippets_give_what_scikit_learn_gives_on_frames(case):
     scores, gt, anomalous = repeated(*case)
     metrics = snippet_metrics(*case)
     assert frame_metrics(*repeated(*case)) == pytest.approx(metrics, rel=1e-12, nan_ok=True)
-    for names, chosen in ((("auc", "ap"), np.ones(len(gt), bool)), (("ano_auc",), anomalous)):
-        for name, judge in zip(names, (roc_auc_score, average_precision_score), strict=False):
-            two_classes = 0 < gt[chosen].sum() < chosen.sum()
-            expected = judge(gt[chosen], scores[chosen]) if two_classes else math.nan
-            assert metrics[name] == pytest.approx(expected, rel=1e-12, abs=1e-14, nan_ok=True)
+    cases = [(name, judge, np.ones(len(gt), bool)) for name, judge in JUDGES.items()]
+    for name, judge, chosen in [*cases, ("ano_auc", roc_auc_score, anomalous)]:
+        two_classes = 0 < gt[chosen].sum() < chosen.sum()
+        expected = judge(gt[chosen], scores[chosen]) if two_classes else math.nan
+        assert metrics[name] == pytest.approx(expected, rel=1e-12, abs=1e-14, nan_ok=True)
+    normal = scores[~anomalous]
+    assert metrics["far"] == pytest.approx(np.mean(normal > 0.5) if len(normal) else math.nan, nan_ok=True)
+
+
+def test_the_two_average_precisions_differ_where_scores_saturate():
+    scores, truth = [1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 1, 0, 0, 0]
+    metrics = frame_metrics(scores, truth)
+    # Precision 3/4 up to recall 3/4, then 1/2: as steps, and joined from (0, 1) by lines.
+    assert metrics["ap"] == pytest.approx(3 / 4 * 3 / 4 + 1 / 4 * 1 / 2)
+    assert metrics["ap_trapezoid"] == pytest.approx(3 / 4 * (1 + 3 / 4) / 2 + 1 / 4 * (3 / 4 + 1 / 2) / 2)
+    # A score of exactly 0.5 does not raise an alarm; the frames of anomalous videos do not count.
+    assert frame_metrics([0.5, 0.6, 0.9], [0, 0, 1], [False, False, True])["far"] == 0.5
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2, 10])
+def test_smoothing_is_a_gaussian_mean_over_the_mirrored_video(sigma):
+    scores = np.random.default_rng(0).random((9, 3), dtype=np.float32)
+    reach = int(4 * sigma + 0.5)
+    weights = norm.pdf(np.arange(-reach, reach + 1), scale=sigma)
+    padded = np.pad(scores, ((reach, reach), (0, 0)), mode="symmetric")
+    expected = [weights @ padded[row : row + 2 * reach + 1] / weights.sum() for row in range(len(scores))]
+    smooth = smooth_scores(scores, sigma)
+    np.testing.assert_allclose(smooth, expected, rtol=1e-6)
+    np.testing.assert_allclose(smooth_scores(scores[:, 0], sigma), smooth[:, 0])
+    np.testing.assert_allclose(smooth_scores([0, 1, 0], sigma), smooth_scores([0.0, 1.0, 0.0], sigma))
+    assert smooth.dtype == np.float32 and smooth_scores(scores, 0) is scores
 
 
 @given(st.lists(st.booleans(), max_size=200), st.integers(1, 20), st.integers(1, 20))
@@ -170,6 +207,8 @@ def test_metrics_of_both_protocols_equal_those_of_frames(judged):
         expected = frame_metrics(np.concatenate(curves), truth, anomalous)
         for name, value in expected.items():
             assert metrics[f"{name}{branch + 1}"] == pytest.approx(value, abs=1e-12)
+        pooled = [video_score(video.anomaly[branch]) for video in scores]
+        assert metrics[f"video_auc{branch + 1}"] == roc_auc_score(videos.anomalous, pooled)
     classes = [hold(s.classes, len(f)) for s, f in zip(scores, videos.truth.frames, strict=True)]
     released = detection_map(classes, videos.truth.segments, videos.truth.labels, XD.labels)
     assert metrics["map"] == {str(iou): pytest.approx(value) for iou, value in released["map"].items()}
@@ -206,17 +245,15 @@ def judged_videos(draw):
 
 
 @given(judged_videos())
-def test_auc_and_ap_are_those_of_scikit_learn_on_repeated_frames(case):
+def test_resampled_auc_and_ap_are_those_of_scikit_learn_on_repeated_frames(case):
     *snippets, video, weights = case
-    auc, ap = bootstrap.resampled_ranking(*snippets, video, weights)
+    found = dict(zip(JUDGES, bootstrap.resampled_ranking(*snippets, video, weights), strict=True))
     for row, drawn in enumerate(weights):
         rows = np.repeat(np.arange(len(video)), drawn.astype(int)[video])
         ranked, truth, _ = repeated(*(values[rows] for values in snippets), rows)
-        if len(set(truth)) < 2:
-            assert math.isnan(auc[row]) and math.isnan(ap[row])
-            continue
-        assert auc[row] == pytest.approx(roc_auc_score(truth, ranked), abs=1e-12)
-        assert ap[row] == pytest.approx(average_precision_score(truth, ranked), abs=1e-12)
+        for name, judge in JUDGES.items():
+            expected = judge(truth, ranked) if len(set(truth)) > 1 else math.nan
+            assert found[name][row] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 CLASSES = ["normal", "fire", "flood"]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from clipfusionvad.engine.checkpoint import ModelFile
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.evaluator import evaluate, score_videos
+from clipfusionvad.engine.evaluator import evaluate, score_videos, smooth_videos
 from clipfusionvad.engine.setup import class_weights, load_model, read_test_set
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
@@ -86,7 +86,8 @@ def _test(run: TrainedRun, target: Settings, keeps_classes: bool) -> dict[str, A
     model, _ = load_model(replace(settings, dataset=settings.dataset if keeps_classes else dataset), run.file)
     device = pick_device(settings.device.device)
     videos = read_test_set(dataset, settings.model, data)
-    scores = score_videos(model.to(device), videos.features, device, settings.device.precision)
+    scored = score_videos(model.to(device), videos.features, device, settings.device.precision)
+    scores = smooth_videos(scored, float(settings.training.smooth))
     if keeps_classes:
         scores = [replace(video, classes=None) for video in scores]
     return evaluate(scores, videos, settings.training.protocol)

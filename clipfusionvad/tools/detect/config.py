@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from clipfusionvad.io.option import Option
+from clipfusionvad.io.option import MOST_SMOOTH, Option
 from clipfusionvad.models import method_names
 
 _CLASSES = "other classes, the normal one first; or a file of them"
 _SCOPE = "event images are normalised over a block of 32 chunks or each chunk"
+_SMOOTH = "smooth scores over time: a Gaussian's standard deviation in snippets (default: that of the model file, or 0)"
 _HIGH = "score that starts a segment (default: 0.5, or a higher --low-threshold)"
 _LOW = "score that continues a segment (default: 0.4, or a lower --threshold)"
 
@@ -27,6 +28,7 @@ class ModelOptions:
     train_list: Annotated[str | None, Option("a training list, to compute the normal centroid instead")] = None
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("arithmetic of CLIP and the model", choices=("fp32", "bf16"))] = "fp32"
+    smooth: Annotated[float | None, Option(_SMOOTH, minimum=0, maximum=MOST_SMOOTH, metavar="SIGMA")] = None
     crop: Annotated[int, Option("which of the ten crops, 0 to 9", minimum=0)] = 0
     event_threshold: Annotated[float, Option("change of grey (0..255) that counts as an event", above=0)] = 10
     event_scope: Annotated[str, Option(_SCOPE, choices=("block", "chunk"))] = "block"

@@ -18,7 +18,7 @@ from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text
-from clipfusionvad.metrics import snippet_edges
+from clipfusionvad.metrics import smooth_scores, snippet_edges
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY, ClipWeights, load_clip
 from clipfusionvad.tools.detect.config import ModelOptions
@@ -41,12 +41,14 @@ class DetectionModel:
         dataset: Dataset,
         frames: int,
         parts: int | None = None,
+        sigma: float = 0,
     ):
         """``clip``, of the name ``clip_name``, encodes the model's texts, if any; ``frames`` are those of a snippet.
 
         With ``parts``, a video has that many snippets: each is the mean over an equal part of its rows.
+        ``sigma`` is how far ``score_whole`` smooths.
         """
-        self.parts = parts
+        self.parts, self.sigma = parts, sigma
         self.device, self.precision, self.frames_per_snippet = pick_device(own.device), own.precision, frames
         self.model = model.to(self.device).eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
@@ -76,15 +78,23 @@ class DetectionModel:
             "crop": own.crop,
             "precision": own.precision,
             **({"parts": parts} if parts else {}),
+            **({"smooth": sigma} if sigma else {}),
             **(events if "event" in clips else {}),
         }
 
     def score(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Score a whole video (n, streams · D) as a test does: anomaly (n,) of the main branch, classes (n, C)."""
+        """Score snippets (n, streams · D) as a test without smoothing does: anomaly (n,) of the main branch and
+        classes (n, C).
+        """
         sampling, count = self.model.sampling, len(features)
         with autocast(self.device, self.precision):
             anomaly, classes = self.model.score_windows(*sampling.windows(features), *self.fixed)
         return sampling.restore(anomaly[0], count), None if classes is None else sampling.restore(classes, count)
+
+    def score_whole(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Score a whole video, smoothed over time."""
+        anomaly, classes = self.score(features)
+        return smooth_scores(anomaly, self.sigma), None if classes is None else smooth_scores(classes, self.sigma)
 
     def snippets(self, rows: np.ndarray) -> np.ndarray:
         """Return the snippets (n, D) of a whole video's rows (L, D): these rows, or the means of equal parts."""

@@ -102,6 +102,8 @@ def write_detection(
     info, length = found.info, float(seconds[-1])
     facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
     facts |= {"times by": info.times}
+    if sigma := settings.get("smooth"):
+        facts |= {"smoothed over time": f"σ = {sigma:g} snippets"}
     page = render(
         "detection.html.j2",
         title=title,

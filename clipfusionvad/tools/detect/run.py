@@ -33,6 +33,8 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
     own, live = config.segments, config.stream
     if bool(config.videos) == bool(live.stream):
         raise UserError("give videos or folders to score, or --stream and a source")
+    if live.stream and config.model.smooth:
+        raise UserError("--smooth needs the snippets that follow, and a stream does not have them yet: leave it out")
     thresholds = Thresholds.of(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
     folder = Path(config.output)
     check_writable(folder / "index.html")
@@ -40,6 +42,8 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
     model = load(config.model)
     if live.stream and model.parts:
         raise UserError(f"{config.model.checkpoint} reads equal parts of whole videos: give video files, no --stream")
+    if live.stream and model.sigma:
+        warn(f"a stream is not smoothed: the snippets that follow are not there yet (model file: σ = {model.sigma:g})")
     if not live.stream:
         try:
             with hold(folder):
@@ -135,7 +139,7 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds, fps:
             rows = np.concatenate(list(model.rows(chunks)))
     if not count:
         raise UserError(broken)
-    anomaly, classes = model.score(model.snippets(rows))
+    anomaly, classes = model.score_whole(model.snippets(rows))
     if not np.isfinite(anomaly).all():
         raise UserError(f"the scores of {path} are not finite: do the weights fit this CLIP's features?")
     bounds = snippet_edges(len(anomaly), count, None if model.parts else model.frames_per_snippet)

@@ -1,5 +1,6 @@
 """Compare two runs or two tests: equal bit for bit, or how far apart."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -63,16 +64,29 @@ def compare_evaluations(old: Path, new: Path) -> Agreement:
     one, other = (read_text(path, "evaluations").splitlines() for path in (old, new))
     if len(one) != len(other):
         return Agreement(False, math.inf, f"{len(one)} evaluations, now {len(other)}")
-    differing = sum(before != after for before, after in zip(one, other, strict=True))
+    differing = sum(not _same_evaluation(before, after) for before, after in zip(one, other, strict=True))
     text = f"{differing} of {len(one)} evaluations differ" if differing else f"{len(one)} evaluations are the same"
     return Agreement(not differing, 0.0, text)
+
+
+def _same_evaluation(old: str, new: str) -> bool:
+    """Return whether two lines are equal but for metrics that newer versions have added."""
+    if old == new:
+        return True
+    try:
+        before, after = json.loads(old), json.loads(new)
+        after["metrics"] = {name: after["metrics"].get(name) for name in before["metrics"]}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return bool(before == after)
 
 
 def compare_metrics(old: Path, new: Path) -> Agreement:
     """Compare two files of metrics, value by value."""
     one, other = (flat_metrics(read_json(path, "metrics")) for path in (old, new))
-    if one.keys() != other.keys():
-        return Agreement(False, math.inf, f"only one of them has {min(one.keys() ^ other.keys())}")
+    # Newer versions compute more metrics.
+    if lost := one.keys() - other.keys():
+        return Agreement(False, math.inf, f"the new one lacks {min(lost)}")
     distances = {name: _distance(name, one[name], other[name]) for name in one if one[name] != other[name]}
     if not distances:
         return Agreement(True, 0.0, f"{len(one)} numbers are the same")

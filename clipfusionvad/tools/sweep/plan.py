@@ -15,12 +15,13 @@ from typing import Any
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.models import method_names, read_options
+from clipfusionvad.report.table import RANKING
 from clipfusionvad.tools.tables import FULL
 
 _LISTS = {"cells", "grid", "search"}
 _SECTIONS = _LISTS | {"options", "trials", "maximize", "method", "dataset", "source", "published"}
 #: Metrics that papers print, named as in results.csv; all in percent there.
-PRINTED = tuple(f"{metric}{branch}" for branch in (1, 2) for metric in ("auc", "ap", "ano_auc"))
+PRINTED = tuple(f"{metric}{branch}" for branch in (1, 2) for metric in RANKING)
 PRINTED += ("mauc", "mean_ap", *(f"map@0.{iou}" for iou in range(1, 6)), "map_average")
 # Names become folders.
 _NAME = re.compile(r"[\w][\w .,=+-]*")

@@ -9,6 +9,7 @@ import pandas as pd
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.report.formatting import Table, to_markdown
+from clipfusionvad.report.table import AP_NOTE
 from clipfusionvad.tools.sweep.plan import Published
 from clipfusionvad.tools.tables import HEADLINE
 from clipfusionvad.tools.tables.compare import Difference, Resampler, explain
@@ -42,7 +43,12 @@ def sweep_text(
     titles = [title for metric in metrics for title in (metric, *[f"{metric}, paper"] * (metric in printed))]
     sources = dict.fromkeys(f"paper: {one.source} ({find_dataset(one.dataset).title})" for one in published.values())
     failed = table[table["state"] == "failed"]
-    below = [*sources, *notes, *(f"failed: {row.cell}, seed {row.seed}: {row.error}" for row in failed.itertuples())]
+    below = [
+        AP_NOTE,
+        *sources,
+        *notes,
+        *(f"failed: {row.cell}, seed {row.seed}: {row.error}" for row in failed.itertuples()),
+    ]
     return to_markdown(Table(["cell", "seeds", *titles], rows, note="\n".join(below)))
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from clipfusionvad.io.errors import UserError, nearest, warn
 from clipfusionvad.report.formatting import Table
-from clipfusionvad.report.table import BRANCHES, RANKING, VARIANTS, published_figures
+from clipfusionvad.report.table import AP_NOTE, BRANCHES, RANKING, VARIANTS, published_figures
 from clipfusionvad.tools.tables import BEST, FULL, HEADLINE, LAST, OVERVIEW, TableOptions
 from clipfusionvad.tools.tables.collect import Setting
 from clipfusionvad.tools.tables.compare import Difference, Resampler, explain, student_t
@@ -20,8 +20,8 @@ from clipfusionvad.tools.tables.compare import Difference, Resampler, explain, s
 TITLES = {f"{key}{number}": f"{name}, {branch}" for number, branch in BRANCHES.items() for key, name in RANKING.items()}
 TITLES |= {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames", "map_average": "detection mAP"}
 TITLES |= {f"{key}@average": f"  {title.removeprefix('corrected: ')}" for key, title in VARIANTS.items()}
-SHORT = {"auc1": "AUC", "ap1": "AP", "ano_auc1": "Ano-AUC", "auc2": "AUC fine", "ap2": "AP fine"}
-SHORT |= {"ano_auc2": "Ano-AUC fine", "mauc": "mAUC", "mean_ap": "mAP frames", "map_average": "mAP"}
+SHORT = {f"{key}{number}": name + end for number, end in (("1", ""), ("2", " fine")) for key, name in RANKING.items()}
+SHORT |= {"mauc": "mAUC", "mean_ap": "mAP frames", "map_average": "mAP"}
 
 #: How a setting differs from a reference in one metric: the names of both, and the difference.
 Compared = tuple[str, str, Difference]
@@ -51,6 +51,8 @@ class MetricRow:
     paper: float | None
     source: str | None
     inside: bool | None
+    #: The standard deviations, in snippets, with which the seeds' scores were smoothed over time; empty without.
+    smooth: str = ""
 
     @property
     def measured(self) -> str:
@@ -134,7 +136,9 @@ def metric_rows(
                 std = float(np.std(values, ddof=1)) if several else None
                 interval = ("seeds" if several else "videos") if bounds else None
                 center = (kind, metric, float(np.mean(values)), std, len(values))
-                rows.append(MetricRow(*shared, *center, low, high, interval, paper, source, inside))
+                sigmas = sorted({result.sigma for result in setting.results} - {0})
+                smooth = ", ".join(f"{sigma:g}" for sigma in sigmas)
+                rows.append(MetricRow(*shared, *center, low, high, interval, paper, source, inside, smooth))
     return rows
 
 
@@ -181,6 +185,11 @@ def _lay_out(rows: list[MetricRow], by: str, compared: list[Compared], metrics: 
     tables = [_pivot(kind, by) for kind in (kinds if by == "cell" else kinds[:1])]
     if by != "cell":
         tables += _details(rows)
+    smoothed = {row.cell: row.smooth for row in shown if row.smooth}
+    smoothing = "Scores smoothed over time, standard deviation in snippets: "
+    smoothing += "; ".join(f"{cell} {sigmas}" for cell, sigmas in smoothed.items())
+    notes = [tables[0].note, f"{AP_NOTE}.", f"{smoothing}." if smoothed else ""]
+    tables[0] = replace(tables[0], note="\n".join(filter(None, notes)))
     for reference in dict.fromkeys(reference for _, reference, _ in compared):
         found = [(one[0], one[2]) for one in compared if one[1] == reference and one[2].metric in (metrics or HEADLINE)]
         tables += _differences(reference, found)

@@ -40,6 +40,12 @@ class Result:
         return self.options.get("seed")
 
     @property
+    def sigma(self) -> float:
+        """With which standard deviation, in snippets, its scores were smoothed over time."""
+        found = self.metrics.get(BEST, {}).get("smooth")
+        return float(found or 0)
+
+    @property
     def setting(self) -> str:
         """Return a key that all seeds of a setting share. A test does not name its model's run, so it has its own."""
         if self.is_test:

@@ -15,7 +15,7 @@ import numpy as np
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
 from clipfusionvad.engine.evaluator import HEADLINE_MAP
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.metrics import bootstrap
+from clipfusionvad.metrics import FALSE_ALARM, bootstrap, video_score
 from clipfusionvad.metrics.detection import detection_hits
 from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.formatting import Table, to_text
@@ -221,7 +221,7 @@ def resampled_metrics(tested: TestResult, weights: np.ndarray, wanted: Sequence[
     """Return the metrics of ``evaluate`` and ``evaluate_classes`` on resamples.
 
     ``weights`` (R, V): how often each video was drawn. ``wanted`` are names of metrics; None: all that the scores
-    allow, which are ranking of the branches, ``mauc``, ``mean_ap``, and averages of detection mAP over IoUs.
+    allow, which are those of the branches, ``mauc``, ``mean_ap``, and averages of detection mAP over IoUs.
     """
 
     def needed(*names: str) -> bool:
@@ -232,12 +232,24 @@ def resampled_metrics(tested: TestResult, weights: np.ndarray, wanted: Sequence[
     anomalous = tested.videos.anomalous[video]
     found: Values = {}
     for branch, scores in enumerate(pooled.anomaly, start=1):
-        if needed(f"auc{branch}", f"ap{branch}"):
-            auc, ap = bootstrap.resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
-            found |= {f"auc{branch}": 100 * auc, f"ap{branch}": 100 * ap}
+        names = [f"{name}{branch}" for name in ("auc", "ap", "ap_trapezoid")]
+        if needed(*names):
+            ranked = bootstrap.resampled_ranking(scores, pooled.positives, pooled.frames, video, weights)
+            found |= {name: 100 * values for name, values in zip(names, ranked, strict=True)}
         if needed(f"ano_auc{branch}"):
             inside = pooled.positives[anomalous], pooled.frames[anomalous], video[anomalous]
             found[f"ano_auc{branch}"] = 100 * bootstrap.resampled_ranking(scores[anomalous], *inside, weights)[0]
+        if needed(f"far{branch}"):
+            normal = np.where(anomalous, 0, pooled.frames)
+            alarms, frames = (
+                weights @ np.bincount(video, counts) for counts in (normal * (scores > FALSE_ALARM), normal)
+            )
+            with np.errstate(invalid="ignore"):
+                found[f"far{branch}"] = 100 * alarms / frames
+        if needed(f"video_auc{branch}"):
+            whole = np.array([video_score(one.anomaly[branch - 1]) for one in tested.scores])
+            videos = tested.videos.anomalous.astype(np.int64), np.ones(len(whole)), np.arange(len(whole))
+            found[f"video_auc{branch}"] = 100 * bootstrap.resampled_ranking(whole, *videos, weights)[0]
     if pooled.classes is not None and needed("mauc", "mean_ap"):
         found |= _class_means(pooled, pooled.classes, video, weights)
     if pooled.classes is not None and needed("map_average", *(f"map_{variant}@average" for variant in _VARIANTS)):
@@ -253,10 +265,10 @@ def _class_means(pooled: PooledScores, classes: np.ndarray, video: np.ndarray, w
             for column in range(1, classes.shape[1])
             if pooled.truth[:, column].any()
         ]
-    ).reshape(-1, 2, len(weights))
+    ).reshape(-1, 3, len(weights))
     there = np.isfinite(ranked)
     with np.errstate(invalid="ignore"):
-        mauc, mean_ap = np.where(there, ranked, 0).sum(axis=0) / there.sum(axis=0)
+        mauc, mean_ap, _ = np.where(there, ranked, 0).sum(axis=0) / there.sum(axis=0)
     return {"mauc": 100 * mauc, "mean_ap": 100 * mean_ap}
 
 

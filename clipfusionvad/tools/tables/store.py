@@ -35,6 +35,8 @@ def merge(path: Path, settings: Sequence[Setting], data: str | None) -> tuple[li
     owner: dict[tuple[str, ...], Setting] = {}
     for setting in settings:
         key = (setting.method, setting.dataset, _kind(setting, data), setting.protocol)
+        if any(run.sigma for run in setting.results):
+            raise UserError(f"the scores of {setting.name} are smoothed over time: a store holds unsmoothed results")
         if key in owner:
             names = f"{owner[key].name} and {setting.name}"
             raise UserError(f"{names} are two settings of {' '.join(key)}: store one of them")
