@@ -1,5 +1,6 @@
 """A paper's table from features and annotations: what is trained on what, its cost, and the table at the end."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def _peak_memory(on_gpu: bool) -> int | None:
         import resource
     except ModuleNotFoundError:  # Windows
         return None
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def estimate_table(found: Sequence[Estimate], seeds: int) -> Table:
@@ -190,9 +191,10 @@ def reproduction_table(
     the best weights: mean ± sample standard deviation over the seeds, in percent. The interval is the middle 95 % over
     resamples of the test videos of the mean over the seeds.
     """
-    metrics = list(dict.fromkeys(one.metric for one in published_figures() if one.dataset == dataset.name))
-    resampler, lines, sources = Resampler(metrics=metrics), [], dict[str, None]()
+    figures = [one for one in published_figures() if one.dataset == dataset.name]
+    resampler, lines, sources = Resampler(metrics=[one.metric for one in figures]), [], dict[str, None]()
     for setting in settings:
+        metrics = list(dict.fromkeys(one.metric for one in figures if one.method == setting.method))
         for row in metric_rows([setting], [BEST], metrics):
             if row.paper is None:
                 continue
