@@ -7,7 +7,7 @@ from pathlib import Path
 GROUPS = {
     "first steps": ("demo", "matrix", "doctor", "completion"),
     "features and lists": ("extract", "convert_features", "compare_features", "lists", "pack"),
-    "training and testing": ("train", "test", "sweep", "rerun"),
+    "training and testing": ("train", "test", "sweep", "reproduce", "rerun"),
     "results": ("report", "table", "evaluate", "insight", "uncertainty"),
     "use": ("detect", "export"),
 }

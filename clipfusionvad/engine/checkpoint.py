@@ -135,11 +135,13 @@ def make_hparams(
     where a snippet has a fixed number of frames. ``smooth``, where scores are smoothed, is the sigma that a test uses.
     """
     smooth = options.get("smooth")
+    # Files of models without them are as before.
+    unset = {key for key in ("feature_dim", "feature_norm") if options.get(key) is None}
     return {
         "method": model.name,
         "dataset": dataset.name,
         "classes": dict(dataset.classes),
-        "options": {key: options[key] for key in model.option_names() if key in options},
+        "options": {key: options[key] for key in model.option_names() if key in options and key not in unset},
         "protocol": options.get("protocol", "paper"),
         "frames_per_snippet": options.get("frames_per_snippet"),
         "clip": clip.source if clip else None,

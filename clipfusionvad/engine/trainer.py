@@ -200,7 +200,7 @@ class Trainer:
                 # On the device. It is infinite, too, where its square overflows.
                 norm = torch.nn.utils.get_total_norm(gradients)
                 self._pending.append((progress.step, rows, losses, norm, self.optimizer.param_groups[0]["lr"]))
-                due = self._evaluation_due(progress.batch - 1, len(rows))
+                due = self.evaluation_due(progress.batch - 1, len(rows))
                 log_now = not on_gpu or due or progress.batch == len(batches) or len(self._pending) >= GPU_LOG_EVERY
                 # Several processes only ask each other when they log: asking at every step would make the GPUs wait.
                 stop = (log_now or rank_info().world_size == 1) and any(gather_objects(self._stop.is_set()))
@@ -256,14 +256,14 @@ class Trainer:
         bar.update(len(pending))
         return totals
 
-    def _evaluation_due(self, index: int, samples: int) -> bool:
+    def evaluation_due(self, index: int, samples: int) -> bool:
         """Return whether an evaluation follows batch ``index`` of an epoch, which has that many samples."""
         return bool(self.config.eval_every) and index > 0 and index * samples % self.config.eval_every == 0
 
     def _end_epoch(self) -> None:
         self._step_scheduler()
         batches = self.batch_sampler.epoch(self.progress.epoch)
-        if not any(self._evaluation_due(index, len(rows)) for index, rows in enumerate(batches)):
+        if not any(self.evaluation_due(index, len(rows)) for index, rows in enumerate(batches)):
             self._keep_if_best()
         self.progress.epoch += 1
         self.progress.batch, self.progress.eval_mode = 0, False

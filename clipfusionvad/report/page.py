@@ -15,6 +15,7 @@ from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.curves import PooledScores, pool, video_error
+from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import (
@@ -46,6 +47,12 @@ def render(template: str, **values: Any) -> str:
     text = _environment().get_template(template).render(**values)
     # A file name may hold bytes that are not text: they become question marks.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def table_page(table: Table) -> str:
+    """Return a page of one table."""
+    shown = {"header": table.header, "rows": table.rows, "labels": table.labels, "notes": table.note.splitlines()}
+    return render("table.html.j2", title=table.title, **shown)
 
 
 @cache

@@ -130,7 +130,7 @@ def metric_rows(
                 several = student_t(values)
                 bounds = several[:2] if several else None
                 if resampler and not several and kind == BEST and first.scores:
-                    bounds = resampler.interval(first.folder, metric)
+                    bounds = resampler.interval([first.folder], metric)
                 low, high = bounds or (None, None)
                 inside = None if paper is None or bounds is None else bounds[0] <= paper <= bounds[1]
                 std = float(np.std(values, ddof=1)) if several else None

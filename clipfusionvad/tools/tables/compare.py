@@ -87,10 +87,13 @@ class Resampler:
         self.resamples, self.seed, self.metrics = resamples, seed, metrics
         self._runs: dict[Path, _ResampledRun] = {}
 
-    def interval(self, folder: Path, metric: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of one run's metric over test videos; None if the metric is not resampled."""
-        values = self._run(folder).values.get(metric)
-        return None if values is None else bootstrap.percentile_interval(values[1:][np.isfinite(values[1:])], LEVEL)
+    def interval(self, folders: Sequence[Path], metric: str) -> tuple[float, float] | None:
+        """Return the 95 % interval over test videos of a metric's mean over runs; None if it is not resampled."""
+        found = [self._run(folder).values.get(metric) for folder in folders]
+        if any(values is None for values in found):
+            return None
+        drawn = np.mean([values[1:] for values in found if values is not None], axis=0)
+        return bootstrap.percentile_interval(drawn[np.isfinite(drawn)], LEVEL)
 
     def compare(self, reference: Sequence[Path], other: Sequence[Path]) -> list[Difference]:
         """Compare as the function ``compare`` does."""
