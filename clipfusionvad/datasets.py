@@ -64,6 +64,10 @@ class Dataset:
     #: Names of the truth files in the released option files, and of the lists and the keyed truth beside them.
     truth_files: dict[str, str] = field(default_factory=dict)
     list_files: dict[str, str] = field(default_factory=dict)
+    #: Official names of the annotation files, with alternatives, and of split files, one of which may be ``required``.
+    annotation_files: tuple[tuple[str, ...], ...] = ()
+    split_files: tuple[str, ...] = ()
+    split_required: bool = False
     #: Order of the released lists: normal videos last, else by name; or by label, then by name, numbers as numbers.
     order: Literal["normal last", "by class"] = "normal last"
     #: In the annotation file the word after the name is the scene, not the class.
@@ -179,6 +183,8 @@ UCF = _benchmark(
     label_pattern=r"^([A-Za-z]+)(?:_Videos)?_?\d",
     aliases=dict.fromkeys(_UCF_NORMAL.split(), "Normal"),
     test_crop=5,
+    annotation_files=(("Temporal_Anomaly_Annotation.txt", "Temporal_Anomaly_Annotation_for_Testing_Videos.txt"),),
+    split_files=("Anomaly_Train.txt", "Anomaly_Test.txt"),
     demo_name="{label}{number:03d}_x264",
     anomalous_test_videos=140,
     conventions=(
@@ -201,6 +207,10 @@ XD = _benchmark(
         "Ip.Man.2008__#01-40-37_01-42-07_label_B4-0-0 v=OOjjPGN8jSU__#1_label_B6-0-0 "
         "v=PRH5rYUHoVU__#00-00-25_00-02-50_label_B6-0-0".split()
     ),
+    annotation_files=(("annotations.txt",), ("annotations_multiclasses.txt",)),
+    # Without one of them, normal test videos would become training videos.
+    split_files=("xd_CLIP_rgbtest.csv", "test_videos.csv"),
+    split_required=True,
     demo_name="v={number:03d}__#1_label_{label}",
     anomalous_test_videos=500,
     unknown_truth_label="error",
@@ -221,6 +231,8 @@ SHANGHAITECH = _benchmark(
     # Only generated videos have the class in their name; real names are scene and number (01_0130).
     label_pattern=r"^([a-z_]+)_\d",
     test_crop=5,
+    annotation_files=(("shang_annotations.txt",),),
+    split_files=("shang_test_list.txt",),
     order="by class",
     empty_intervals=True,
     piece_pattern=r"(\d\d_\d{4})_\d",
@@ -242,6 +254,8 @@ MSAD = _benchmark(
     # Assault_2 and MSAD_normal_testing_119, but normal training videos are scene and number (frontdoor1).
     label_pattern=r"^(?:MSAD_)?(normal|[A-Za-z_]+(?=_\d))",
     test_crop=5,
+    annotation_files=(("msad_annotations.txt",),),
+    split_files=("msad_test_list.txt",),
     order="by class",
     scene_in_annotation=True,
     # Annotated and tested in IEF-VAD's lists, a training video in those of the dataset's authors.

@@ -14,7 +14,7 @@ from clipfusionvad.cli.options import OptionFile, option_file_of, settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.config import recorded
-from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, warn
+from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, nearest, warn
 from clipfusionvad.io.files import check_writable, write_text
 from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
 from clipfusionvad.models import find_method
@@ -39,6 +39,7 @@ class ReproduceOptions:
     output: Annotated[str | None, Option("folder of all that is written (default: runs/reproduce_NAME)")] = None
     jobs: Annotated[int, Option("trainings at a time; each takes the next GPU", minimum=1)] = 1
     dry_run: Annotated[bool, Option("check the data, print the estimates and commands, and write nothing")] = False
+    ignore: Annotated[tuple[str, ...], Option("checks of doctor whose errors do not end it", metavar="CHECK")] = ()
     made_up: Annotated[bool, Option("the features are made up: the table says so")] = False
 
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
         return _reproduce(option_file, options, args.dataset, groups, files, output, flags)
     with tempfile.TemporaryDirectory() as folder:
         _make_lists(groups, args.dataset, files, Path(folder))
-        _check(option_file, groups, Path(folder), flags)
+        _check(option_file, options, groups, Path(folder), flags)
         _print_estimates(option_file, options, groups, Path(folder), output, flags)
     print("\nThe commands:")
     for group in groups:
@@ -125,8 +126,8 @@ def _group(option_file: OptionFile, options: ReproduceOptions, flags: Sequence[s
 
 
 def _single_label(settings: "Settings") -> bool:
-    """Whether a method's lists leave out videos of several classes, as AnomalyCLIP's of XD-Violence do."""
-    return settings.model.method == "anomalyclip" and settings.dataset.multi_label
+    """Whether a method's lists leave out videos of several classes."""
+    return find_method(settings.model.method).single_label and settings.dataset.multi_label
 
 
 def _lists_command(group: Group, dataset: str, files: tuple[list[Path], list[Path]], output: Path) -> list[str]:
@@ -163,19 +164,27 @@ def _make_lists(groups: Sequence[Group], dataset: str, files: tuple[list[Path], 
         lists.main(_lists_command(group, dataset, files, output)[1:])
 
 
-def _check(option_file: OptionFile, groups: Sequence[Group], output: Path, flags: Sequence[str]) -> None:
-    """Print what doctor finds in the data; ``UserError`` where it finds an error."""
-    from clipfusionvad.tools.doctor import ERROR, checks_in, data, lines, run_checks, truth
+def _check(
+    option_file: OptionFile, options: ReproduceOptions, groups: Sequence[Group], output: Path, flags: Sequence[str]
+) -> None:
+    """Print what doctor finds in the data; ``UserError`` where it finds an error that ``--ignore`` does not name."""
+    from clipfusionvad.tools.doctor import ERROR, checks_in, data, features, lines, run_checks, truth
     from clipfusionvad.tools.doctor.scan import DatasetScan
 
+    checks = checks_in(data, features, truth)
+    for name in options.ignore:
+        if name not in checks:
+            raise UserError(f"--ignore {name} is not a check of doctor{nearest(name, checks)}")
     for group in groups:
         print(f"\nchecks of the data of {', '.join(group.methods)}")
         parsed = option_file.parse_args([*_data_flags(group, output, option_file.DATASET), *flags])
         scan = DatasetScan(settings_of(parsed, option_file.DATASET))
-        findings = run_checks(checks_in(data, truth), scan)
+        findings = run_checks(checks, scan)
         print("\n".join(lines(findings)) or "nothing found")
-        if errors := [finding for finding in findings if finding.level == ERROR]:
-            raise UserError(f"doctor finds {len(errors)} errors in the data, so nothing is trained: {errors[0]}")
+        if errors := [one for one in findings if one.level == ERROR and one.check not in options.ignore]:
+            known = " ".join(dict.fromkeys(finding.check for finding in errors))
+            what = f"doctor finds {len(errors)} errors in the data, so nothing is trained"
+            raise UserError(f"{what} (mend them, or go on with --ignore {known}): {errors[0]}")
 
 
 def _print_estimates(
@@ -233,7 +242,7 @@ def _reproduce(
     plan, begun = output / "plan.yaml", (output / "runs").exists()
     check_writable(plan)
     _make_lists(groups, dataset, files, output)
-    _check(option_file, groups, output, flags)
+    _check(option_file, options, groups, output, flags)
     if not begun:
         _print_estimates(option_file, options, groups, output, output, flags)
     for group in groups:

@@ -60,6 +60,7 @@ class AnomalyCLIP(TextMethod):
 
     name = "anomalyclip"
     branches = 1
+    single_label = True
     centroid_buffers = ("ncentroid",)
 
     rank: Tensor

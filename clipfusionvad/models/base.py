@@ -79,6 +79,8 @@ class Method(nn.Module, ABC):
     branches: ClassVar[int] = 1
     #: Whether the method is built from CLIP's weights.
     needs_clip: ClassVar[bool] = False
+    #: Whether its published lists leave out videos of several classes.
+    single_label: ClassVar[bool] = False
     #: Buffers that ``set_normal_centroid`` fills; NaN until then.
     centroid_buffers: ClassVar[tuple[str, ...]] = ()
 

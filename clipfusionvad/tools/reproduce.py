@@ -26,20 +26,6 @@ from clipfusionvad.tools.tables.build import TITLES, metric_rows
 from clipfusionvad.tools.tables.collect import Setting
 from clipfusionvad.tools.tables.compare import Resampler
 
-#: Official names of the annotation files of a benchmark (one of each row is needed), and of files that split it.
-ANNOTATIONS: dict[str, list[tuple[str, ...]]] = {
-    "ucf": [("Temporal_Anomaly_Annotation.txt", "Temporal_Anomaly_Annotation_for_Testing_Videos.txt")],
-    "xd": [("annotations.txt",), ("annotations_multiclasses.txt",)],
-    "shanghaitech": [("shang_annotations.txt",)],
-    "msad": [("msad_annotations.txt",)],
-}
-SPLITS: dict[str, tuple[str, ...]] = {
-    "ucf": ("Anomaly_Train.txt", "Anomaly_Test.txt"),
-    # Without one of them, XD's normal test videos would become training videos.
-    "xd": ("xd_CLIP_rgbtest.csv", "test_videos.csv"),
-    "shanghaitech": ("shang_test_list.txt",),
-    "msad": ("msad_test_list.txt",),
-}
 #: A CSV with the columns video,frames, which --segments equal needs.
 LENGTHS = "lengths.csv"
 # Training steps that are timed, after a first one, and snippets of test videos.
@@ -53,22 +39,23 @@ def find_annotations(folder: str, dataset: Dataset) -> tuple[list[Path], list[Pa
 
     Raises ``UserError`` for a dataset without such names, and where a file is missing.
     """
-    if dataset.name not in ANNOTATIONS:
-        raise UserError(f"{dataset.name} has no published figures; there are some of {', '.join(ANNOTATIONS)}")
+    if not dataset.annotation_files:
+        raise UserError(f"{dataset.name} has no published figures, so there is nothing to reproduce")
     if not Path(folder).is_dir():
         raise UserError(f"annotation folder not found: {folder}")
     found = {path.name: path for path in reversed(list(walk_files(folder, "")))}
     annotations = []
-    for names in ANNOTATIONS[dataset.name]:
+    for names in dataset.annotation_files:
         there = [found[name] for name in names if name in found]
         if not there:
             raise UserError(f"--annotations {folder} lacks {' or '.join(names)} of {dataset.title}")
         annotations.append(there[0])
-    splits = [found[name] for name in SPLITS[dataset.name] if name in found]
-    if dataset.name == "xd" and not splits:
-        raise UserError(f"--annotations {folder} lacks {SPLITS['xd'][0]}, which names XD-Violence's test videos")
+    splits = [found[name] for name in dataset.split_files if name in found]
+    if dataset.split_required and not splits:
+        needed = " or ".join(dataset.split_files)
+        raise UserError(f"--annotations {folder} lacks {needed}, which names the test videos of {dataset.title}")
     lengths = [found[LENGTHS]] if LENGTHS in found else []
-    return [*annotations, *lengths], splits[:1] if dataset.name == "xd" else splits
+    return [*annotations, *lengths], splits[:1] if dataset.split_required else splits
 
 
 def published_methods(dataset: str) -> list[str]:
