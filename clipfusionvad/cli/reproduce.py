@@ -269,7 +269,8 @@ def _write_tables(
     differing = partial(_differing, option_file, flags)
     changed = {method: text for method in methods if (text := differing(method))}
     clip = option_file.parse_args([f"--method={methods[0]}", *flags]).clip
-    table = reproduction_table(settings, option_file.DATASET, changed, options.made_up or clip == TOY)
+    made_up = "features" if options.made_up else "text weights" if clip == TOY else ""
+    table = reproduction_table(settings, option_file.DATASET, changed, made_up)
     print(f"\n{to_markdown(table)}")
     for suffix, text in ((".md", to_markdown(table)), (".tex", to_latex(table)), (".html", table_page(table))):
         write_text(output / f"{TABLE}{suffix}", text)

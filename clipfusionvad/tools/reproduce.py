@@ -170,13 +170,13 @@ def estimate_table(found: Sequence[Estimate], seeds: int) -> Table:
 
 
 def reproduction_table(
-    settings: Sequence[Setting], dataset: Dataset, changed: Mapping[str, str], made_up: bool
+    settings: Sequence[Setting], dataset: Dataset, changed: Mapping[str, str], made_up: str
 ) -> Table:
     """Return published figures beside what was measured here, with intervals over test videos.
 
-    ``changed`` says, by method, which options differ from the published ones. Only the published metrics are shown, of
-    the best weights: mean ± sample standard deviation over the seeds, in percent. The interval is the middle 95 % over
-    resamples of the test videos of the mean over the seeds.
+    ``changed`` says, by method, which options differ from the published ones; ``made_up`` what is, "" for nothing. Only
+    the published metrics are shown, of the best weights: mean ± sample standard deviation over the seeds, in percent.
+    The interval is the middle 95 % over resamples of the test videos of the mean over the seeds.
     """
     figures = [one for one in published_figures() if one.dataset == dataset.name]
     resampler, lines, sources = Resampler(metrics=[one.metric for one in figures]), [], dict[str, None]()
@@ -200,8 +200,8 @@ def reproduction_table(
         f"95 %: of that mean over {RESAMPLES} resamples of the test videos; inside: the paper's figure lies in it."
     )
     if made_up:
-        title += " (MADE-UP FEATURES)"
-        notes.insert(0, "The features are made up: the numbers say nothing about the methods or the benchmark.")
+        title += f" (MADE-UP {made_up.upper()})"
+        notes.insert(0, f"The {made_up} are made up: the numbers say nothing about the methods.")
     if changed:
         title += " (OTHER OPTIONS THAN PUBLISHED)"
         options = "; ".join(f"{method}: {text}" for method, text in changed.items())
