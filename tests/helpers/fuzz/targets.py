@@ -356,7 +356,7 @@ def commands(case: Case) -> str:
         f"table {run} --bootstrap 20 --output table.md",
         f"export {model} --output out/m.pth",
         f"export {seeds}/models/iefvad.safetensors --output out/m.pth",
-        f"evaluate {seeds}/runs/test/scores.npz --dataset ucf --truth {home}/truth.csv --resamples 9 --json out.json",
+        f"evaluate {seeds}/runs/test/test_scores.npz --dataset ucf --truth {home}/truth.csv --resamples 9",
         f"compare-features {feature} {feature}",
         f"convert-features {seeds}/arrays out",
         f"extract --videos {seeds}/pictures --output out {TOY_ENCODER}",
