@@ -324,7 +324,9 @@ class Trainer:
         """
         content = read_checkpoint(path, "checkpoint")
         if not isinstance(content, dict) or "optimizer_state_dict" not in content:
-            raise UserError(f"{path} is no training checkpoint (no optimizer_state_dict): start from it by --init-from")
+            raise UserError(
+                f"{path} holds no optimizer state (optimizer_state_dict): start from its weights with --init-from"
+            )
         resume = self._resume_ours if content.get("format") == checkpoint.FORMAT else self._resume_released
         try:
             resume(content, path)

@@ -95,10 +95,10 @@ class Job:
 def find_videos(given: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Return the given videos as (source, name of the features), sorted by name.
 
-    A folder means every video file below it, or the videos of numbered pictures below it if there are no files;
-    subfolders are kept in the name. A text file (``.txt``) lists videos, one
-    path or address per line, with paths relative to the list; names keep the last folder, which is the class in the
-    datasets. A manifest (``.jsonl``) means its videos under the names recorded there. Anything else is a video.
+    A folder stands for all video files below it. If it has none, it stands for its folders of numbered pictures. Names
+    keep the subfolders. A text file (``.txt``) lists videos, one path or address per line, with paths relative to the
+    list; names keep the last folder, which is the class in the datasets. A manifest (``.jsonl``) stands for its videos
+    under their recorded names. Anything else is a video.
 
     Raises ``UserError`` if nothing is found, and for two videos with the same feature files.
     """

@@ -123,7 +123,7 @@ def check_text(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file; ``UserError`` where the old file is no text, or the new one holds a name that is none."""
+    """Write a UTF-8 file. Raises ``UserError`` if it would replace a binary file or the text is not valid Unicode."""
     check_text(path)
     try:
         content = text.encode()

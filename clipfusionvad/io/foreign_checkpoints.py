@@ -116,7 +116,7 @@ def _checked_entries(path: str | Path) -> list[str]:
 
 
 def _read_archive(path: str | Path) -> tuple[Any, set[str]]:
-    """Return the content of a torch archive, with inert objects for what is no plain value, and the names of those."""
+    """Return the content of a torch archive and the names of its foreign classes, whose objects are ``_Inert``."""
     if not zipfile.is_zipfile(path):
         return None, set()
     with zipfile.ZipFile(path) as archive:
@@ -204,8 +204,8 @@ class _ArchiveUnpickler(RestrictedUnpickler):
 def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tensor]:
     """Return the state dict in what ``read_checkpoint`` gave, out of wrappers such as {"model": …}; arrays as tensors.
 
-    A wrapper of another name is one if nothing beside it holds weights. Raises ``UserError`` where there is no state
-    dict, where there are several, or where it holds anything but tensors of plain numbers.
+    A dict under an unknown key is used if it is the only one that holds weights. Raises ``UserError`` if there is no
+    state dict, if there are several, or if one of its values is not a tensor of real numbers.
     """
     import torch
 

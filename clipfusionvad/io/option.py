@@ -28,7 +28,8 @@ MOST_SMOOTH = 10_000
 class Option:
     """What a declaration adds to a keyword's type and default; ``help`` is one line for a person.
 
-    ``minimum`` and ``maximum`` are allowed, ``above`` and ``below`` are not. ``word`` may stand in place of a number.
+    Values lie in [``minimum``, ``maximum``], or strictly between ``above`` and ``below``. ``word`` is also allowed as
+    the value of a number.
     ``const`` is the value of the bare flag, ``aliases`` are older flags. ``recorded`` is False for an option of one
     invocation, which no record must repeat.
     """

@@ -269,7 +269,12 @@ def test_checkpoints_that_do_not_fit_the_method_or_the_options(tiny, tmp_path):
     assert_refused(tiny.test, tiny, "--visual-length", 64, says=("other shapes", "(64, 64)"))
     assert_refused(tiny.test, tiny, "--no-gam", says="unknown gam_attention")
     resume = ["--use-checkpoint", "--checkpoint-path", tiny.work / "model.pth"]
-    assert_refused(tiny.train, tiny, *resume, says="is no training checkpoint (no optimizer_state_dict)")
+    assert_refused(
+        tiny.train,
+        tiny,
+        *resume,
+        says="holds no optimizer state (optimizer_state_dict): start from its weights with --init-from",
+    )
     torch.save(toy_state(WIDTH, seed=1), tiny.folder / "clip.pt")
     assert_refused(tiny.test, tiny, "--clip", tiny.folder / "clip.pt", says="trained with CLIP toy")
 
