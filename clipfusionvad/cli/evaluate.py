@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
         check_writable(args.json)
 
     from clipfusionvad.report.formatting import to_text
-    from clipfusionvad.tools.evaluate import difference_table, doubts, evaluate_files, metrics_table, record
-    from clipfusionvad.tools.known_truth import read_known_truth
+    from clipfusionvad.tools.evaluate.metrics import difference_table, doubts, evaluate_files, metrics_table, record
+    from clipfusionvad.tools.evaluate.truth import read_known_truth
 
     known = None
     if options.truth or options.annotations or options.lengths:

@@ -115,7 +115,7 @@ class Resampler:
                 )
         shared = [name for name in first.values if all(name in run.values for run in runs)]
         sides = {name: np.array([[run.values[name] for run in pair] for pair in pairs]) for name in shared}
-        return [_difference(name, values[:, 0], values[:, 1]) for name, values in sides.items()]
+        return [difference(name, values[:, 0], values[:, 1]) for name, values in sides.items()]
 
     def _run(self, folder: Path) -> _ResampledRun:
         if folder not in self._runs:
@@ -126,7 +126,7 @@ class Resampler:
         return self._runs[folder]
 
 
-def _difference(metric: str, one: np.ndarray, two: np.ndarray) -> Difference:
+def difference(metric: str, one: np.ndarray, two: np.ndarray) -> Difference:
     """Return the difference of a metric from its values (pairs, 1 + R) of the reference and of the other setting."""
     gaps = (two - one).mean(axis=0)
     drawn = gaps[1:][np.isfinite(gaps[1:])]

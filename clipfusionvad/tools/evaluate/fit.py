@@ -10,12 +10,12 @@ from clipfusionvad.data.annotations import Annotation, match_names, with_classes
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.conventions import SHOWN, convention_of, find_convention, judged_frames, read_bounds
 from clipfusionvad.data.lists import Entry
-from clipfusionvad.data.scores import ScoreFile
 from clipfusionvad.data.truth import Truth, frames_from_segments
 from clipfusionvad.datasets import NORMAL_IN_TRUTH, Convention, Dataset
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.tools.known_truth import Annotations, KnownTruth
+from clipfusionvad.tools.evaluate.score_files import ScoreFile
+from clipfusionvad.tools.evaluate.truth import Annotations, KnownTruth
 
 EQUAL = "equal"
 

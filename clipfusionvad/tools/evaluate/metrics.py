@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 
 from clipfusionvad.data.config import FRAMES_PER_SNIPPET
-from clipfusionvad.data.scores import ScoreFile, read_score_file
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
+from clipfusionvad.engine.evaluator import VideoDataset, VideoScores, evaluate, evaluate_classes, smooth_videos
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.metrics import FALSE_ALARM, bootstrap, smooth_scores, video_score
-from clipfusionvad.report.curves import pool
+from clipfusionvad.metrics import FALSE_ALARM, bootstrap
 from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.scores import TestResult, is_scores, read_scores
-from clipfusionvad.tools.fit_scores import Judged, fit_scores
-from clipfusionvad.tools.known_truth import KnownTruth
-from clipfusionvad.tools.tables.compare import LEVEL, resampled_metrics
+from clipfusionvad.tools.evaluate.fit import Judged, fit_scores
+from clipfusionvad.tools.evaluate.score_files import ScoreFile, read_score_file
+from clipfusionvad.tools.evaluate.truth import KnownTruth
+from clipfusionvad.tools.tables.compare import LEVEL, difference, resampled_metrics
 
 #: Metrics in 0..1 by key, and their titles.
 TITLES = {
@@ -78,71 +77,33 @@ def judge_file(
     return fit_scores(path, found, known, dataset, convention, stride)
 
 
-def smoothed(judged: Judged, sigma: float) -> list[VideoScores]:
-    """Return the scores smoothed over time; ``sigma`` is in snippets, 16 rows each where scores are of frames."""
-    if not sigma:
-        return judged.scores
-    stride = judged.videos.frames_per_snippet
-    rows = sigma * FRAMES_PER_SNIPPET / stride if stride else sigma
-    return [
-        VideoScores(
-            np.stack([smooth_scores(branch, rows) for branch in video.anomaly]),
-            None if video.classes is None else smooth_scores(video.classes, rows),
-        )
-        for video in judged.scores
-    ]
-
-
 def measure(path: str, judged: Judged, sigma: float, resamples: int, seed: int) -> Result:
-    """Return the metrics of scores smoothed by ``sigma``, with those of resamples of the test videos."""
-    scores, videos = smoothed(judged, sigma), judged.videos
-    pooled = pool(scores, videos)
-    curve, count = pooled.anomaly[0].astype(np.float64), len(scores)
-    video = np.repeat(np.arange(count), pooled.snippets)
-    weights = bootstrap.draw_videos(count, resamples if judged.bordered else 0, seed)
-    ranked = bootstrap.resampled_ranking(*_joined(curve, pooled.positives, pooled.frames, video), weights)
-    values = dict(zip(TITLES, ranked, strict=False))
-    if judged.bordered:
-        anomalous = videos.anomalous
-        inside = anomalous[video]
-        part = [own[inside] for own in (curve, pooled.positives, pooled.frames, video)]
-        values["ano_auc"] = bootstrap.resampled_ranking(*_joined(*part), weights)[0]
-        normal = np.where(inside, 0, pooled.frames)
-        raised, whole = (np.bincount(video, own, count) for own in (normal * (curve > FALSE_ALARM), normal))
-        with np.errstate(invalid="ignore"):
-            values["far"] = (weights @ raised) / (weights @ whole)
-        pooled_scores = np.array(
-            [video_score(_by_snippet(one.anomaly[0], videos.frames_per_snippet)) for one in scores]
-        )
-        counts = anomalous.astype(np.int64), np.ones(count, dtype=np.int64), np.arange(count)
-        values["video_auc"] = bootstrap.resampled_ranking(pooled_scores, *counts, weights)[0]
+    """Return the metrics of scores smoothed by ``sigma`` snippets, with those of resamples of the test videos."""
+    videos, stride = judged.videos, judged.videos.frames_per_snippet
+    scores = smooth_videos(judged.scores, sigma * FRAMES_PER_SNIPPET / stride if stride else sigma)
+    weights = bootstrap.draw_videos(len(scores), resamples if judged.bordered else 0, seed)
+    keys = list(TITLES) if judged.bordered else ["auc", "ap", "ap_trapezoid"]
+    wanted = [f"{key}1" for key in keys] + list(CLASS_TITLES) * judged.classed
+    tested = TestResult({}, {}, list(scores), videos)
+    found = resampled_metrics(tested, weights, wanted)
+    if judged.bordered and stride and stride < FRAMES_PER_SNIPPET:
+        # Repeated scores pool as the snippets do.
+        whole = [VideoScores(_by_snippet(one.anomaly, FRAMES_PER_SNIPPET // stride), None) for one in scores]
+        coarse = VideoDataset(videos.entries, videos.dataset, 0, videos.truth, FRAMES_PER_SNIPPET)
+        found |= resampled_metrics(TestResult({}, {}, whole, coarse), weights, ["video_auc1"])
+    named = {key.removesuffix("1"): values for key, values in found.items()}
+    values = {key: own if key in _PERCENT else own / 100 for key, own in named.items()}
     more: dict[str, Any] = {}
-    if pooled.classes is not None and judged.classed:
-        tested = TestResult({}, {}, scores, videos)
-        found = resampled_metrics(tested, weights, list(CLASS_TITLES))
-        values |= {key: own if key in _PERCENT else own / 100 for key, own in found.items()}
+    if judged.classed and scores[0].classes is not None:
         more = {key: value for key, value in evaluate(scores, videos).items() if key.startswith("map")}
         more |= evaluate_classes(scores, videos)
     return Result(path, sigma, judged, values, more)
 
 
-def _by_snippet(curve: np.ndarray, stride: int | None) -> np.ndarray:
-    """Return the means of scores (n,) over snippets of 16 frames, so that repeated scores pool as the snippets do."""
-    rows = max(1, FRAMES_PER_SNIPPET // stride) if stride else 1
-    if rows == 1:
-        return curve
-    first = np.arange(0, len(curve), rows)
-    return np.add.reduceat(curve, first) / np.diff(np.append(first, len(curve)))
-
-
-def _joined(
-    scores: np.ndarray, positives: np.ndarray, frames: np.ndarray, video: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Join neighbouring equal scores of a video, such as those of frames that a program repeated."""
-    first = np.flatnonzero(np.append(True, (np.diff(scores) != 0) | (np.diff(video) != 0)))
-    if len(first) == len(scores) or not len(scores):
-        return scores, positives, frames, video
-    return scores[first], np.add.reduceat(positives, first), np.add.reduceat(frames, first), video[first]
+def _by_snippet(curves: np.ndarray, rows: int) -> np.ndarray:
+    """Return the means of scores (branches, n) over snippets of so many rows."""
+    first = np.arange(0, curves.shape[1], rows)
+    return np.add.reduceat(curves, first, axis=1) / np.diff(np.append(first, curves.shape[1]))
 
 
 def doubts(result: Result) -> list[str]:
@@ -174,11 +135,10 @@ def compare(reference: Result, other: Result) -> dict[str, dict[str, Any]]:
         )
     found = {}
     for key in reference.values.keys() & other.values.keys():
-        gaps = other.values[key] - reference.values[key]
-        drawn = gaps[1:][np.isfinite(gaps[1:])]
-        interval = bootstrap.percentile_interval(drawn, LEVEL) if len(drawn) else None
-        p = bootstrap.sign_p_value(drawn) if len(drawn) else None
-        found[key] = {"difference": float(gaps[0]), "interval": interval, "p": p}
+        one = difference(key, reference.values[key][None], other.values[key][None])
+        drawn = one.skipped < one.resamples
+        interval, p = ((one.low, one.high), one.p) if drawn else (None, None)
+        found[key] = {"difference": one.difference, "interval": interval, "p": p}
     return found
 
 
