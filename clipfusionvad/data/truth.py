@@ -81,12 +81,7 @@ def read_truth(
         if doubt:
             tell(doubt)
         return truth
-    frames = read_array(frames_path, "frame truth")
-    if frames.ndim != 1 or frames.dtype.kind not in "fiub":
-        raise UserError(f"{frames_path} has shape {frames.shape} {frames.dtype}, not a 0 or 1 for each frame")
-    if (wrong := (frames != 0) & (frames != 1)).any():
-        at = int(np.argmax(wrong))
-        raise UserError(f"{frames_path} holds {frames[at]} at frame {at}; only 0 and 1 are allowed")
+    frames = as_frame_truth(read_array(frames_path, "frame truth"), frames_path)
     if convention and convention.videos == len(entries) and convention.frames != len(frames):
         other = convention_of(dataset, len(entries), len(frames))
         advice = f"that is --convention {other.name}" if other else "no convention has as many"
@@ -99,7 +94,7 @@ def read_truth(
     for path, array in ((segments_path, segments), (labels_path, labels)):
         if len(array) != len(entries):
             raise UserError(f"{path} holds {len(array)} videos, but the test list has {len(entries)}")
-    truth = Truth(np.split(frames.astype(np.uint8), np.cumsum(lengths)[:-1]), [], [])
+    truth = Truth(np.split(frames, np.cumsum(lengths)[:-1]), [], [])
     known = [*dataset.labels, NORMAL_IN_TRUTH]
     for entry, intervals, names in zip(entries, segments, labels, strict=True):
         where = f"{entry.video} (list row {entry.row})"
@@ -119,6 +114,16 @@ def read_truth(
             f"{segments_path} says: {_worst(off)}; frames may be judged by another video's truth"
         )
     return truth
+
+
+def as_frame_truth(frames: np.ndarray, path: str | Path) -> np.ndarray:
+    """Return frame truth (F,) as uint8; ``UserError`` with the path of its file for anything but 0 and 1."""
+    if frames.ndim != 1 or frames.dtype.kind not in "fiub":
+        raise UserError(f"{path} has shape {frames.shape} {frames.dtype}, not a 0 or 1 for each frame")
+    if (wrong := (frames != 0) & (frames != 1)).any():
+        at = int(np.argmax(wrong))
+        raise UserError(f"{path} holds {frames[at]} at frame {at}; only 0 and 1 are allowed")
+    return frames.astype(np.uint8)
 
 
 def frames_from_segments(segments: Sequence[Segment], length: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipfusionvad.data.annotations import Annotation, join_pieces, read_annotation_files, read_lengths
-from clipfusionvad.data.truth import is_keyed
+from clipfusionvad.data.truth import as_frame_truth, is_keyed
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.npy import read_array
@@ -34,10 +34,7 @@ def read_known_truth(
     if truth and (is_keyed(truth) or not truth.lower().endswith(".npy")):
         files.append(truth)
     elif truth:
-        array = read_array(truth, "frame truth").ravel()
-        if array.dtype.kind not in "fiub" or not ((array == 0) | (array == 1)).all():
-            raise UserError(f"{truth} is not a 0 or 1 for each frame")
-        array = array.astype(np.uint8)
+        array = as_frame_truth(read_array(truth, "frame truth").ravel(), truth)
     counts: dict[str, int] | np.ndarray | None = None
     for path in list(files):
         if (found := read_lengths(path)) is not None:
