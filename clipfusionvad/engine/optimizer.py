@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from clipfusionvad.engine.config import TrainingConfig
 
-# A change of the weights, relative to their norm, that is none: 16 roundings of float32.
+# A smaller change of the weights, relative to their norm, is rounding (16 roundings of float32).
 _UNCHANGED = 1e-6
 
 

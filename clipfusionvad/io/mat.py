@@ -25,7 +25,8 @@ _CELL, _STRUCT, _TEXT, _FIRST, _LAST = 1, 2, 4, 6, 15
 def read_mat(path: str | Path, what: str) -> dict[str, Any]:
     """Return the variables of a .mat file by name; ``what`` names the file in messages.
 
-    A cell array is a list in MATLAB's order, a structure array a list of dicts; what is none of the above is None.
+    Text and numeric arrays stay what they are. A cell array becomes a list in MATLAB's order, a structure array a list
+    of dicts, and any other type None.
     """
     must_exist(path, what)
     content = Path(path).read_bytes()

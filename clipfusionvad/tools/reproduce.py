@@ -71,7 +71,7 @@ def feature_folder(features: str, settings: Settings) -> Path:
 
 
 def misfit(features: str, settings: Settings) -> str:
-    """Return why the features are not those of a method, by their folders, width and manifest; "" where they may be."""
+    """Return why a method cannot use the features, by their folders, width and manifest; "" if it may."""
     folder = feature_folder(features, settings)
     first = next(walk_files(folder, ".npy"), None)
     if first is None:
