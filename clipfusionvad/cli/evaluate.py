@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, find_dataset
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import check_writable, write_json
+from clipfusionvad.io.files import check_text, check_writable, write_json
 from clipfusionvad.io.option import Option, add_arguments, declared_options, from_arguments
 from clipfusionvad.tools.tables import MOST_RESAMPLES, RESAMPLES
 
@@ -52,7 +52,11 @@ def main(argv: list[str]) -> int:
     if options.reference:
         paths = list(dict.fromkeys([options.reference, *paths]))
     if args.json:
+        read = [*paths, *options.annotations, *filter(None, (options.truth, options.lengths))]
+        if args.json.resolve() in {Path(path).resolve() for path in read}:
+            raise UserError(f"--json {args.json} would replace a file that is read: name another one")
         check_writable(args.json)
+        check_text(args.json)
 
     from clipfusionvad.report.formatting import to_text
     from clipfusionvad.tools.evaluate.metrics import difference_table, doubts, evaluate_files, metrics_table, record

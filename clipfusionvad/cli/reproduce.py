@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
     files = find_annotations(options.annotations, dataset)
     option_file = option_file_of(dataset)
     groups = _group(option_file, options, flags)
+    _seeds(option_file, groups[0].methods[0], options, flags)
     output = Path(options.output or f"runs/reproduce_{dataset.name}")
     if not options.dry_run:
         return _reproduce(option_file, options, args.dataset, groups, files, output, flags)
@@ -204,13 +205,18 @@ def _print_estimates(
             settings = settings_of(option_file.parse_args(own), option_file.DATASET)
             read = read_training_data(settings, pick_device(settings.device.device))
             found.append(estimate(*build_trainer(settings, read), read.test_set))
-    seeds = options.seeds[0] if len(options.seeds) == 1 else len(options.seeds)
+    seeds = len(_seeds(option_file, groups[0].methods[0], options, flags))
     table = estimate_table(found, seeds)
     print(f"\n{to_text(table)}\n{table.note}")
     there = next(folder for folder in (output.resolve(), *output.resolve().parents) if folder.exists())
     needed, free = sum(one.packed + seeds * one.run for one in found), shutil.disk_usage(there).free
     if needed > free:
         raise UserError(f"{there} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed: see --output")
+
+
+def _seeds(option_file: OptionFile, method: str, options: ReproduceOptions, flags: Sequence[str]) -> list[int]:
+    """Return the seeds of all methods: the sweep counts from that of the first one."""
+    return sweep.chosen_seeds(options.seeds, option_file.parse_args([f"--method={method}", *flags]).seed)
 
 
 def _sweep_command(options: ReproduceOptions, dataset: str, output: Path, flags: Sequence[str]) -> list[str]:
@@ -266,6 +272,10 @@ def _write_tables(
     from clipfusionvad.tools.tables.collect import collect
 
     settings = [setting for setting in collect([output / "runs"]) if setting.method in methods]
+    seeds = _seeds(option_file, methods[0], options, flags)
+    for setting in settings:
+        # Others may be left of a run with more seeds.
+        setting.results = [result for result in setting.results if result.seed in seeds]
     differing = partial(_differing, option_file, flags)
     changed = {method: text for method in methods if (text := differing(method))}
     clip = option_file.parse_args([f"--method={methods[0]}", *flags]).clip

@@ -52,15 +52,19 @@ def main(argv: list[str]) -> int:
     with hold(folder):
         plan = read_sweep(args.configs, options.full)
         flags = [*([f"--method={plan.method}"] if plan.method else []), *flags]
-        resolve, seeds = partial(_resolve, option_file, flags), list(options.seeds)
-        if len(seeds) == 1:
-            first = resolve({}, "")[1]["seed"]
-            seeds = [first + 10 * number for number in range(seeds[0])]
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise UserError("--seeds takes a number of at least 1, or several different seeds")
+        resolve = partial(_resolve, option_file, flags)
+        seeds = chosen_seeds(options.seeds, resolve({}, "")[1]["seed"])
         name = option_file.DATASET.name
         sweep = Sweep(folder, plan, seeds, name, options.overwrite, resolve, partial(_current, option_file))
         return _run(sweep, args.dataset, option_file, options)
+
+
+def chosen_seeds(given: Sequence[int], first: int) -> list[int]:
+    """Return the seeds that ``--seeds`` names, or as many as it says, from ``first`` in steps of ten."""
+    seeds = [first + 10 * number for number in range(given[0])] if len(given) == 1 else list(given)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("--seeds takes a number of at least 1, or several different seeds")
+    return seeds
 
 
 def make_parser() -> Parser:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from clipfusionvad.engine.checkpoint import ModelFile, centroid_content, make_hparams
+from clipfusionvad.engine.checkpoint import ModelFile, copy_buffers, make_hparams
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import compile_model, deterministic
 from clipfusionvad.engine.distributed import distributed_context, local_main_first
@@ -49,7 +49,7 @@ def run_test(settings: Settings, file: ModelFile) -> int:
         if run.demo:
             # What the numbers would be by chance, for a reader who does not know this data.
             untrained = build_model(settings.model, dataset, settings.training.seed)[0]
-            untrained.load_state_dict(centroid_content(model), strict=False)
+            untrained.load_state_dict(copy_buffers(model, model.data_buffers), strict=False)
             models = {"untrained": untrained, "trained": model}
         results = {}
         for name, candidate in models.items():

@@ -19,6 +19,7 @@ from clipfusionvad.engine import run_folder, setup
 from clipfusionvad.engine.checkpoint import (
     centroid_content,
     check_replaceable,
+    copy_buffers,
     is_ours,
     make_hparams,
     model_content,
@@ -287,7 +288,8 @@ def _train(
     if settings.run.demo:
         # What chance would give, for a reader who does not know this data.
         untrained = setup.build_model(settings.model, settings.dataset, settings.training.seed, clip=data.clip)[0]
-        states = {"untrained": state_without_clip(untrained) | centroid_content(trainer.model), **states}
+        statistics = copy_buffers(trainer.model, trainer.model.data_buffers)
+        states = {"untrained": state_without_clip(untrained) | statistics, **states}
     sigma, asked = settings.training.smooth, bool(settings.training.smooth)
     if sigma == AUTO:
         sigma = _choose_smoothing(settings, trainer, states["best"])

@@ -1,7 +1,7 @@
 """Model files: ours, and those that the original projects released, in both directions."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ def load_model_file(model: Method, file: ModelFile, left: Collection[str] = ()) 
     if parts:
         raise UserError(
             f"{file.path} does not fit {model.name}: {'; '.join(parts)}. "
-            f"Do the options (layers, widths, switches) match those it was trained with?"
+            f"Do the options (layers, widths, switches, --feature-dim, --feature-norm) match those it was trained with?"
         )
     weights = {key: value for key, value in given.items() if key not in model.centroid_buffers}
     bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -225,7 +225,12 @@ def load_model_file(model: Method, file: ModelFile, left: Collection[str] = ()) 
 
 def centroid_content(model: Method) -> dict[str, Tensor]:
     """What a model has taken from normal training videos, to be written with ``files.write_torch``."""
-    return {name: model.get_buffer(name).detach().cpu().clone() for name in model.centroid_buffers}
+    return copy_buffers(model, model.centroid_buffers)
+
+
+def copy_buffers(model: Method, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copy some buffers of a model to the CPU."""
+    return {name: model.get_buffer(name).detach().cpu().clone() for name in names}
 
 
 def load_centroid(model: Method, path: str | Path) -> None:

@@ -148,6 +148,12 @@ class Method(nn.Module, ABC):
         return cast(FeatureMap | None, self._modules.get(FEATURE_MAP))
 
     @property
+    def data_buffers(self) -> tuple[str, ...]:
+        """The buffers that hold statistics of the training features."""
+        own = self.feature_map.named_buffers() if self.feature_map else ()
+        return (*self.centroid_buffers, *(f"{FEATURE_MAP}.{name}" for name, _ in own))
+
+    @property
     def feature_width(self) -> int:
         """The width of the features of a stream, as files hold them."""
         return self.feature_map.feature_dim if self.feature_map else self.visual_width

@@ -212,8 +212,9 @@ def edit(name, change):
         (edit("bad.csv", lambda t: t.rename(columns={"pred": "value"})), "bad.csv", "no column of scores"),
         (edit("bad.csv", lambda t: t.iloc[[0, 4, *range(1, 4), *range(5, 18)]]), "bad.csv", "comes again"),
         (lambda: None, "none.npy", "scores not found: none.npy"),
+        (lambda: Path("bad.json").write_text('{"a": [1], "a": [2]}'), "bad.json", "'a' is there more than once"),
     ],
-    ids=["length", "nan", "unknown", "missing", "text", "column", "order", "file"],
+    ids=["length", "nan", "unknown", "missing", "text", "column", "order", "file", "twice"],
 )  # fmt: skip
 def test_scores_that_do_not_fit_are_refused_in_one_line(made, monkeypatch, prepare, file, message):
     monkeypatch.chdir(made)
@@ -221,6 +222,33 @@ def test_scores_that_do_not_fit_are_refused_in_one_line(made, monkeypatch, prepa
     outcome = evaluate(file, "--dataset", "ucf", "--truth", "truth.csv", "--json", "never.json")
     assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
     assert not (made / "never.json").exists()
+
+
+def test_files_that_are_read_are_not_replaced(made, monkeypatch):
+    monkeypatch.chdir(made)
+    before = {path: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    for name in ("rows.csv", "truth.csv"):
+        outcome = evaluate("rows.csv", "--dataset", "ucf", "--truth", "truth.csv", "--json", name)
+        assert outcome.code == 2 and f"--json {name} would replace a file that is read" in outcome.err
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_numbered_videos_and_snippets_are_sorted_by_their_numbers(made, monkeypatch):
+    monkeypatch.chdir(made)
+    table = pd.read_csv("rows.csv")
+    numbers = table.assign(video=pd.factorize(table.video)[0], snippet=table.groupby("video").cumcount())
+    numbers.sort_values("snippet", ascending=False).sort_values("video", key=lambda v: -v, kind="stable").to_csv(
+        "b.csv"
+    )
+    found = records(made, "rows.csv", "b.csv", "--dataset", "ucf", "--truth", "gt.npy", "--resamples", 0)
+    assert all(found["b.csv"][key] == found["rows.csv"][key] for key in ("auc", "ap", "ano_auc"))
+
+
+def test_truth_of_one_kind_is_warned_of(made, monkeypatch):
+    monkeypatch.chdir(made)
+    np.save("none.npy", np.zeros_like(np.load("gt.npy")))
+    outcome = evaluate("joined.npy", "--dataset", "ucf", "--truth", "none.npy", "--resamples", 0)
+    assert outcome.code == 0 and "the truth of joined.npy has no abnormal frame: AUC and AP cannot" in outcome.err
 
 
 def test_constant_scores_are_warned_of(made, monkeypatch):

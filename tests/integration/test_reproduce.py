@@ -132,7 +132,18 @@ def test_what_cannot_be_reproduced_is_refused_in_a_line(benchmark, tmp_path):
     # SMALL comes last, so the width is that of another method's folder.
     error = quietly(package_main, [*command(benchmark, output), "--feature-dim", "13"]).err
     assert f"vadclip cannot be trained on these features: {benchmark}" in error and f"has dim {WIDTH}" in error
+    assert "--seeds takes a number of at least 1" in refused(benchmark, output, "--seeds", "0")
     assert not output.exists()
+
+
+def test_fewer_seeds_than_before_are_counted_alone(benchmark, reproduced):
+    table = reproduced[0] / "table.md"
+    before, counts = table.read_text(), []
+    for seeds in ("1", "2"):
+        done = quietly(package_main, command(benchmark, reproduced[0], "--made-up", "--seeds", seeds))
+        assert done.code == 0, done.err
+        counts.append({line.split("|")[5].strip() for line in table.read_text().splitlines() if "| vadclip" in line})
+    assert counts == [{"1"}, {"2"}] and table.read_text() == before
 
 
 def test_error_of_doctor_stops_before_training(benchmark, tmp_path):

@@ -102,3 +102,15 @@ def test_an_export_holds_the_map_and_the_released_form_has_none(trained, tmp_pat
         outcome = quietly(package_main, strings(words))
         assert outcome.code == code, outcome.err
     assert "the original code has no --feature-dim" in outcome.err
+
+
+@pytest.mark.slow
+def test_the_untrained_model_of_a_demo_has_the_statistics(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--demo", "--dataset", "ucf", "--feature-norm", "standardize", "--max-epoch", 1]
+    done = quietly(package_main, strings(train, ["--output-dir", "run", "--model-path", "model.pt", "--device", "cpu"]))
+    assert done.code == 0, done.err
+    test = ["test", "--demo", "--dataset", "ucf", "--model-path", "model.pt", "--metrics-json", "m.json"]
+    assert quietly(package_main, strings(test, ["--device", "cpu"])).code == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["untrained"]["auc1"] != metrics["best"]["auc1"]

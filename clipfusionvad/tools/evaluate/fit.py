@@ -133,9 +133,10 @@ def _array_misfit(path: str, found: ScoreFile, known: KnownTruth, dataset: Datas
     assert known.array is not None
     total, count = len(known.array), len(found.scores)
     what = f"{path} holds {count} scores, but {known.source} {total} frames{f' ({named.name})' if named else ''}"
-    what += f": {FRAMES_PER_SNIPPET} frames per score need {total / FRAMES_PER_SNIPPET:.10g} scores"
+    what += f": {FRAMES_PER_SNIPPET} frames per score need {total / FRAMES_PER_SNIPPET:.10g} scores, 1 needs {total}"
     for size in (FRAMES_PER_SNIPPET, 1):
-        if other := convention_of(dataset, len(found.rows) if found.rows is not None else 0, size * count):
+        other = convention_of(dataset, len(found.rows) if found.rows is not None else 0, size * count)
+        if other and other != named:
             what += f"; the scores are {size * count} frames, as in --convention {other.name}: give its truth"
             if short := (other.short or (named.short if named else None)):
                 what += f", which differs in {_some(sorted(short))}"
@@ -143,7 +144,7 @@ def _array_misfit(path: str, found: ScoreFile, known: KnownTruth, dataset: Datas
     if isinstance(known.lengths, dict) and found.rows is not None:
         return f"{what}; {_differing(list(known.lengths), np.array([*known.lengths.values()]), found.rows)}"
     if found.rows is None or known.lengths is None:
-        return f"{what}; give the frames of each video by --lengths FILE if their last snippets are incomplete"
+        return what + "; give --lengths FILE if last snippets are incomplete" * (known.lengths is None)
     return f"{what}; {_differing(_names(found, None, len(found.rows)), np.asarray(known.lengths), found.rows)}"
 
 

@@ -119,6 +119,9 @@ def doubts(result: Result) -> list[str]:
             f"scores of {result.path} lie in {curve.min():.4g} … {curve.max():.4g}, not in 0 … 1: the false alarm rate "
             f"at {FALSE_ALARM} says nothing"
         )
+    if np.isnan(result.values["auc"][0]):
+        kind = "abnormal" if not any(part.any() for part in result.judged.videos.known_truth.frames) else "normal"
+        found.append(f"the truth of {result.path} has no {kind} frame: AUC and AP cannot be computed")
     if result.values["auc"][0] < 0.5:
         found.append(f"the AUC of {result.path} is below 0.5: are these scores of normality, or of another order?")
     return found

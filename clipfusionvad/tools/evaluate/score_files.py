@@ -9,6 +9,7 @@
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from clipfusionvad.io.npy import read_array
 WHAT = "scores"
 VIDEO_COLUMNS = "video video_id video_name name vid file filename path".split()
 SCORE_COLUMNS = "score scores pred prediction prob probability anomaly anomaly_score".split()
+PLACE_COLUMNS = "snippet frame index segment".split()
 TRUTH_COLUMNS = "gt label target truth".split()
 # Constant scores compress hundreds of times, a decompression bomb a thousand times.
 _LARGEST_SHARE = 500
@@ -118,16 +120,16 @@ def _join(videos: Mapping[str, Any], path: str | Path, dataset: Dataset, ordered
         raise UserError(f"{WHAT} {path} holds {min(repeated)} more than once")
     classes = [known for _, known in parts if known is not None]
     joined = np.concatenate(classes) if classes else None
-    found = ScoreFile(np.concatenate([scores for scores, _ in parts]), joined, rows, names, ordered)
-    if all(re.fullmatch(r"\d+", name) for name in names):
-        found = found.reorder(np.argsort([int(name) for name in names], kind="stable").tolist())
-    return _without_numbers(found)
+    return _without_numbers(ScoreFile(np.concatenate([scores for scores, _ in parts]), joined, rows, names, ordered))
 
 
 def _without_numbers(found: ScoreFile) -> ScoreFile:
-    """Drop names that only number the videos."""
-    numbers = [int(name) if re.fullmatch(r"\d+", name) else -1 for name in found.names or []]
-    consecutive = numbers and numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+    """Sort videos whose names are numbers, and drop names that only number them."""
+    if not found.names or not all(re.fullmatch(r"\d+", name) for name in found.names):
+        return found
+    found = found.reorder(np.argsort([int(name) for name in found.names], kind="stable").tolist())
+    numbers = [int(name) for name in found.names or []]
+    consecutive = numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
     return replace(found, names=None, ordered=True) if consecutive else found
 
 
@@ -152,8 +154,13 @@ def _read_npz(path: str | Path, dataset: Dataset) -> ScoreFile:
 
 
 def _json_content(path: str | Path) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+            raise ValueError(f"{repeated[0]!r} is there more than once")
+        return dict(pairs)
+
     try:
-        return json.loads(read_text(path, WHAT))
+        return json.loads(read_text(path, WHAT), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{WHAT} {path} is not readable JSON: {error}") from error
 
@@ -244,6 +251,11 @@ def _read_table(path: str | Path, dataset: Dataset) -> ScoreFile:
         raise UserError(
             f"{WHAT} {path}, row {row + 2}: {names[codes[row]]} comes again after other videos; sort the rows by video"
         )
+    if placed := [columns[name] for name in PLACE_COLUMNS if name in columns]:
+        order = np.lexsort((_numbers(table, placed[:1], path, 2)[:, 0], codes))
+        if (order != np.arange(len(order))).any():
+            notes.append(f"{path}: the rows of each video are sorted by the column {placed[0]}")
+        anomaly, classes = anomaly[order], None if classes is None else classes[order]
     found = ScoreFile(anomaly, classes, np.bincount(codes), [split_crop(name)[0] for name in names], notes=tuple(notes))
     return _without_numbers(found)
 
