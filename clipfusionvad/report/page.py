@@ -101,14 +101,16 @@ def report_page(run: Run, place: Path | None = None) -> str:
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
     method, name = (str(options.get(key, "unknown")) for key in ("method", "dataset"))
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
+    pages = {name: folder / PAGE for name, folder in run.seed_folders.items()}
+    links = {name: os.path.relpath(page, place or run.folder) for name, page in pages.items() if page.is_file()}
     paper, lines = published_beside(options, run.judged)
     videos, scores = _videos(tested, pooled) if tested else ([], None)
     return render(
         "report.html.j2",
-        title=f"{run.name}: {method} on {dataset.title if dataset else name}",
+        title=f"{'/'.join(run.folder.resolve().parts[-2:])}: {method} on {dataset.title if dataset else name}",
         facts=_facts(run),
         lines=lines if results else [],
-        numbers=_numbers(results, main, paper, _links(run, place or run.folder)) if results else None,
+        numbers=_numbers(results, main, paper, links) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
@@ -135,12 +137,6 @@ def _facts(run: Run) -> list[str]:
     else:
         facts.append("not tested yet, or tested by an older version: no scores.npz in the folder")
     return facts + smoothing_lines(run.results)
-
-
-def _links(run: Run, place: Path) -> dict[str, str]:
-    """Return relative paths to the pages of several seeds by the seed's name, as far as they exist."""
-    pages = {name: folder / PAGE for name, folder in run.seed_folders.items()}
-    return {name: os.path.relpath(page, place) for name, page in pages.items() if page.is_file()}
 
 
 def _numbers(results: Results, main: str, paper: Mapping[str, float], links: Mapping[str, str]) -> dict[str, Any]:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"
+_LIGHT = (
+    "#717171 #c13e2e #ba02b4 #52a32f #631e5f #bc78c2 #00580d #b4911b #5c1fb4 #683c00 #439e8e #bb0a71 #343a6e "
+    "#751424 #5e90fd #b08d7b #7555a8 #000ac0"
+)
+_DARK = (
+    "#a4a4a4 #f38b7a #fe60f5 #89dc6a #ab61a5 #f4adfa #519b52 #ebc75e #996bff #ac7c4a #7dd6c5 #f372ac #717bb6 "
+    "#c15c62 #bacbec #e7c1af #b191ea #3c74fb"
+)
 #: The colour of each class by its number in the dataset, on light and on dark ground; normal is grey.
-CLASS_COLOURS = (
-    ("#717171", "#a4a4a4"), ("#c13e2e", "#f38b7a"), ("#ba02b4", "#fe60f5"), ("#52a32f", "#89dc6a"),
-    ("#631e5f", "#ab61a5"), ("#bc78c2", "#f4adfa"), ("#00580d", "#519b52"), ("#b4911b", "#ebc75e"),
-    ("#5c1fb4", "#996bff"), ("#683c00", "#ac7c4a"), ("#439e8e", "#7dd6c5"), ("#bb0a71", "#f372ac"),
-    ("#343a6e", "#717bb6"), ("#751424", "#c15c62"), ("#5e90fd", "#bacbec"), ("#b08d7b", "#e7c1af"),
-    ("#7555a8", "#b191ea"), ("#000ac0", "#3c74fb"),
-)  # fmt: skip
+CLASS_COLOURS = tuple(zip(_LIGHT.split(), _DARK.split(), strict=True))
 
 
 def colour_number(number: int) -> int:
@@ -55,7 +57,7 @@ def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoDa
             axis.plot(seconds, curve, color=colour, lw=1.4, label=f"{name} branch")
         name = entry.video if len(entry.video) <= 34 else f"{entry.video[:33]}…"
         axis.set_title(f"{name} · {entry.label}", fontsize=9, loc="left")
-        axis.set(ylim=(0, 1), xlim=(0, max(len(truth) / fps, seconds[-1])))
+        axis.set(ylim=(0, 1.02), xlim=(0, max(len(truth) / fps, seconds[-1])))
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.supxlabel("seconds")
@@ -96,9 +98,7 @@ def short_branch(number: str) -> str:
 
 def fit_steps(axis: "Axes", title: str) -> None:
     """Let the axes of a training plot fit its data; a learning rate begins at 0, so a constant one is a high line."""
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.locator_params("x", integer=True)
     axis.yaxis.set_major_formatter("{x:.6g}")
     if title == "Learning rate":
         axis.set_ylim(bottom=0)
@@ -118,10 +118,8 @@ def draw_training(path: Path, folder: Path) -> None:
     series = training_series(losses, evaluations)
     rows = -(-len(series) // 2)
     figure = Figure(figsize=(12, 3.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).ravel()
-    for axis in axes[len(series) :]:
-        axis.remove()
-    for axis, (title, table, unit, marker) in zip(axes, series, strict=False):
+    for place, (title, table, unit, marker) in enumerate(series, start=1):
+        axis = figure.add_subplot(rows, 2, place)
         for name, values in table.items():
             axis.plot(table.index, values, marker=marker, ms=3, lw=1, label=name)
         axis.set(title=title, xlabel="step", ylabel=unit)

@@ -40,13 +40,6 @@ class Run:
     evaluations: "pd.DataFrame | None"
 
     @property
-    def name(self) -> str:
-        """The name of its folder; of one of several seeds, with that of their folder."""
-        folder, seed = self.folder.resolve(), self.options.get("seed")
-        has_parent = isinstance(seed, int) and folder == seed_folder(folder.parent, seed)
-        return f"{folder.parent.name}/{folder.name}" if has_parent else folder.name
-
-    @property
     def seed_folders(self) -> dict[str, Path]:
         """The folders of several seeds by their names in ``results``."""
         seeds = self.options.get("seeds")
