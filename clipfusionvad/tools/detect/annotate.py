@@ -74,7 +74,8 @@ def _labelled(frame: np.ndarray, found: Detection, index: int) -> np.ndarray:
     snippet = int(np.searchsorted(found.bounds, index, side="right")) - 1
     text, ground = f"anomaly score {found.anomaly[snippet]:.2f}", GROUND
     if segment := next((one for one in found.segments if one.start_frame <= index < one.end_frame), None):
-        text, ground = f"{text}\nclass {class_line(segment)}", ImageColor.getrgb(found.colour_of(segment))
+        text += f"\nclass {class_line(segment)}" if segment.label else ""
+        ground = ImageColor.getrgb(found.colour_of(segment))
     label = _label(text, ground, max(10, frame.shape[0] // 20))[: frame.shape[0], : frame.shape[1]]
     frame = frame.copy()
     frame[: label.shape[0], : label.shape[1]] = label

@@ -217,7 +217,8 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
     for segment in sorted(found.segments, key=lambda segment: -segment.confidence):
         look: dict[str, Any] = {"color": found.colour_of(segment), "alpha": 0.35, "lw": 0}
         axis.axvspan(segment.start, segment.end, **look)
-        label = f"{class_line(segment)}, anomaly score {segment.confidence:.2f}"
+        label = f"class {class_line(segment)}, " if segment.label else ""
+        label += f"anomaly score {segment.confidence:.2f}"
         label += f" (best of {count[segment.label]})" if count[segment.label] > 1 else ""
         patches.setdefault(name_of(segment), Patch(**look, label=label))
     for one in found.truth or ():

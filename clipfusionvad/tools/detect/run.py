@@ -111,9 +111,10 @@ def _detect_videos(
                 video = _place_video(source, folder / name, found, config)
                 record = write_detection(folder, name, found, settings, video)
             rows.append(row := index_row(name, record))
-            found_in = f"class {row['line']}, anomaly score {row['confidence']:.2f}" if row["segments"] else "normal"
+            of_class = "" if row["class_probability"] is None else f"class {row['line']}, "
+            verdict = f"{of_class}anomaly score {row['confidence']:.2f}" if row["segments"] else "normal"
             count = f"{row['segments']} segment{'s' * (row['segments'] != 1)}"
-            tqdm.write(f"{name}: {found_in}; highest score {row['max_score']:.3f}, {count}")
+            tqdm.write(f"{name}: {verdict}; highest score {row['max_score']:.3f}, {count}")
         except CannotWrite:
             raise
         except UserError as error:
