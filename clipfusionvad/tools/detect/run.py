@@ -115,8 +115,16 @@ def _detect_videos(
     return 1 if failed else 0
 
 
-def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds, fps: float | None = None) -> Detection:
+def detect_video(
+    path: Path,
+    model: DetectionModel,
+    thresholds: Thresholds,
+    fps: float | None = None,
+    on_frame: Callable[[int, int | None], object] = lambda done, total: None,
+) -> Detection:
     """Score one video, under a progress bar. If decoding stops early, the frames before are scored.
+
+    ``on_frame`` gets the number of frames read so far and of all, if the file says it.
 
     ``UserError`` for a file without any frame.
     """
@@ -130,6 +138,7 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds, fps:
             for frame in read_frames(path, infos.append, times.append, fps):
                 count, bar.total = count + 1, infos[0].frames
                 bar.update()
+                on_frame(count, infos[0].frames)
                 yield to_canvas(frame)
         except BrokenVideo as error:
             broken = str(error)

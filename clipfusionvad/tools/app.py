@@ -1,0 +1,209 @@
+"""A page in the browser for detection: drop a video, look at its curve and segments, move the thresholds."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
+from threading import Event
+from time import time_ns
+from typing import Any
+from urllib.parse import quote
+
+from clipfusionvad.io.errors import UserError, stop_on_signals
+from clipfusionvad.io.files import link_or_copy
+from clipfusionvad.io.option import declared_options
+from clipfusionvad.metrics.segments import Thresholds, find_segments
+from clipfusionvad.tools.detect.annotate import write_annotated
+from clipfusionvad.tools.detect.config import ModelOptions, SegmentOptions
+from clipfusionvad.tools.detect.model import DetectionModel
+from clipfusionvad.tools.detect.page import Detection, write_detection
+from clipfusionvad.tools.detect.run import detect_video
+
+#: What can be downloaded, by the ends of the names.
+FILES = (".json", ".csv", "_seconds.csv", "_segments.csv", ".png")
+# Seconds: how often files of earlier visitors are looked for, and how old those are that go.
+_CLEANING = (3600, 86_400)
+# The page of a result is as high as its content, so that only the whole page scrolls.
+_FIT = """new ResizeObserver(() => {this.style.height = this.contentDocument.documentElement.offsetHeight + "px"})
+.observe(this.contentDocument.body)"""
+_STYLE = "iframe {width: 100%; height: 60vh; border: 0} .problem {font-size: 1.1em; padding: 1em}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one video, kept to find other segments in them, and the folder of its results."""
+
+    source: Path
+    folder: Path
+    settings: Mapping[str, Any]
+    found: Detection
+
+    def write(self, thresholds: Thresholds, annotated: bool) -> str:
+        """Write the results as ``detect`` does; return HTML that shows their page and links to the files."""
+        was = self.found
+        segments = find_segments(was.anomaly, was.classes, was.bounds, was.seconds, was.labels, thresholds)
+        found, stem = replace(was, thresholds=thresholds, segments=segments), self.source.stem
+        video = self.folder / (f"{stem}_annotated.mp4" if annotated else self.source.name)
+        if annotated:
+            write_annotated(video, self.source, found)
+        else:
+            link_or_copy(self.source, video)
+        write_detection(self.folder, stem, found, self.settings, video.name)
+        url = f"gradio_api/file={quote(str(self.folder / stem))}"
+        links = (f"<a href='{url}{ending}' download>{escape(stem)}{ending}</a>" for ending in FILES)
+        # The number makes the browser read the page again.
+        page = f"<iframe src='{url}.html?{time_ns()}' title='result' onload='{_FIT}'></iframe>"
+        return f"{page}<p>Download: {' · '.join(links)}</p>"
+
+
+def serve(
+    options: Sequence[ModelOptions],
+    load: Callable[[ModelOptions], DetectionModel],
+    thresholds: Thresholds,
+    host: str,
+    port: int | None,
+) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; ``load`` builds each of the models.
+
+    Uploads and results lie in a temporary folder, which is removed at the end.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError("the app needs Gradio, which is not installed: pip install gradio") from error
+    models = {own.checkpoint: load(own) for own in options}
+    stop = Event()
+    with TemporaryDirectory(prefix="clipfusionvad-", ignore_cleanup_errors=True) as folder, stop_on_signals(stop):
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(models, thresholds, Path(folder), stop)
+        # Fonts of the system: nothing may be loaded from the network.
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        theme = gradio.themes.Default(primary_hue="blue", **fonts).set(block_info_text_color="*neutral_600")
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                allowed_paths=[folder],
+                theme=theme,
+                css=_STYLE,
+                footer_links=[],
+                run_history=False,
+                share=False,
+                show_error=True,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            where = f"{host}, port {port or '7860 or a later one'}"
+            raise UserError(f"cannot listen on {where}: pass another --port or --host") from error
+        print(f"app           {page.local_url} (Ctrl-C ends it)", flush=True)
+        stop.wait()
+        page.close(verbose=False)
+
+
+def build_page(models: Mapping[str, DetectionModel], thresholds: Thresholds, folder: Path, stop: Event) -> Any:
+    """Return the page as Gradio's ``Blocks``; ``thresholds`` are those to begin with. ``stop`` ends scoring."""
+    import gradio as gr
+
+    left, bar = set[str](), gr.Progress()
+
+    def detect(
+        old: Scored | None,
+        path: str | None,
+        name: str,
+        annotated: bool,
+        high: float,
+        low: float,
+        shortest: float,
+        gap: float,
+        request: gr.Request,
+        progress: gr.Progress = bar,
+    ) -> tuple[str, Scored | None]:
+        if path is None:
+            return _problem("Choose a video first."), old
+        source, context, session = Path(path), copy_context(), str(request.session_hash)
+        left.discard(session)
+
+        def on_frame(done: int, total: int | None) -> None:
+            if stop.is_set() or session in left:
+                raise UserError("stopped")
+            # Frames are read by a thread of their own, in which Gradio does not know whose progress this is.
+            context.run(progress, (done, total or None), unit="frames")
+
+        try:
+            found = detect_video(source, models[name], thresholds, on_frame=on_frame)
+            scored = Scored(source, Path(mkdtemp(dir=folder)), models[name].settings, found)
+            html = scored.write(Thresholds(high, min(low, high), shortest, gap), annotated)
+            _remove(old)
+            return html, scored
+        except UserError as error:
+            return _problem(str(error).replace(path, source.name)), old
+
+    def change(scored: Scored | None, annotated: bool, high: float, low: float, *limits: float) -> Any:
+        thresholds = Thresholds(high, min(low, high), *limits)
+        return scored.write(thresholds, annotated) if scored else gr.skip(), thresholds.low
+
+    def leave(request: gr.Request) -> None:
+        left.add(str(request.session_hash))
+
+    with gr.Blocks(title="ClipFusionVAD", analytics_enabled=False, delete_cache=_CLEANING) as page:
+        gr.Markdown("# Anomalies in a video")
+        with gr.Row():
+            with gr.Column():
+                video = gr.File(label="Video")
+                model = gr.Dropdown([*models], label="Model", visible=len(models) > 1)
+                annotated = gr.Checkbox(
+                    label="Draw the scores into the video",
+                    info="takes longer; every browser plays the result",
+                )
+                with gr.Row():
+                    start = gr.Button("Detect", variant="primary")
+                    cancel = gr.Button("Stop")
+            with gr.Column():
+                limits = _sliders(gr, thresholds)
+        result = gr.HTML(min_height=120, padding=False)
+        scored = gr.State(delete_callback=_remove)
+        # Of each function one call runs at a time; others wait.
+        scoring = gr.on(
+            [video.upload, start.click],
+            detect,
+            [scored, video, model, annotated, *limits],
+            [result, scored],
+            show_progress_on=result,
+        )
+        gr.on(
+            [annotated.input, *(slider.input for slider in limits)],
+            change,
+            [scored, annotated, *limits],
+            [result, limits[1]],
+            trigger_mode="always_last",
+            show_progress_on=result,
+        )
+        cancel.click(leave, cancels=[scoring], queue=False)
+        video.clear(lambda: "", None, result)
+        page.unload(leave)
+    return page
+
+
+def _sliders(gr: Any, thresholds: Thresholds) -> list[Any]:
+    """Return a slider for each option of segments, in the order of the fields of ``Thresholds``."""
+    sliders = []
+    for declared, value in zip(declared_options(SegmentOptions).values(), vars(thresholds).values(), strict=True):
+        label, info = declared.name.replace("_", " ").capitalize(), declared.option.help.partition(" (default")[0]
+        most, step = (1, 0.01) if declared.option.maximum else (max(30, value), 0.1)
+        sliders.append(gr.Slider(0, most, value, step=step, label=label, info=info))
+    return sliders
+
+
+def _remove(old: Scored | None) -> None:
+    if old:
+        rmtree(old.folder, ignore_errors=True)
+
+
+def _problem(text: str) -> str:
+    return f'<p class="problem" role="alert">{escape(text)}</p>'
