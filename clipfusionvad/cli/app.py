@@ -15,7 +15,7 @@ class ServerOptions:
     """Where the page is."""
 
     host: Annotated[str, Option("address to listen on; 0.0.0.0 admits everybody on the network")] = "127.0.0.1"
-    port: Annotated[int | None, Option("port (default: the first free one from 7860)", minimum=1, maximum=65535)] = None
+    port: Annotated[int, Option("port of the page", minimum=1, maximum=65535)] = 7860
 
 
 def main(argv: list[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from shutil import rmtree
+from socket import create_server
 from tempfile import TemporaryDirectory, mkdtemp
 from threading import Event
 from time import time_ns
@@ -65,7 +66,7 @@ def serve(
     load: Callable[[ModelOptions], DetectionModel],
     thresholds: Thresholds,
     host: str,
-    port: int | None,
+    port: int,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM; ``load`` builds each of the models.
 
@@ -76,6 +77,11 @@ def serve(
         import gradio
     except ImportError as error:
         raise UserError("the app needs Gradio, which is not installed: pip install gradio") from error
+    try:
+        create_server((host, port)).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise UserError(f"cannot listen on {host}, port {port} ({reason}): pass another --port or --host") from error
     models = {own.checkpoint: load(own) for own in options}
     stop = Event()
     with TemporaryDirectory(prefix="clipfusionvad-", ignore_cleanup_errors=True) as folder, stop_on_signals(stop):
@@ -84,25 +90,23 @@ def serve(
         # Fonts of the system: nothing may be loaded from the network.
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         theme = gradio.themes.Default(primary_hue="blue", **fonts).set(block_info_text_color="*neutral_600")
-        try:
-            page.launch(
-                server_name=host,
-                server_port=port,
-                allowed_paths=[folder],
-                theme=theme,
-                css=_STYLE,
-                footer_links=[],
-                run_history=False,
-                share=False,
-                show_error=True,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            where = f"{host}, port {port or '7860 or a later one'}"
-            raise UserError(f"cannot listen on {where}: pass another --port or --host") from error
+        page.launch(
+            server_name=host,
+            server_port=port,
+            allowed_paths=[folder],
+            theme=theme,
+            css=_STYLE,
+            footer_links=[],
+            run_history=False,
+            share=False,
+            show_error=True,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
         print(f"app           {page.local_url} (Ctrl-C ends it)", flush=True)
-        stop.wait()
+        # Without a limit, a signal that another thread gets would not end the waiting.
+        while not stop.wait(1):
+            pass
         page.close(verbose=False)
 
 
