@@ -65,7 +65,8 @@ class Segment:
     """Frames start_frame … end_frame - 1; start and end are those bounds in seconds.
 
     ``confidence`` is the mean, ``peak`` the highest anomaly score of its snippets. ``label`` is the anomalous class
-    of highest mean probability, ``class_probability`` that mean; both None for a method without classes.
+    of highest mean probability, ``class_probability`` that mean. ``class_unsure``: that of another anomalous class is
+    more than half of it. All three are None for a method without classes.
     """
 
     start: float
@@ -76,6 +77,7 @@ class Segment:
     peak: float
     label: str | None = None
     class_probability: float | None = None
+    class_unsure: bool | None = None
 
 
 def find_segments(
@@ -191,5 +193,7 @@ class _Sums:
         bounds = (span.start, span.end, span.start_frame, span.end_frame)
         if self.classes is None:
             return Segment(*bounds, mean, float(self.peak))
-        best = 1 + int(np.argmax(self.classes[1:]))
-        return Segment(*bounds, mean, float(self.peak), labels[best], float(self.classes[best] / self.count))
+        order = 1 + np.argsort(-self.classes[1:], kind="stable")
+        best, second = int(order[0]), self.classes[order[1:2]]
+        found = labels[best], float(self.classes[best] / self.count), bool((2 * second > self.classes[best]).any())
+        return Segment(*bounds, mean, float(self.peak), *found)

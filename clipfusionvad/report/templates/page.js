@@ -54,7 +54,7 @@ for (const toolbar of all(".toolbar")) {
 }
 
 // Curves. A chart is {duration, times, curves, spans, threshold}: times are the middles of snippets in seconds, a curve
-// is {name, values, colour}, a span {start, end, label, colour}. Colours are names of CSS variables.
+// is {name, values, colour}, a span {start, end, label, colour}; truth is spans of an annotation. Colours are names of CSS variables.
 /** 3.2 → "0:03.2", 3723 → "1:02:03.0" */
 function clock(seconds, digits = 1) {
   const rounded = Number(seconds.toFixed(digits));
@@ -78,15 +78,17 @@ function curvePoints(values, times, duration) {
 }
 
 /** Draw a chart as an SVG that fills its place. */
-function draw(place, { duration, times, curves, spans, threshold = null }) {
+function draw(place, { duration, times, curves, spans, threshold = null, truth = [] }) {
   const x = (seconds) => (1000 * seconds) / duration;
   const areas = spans.map(({ start, end, colour }) =>
     `<rect x="${x(start)}" width="${Math.max(2, x(end - start))}" height="100" fill="var(${colour})"/>`);
+  const band = truth.map(({ start, end }) =>
+    `<rect class="truth" x="${x(start)}" y="94" width="${Math.max(2, x(end - start))}" height="6"/>`);
   const lines = curves.filter((curve) => !curve.hidden).reverse().map(({ values, colour, thin }) => {
     const points = curvePoints(values, times, duration);
     return `<polyline points="${points}" stroke="var(${colour})"${thin ? ' class="thin"' : ""}/>`;
   });
-  const parts = [...areas, threshold === null ? "" : `<path d="M0 ${100 - 100 * threshold}H1000"/>`, ...lines];
+  const parts = [...areas, ...band, threshold === null ? "" : `<path d="M0 ${100 - 100 * threshold}H1000"/>`, ...lines];
   place.innerHTML = `<svg viewBox="0 0 1000 100" preserveAspectRatio="none">${parts.join("")}</svg>`;
 }
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,17 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from clipfusionvad.extraction.decode import BrokenVideo, read_frames
 from clipfusionvad.io.files import atomic_write
 from clipfusionvad.report.fonts import font_file
-from clipfusionvad.tools.detect.page import Detection, name_of
+from clipfusionvad.tools.detect.page import Detection, class_line
 
 # RGB.
-CALM, ALARM, GROUND, WHITE = (90, 140, 190), (215, 70, 45), (24, 24, 28), (255, 255, 255)
+CALM, WHITE = (90, 140, 190), (255, 255, 255)
+GROUND: tuple[int, ...] = (24, 24, 28)
 _TICK = Fraction(1, 90_000)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def write_annotated(path: Path, source: str | Path, found: Detection) -> None:
@@ -57,32 +58,34 @@ def _annotated(source: str | Path, found: Detection) -> Iterator[np.ndarray]:
 
 
 def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:
-    """Draw the whole score curve as columns, those of segments in another colour: (height, width, 3) uint8."""
+    """Draw the whole score curve as columns, those of segments in the class's colour: (height, width, 3) uint8."""
     frames = (np.arange(width) + 0.5) * found.frames / width
     snippet = np.searchsorted(found.bounds, frames, side="right") - 1
     level = np.ceil(found.anomaly[snippet] * height)
-    inside = np.zeros(width, dtype=bool)
+    colours = np.tile(CALM, (width, 1))
     for segment in found.segments:
-        inside |= (frames >= segment.start_frame) & (frames < segment.end_frame)
-    colours = np.where(inside[:, None], ALARM, CALM)
+        inside = (frames >= segment.start_frame) & (frames < segment.end_frame)
+        colours[inside] = ImageColor.getrgb(found.colour_of(segment))
     filled = np.arange(height, 0, -1)[:, None] <= level
     return np.where(filled[..., None], colours, GROUND).astype(np.uint8)
 
 
 def _labelled(frame: np.ndarray, found: Detection, index: int) -> np.ndarray:
-    segment = next((s for s in found.segments if s.start_frame <= index < s.end_frame), None)
     snippet = int(np.searchsorted(found.bounds, index, side="right")) - 1
-    text = f"{found.anomaly[snippet]:.2f}" + (f" {name_of(segment)}" if segment else "")
-    scale, ground = max(0.4, frame.shape[0] / 600), ALARM if segment else GROUND
-    if not text.isascii():  # which OpenCV cannot draw
-        picture, font = Image.fromarray(frame), ImageFont.truetype(font_file(text), round(30 * scale))
-        drawn = ImageDraw.Draw(picture)
-        right, bottom = drawn.textbbox((6, 4), text, font)[2:]
-        drawn.rectangle((0, 0, right + 6, bottom + 4), ground)
-        drawn.text((6, 4), text, WHITE, font)
-        return np.asarray(picture)
-    (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
-    frame = np.ascontiguousarray(frame)
-    cv2.rectangle(frame, (0, 0), (width + 12, height + base + 8), ground, -1)
-    cv2.putText(frame, text, (6, height + 4), _FONT, scale, WHITE, 1, cv2.LINE_AA)
+    text, ground = f"anomaly score {found.anomaly[snippet]:.2f}", GROUND
+    if segment := found.segment_at(index):
+        text, ground = f"{text}\nclass {class_line(segment)}", ImageColor.getrgb(found.colour_of(segment))
+    label = _label(text, ground, max(12, frame.shape[0] // 20))[: frame.shape[0], : frame.shape[1]]
+    frame = frame.copy()
+    frame[: label.shape[0], : label.shape[1]] = label
     return frame
+
+
+@lru_cache(maxsize=8)
+def _label(text: str, ground: tuple[int, ...], size: int) -> np.ndarray:
+    """Return white text on a ground as a picture (h, w, 3) uint8."""
+    font = ImageFont.truetype(font_file(text), size)
+    right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((6, 4), text, font)[2:]
+    picture = Image.new("RGB", (round(right) + 6, round(bottom) + 4), ground)
+    ImageDraw.Draw(picture).text((6, 4), text, WHITE, font)
+    return np.asarray(picture)

@@ -7,6 +7,7 @@ from clipfusionvad.io.option import MOST_SMOOTH, Option
 from clipfusionvad.models import method_names
 
 _CLASSES = "other classes, the normal one first; or a file of them"
+_ANNOTATIONS = "annotation file of the videos, as for 'lists': its intervals are shown beside what is found"
 _SCOPE = "event images are normalised over a block of 32 chunks or each chunk"
 _SMOOTH = "smooth scores over time: a Gaussian's standard deviation in snippets (default: that of the model file, or 0)"
 _HIGH = "score that starts a segment (default: 0.5, or a higher --low-threshold)"
@@ -62,6 +63,7 @@ class DetectConfig:
     overwrite: Annotated[bool, Option("score finished videos again")] = False
     video: Annotated[str, Option("how the video gets beside its page", choices=("link", "copy", "none"))] = "link"
     annotated: Annotated[bool, Option("write an mp4 with the scores drawn in, and show it on the page")] = False
+    annotations: Annotated[str | None, Option(_ANNOTATIONS, metavar="FILE")] = None
     fps: Annotated[
         float | None,
         Option("frame rate, if the source reports a wrong one; of pictures (default: the dataset's)", above=0),

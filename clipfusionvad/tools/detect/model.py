@@ -25,6 +25,7 @@ from clipfusionvad.tools.detect.config import ModelOptions
 
 # Frames that are encoded at once, if rows do not depend on their number.
 _BATCH = 64
+_CROPS = "centre", "top left", "top right", "bottom left", "bottom right"
 # The CLIP of features by their width, for methods whose files do not name it.
 _CLIP_OF_WIDTH = {512: "ViT-B/16", 768: "ViT-L/14"}
 
@@ -65,7 +66,7 @@ class DetectionModel:
         events: dict[str, Any] = {"event_threshold": own.event_threshold, "event_scope": own.event_scope}
         self.options = ExtractOptions(crops=(own.crop,), tail="ceil", **reduce, **events)
         # If labels are codes, prompts are shown in their place.
-        self.fps = dataset.fps
+        self.dataset = dataset
         self.labels = tuple(dataset.prompts if dataset.multi_label else dataset.labels)
         self.settings = {
             "checkpoint": own.checkpoint,
@@ -76,6 +77,8 @@ class DetectionModel:
             "frames_per_snippet": frames,
             "clip": {stream: source.source for stream, source in clips.items()},
             "crop": own.crop,
+            "tail": self.options.tail,
+            "features": _in_words(own.crop, frames, parts, dataset),
             "precision": own.precision,
             **({"parts": parts} if parts else {}),
             **({"smooth": sigma} if sigma else {}),
@@ -132,6 +135,26 @@ def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, cli
     if source is None:
         raise UserError(f"{model.name} also reads event images: pass the weights for them with --event-clip")
     return {"rgb": clip, "event": load_clip(source, width)}
+
+
+def _in_words(crop: int, frames: int, parts: int | None, dataset: Dataset) -> str:
+    """Return how features are made here, and how those of a test usually differ."""
+    rows = (
+        f"means of {frames} frames; the last frames count too, as a row of fewer" if frames > 1 else "a row per frame"
+    )
+    words = f"{_crop_name(crop).capitalize()} of each frame; {rows}."
+    if parts:
+        words += f" Each video is cut into {parts} equal parts."
+    differs, own = [], dataset.test_crop
+    if crop != own:
+        differs.append(f"a test on {dataset.title} reads {_crop_name(own)}, as --crop {own} does here")
+    if frames > 1:
+        differs.append("feature files usually have no row for the last frames (extract --tail floor)")
+    return words + (f" Scores of a test may differ: {'; '.join(differs)}." if differs else "")
+
+
+def _crop_name(crop: int) -> str:
+    return f"crop {crop} ({_CROPS[crop % 5]}{', mirrored' if crop > 4 else ''})"
 
 
 def read_classes(words: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,10 @@
 """The results of detection: JSON, tables, a figure and a page for each video, and an index of a folder."""
 
 import math
+import os
+import re
+from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,22 +12,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from clipfusionvad.extraction.decode import VideoInfo
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import read_json, write_csv, write_json, write_text
+from clipfusionvad.io.files import read_json, read_text, write_csv, write_json, write_text
 from clipfusionvad.metrics.segments import Segment, Thresholds
+from clipfusionvad.models.clip import TOY
 from clipfusionvad.report.page import clock, render
-from clipfusionvad.report.plots import save_figure
+from clipfusionvad.report.plots import CLASS_COLOURS, colour_number, save_figure
+from clipfusionvad.tools.detect.truth import Truth
 
 # Name of a segment if the method does not distinguish classes.
 ANOMALY = "anomaly"
-CURVE_COLOUR, THRESHOLD_COLOUR, ONE_CLASS_COLOUR = "#1f4e79", "#888888", "#c8452d"
+CURVE_COLOUR, THRESHOLD_COLOUR, TRUTH_COLOUR = "#1f4e79", "#888888", "#444444"
 DIGITS = 6
-_INDEX = ["name", "verdict", "max_score", "segments", "seconds"]
+#: Frames from one kept picture to the next.
+PICTURE_STEP = 16
+# Moments that a page shows.
+_MOMENTS, _MOMENTS_WITHOUT_SEGMENT = 60, 3
+_VERDICT = ["confidence", "class_probability", "class_unsure"]
+_NAV = re.compile(r'<nav class="pages">.*?</nav>', re.DOTALL)
+_INDEX = ["name", "verdict", "max_score", "segments", "seconds", *_VERDICT, "annotated"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,8 @@ class Detection:
     """The result of one video of n snippets: ``anomaly`` (n,) of the main branch, ``classes`` (n, C) or None.
 
     Snippet i has the frames bounds[i] … bounds[i + 1] - 1; ``times`` (frames + 1,) are the seconds of all frames and of
-    the end. ``broken`` says why decoding stopped early, if it did.
+    the end. ``broken`` says why decoding stopped early, if it did. ``pictures`` are small JPEGs, one of every
+    ``PICTURE_STEP`` frames; ``truth`` is what is annotated, None where that is unknown.
     """
 
     info: VideoInfo
@@ -43,6 +55,8 @@ class Detection:
     thresholds: Thresholds
     segments: Sequence[Segment]
     broken: str | None = None
+    pictures: Sequence[bytes] = ()
+    truth: Sequence[Truth] | None = None
 
     @property
     def frames(self) -> int:
@@ -57,6 +71,32 @@ class Detection:
     def by_label(self) -> dict[str, np.ndarray]:
         """The class probabilities (n,) by label; empty for a method without classes."""
         return {} if self.classes is None else dict(zip(self.labels, self.classes.T, strict=True))
+
+    def peaks(self) -> list[int]:
+        """Return the highest snippet of each segment; without segments, a few high ones a tenth of the video apart."""
+        if self.segments:
+            starts = np.searchsorted(self.bounds, [segment.start_frame for segment in self.segments])
+            ends = np.searchsorted(self.bounds, [segment.end_frame for segment in self.segments], side="right") - 1
+            peaks = [first + int(self.anomaly[first:end].argmax()) for first, end in zip(starts, ends, strict=True)]
+            return sorted(sorted(peaks, key=lambda at: -self.anomaly[at])[:_MOMENTS])
+        left, apart, peaks = self.anomaly.astype(np.float64), len(self.anomaly) // 10, list[int]()
+        while len(peaks) < _MOMENTS_WITHOUT_SEGMENT and left.max() >= 0:
+            peaks.append(at := int(left.argmax()))
+            left[max(0, at - apart) : at + apart + 1] = -1
+        return sorted(peaks)
+
+    def picture(self, snippet: int) -> str:
+        """Return the picture nearest to the middle of a snippet in base64; nothing without pictures."""
+        middle = int(self.bounds[snippet] + self.bounds[snippet + 1]) // 2
+        return b64encode(self.pictures[middle // PICTURE_STEP]).decode() if self.pictures else ""
+
+    def segment_at(self, frame: int) -> Segment | None:
+        return next((one for one in self.segments if one.start_frame <= frame < one.end_frame), None)
+
+    def colour_of(self, segment: Segment) -> str:
+        """Return the colour of a segment's class in pictures."""
+        number = 1 if segment.label is None else self.labels.index(segment.label)
+        return CLASS_COLOURS[colour_number(number)][0]
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return scores with a row per snippet, and per second that has frames: means over those frames."""
@@ -77,7 +117,8 @@ def write_detection(
 
     ``settings`` describe how they were made; ``video`` is the path of the video relative to the page.
     """
-    stem, title, seconds = str(folder / name), Path(name).name, found.seconds
+    stem, seconds = str(folder / name), found.seconds
+    title = f"{Path(name).name} · {Path(settings['checkpoint']).name}"
     verdict = max(found.segments, key=lambda segment: segment.confidence, default=None)
     record = {
         "video": asdict(found.info) | {"frames_read": found.frames, "seconds": round(float(seconds[-1]), DIGITS)},
@@ -85,8 +126,11 @@ def write_detection(
         "settings": dict(settings),
         "thresholds": asdict(found.thresholds),
         "verdict": name_of(verdict) if verdict else "normal",
+        **{key: getattr(verdict, key, None) for key in _VERDICT},
         "max_score": float(found.anomaly.max()),
         "segments": [asdict(segment) for segment in found.segments],
+        "truth": None if found.truth is None else [asdict(one) for one in found.truth],
+        "thumbnail": found.picture(int(found.anomaly.argmax())),
         "snippets": {
             "start": seconds[:-1].round(DIGITS).tolist(),
             "end": seconds[1:].round(DIGITS).tolist(),
@@ -101,17 +145,23 @@ def write_detection(
     draw_scores(Path(f"{stem}.png"), title, found)
     info, length = found.info, float(seconds[-1])
     facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
-    facts |= {"times by": info.times}
-    if sigma := settings.get("smooth"):
-        facts |= {"smoothed over time": f"σ = {sigma:g} snippets"}
+    middles = ((seconds[:-1] + seconds[1:]) / 2).round(3).tolist()
+    moments = []
+    for at in found.peaks() if found.pictures else ():
+        segment = found.segment_at(int(found.bounds[at]))
+        moment = {"time": middles[at], "score": float(found.anomaly[at]), "picture": found.picture(at)}
+        moments.append(moment | {"label": name_of(segment) if segment else None})
     page = render(
         "detection.html.j2",
         title=title,
         video=video,
-        seconds=((seconds[:-1] + seconds[1:]) / 2).round(3).tolist(),
+        seconds=middles,
         anomaly=found.anomaly.astype(np.float64).round(4).tolist(),
         classes={label: np.round(column, 4).tolist() for label, column in found.by_label.items()},
         segments=[asdict(segment) | {"label": name_of(segment)} for segment in found.segments],
+        moments=moments,
+        truth=record["truth"],
+        how=_how(settings, found),
         threshold=found.thresholds.high,
         duration=length,
         facts=facts | ({"warning": found.broken} if found.broken else {}),
@@ -121,6 +171,25 @@ def write_detection(
     return record
 
 
+def _how(settings: Mapping[str, Any], found: Detection) -> dict[str, str]:
+    """Return what made the scores, for a reader of the page."""
+    clip = ", ".join(dict.fromkeys(map(str, settings["clip"].values())))
+    limits = found.thresholds
+    how = {
+        "model": f"{settings['checkpoint']} ({settings['method']}, trained on {settings['dataset']})",
+        "CLIP": f"{clip}: random weights, so scores mean nothing" if clip == TOY else clip,
+        "features": settings["features"],
+        "segments": f"start at {limits.high:g}, last while scores reach {limits.low:g}, at least "
+        f"{limits.min_seconds:g} s; gaps up to {limits.merge_seconds:g} s are merged",
+        "seconds": f"by {found.info.times}",
+    }
+    if sigma := settings.get("smooth"):
+        how["smoothed"] = f"over time, σ = {sigma:g} snippets"
+    if found.truth is None and "annotations" in settings:
+        how["annotation"] = "this video is not annotated"
+    return how
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the content of a finished video's JSON file; None if it is missing, damaged or something else."""
     try:
@@ -128,6 +197,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         # The index needs these.
         numbers = content["max_score"], content["video"]["seconds"]
         complete = isinstance(content["verdict"], str) and isinstance(content["segments"], list)
+        numbers += tuple(content[key] for key in _VERDICT[:2] if content.get(key) is not None)
         complete &= all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
     except (UserError, KeyError, TypeError):
         return None
@@ -136,6 +206,15 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def name_of(segment: Segment) -> str:
     return segment.label or ANOMALY
+
+
+def verdict_line(name: str, probability: float | None, unsure: bool | None) -> str:
+    """Return a class with its probability: ``Fighting 0.12 (unsure)``; only the name without one."""
+    return name if probability is None else f"{name} {probability:.2f}{' (unsure)' if unsure else ''}"
+
+
+def class_line(segment: Segment) -> str:
+    return verdict_line(name_of(segment), segment.class_probability, segment.class_unsure)
 
 
 def short_clock(seconds: float) -> str:
@@ -152,31 +231,54 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
     for value, style in ((found.thresholds.high, "--"), (found.thresholds.low, ":")):
         axis.axhline(value, color=THRESHOLD_COLOUR, lw=1, ls=style)
     patches: dict[str, Patch] = {}
-    for segment in found.segments:
-        colour: Any = ONE_CLASS_COLOUR
-        if segment.label is not None:
-            colour = colormaps["tab20"](found.labels.index(segment.label) % 20)
-        axis.axvspan(segment.start, segment.end, color=colour, alpha=0.35, lw=0)
-        patches[name_of(segment)] = Patch(color=colour, alpha=0.35, lw=0, label=name_of(segment))
+    count = Counter(segment.label for segment in found.segments)
+    for segment in sorted(found.segments, key=lambda segment: -segment.confidence):
+        look: dict[str, Any] = {"color": found.colour_of(segment), "alpha": 0.35, "lw": 0}
+        axis.axvspan(segment.start, segment.end, **look)
+        label = f"{class_line(segment)}, anomaly score {segment.confidence:.2f}"
+        label += f" (best of {count[segment.label]})" if count[segment.label] > 1 else ""
+        patches.setdefault(name_of(segment), Patch(**look, label=label))
+    for one in found.truth or ():
+        axis.axvspan(one.start, one.end, 0, 0.06, color=TRUTH_COLOUR, lw=0)
+        label = f"annotated: {one.label}"
+        patches[label] = Patch(color=TRUTH_COLOUR, label=label)
     if patches:
-        figure.legend(handles=list(patches.values()), loc="outside right upper", frameon=False)
+        figure.legend(handles=list(patches.values()), loc="outside lower left", ncols=3, frameon=False)
     title += " · decoding stopped early" if found.broken else ""
     axis.set_title(title, loc="left", fontsize=11)
-    axis.set(xlim=(0, seconds[-1]), ylim=(-0.02, 1.02), xlabel="minutes:seconds", ylabel="anomaly probability")
+    axis.set(xlim=(0, seconds[-1]), ylim=(-0.02, 1.02), xlabel="minutes:seconds", ylabel="anomaly score")
     axis.xaxis.set_major_formatter(lambda value, _: short_clock(value))
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 
 
-def index_row(name: str, record: Mapping[str, Any] | None = None, error: str = "") -> dict[str, Any]:
-    """Return the row of a video in the index: of its record, or of the error that it failed with."""
+def index_row(
+    name: str, record: Mapping[str, Any] | None = None, error: str = "", annotated: str | None = None
+) -> dict[str, Any]:
+    """Return the row of a video in the index: of its record, or of the error that it failed with.
+
+    ``annotated`` are the classes of its truth, if that is known.
+    """
     if record is None:
-        return dict.fromkeys([*_INDEX, "page"]) | {"name": name, "verdict": error}
+        return dict.fromkeys([*_INDEX, "page", "thumbnail", "annotated"]) | {
+            "name": name,
+            "verdict": error,
+            "line": error,
+        }
     found = {"segments": len(record["segments"]), "seconds": record["video"]["seconds"], "page": f"{name}.html"}
-    return {"name": name, "verdict": record["verdict"], "max_score": record["max_score"]} | found
+    found |= {key: record.get(key) for key in ("verdict", "max_score", "thumbnail", *_VERDICT)}
+    verdict = verdict_line(record["verdict"], record.get("class_probability"), record.get("class_unsure"))
+    return {"name": name, "line": verdict, "annotated": annotated} | found
 
 
 def write_index(folder: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``index.html`` and ``index.csv`` with a row per video."""
+    """Write ``index.html`` and ``index.csv`` with a row per video, and link the pages of the videos with each other."""
     write_text(folder / "index.html", render("index.html.j2", title=title, rows=rows))
     write_csv(folder / "index.csv", _INDEX, [[row[key] for key in _INDEX] for row in rows])
+    pages = [row["page"] for row in rows if row["page"] and (folder / row["page"]).is_file()]
+    for at, page in enumerate(pages):
+        near = {"all videos": "index.html", "previous": pages[at - 1] if at else None, "next": (*pages, None)[at + 1]}
+        links = {title: os.path.relpath(other, os.path.dirname(page)) for title, other in near.items() if other}
+        text = read_text(folder / page, "page")
+        if (place := _NAV.search(text)) and (nav := render("links.html.j2", links=links)) != place[0]:
+            write_text(folder / page, text[: place.start()] + nav + text[place.end() :])

@@ -4,17 +4,19 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from clipfusionvad.data.loaders import prefetch
 from clipfusionvad.extraction.decode import BrokenVideo, VideoInfo, batched, is_address, read_frames
 from clipfusionvad.extraction.jobs import check_name, find_videos
-from clipfusionvad.extraction.pictures import files_of, is_pictures, note_rate
+from clipfusionvad.extraction.pictures import files_of, is_pictures, note_rate, step_of
 from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import EXIT_INTERRUPTED, UserError, error_line, printable, stop_on_signals, warn
 from clipfusionvad.io.files import CannotWrite, atomic_write, check_inside, check_writable, hold, link_or_copy
@@ -24,8 +26,19 @@ from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
 from clipfusionvad.tools.detect.model import DetectionModel
-from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
+from clipfusionvad.tools.detect.page import (
+    PICTURE_STEP,
+    Detection,
+    index_row,
+    read_record,
+    write_detection,
+    write_index,
+)
 from clipfusionvad.tools.detect.stream import CHUNK, StreamSource, watch
+from clipfusionvad.tools.detect.truth import place_intervals, read_intervals
+
+# Longer side and JPEG quality of the pictures on pages: about 4 KB each.
+_PICTURE_SIZE, _PICTURE_QUALITY = 160, 70
 
 
 def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel]) -> int:
@@ -33,6 +46,8 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
     own, live = config.segments, config.stream
     if bool(config.videos) == bool(live.stream):
         raise UserError("give videos or folders to score, or --stream and a source")
+    if live.stream and config.annotations:
+        raise UserError("--annotations is of video files: a stream has none")
     if live.stream and config.model.smooth:
         raise UserError("--smooth needs the snippets that follow, and a stream does not have them yet: leave it out")
     thresholds = Thresholds.of(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
@@ -75,7 +90,8 @@ def _detect_videos(
 ) -> int:
     """Score every video that is not finished; a video that fails is reported and left out."""
     if config.fps is None:
-        note_rate(videos.values(), model.fps)
+        note_rate(videos.values(), model.dataset.fps)
+    truth = read_intervals(config.annotations, videos, model.dataset, model.labels) if config.annotations else {}
     rows, failed = [], 0
     for name, path in ProgressBar(videos.items(), "videos"):
         source, record_path = Path(path), folder / f"{name}.json"
@@ -83,22 +99,26 @@ def _detect_videos(
             check_name(path, name)
             if not (files := [file.stat() for file in files_of(source)]):
                 raise UserError(f"video not found: {source}")
-            fps = config.fps or (model.fps if is_pictures(source) else None)
+            fps = config.fps or (model.dataset.fps if is_pictures(source) else None)
             # What shows whether the file has changed.
             stamp = {"bytes": sum(f.st_size for f in files), "modified": max(f.st_mtime_ns for f in files)}
             settings = model.settings | {"pages": config.video, "annotated": config.annotated, "file": stamp}
             settings |= {"fps": fps} if fps else {}
+            intervals = truth.get(name)
+            settings |= {"annotations": intervals} if config.annotations else {}
             record = None if config.overwrite else read_record(record_path)
             if not record or (record["settings"], record["thresholds"]) != (settings, asdict(thresholds)):
                 check_inside(folder, record_path.parent)
                 found = detect_video(source, model, thresholds, fps)
+                if intervals is not None:
+                    found = replace(found, truth=place_intervals(name, intervals, found.times, step_of(source)))
                 if found.broken:
                     warn(f"{found.broken}; the frames before are scored")
                 video = _place_video(source, folder / name, found, config)
                 record = write_detection(folder, name, found, settings, video)
-            rows.append(index_row(name, record))
-            score, segments = record["max_score"], rows[-1]["segments"]
-            tqdm.write(f"{name}: {record['verdict']}, highest score {score:.3f}, {segments} segments")
+            annotated = None if intervals is None else ", ".join({one[2]: 0 for one in intervals}) or "normal"
+            rows.append(index_row(name, record, annotated=annotated))
+            tqdm.write(f"{name}: {_result(rows[-1])}")
         except CannotWrite:
             raise
         except UserError as error:
@@ -107,12 +127,30 @@ def _detect_videos(
             rows.append(index_row(printable(name), error=printable(str(error))))
     index = len(rows) > 1 or any(Path(item).is_dir() for item in config.videos)
     if index:
-        write_index(folder, f"{config.model.checkpoint}: {len(rows)} videos", rows)
+        write_index(folder, f"{len(rows)} videos · {Path(config.model.checkpoint).name}", rows)
     if failed:
         print(f"{failed} of {len(rows)} failed", file=sys.stderr)
     if failed < len(rows):
         print(f"results in {folder}: {'index.html, ' if index else ''}NAME.html, .png, .json, .csv for each video")
     return 1 if failed else 0
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    """Return what was found in a video, for the terminal."""
+    highest = f"highest score {row['max_score']:.3f}"
+    if not row["segments"]:
+        return f"normal; {highest}"
+    count = f"{row['segments']} segment{'s' * (row['segments'] > 1)}"
+    of_class = "" if row["class_probability"] is None else f", class {row['line']}"
+    return f"anomaly score {row['confidence']:.2f}{of_class}; {count}, {highest}"
+
+
+def _small_picture(canvas: np.ndarray, width: int, height: int) -> bytes:
+    """Return a frame of that size, which is resized to a canvas already, as a small JPEG."""
+    scale = _PICTURE_SIZE / max(height, width)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    small = cv2.cvtColor(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])[1].tobytes()
 
 
 def detect_video(
@@ -130,16 +168,21 @@ def detect_video(
     """
     infos: list[VideoInfo] = []
     times: list[float] = []
+    pictures: list[bytes] = []
     count, broken = 0, ""
 
     def canvases() -> Iterator[np.ndarray]:
         nonlocal count, broken
         try:
             for frame in read_frames(path, infos.append, times.append, fps):
+                canvas = to_canvas(frame)
+                # The middle one of every PICTURE_STEP frames, or the first one where the video ends before.
+                if count % PICTURE_STEP in (0, PICTURE_STEP // 2):
+                    pictures[count // PICTURE_STEP :] = [_small_picture(canvas, infos[0].width, infos[0].height)]
                 count, bar.total = count + 1, infos[0].frames
                 bar.update()
                 on_frame(count, infos[0].frames)
-                yield to_canvas(frame)
+                yield canvas
         except BrokenVideo as error:
             broken = str(error)
 
@@ -155,7 +198,7 @@ def detect_video(
     ends = np.array([*times[:count], infos[0].end(count, times[count - 1])])
     segments = find_segments(anomaly, classes, bounds, ends[bounds], model.labels, thresholds)
     info = infos[0].measured(count, float(ends[-1]))
-    return Detection(info, anomaly, classes, bounds, ends, model.labels, thresholds, segments, broken or None)
+    return Detection(info, anomaly, classes, bounds, ends, model.labels, thresholds, segments, broken or None, pictures)
 
 
 def _place_video(path: Path, target: Path, found: Detection, config: DetectConfig) -> str | None:

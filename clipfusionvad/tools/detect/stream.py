@@ -36,7 +36,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, without_nan
 from clipfusionvad.metrics.segments import Alert, OnlineSegments, Span, Thresholds
 from clipfusionvad.tools.detect.model import DetectionModel
-from clipfusionvad.tools.detect.page import DIGITS, name_of, short_clock
+from clipfusionvad.tools.detect.page import DIGITS, class_line, short_clock
 
 Item = TypeVar("Item")
 SCORES, ALERTS = "scores.jsonl", "alerts.jsonl"
@@ -339,11 +339,11 @@ def _report(alerts: Sequence[Alert], log: TextIO) -> int:
         segment = alert.segment
         _write(log, {"alert": alert.kind, "at": _now()} | asdict(segment))
         log.flush()
-        start, name = short_clock(segment.start), name_of(segment)
+        start, name = short_clock(segment.start), class_line(segment)
         if alert.kind == "start":
-            tqdm.write(f"{start}  start  {name}, score {segment.confidence:.2f}")
+            tqdm.write(f"{start}  start  {name}, anomaly score {segment.confidence:.2f}")
         else:
-            mean = f"mean {segment.confidence:.2f}, highest {segment.peak:.2f}"
+            mean = f"anomaly score {segment.confidence:.2f}, highest {segment.peak:.2f}"
             tqdm.write(f"{short_clock(segment.end)}  end    {name}, since {start}, {mean}")
     return sum(alert.kind == "start" for alert in alerts)
 

@@ -18,6 +18,7 @@ function moveTo(time) {
   }
 }
 all("#segments tbody tr").forEach((row) => row.addEventListener("click", () => seek(Number(row.dataset.start))));
+all("#moments button").forEach((moment) => moment.addEventListener("click", () => seek(Number(moment.dataset.time))));
 all("#classes input").forEach((box, index) => box.addEventListener("change", () => {
   found.curves[index + 1].hidden = !box.checked;
   chart.redraw();
