@@ -20,22 +20,21 @@ class ServerOptions:
 
 def main(argv: list[str]) -> None:
     args = vars(make_parser().parse_args(argv))
-    segments, server = from_arguments(SegmentOptions, args), from_arguments(ServerOptions, args)
-    thresholds = Thresholds.of(segments.threshold, segments.low_threshold, segments.min_seconds, segments.merge_seconds)
+    own, server = from_arguments(SegmentOptions, args), from_arguments(ServerOptions, args)
+    thresholds = Thresholds.of(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
     from clipfusionvad.tools.app import serve  # after the parser: torch takes a second to load
 
     paths = dict.fromkeys(args["checkpoint"])
     models = [from_arguments(ModelOptions, args | {"checkpoint": path}) for path in paths]
-    serve(models, load, thresholds, server.host, server.port)
+    serve(models, load, thresholds, (server.host, server.port))
 
 
 def make_parser() -> Parser:
     parser = Parser(prog="clipfusionvad app", description=__doc__, formatter_class=HelpFormatter)
     add_arguments(parser.add_argument_group("server"), declared_options(ServerOptions).values())
     model = declared_options(ModelOptions)
-    one = model["checkpoint"]
-    several = replace(one.option, help="model files to choose from, as for 'detect'", nonempty=True)
-    model["checkpoint"] = replace(one, count=0, option=several)
+    several = replace(model["checkpoint"].option, help="model files to choose from, as for 'detect'", nonempty=True)
+    model["checkpoint"] = replace(model["checkpoint"], count=0, option=several)
     add_arguments(parser.add_argument_group("models"), model.values())
     add_arguments(parser.add_argument_group("segments, to begin with"), declared_options(SegmentOptions).values())
     return parser

@@ -26,12 +26,15 @@ from clipfusionvad.tools.detect.run import detect_video
 
 #: What can be downloaded, by the ends of the names.
 FILES = (".json", ".csv", "_seconds.csv", "_segments.csv", ".png")
-# Seconds: how often files of earlier visitors are looked for, and how old those are that go.
+# Seconds: how often old uploads are looked for, and the age at which they are removed.
 _CLEANING = (3600, 86_400)
 # The page of a result is as high as its content, so that only the whole page scrolls.
 _FIT = """new ResizeObserver(() => {this.style.height = this.contentDocument.documentElement.offsetHeight + "px"})
 .observe(this.contentDocument.body)"""
 _STYLE = "iframe {width: 100%; height: 60vh; border: 0} .problem {font-size: 1.1em; padding: 1em}"
+_LAUNCH = {"share": False, "run_history": False, "footer_links": [], "quiet": True, "show_error": True}
+# Those of the system: nothing may be loaded from the network.
+_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,17 @@ class Scored:
         page = f"<iframe src='{url}.html?{time_ns()}' title='result' onload='{_FIT}'></iframe>"
         return f"{page}<p>Download: {' · '.join(links)}</p>"
 
+    def remove(self) -> None:
+        rmtree(self.folder, ignore_errors=True)
+
 
 def serve(
     options: Sequence[ModelOptions],
     load: Callable[[ModelOptions], DetectionModel],
     thresholds: Thresholds,
-    host: str,
-    port: int,
+    address: tuple[str, int],
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; ``load`` builds each of the models.
+    """Serve the page at a host and port until Ctrl-C or SIGTERM; ``load`` builds each of the models.
 
     Uploads and results lie in a temporary folder, which is removed at the end.
     """
@@ -77,32 +82,19 @@ def serve(
         import gradio
     except ImportError as error:
         raise UserError("the app needs Gradio, which is not installed: pip install gradio") from error
+    (host, port), stop = address, Event()
     try:
-        create_server((host, port)).close()
+        create_server(address).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
         raise UserError(f"cannot listen on {host}, port {port} ({reason}): pass another --port or --host") from error
     models = {own.checkpoint: load(own) for own in options}
-    stop = Event()
+    theme = gradio.themes.Default(primary_hue="blue", **_FONTS).set(block_info_text_color="*neutral_600")
     with TemporaryDirectory(prefix="clipfusionvad-", ignore_cleanup_errors=True) as folder, stop_on_signals(stop):
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(models, thresholds, Path(folder), stop)
-        # Fonts of the system: nothing may be loaded from the network.
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-        theme = gradio.themes.Default(primary_hue="blue", **fonts).set(block_info_text_color="*neutral_600")
-        page.launch(
-            server_name=host,
-            server_port=port,
-            allowed_paths=[folder],
-            theme=theme,
-            css=_STYLE,
-            footer_links=[],
-            run_history=False,
-            share=False,
-            show_error=True,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
+        given = {"server_name": host, "server_port": port, "allowed_paths": [folder], "theme": theme, "css": _STYLE}
+        page.launch(prevent_thread_lock=True, **given, **_LAUNCH)
         print(f"app           {page.local_url} (Ctrl-C ends it)", flush=True)
         # Without a limit, a signal that another thread gets would not end the waiting.
         while not stop.wait(1):
@@ -114,82 +106,63 @@ def build_page(models: Mapping[str, DetectionModel], thresholds: Thresholds, fol
     """Return the page as Gradio's ``Blocks``; ``thresholds`` are those to begin with. ``stop`` ends scoring."""
     import gradio as gr
 
-    left, bar = set[str](), gr.Progress()
+    # The scoring of each visitor, to stop it.
+    running, bar = dict[str, Event](), gr.Progress()
 
-    def detect(
-        old: Scored | None,
-        path: str | None,
-        name: str,
-        annotated: bool,
-        high: float,
-        low: float,
-        shortest: float,
-        gap: float,
-        request: gr.Request,
-        progress: gr.Progress = bar,
-    ) -> tuple[str, Scored | None]:
+    def write(scored: Scored, values: Mapping[Any, Any]) -> tuple[str, float]:
+        high, low, *others = (values[slider] for slider in limits)
+        return scored.write(Thresholds(high, min(low, high), *others), values[annotated]), min(low, high)
+
+    def detect(values: dict[Any, Any], request: gr.Request, progress: gr.Progress = bar) -> tuple[Any, ...]:
+        old, path, model = values[state], values[video], models[values[chosen]]
         if path is None:
-            return _problem("Choose a video first."), old
-        source, context, session = Path(path), copy_context(), str(request.session_hash)
-        left.discard(session)
+            return '<p class="problem">Choose a video first.</p>', values[limits[1]], old
+        source, context = Path(path), copy_context()
+        own = running[str(request.session_hash)] = Event()
 
         def on_frame(done: int, total: int | None) -> None:
-            if stop.is_set() or session in left:
+            if stop.is_set() or own.is_set():
                 raise UserError("stopped")
             # Frames are read by a thread of their own, in which Gradio does not know whose progress this is.
-            context.run(progress, (done, total or None), unit="frames")
+            context.run(progress, (done, total), unit="frames")
 
         try:
-            found = detect_video(source, models[name], thresholds, on_frame=on_frame)
-            scored = Scored(source, Path(mkdtemp(dir=folder)), models[name].settings, found)
-            html = scored.write(Thresholds(high, min(low, high), shortest, gap), annotated)
-            _remove(old)
-            return html, scored
+            found = detect_video(source, model, thresholds, on_frame=on_frame)
+            scored = Scored(source, Path(mkdtemp(dir=folder)), model.settings, found)
+            shown = write(scored, values)
         except UserError as error:
-            return _problem(str(error).replace(path, source.name)), old
+            text = escape(str(error).replace(path, source.name))
+            return f'<p class="problem" role="alert">{text}</p>', values[limits[1]], old
+        if old:
+            old.remove()
+        return *shown, scored
 
-    def change(scored: Scored | None, annotated: bool, high: float, low: float, *limits: float) -> Any:
-        thresholds = Thresholds(high, min(low, high), *limits)
-        return scored.write(thresholds, annotated) if scored else gr.skip(), thresholds.low
+    def change(values: dict[Any, Any]) -> Any:
+        return write(values[state], values) if values[state] else gr.skip()
 
     def leave(request: gr.Request) -> None:
-        left.add(str(request.session_hash))
+        running.pop(str(request.session_hash), Event()).set()
 
     with gr.Blocks(title="ClipFusionVAD", analytics_enabled=False, delete_cache=_CLEANING) as page:
         gr.Markdown("# Anomalies in a video")
         with gr.Row():
             with gr.Column():
                 video = gr.File(label="Video")
-                model = gr.Dropdown([*models], label="Model", visible=len(models) > 1)
-                annotated = gr.Checkbox(
-                    label="Draw the scores into the video",
-                    info="takes longer; every browser plays the result",
-                )
+                chosen = gr.Dropdown([*models], label="Model", visible=len(models) > 1)
+                hint = "takes longer; every browser plays the result"
+                annotated = gr.Checkbox(label="Draw the scores into the video", info=hint)
                 with gr.Row():
-                    start = gr.Button("Detect", variant="primary")
-                    cancel = gr.Button("Stop")
+                    start, cancel = gr.Button("Detect", variant="primary"), gr.Button("Stop")
             with gr.Column():
                 limits = _sliders(gr, thresholds)
         result = gr.HTML(min_height=120, padding=False)
-        scored = gr.State(delete_callback=_remove)
-        # Of each function one call runs at a time; others wait.
-        scoring = gr.on(
-            [video.upload, start.click],
-            detect,
-            [scored, video, model, annotated, *limits],
-            [result, scored],
-            show_progress_on=result,
-        )
-        gr.on(
-            [annotated.input, *(slider.input for slider in limits)],
-            change,
-            [scored, annotated, *limits],
-            [result, limits[1]],
-            trigger_mode="always_last",
-            show_progress_on=result,
-        )
-        cancel.click(leave, cancels=[scoring], queue=False)
-        video.clear(lambda: "", None, result)
+        state = gr.State(delete_callback=lambda old: old and old.remove())
+        # Of each function, one call runs at a time; others wait.
+        read, written = {state, video, chosen, annotated, *limits}, [result, limits[1]]
+        scoring = gr.on([video.upload, start.click], detect, read, [*written, state], show_progress_on=result)
+        moved = [annotated.input, *(slider.input for slider in limits)]
+        gr.on(moved, change, read, written, show_progress_on=result, trigger_mode="always_last")
+        gr.on([cancel.click, video.clear], leave, cancels=[scoring], queue=False)
         page.unload(leave)
     return page
 
@@ -202,12 +175,3 @@ def _sliders(gr: Any, thresholds: Thresholds) -> list[Any]:
         most, step = (1, 0.01) if declared.option.maximum else (max(30, value), 0.1)
         sliders.append(gr.Slider(0, most, value, step=step, label=label, info=info))
     return sliders
-
-
-def _remove(old: Scored | None) -> None:
-    if old:
-        rmtree(old.folder, ignore_errors=True)
-
-
-def _problem(text: str) -> str:
-    return f'<p class="problem" role="alert">{escape(text)}</p>'
