@@ -54,7 +54,17 @@ def detection_page(**changed):
     values |= {"anomaly": [0.1, 0.9, float("nan")], "threshold": 0.5}
     values |= {"classes": {"normal": [0.5, 0.2, 0.3], "</script>" + HOSTILE: [0.5, 0.8, 0.7]}}
     values |= {"segments": [{"start": 0.5, "end": 1.1, "label": "</script>" + HOSTILE, "confidence": 0.9}]}
-    return render("detection.html.j2", **values | changed)
+    values |= {"how": {"model": HOSTILE}, "moments": [], "truth": None} | changed
+    values["segments"] = [{"line": segment["label"]} | segment for segment in values["segments"]]
+    return render("detection.html.j2", **values)
+
+
+def index_page(title, *rows):
+    """The index of videos: each row of what is not as below; without a score it is one that failed."""
+    plain = {"page": "detection.html", "max_score": 0.5, "segments": 1, "seconds": 3.0, "confidence": 0.4}
+    failed = dict.fromkeys([*plain, "thumbnail"])
+    rows = [failed | (plain if row.get("max_score", 1) is not None else {}) | row for row in rows]
+    return render("index.html.j2", title=title, rows=rows)
 
 
 def write_training(folder, steps=900):

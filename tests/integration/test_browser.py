@@ -3,16 +3,20 @@
 CHROMIUM names the browser if it is not called chromium on PATH; SCREENSHOTS is a folder for pictures to look at.
 """
 
+import base64
+import io
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_report import HOSTILE, detection_page, made_test, write_test, write_training
+from PIL import Image
+from small_report import HOSTILE, detection_page, index_page, made_test, write_test, write_training
 
 from clipfusionvad.datasets import SHANGHAITECH
-from clipfusionvad.report.page import render, write_report
+from clipfusionvad.report.page import write_report
+from clipfusionvad.tools.detect.page import index_row, write_index
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 FOUND = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome")]
@@ -68,15 +72,18 @@ def pages(tmp_path_factory):
     values = {"seconds": seconds.tolist(), "anomaly": anomaly.tolist(), "duration": 4.0, "facts": {"length": "0:04"}}
     values |= {"segments": [{"start": 2.0, "end": 4.0, "label": HOSTILE, "confidence": 0.9}], "fps": 10}
     values |= {"classes": {label: shares.tolist() for label, shares in classes.items()}}
+    moment = {"time": 3.25, "score": 0.9, "picture": thumbnail("white")}
+    values |= {"moments": [moment | {"label": HOSTILE}, moment | {"time": 1.25, "label": None}]}
+    values |= {"truth": [{"start": 1.0, "end": 2.0, "label": "fire"}]}
     for name, video in (("detection", "film #1.webm"), ("unplayable", "text.mp4")):
         (folder / f"{name}.html").write_text(detection_page(video=video, **values), encoding="utf-8")
     rows = [
-        {"name": f"clip {i}", "page": "detection.html", "verdict": "fire" if i % 3 else "normal"}
-        | {"max_score": i / 30, "segments": i % 3, "seconds": 61.5 * i}
+        {"name": f"clip {i}", "line": "fire 0.12 (unsure)" if i % 3 else "normal"}
+        | {"max_score": i / 30, "segments": i % 3, "seconds": 61.5 * i, "thumbnail": thumbnail("grey")}
         for i in range(30)
     ]
-    rows.append(dict.fromkeys(rows[0]) | {"name": "x" * 150, "verdict": f"not a video {HOSTILE}"})
-    (folder / "index.html").write_text(render("index.html.j2", title="31 videos", rows=rows), encoding="utf-8")
+    rows.append({"name": "x" * 150, "line": f"not a video {HOSTILE}", "max_score": None})
+    (folder / "index.html").write_text(index_page("31 videos", *rows), encoding="utf-8")
     return {"report": write_report(folder / "run")} | {path.stem: path for path in folder.glob("*.html")}
 
 
@@ -90,6 +97,13 @@ def write_film(path):
             shade = np.full((120, 160, 3), 60 if index < 20 else 255, np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
         file.mux(stream.encode())
+
+
+def thumbnail(colour):
+    """A JPEG of one colour, in base64."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (160, 120), colour).save(buffer, "JPEG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def overflowing(page):
@@ -192,6 +206,45 @@ def test_curve_and_video_move_together(pages, opened):
     page.evaluate("document.getElementById('video').pause()")
     page.keyboard.press("PageDown")
     page.wait_for_function("document.getElementById('video').currentTime < 0.1")
+
+
+def test_a_picture_goes_to_its_moment_and_the_annotation_is_shaded(pages, opened):
+    page = opened(pages["detection"])
+    page.wait_for_function("document.getElementById('video').readyState >= 1")
+    assert page.locator("#moments img").evaluate_all("(all) => all.map((one) => one.naturalWidth)") == [160, 160]
+    page.click("#moments button >> nth=0")
+    page.wait_for_function("Math.abs(document.getElementById('video').currentTime - 3.25) < 0.1")
+    assert "anomaly 0.90" in page.inner_text("#readout") and page.locator("#segments tr.now").count() == 1
+    page.click("#moments img >> nth=1")
+    page.wait_for_function("Math.abs(document.getElementById('video').currentTime - 1.25) < 0.1")
+    band, place = page.locator("#timeline rect.truth").bounding_box(), page.locator("#timeline").bounding_box()
+    left, right = ((x - place["x"]) / place["width"] for x in (band["x"], band["x"] + band["width"]))
+    assert (round(left, 2), round(right, 2)) == (0.25, 0.5)
+    assert "annotated: fire 0:01.0 to 0:02.0" in page.inner_text("#legend")
+    # A class has one colour: in the list, the curve and under the picture.
+    shown = ["#segments .mark >> background-color", "#moments img >> border-bottom-color", "#timeline rect >> fill"]
+    colours = [
+        page.eval_on_selector(selector, f"(one) => getComputedStyle(one)['{name}']")
+        for selector, name in (one.split(" >> ") for one in shown)
+    ]
+    assert len(set(colours)) == 1, colours
+
+
+def test_one_gets_from_the_index_to_a_video_to_the_next_and_back(opened, tmp_path):
+    names, rows = ["a", "deep/b #1", "c"], []
+    for name in names:
+        path = tmp_path / f"{name}.html"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(detection_page(title=name, video=None), encoding="utf-8")
+        record = {"verdict": "normal", "max_score": 0.1, "segments": [], "video": {"seconds": 3}}
+        rows.append(index_row(name, record | {"thumbnail": thumbnail("grey")}))
+    write_index(tmp_path, "three", [rows[0], index_row("broken", error="no video"), *rows[1:]])
+    page = opened(tmp_path / "index.html")
+    assert page.locator("#index img").evaluate_all("(all) => all.map((one) => one.naturalWidth)") == [160] * 3
+    page.click("#index img >> nth=0")
+    for step, title in [("next", names[1]), ("next", names[2]), ("previous", names[1]), ("all videos", "three")]:
+        page.click(f"nav.pages >> text={step}")
+        page.wait_for_function(f"document.title === {title!r}")
 
 
 def test_video_that_cannot_be_played_leaves_curves_segments_and_classes_to_use(pages, opened):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from refusal import RunsCode
-from small_report import detection_page, write_test
+from small_report import detection_page, index_page, write_test
 from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
@@ -28,7 +28,6 @@ from clipfusionvad.io.errors import UserError, error_line
 from clipfusionvad.io.files import read_json
 from clipfusionvad.io.npy import read_array
 from clipfusionvad.models.clip import load_clip
-from clipfusionvad.report.page import render
 from clipfusionvad.report.results import TEST_SCORES
 from clipfusionvad.report.scores import read_scores
 
@@ -205,12 +204,11 @@ def video_page(folder, name):
     return detection_page(segments=[{"start": 0.5, "end": 1.1, "label": name, "confidence": 0.9}], **values)
 
 
-def index_page(folder, name):
-    row = {"name": name, "page": f"{name}.html", "verdict": name, "max_score": 0.5, "segments": 1, "seconds": 3.0}
-    return render("index.html.j2", title=name, rows=[row])
+def listing(folder, name):
+    return index_page(name, {"name": name, "page": f"{name}.html", "line": name})
 
 
-@pytest.mark.parametrize("make", [run_page, video_page, index_page])
+@pytest.mark.parametrize("make", [run_page, video_page, listing])
 def test_no_name_becomes_an_element_or_an_attribute(make, tmp_path):
     plain = Elements(make(tmp_path / "plain", "plain"))
     for number, name in enumerate(NAMES):

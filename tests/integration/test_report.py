@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from small_report import HOSTILE, OPTIONS, detection_page, made_test, write_test, write_training
+from small_report import HOSTILE, OPTIONS, detection_page, index_page, made_test, write_test, write_training
 from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
@@ -18,7 +18,7 @@ from clipfusionvad.engine.evaluator import evaluate
 from clipfusionvad.io.files import write_text
 from clipfusionvad.models import method_names
 from clipfusionvad.report.curves import pool
-from clipfusionvad.report.page import SCALE, render, report_page, write_report
+from clipfusionvad.report.page import SCALE, report_page, write_report
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES, read_run
 from clipfusionvad.report.scores import save_scores
@@ -95,9 +95,8 @@ class Page(HTMLParser):
 
 
 def index(name=HOSTILE):
-    row = {"name": name, "page": "a b#.html", "verdict": HOSTILE, "max_score": 0.5, "segments": 1, "seconds": 3725.04}
-    failed = dict.fromkeys(row) | {"name": "broken", "verdict": "no"}
-    return render("index.html.j2", title=HOSTILE, rows=[row, failed])
+    row = {"name": name, "page": "a b#.html", "line": HOSTILE, "seconds": 3725.04}
+    return index_page(HOSTILE, row, {"name": "broken", "line": "no", "max_score": None})
 
 
 @pytest.fixture(scope="module")

@@ -244,7 +244,8 @@ def test_ctrl_c_ends_a_stream_with_everything_written(models, tmp_path):
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_two_hours(tmp_path, capfd):
-    """13,500 snippets are two hours at 30 frames a second; 64 of them a window, 3 classes. ``capfd`` keeps the output in a file."""
+    """13,500 snippets are two hours at 30 frames a second; 64 of them a window, 3 classes."""
+    # capfd keeps what is printed in a file, not in memory.
     rng = np.random.default_rng(0)
     anomaly, classes, row = rng.random((50, 64)), rng.dirichlet(np.ones(3), 64), rng.normal(size=(1, 8))
     kept = []

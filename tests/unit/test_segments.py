@@ -120,3 +120,15 @@ def test_a_threshold_that_is_not_given_does_not_contradict_the_other(given, used
 def test_a_low_threshold_above_the_high_one_is_refused():
     with pytest.raises(UserError, match="0.6.*0.5"):
         Thresholds.of(0.5, 0.6, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "unsure"),
+    [((0.7, 0.12, 0.1), True), ((0.7, 0.12, 0.06), False), ((0.9, 0.04), False), ((0.1, 0.3, 0.2), True)],
+)
+def test_a_class_is_unsure_if_another_anomalous_one_has_more_than_half_of_its_probability(shares, unsure):
+    classes, labels = np.array([shares, shares]), ["normal", "fire", "fight"][: len(shares)]
+    bounds = np.array([0, 16, 32])
+    (segment,) = find_segments(np.array([0.8, 0.7]), classes, bounds, bounds / 16, labels, Thresholds())
+    assert (segment.label, segment.class_unsure) == ("fire", unsure)
+    assert segment.class_probability == pytest.approx(shares[1]) and segment.confidence == pytest.approx(0.75)

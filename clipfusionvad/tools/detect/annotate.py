@@ -65,7 +65,7 @@ def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:
     colours = np.tile(CALM, (width, 1))
     for segment in found.segments:
         inside = (frames >= segment.start_frame) & (frames < segment.end_frame)
-        colours[inside] = ImageColor.getrgb(found.colour_of(segment))
+        colours[inside] = ImageColor.getrgb(found.colour_of(segment, dark=True))
     filled = np.arange(height, 0, -1)[:, None] <= level
     return np.where(filled[..., None], colours, GROUND).astype(np.uint8)
 
@@ -73,9 +73,9 @@ def draw_strip(found: Detection, width: int, height: int) -> np.ndarray:
 def _labelled(frame: np.ndarray, found: Detection, index: int) -> np.ndarray:
     snippet = int(np.searchsorted(found.bounds, index, side="right")) - 1
     text, ground = f"anomaly score {found.anomaly[snippet]:.2f}", GROUND
-    if segment := found.segment_at(index):
+    if segment := next((one for one in found.segments if one.start_frame <= index < one.end_frame), None):
         text, ground = f"{text}\nclass {class_line(segment)}", ImageColor.getrgb(found.colour_of(segment))
-    label = _label(text, ground, max(12, frame.shape[0] // 20))[: frame.shape[0], : frame.shape[1]]
+    label = _label(text, ground, max(10, frame.shape[0] // 20))[: frame.shape[0], : frame.shape[1]]
     frame = frame.copy()
     frame[: label.shape[0], : label.shape[1]] = label
     return frame

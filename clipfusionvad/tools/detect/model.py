@@ -78,7 +78,7 @@ class DetectionModel:
             "clip": {stream: source.source for stream, source in clips.items()},
             "crop": own.crop,
             "tail": self.options.tail,
-            "features": _in_words(own.crop, frames, parts, dataset),
+            "features": _in_words(own.crop, frames, dataset),
             "precision": own.precision,
             **({"parts": parts} if parts else {}),
             **({"smooth": sigma} if sigma else {}),
@@ -137,24 +137,18 @@ def _image_clips(own: ModelOptions, model: Method, clip: ClipWeights | None, cli
     return {"rgb": clip, "event": load_clip(source, width)}
 
 
-def _in_words(crop: int, frames: int, parts: int | None, dataset: Dataset) -> str:
+def _in_words(crop: int, frames: int, dataset: Dataset) -> str:
     """Return how features are made here, and how those of a test usually differ."""
-    rows = (
-        f"means of {frames} frames; the last frames count too, as a row of fewer" if frames > 1 else "a row per frame"
-    )
-    words = f"{_crop_name(crop).capitalize()} of each frame; {rows}."
-    if parts:
-        words += f" Each video is cut into {parts} equal parts."
-    differs, own = [], dataset.test_crop
-    if crop != own:
-        differs.append(f"a test on {dataset.title} reads {_crop_name(own)}, as --crop {own} does here")
+    here, there = (f"crop {k} ({_CROPS[k % 5]}{', mirrored' * (k > 4)})" for k in (crop, dataset.test_crop))
+    rows, differs = "a row per frame", list[str]()
+    if here != there:
+        differs.append(f"a test on {dataset.title} reads {there}, as --crop {dataset.test_crop} does here")
     if frames > 1:
+        rows = f"means of {frames} frames; the last frames count too, as a row of fewer"
         differs.append("feature files usually have no row for the last frames (extract --tail floor)")
-    return words + (f" Scores of a test may differ: {'; '.join(differs)}." if differs else "")
-
-
-def _crop_name(crop: int) -> str:
-    return f"crop {crop} ({_CROPS[crop % 5]}{', mirrored' if crop > 4 else ''})"
+    return f"{here} of each frame; {rows}." + (
+        f" Scores of a test may differ: {'; '.join(differs)}." if differs else ""
+    )
 
 
 def read_classes(words: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,8 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,14 @@ from clipfusionvad.metrics.segments import Segment, Thresholds
 from clipfusionvad.models.clip import TOY
 from clipfusionvad.report.page import clock, render
 from clipfusionvad.report.plots import CLASS_COLOURS, colour_number, save_figure
-from clipfusionvad.tools.detect.truth import Truth
+from clipfusionvad.tools.detect.config import PICTURE_STEP
 
 # Name of a segment if the method does not distinguish classes.
 ANOMALY = "anomaly"
 CURVE_COLOUR, THRESHOLD_COLOUR, TRUTH_COLOUR = "#1f4e79", "#888888", "#444444"
 DIGITS = 6
-#: Frames from one kept picture to the next.
-PICTURE_STEP = 16
-# Moments that a page shows.
-_MOMENTS, _MOMENTS_WITHOUT_SEGMENT = 60, 3
-_VERDICT = ["confidence", "class_probability", "class_unsure"]
 _NAV = re.compile(r'<nav class="pages">.*?</nav>', re.DOTALL)
-_INDEX = ["name", "verdict", "max_score", "segments", "seconds", *_VERDICT, "annotated"]
+_INDEX = ["name", "verdict", "max_score", "segments", "seconds", "confidence", "class_probability", "class_unsure"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Detection:
 
     Snippet i has the frames bounds[i] … bounds[i + 1] - 1; ``times`` (frames + 1,) are the seconds of all frames and of
     the end. ``broken`` says why decoding stopped early, if it did. ``pictures`` are small JPEGs, one of every
-    ``PICTURE_STEP`` frames; ``truth`` is what is annotated, None where that is unknown.
+    ``PICTURE_STEP`` frames; ``truth`` are the annotated intervals as in JSON, None where they are unknown.
     """
 
     info: VideoInfo
@@ -56,7 +53,7 @@ class Detection:
     segments: Sequence[Segment]
     broken: str | None = None
     pictures: Sequence[bytes] = ()
-    truth: Sequence[Truth] | None = None
+    truth: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def frames(self) -> int:
@@ -72,31 +69,24 @@ class Detection:
         """The class probabilities (n,) by label; empty for a method without classes."""
         return {} if self.classes is None else dict(zip(self.labels, self.classes.T, strict=True))
 
-    def peaks(self) -> list[int]:
-        """Return the highest snippet of each segment; without segments, a few high ones a tenth of the video apart."""
-        if self.segments:
-            starts = np.searchsorted(self.bounds, [segment.start_frame for segment in self.segments])
-            ends = np.searchsorted(self.bounds, [segment.end_frame for segment in self.segments], side="right") - 1
-            peaks = [first + int(self.anomaly[first:end].argmax()) for first, end in zip(starts, ends, strict=True)]
-            return sorted(sorted(peaks, key=lambda at: -self.anomaly[at])[:_MOMENTS])
-        left, apart, peaks = self.anomaly.astype(np.float64), len(self.anomaly) // 10, list[int]()
-        while len(peaks) < _MOMENTS_WITHOUT_SEGMENT and left.max() >= 0:
-            peaks.append(at := int(left.argmax()))
-            left[max(0, at - apart) : at + apart + 1] = -1
-        return sorted(peaks)
+    def peaks(self) -> list[tuple[int, Segment | None]]:
+        """Return the highest snippet of each segment (40 at most); without segments, of each third of the video."""
+        starts, ends = self.bounds[:-1], self.bounds[1:]
+        spans = [np.flatnonzero((starts >= one.start_frame) & (ends <= one.end_frame)) for one in self.segments]
+        spans = spans or np.array_split(np.arange(len(starts)), min(3, len(starts)))
+        peaks = [int(span[self.anomaly[span].argmax()]) for span in spans]
+        highest = sorted(zip_longest(peaks, self.segments), key=lambda peak: -self.anomaly[peak[0]])[:40]
+        return sorted(highest, key=itemgetter(0))
 
     def picture(self, snippet: int) -> str:
         """Return the picture nearest to the middle of a snippet in base64; nothing without pictures."""
         middle = int(self.bounds[snippet] + self.bounds[snippet + 1]) // 2
         return b64encode(self.pictures[middle // PICTURE_STEP]).decode() if self.pictures else ""
 
-    def segment_at(self, frame: int) -> Segment | None:
-        return next((one for one in self.segments if one.start_frame <= frame < one.end_frame), None)
-
-    def colour_of(self, segment: Segment) -> str:
-        """Return the colour of a segment's class in pictures."""
+    def colour_of(self, segment: Segment, dark: bool = False) -> str:
+        """Return the colour of a segment's class on light or on dark ground."""
         number = 1 if segment.label is None else self.labels.index(segment.label)
-        return CLASS_COLOURS[colour_number(number)][0]
+        return CLASS_COLOURS[colour_number(number)][dark]
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return scores with a row per snippet, and per second that has frames: means over those frames."""
@@ -126,10 +116,9 @@ def write_detection(
         "settings": dict(settings),
         "thresholds": asdict(found.thresholds),
         "verdict": name_of(verdict) if verdict else "normal",
-        **{key: getattr(verdict, key, None) for key in _VERDICT},
         "max_score": float(found.anomaly.max()),
         "segments": [asdict(segment) for segment in found.segments],
-        "truth": None if found.truth is None else [asdict(one) for one in found.truth],
+        "truth": found.truth,
         "thumbnail": found.picture(int(found.anomaly.argmax())),
         "snippets": {
             "start": seconds[:-1].round(DIGITS).tolist(),
@@ -146,21 +135,22 @@ def write_detection(
     info, length = found.info, float(seconds[-1])
     facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
     middles = ((seconds[:-1] + seconds[1:]) / 2).round(3).tolist()
-    moments = []
-    for at in found.peaks() if found.pictures else ():
-        segment = found.segment_at(int(found.bounds[at]))
-        moment = {"time": middles[at], "score": float(found.anomaly[at]), "picture": found.picture(at)}
-        moments.append(moment | {"label": name_of(segment) if segment else None})
     page = render(
         "detection.html.j2",
         title=title,
         video=video,
         seconds=middles,
         anomaly=found.anomaly.astype(np.float64).round(4).tolist(),
-        classes={label: np.round(column, 4).tolist() for label, column in found.by_label.items()},
-        segments=[asdict(segment) | {"label": name_of(segment)} for segment in found.segments],
-        moments=moments,
-        truth=record["truth"],
+        classes={label: np.round(column, 3).tolist() for label, column in found.by_label.items()},
+        segments=[
+            asdict(segment) | {"label": name_of(segment), "line": class_line(segment)} for segment in found.segments
+        ],
+        moments=[
+            {"time": middles[at], "score": found.anomaly[at], "picture": found.picture(at)}
+            | {"label": segment and name_of(segment)}
+            for at, segment in (found.peaks() if found.pictures else ())
+        ],
+        truth=found.truth,
         how=_how(settings, found),
         threshold=found.thresholds.high,
         duration=length,
@@ -173,33 +163,28 @@ def write_detection(
 
 def _how(settings: Mapping[str, Any], found: Detection) -> dict[str, str]:
     """Return what made the scores, for a reader of the page."""
-    clip = ", ".join(dict.fromkeys(map(str, settings["clip"].values())))
-    limits = found.thresholds
-    how = {
+    limits, sigma, clips = found.thresholds, settings.get("smooth"), ", ".join(dict.fromkeys(settings["clip"].values()))
+    unknown = found.truth is None and "annotations" in settings
+    return {
         "model": f"{settings['checkpoint']} ({settings['method']}, trained on {settings['dataset']})",
-        "CLIP": f"{clip}: random weights, so scores mean nothing" if clip == TOY else clip,
+        "CLIP": clips + ": random weights, so scores mean nothing" * (clips == TOY),
         "features": settings["features"],
-        "segments": f"start at {limits.high:g}, last while scores reach {limits.low:g}, at least "
-        f"{limits.min_seconds:g} s; gaps up to {limits.merge_seconds:g} s are merged",
+        "segments": f"start at {limits.high:g} and last while scores reach {limits.low:g}, {limits.min_seconds:g} s or "
+        f"longer; gaps up to {limits.merge_seconds:g} s are merged",
         "seconds": f"by {found.info.times}",
+        **({"smoothed over time": f"σ = {sigma:g} snippets"} if sigma else {}),
+        **({"annotation": "does not name this video"} if unknown else {}),
     }
-    if sigma := settings.get("smooth"):
-        how["smoothed"] = f"over time, σ = {sigma:g} snippets"
-    if found.truth is None and "annotations" in settings:
-        how["annotation"] = "this video is not annotated"
-    return how
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the content of a finished video's JSON file; None if it is missing, damaged or something else."""
     try:
         content = read_json(path, "detection")
-        # The index needs these.
-        numbers = content["max_score"], content["video"]["seconds"]
-        complete = isinstance(content["verdict"], str) and isinstance(content["segments"], list)
-        numbers += tuple(content[key] for key in _VERDICT[:2] if content.get(key) is not None)
-        complete &= all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
-    except (UserError, KeyError, TypeError):
+        row = index_row("", content)
+        numbers = [row[key] for key in ("max_score", "seconds", "confidence", "class_probability")]
+        complete = all(number is None or 0 <= number < math.inf for number in numbers) and isinstance(row["line"], str)
+    except (UserError, KeyError, TypeError, ValueError):
         return None
     return content if complete and {"settings", "snippets", "thresholds"} <= content.keys() else None
 
@@ -208,13 +193,10 @@ def name_of(segment: Segment) -> str:
     return segment.label or ANOMALY
 
 
-def verdict_line(name: str, probability: float | None, unsure: bool | None) -> str:
-    """Return a class with its probability: ``Fighting 0.12 (unsure)``; only the name without one."""
-    return name if probability is None else f"{name} {probability:.2f}{' (unsure)' if unsure else ''}"
-
-
 def class_line(segment: Segment) -> str:
-    return verdict_line(name_of(segment), segment.class_probability, segment.class_unsure)
+    """Return a segment's class with its probability, ``Fighting 0.12 (unsure)``, as far as they are known."""
+    unsure = " (unsure)" if segment.class_unsure else ""
+    return ANOMALY if segment.label is None else f"{segment.label} {segment.class_probability:.2f}{unsure}"
 
 
 def short_clock(seconds: float) -> str:
@@ -239,8 +221,8 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
         label += f" (best of {count[segment.label]})" if count[segment.label] > 1 else ""
         patches.setdefault(name_of(segment), Patch(**look, label=label))
     for one in found.truth or ():
-        axis.axvspan(one.start, one.end, 0, 0.06, color=TRUTH_COLOUR, lw=0)
-        label = f"annotated: {one.label}"
+        axis.axvspan(one["start"], one["end"], 0, 0.06, color=TRUTH_COLOUR, lw=0)
+        label = f"annotated: {one['label']}"
         patches[label] = Patch(color=TRUTH_COLOUR, label=label)
     if patches:
         figure.legend(handles=list(patches.values()), loc="outside lower left", ncols=3, frameon=False)
@@ -252,23 +234,18 @@ def draw_scores(path: Path, title: str, found: Detection) -> None:
     save_figure(figure, path)
 
 
-def index_row(
-    name: str, record: Mapping[str, Any] | None = None, error: str = "", annotated: str | None = None
-) -> dict[str, Any]:
+def index_row(name: str, record: Mapping[str, Any] | None = None, error: str = "") -> dict[str, Any]:
     """Return the row of a video in the index: of its record, or of the error that it failed with.
 
-    ``annotated`` are the classes of its truth, if that is known.
+    ``line`` is the class of the segment with the highest confidence; confidence and class are those of that segment.
     """
     if record is None:
-        return dict.fromkeys([*_INDEX, "page", "thumbnail", "annotated"]) | {
-            "name": name,
-            "verdict": error,
-            "line": error,
-        }
-    found = {"segments": len(record["segments"]), "seconds": record["video"]["seconds"], "page": f"{name}.html"}
-    found |= {key: record.get(key) for key in ("verdict", "max_score", "thumbnail", *_VERDICT)}
-    verdict = verdict_line(record["verdict"], record.get("class_probability"), record.get("class_unsure"))
-    return {"name": name, "line": verdict, "annotated": annotated} | found
+        return dict.fromkeys([*_INDEX, "page", "thumbnail"]) | {"name": name, "verdict": error, "line": error}
+    segments = [Segment(**segment) for segment in record["segments"]]
+    best = max(segments, key=lambda segment: segment.confidence, default=None)
+    row = {key: getattr(best, key, None) for key in _INDEX} | {"name": name, "page": f"{name}.html"}
+    row |= {key: record[key] for key in ("verdict", "max_score", "thumbnail")} | {"segments": len(segments)}
+    return row | {"seconds": record["video"]["seconds"], "line": class_line(best) if best else record["verdict"]}
 
 
 def write_index(folder: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,21 +23,11 @@ from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.metrics import snippet_edges
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
-from clipfusionvad.tools.detect.config import DetectConfig, ModelOptions
+from clipfusionvad.tools.detect.config import PICTURE_STEP, DetectConfig, ModelOptions
 from clipfusionvad.tools.detect.model import DetectionModel
-from clipfusionvad.tools.detect.page import (
-    PICTURE_STEP,
-    Detection,
-    index_row,
-    read_record,
-    write_detection,
-    write_index,
-)
+from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
 from clipfusionvad.tools.detect.stream import CHUNK, StreamSource, watch
 from clipfusionvad.tools.detect.truth import place_intervals, read_intervals
-
-# Longer side and JPEG quality of the pictures on pages: about 4 KB each.
-_PICTURE_SIZE, _PICTURE_QUALITY = 160, 70
 
 
 def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel]) -> int:
@@ -116,9 +105,10 @@ def _detect_videos(
                     warn(f"{found.broken}; the frames before are scored")
                 video = _place_video(source, folder / name, found, config)
                 record = write_detection(folder, name, found, settings, video)
-            annotated = None if intervals is None else ", ".join({one[2]: 0 for one in intervals}) or "normal"
-            rows.append(index_row(name, record, annotated=annotated))
-            tqdm.write(f"{name}: {_result(rows[-1])}")
+            rows.append(row := index_row(name, record))
+            found_in = f"class {row['line']}, anomaly score {row['confidence']:.2f}" if row["segments"] else "normal"
+            count = f"{row['segments']} segment{'s' * (row['segments'] != 1)}"
+            tqdm.write(f"{name}: {found_in}; highest score {row['max_score']:.3f}, {count}")
         except CannotWrite:
             raise
         except UserError as error:
@@ -135,22 +125,12 @@ def _detect_videos(
     return 1 if failed else 0
 
 
-def _result(row: Mapping[str, Any]) -> str:
-    """Return what was found in a video, for the terminal."""
-    highest = f"highest score {row['max_score']:.3f}"
-    if not row["segments"]:
-        return f"normal; {highest}"
-    count = f"{row['segments']} segment{'s' * (row['segments'] > 1)}"
-    of_class = "" if row["class_probability"] is None else f", class {row['line']}"
-    return f"anomaly score {row['confidence']:.2f}{of_class}; {count}, {highest}"
-
-
-def _small_picture(canvas: np.ndarray, width: int, height: int) -> bytes:
-    """Return a frame of that size, which is resized to a canvas already, as a small JPEG."""
-    scale = _PICTURE_SIZE / max(height, width)
-    size = max(1, round(scale * width)), max(1, round(scale * height))
+def _small_picture(canvas: np.ndarray, info: VideoInfo) -> bytes:
+    """Return a frame of a video, resized to a canvas already, as a JPEG of about 4 KB."""
+    scale = 160 / max(info.width, info.height)
+    size = max(1, round(scale * info.width)), max(1, round(scale * info.height))
     small = cv2.cvtColor(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])[1].tobytes()
+    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 70])[1].tobytes()
 
 
 def detect_video(
@@ -178,7 +158,7 @@ def detect_video(
                 canvas = to_canvas(frame)
                 # The middle one of every PICTURE_STEP frames, or the first one where the video ends before.
                 if count % PICTURE_STEP in (0, PICTURE_STEP // 2):
-                    pictures[count // PICTURE_STEP :] = [_small_picture(canvas, infos[0].width, infos[0].height)]
+                    pictures[count // PICTURE_STEP :] = [_small_picture(canvas, infos[0])]
                 count, bar.total = count + 1, infos[0].frames
                 bar.update()
                 on_frame(count, infos[0].frames)

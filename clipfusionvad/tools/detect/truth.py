@@ -1,9 +1,7 @@
 """Annotated intervals of the videos, to be shown beside the segments that are found."""
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,19 +10,8 @@ from clipfusionvad.data.annotations import WHAT, join_pieces, match_names, read_
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError, warn
 
-#: An interval as a list, as it comes back from JSON: frames [start, end) and its class.
+#: As it comes back from JSON: frames [start, end) and the class.
 Interval = list[Any]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """An annotated interval: frames start_frame … end_frame - 1, these bounds in seconds, its class."""
-
-    start: float
-    end: float
-    start_frame: int
-    end_frame: int
-    label: str
 
 
 def read_intervals(
@@ -34,34 +21,28 @@ def read_intervals(
 
     ``labels`` are shown for the classes of ``dataset``. ``UserError`` if the file annotates none of the videos.
     """
-    by_key: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_key[video_key(name)].append(name)
-    annotations = join_pieces(read_annotations(path, dataset, by_key), dataset)
-    matched, shown = match_names(annotations, by_key), dict(zip(dataset.labels, labels, strict=True))
+    keys = {name: video_key(name) for name in names}
+    annotations = join_pieces(read_annotations(path, dataset, keys.values()), dataset)
+    matched, shown = match_names(keys.values(), annotations), dict(zip(dataset.labels, labels, strict=True))
     if not matched:
-        ours, theirs = ("".join(f"{one}, " for one in islice(known, 3)) + "…" for known in (by_key, annotations))
+        ours, theirs = ("".join(f"{one}, " for one in islice(known, 3)) + "…" for known in (keys.values(), annotations))
         raise UserError(f"{WHAT} {path} annotates none of the videos: they are called {ours}; it names {theirs}")
-    if missing := [name for key in by_key.keys() - matched.values() for name in by_key[key]]:
+    found = {name: annotations[matched[key]] for name, key in keys.items() if key in matched}
+    if missing := keys.keys() - found.keys():
         warn(f"{path} does not annotate {len(missing)} of {len(names)} videos, such as {min(missing)}")
-    intervals: dict[str, list[Interval]] = {}
-    for theirs, key in matched.items():
-        item = annotations[theirs]
-        found: dict[tuple[int, int], list[str]] = {span: [] for span in item.segments}
-        # A file may name no classes; an interval of several classes is listed once for each.
-        for span, label in zip(item.segments, item.labels, strict=False):
-            found[span].append(shown[label])
-        intervals |= {name: [[*span, ", ".join(of)] for span, of in sorted(found.items())] for name in by_key[key]}
-    return intervals
+    # A file may name no classes.
+    pairs = {name: zip_longest(item.segments, item.labels) for name, item in found.items()}
+    return {name: [[*span, shown.get(label, "anomaly")] for span, label in of] for name, of in pairs.items()}
 
 
-def place_intervals(name: str, intervals: Sequence[Interval], times: np.ndarray, step: int) -> list[Truth]:
-    """Return the intervals of a video whose frames (and end) have these ``times``; every ``step``-th frame is there."""
+def place_intervals(name: str, intervals: Sequence[Interval], times: np.ndarray, step: int) -> list[dict[str, Any]]:
+    """Return the intervals of a video with frames (and end) at ``times``, as JSON; every ``step``-th frame is there."""
     placed, frames = [], len(times) - 1
     for start, end, label in intervals:
-        if start >= frames * step:
+        first, last = start // step, min(-(-end // step), frames)
+        if first >= frames:
             warn(f"{name} has {frames * step} frames, but is annotated from frame {start} to {end}: another video?")
             continue
-        first, last = start // step, min(-(-end // step), frames)
-        placed.append(Truth(float(times[first]), float(times[last]), first, last, label))
+        bounds = {"start": float(times[first]), "end": float(times[last]), "start_frame": first, "end_frame": last}
+        placed.append({**bounds, "label": label})
     return placed
