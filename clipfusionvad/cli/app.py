@@ -24,8 +24,7 @@ def main(argv: list[str]) -> None:
     thresholds = Thresholds.of(own.threshold, own.low_threshold, own.min_seconds, own.merge_seconds)
     from clipfusionvad.tools.app import serve  # after the parser: torch takes a second to load
 
-    paths = dict.fromkeys(args["checkpoint"])
-    models = [from_arguments(ModelOptions, args | {"checkpoint": path}) for path in paths]
+    models = [from_arguments(ModelOptions, args | {"checkpoint": path}) for path in dict.fromkeys(args["checkpoint"])]
     serve(models, load, thresholds, (server.host, server.port))
 
 

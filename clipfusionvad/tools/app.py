@@ -26,8 +26,6 @@ from clipfusionvad.tools.detect.run import detect_video
 
 #: What can be downloaded, by the ends of the names.
 FILES = (".json", ".csv", "_seconds.csv", "_segments.csv", ".png")
-# Seconds: how often old uploads are looked for, and the age at which they are removed.
-_CLEANING = (3600, 86_400)
 # The page of a result is as high as its content, so that only the whole page scrolls.
 _FIT = """new ResizeObserver(() => {this.style.height = this.contentDocument.documentElement.offsetHeight + "px"})
 .observe(this.contentDocument.body)"""
@@ -50,7 +48,8 @@ class Scored:
         """Write the results as ``detect`` does; return HTML that shows their page and links to the files."""
         was = self.found
         segments = find_segments(was.anomaly, was.classes, was.bounds, was.seconds, was.labels, thresholds)
-        found, stem = replace(was, thresholds=thresholds, segments=segments), self.source.stem
+        info, stem = replace(was.info, path=self.source.name), self.source.stem
+        found = replace(was, info=info, thresholds=thresholds, segments=segments)
         video = self.folder / (f"{stem}_annotated.mp4" if annotated else self.source.name)
         if annotated:
             write_annotated(video, self.source, found)
@@ -63,9 +62,6 @@ class Scored:
         page = f"<iframe src='{url}.html?{time_ns()}' title='result' onload='{_FIT}'></iframe>"
         return f"{page}<p>Download: {' · '.join(links)}</p>"
 
-    def remove(self) -> None:
-        rmtree(self.folder, ignore_errors=True)
-
 
 def serve(
     options: Sequence[ModelOptions],
@@ -77,29 +73,28 @@ def serve(
 
     Uploads and results lie in a temporary folder, which is removed at the end.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError("the app needs Gradio, which is not installed: pip install gradio") from error
     (host, port), stop = address, Event()
     try:
         create_server(address).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
         raise UserError(f"cannot listen on {host}, port {port} ({reason}): pass another --port or --host") from error
-    models = {own.checkpoint: load(own) for own in options}
-    theme = gradio.themes.Default(primary_hue="blue", **_FONTS).set(block_info_text_color="*neutral_600")
-    with TemporaryDirectory(prefix="clipfusionvad-", ignore_cleanup_errors=True) as folder, stop_on_signals(stop):
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(models, thresholds, Path(folder), stop)
+    with TemporaryDirectory(prefix="clipfusionvad-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        try:
+            import gradio
+        except ImportError as error:
+            raise UserError("the app needs Gradio, which is not installed: pip install gradio") from error
+        page = build_page({own.checkpoint: load(own) for own in options}, thresholds, Path(folder), stop)
+        theme = gradio.themes.Default(primary_hue="blue", **_FONTS).set(block_info_text_color="*neutral_600")
         given = {"server_name": host, "server_port": port, "allowed_paths": [folder], "theme": theme, "css": _STYLE}
-        page.launch(prevent_thread_lock=True, **given, **_LAUNCH)
-        print(f"app           {page.local_url} (Ctrl-C ends it)", flush=True)
-        # Without a limit, a signal that another thread gets would not end the waiting.
-        while not stop.wait(1):
-            pass
-        page.close(verbose=False)
+        with stop_on_signals(stop):
+            page.launch(prevent_thread_lock=True, **given, **_LAUNCH)
+            print(f"app           {page.local_url} (Ctrl-C ends it)", flush=True)
+            # Without a limit, a signal that another thread gets would not end the waiting.
+            while not stop.wait(1):
+                pass
+            page.close(verbose=False)
 
 
 def build_page(models: Mapping[str, DetectionModel], thresholds: Thresholds, folder: Path, stop: Event) -> Any:
@@ -133,17 +128,21 @@ def build_page(models: Mapping[str, DetectionModel], thresholds: Thresholds, fol
         except UserError as error:
             text = escape(str(error).replace(path, source.name))
             return f'<p class="problem" role="alert">{text}</p>', values[limits[1]], old
-        if old:
-            old.remove()
+        remove(old)
         return *shown, scored
 
     def change(values: dict[Any, Any]) -> Any:
         return write(values[state], values) if values[state] else gr.skip()
 
+    def remove(old: Scored | None) -> None:
+        if old:
+            rmtree(old.folder, ignore_errors=True)
+
     def leave(request: gr.Request) -> None:
         running.pop(str(request.session_hash), Event()).set()
 
-    with gr.Blocks(title="ClipFusionVAD", analytics_enabled=False, delete_cache=_CLEANING) as page:
+    # Every hour, uploads that are older than a day are removed.
+    with gr.Blocks(title="ClipFusionVAD", analytics_enabled=False, delete_cache=(3600, 86_400)) as page:
         gr.Markdown("# Anomalies in a video")
         with gr.Row():
             with gr.Column():
@@ -156,7 +155,7 @@ def build_page(models: Mapping[str, DetectionModel], thresholds: Thresholds, fol
             with gr.Column():
                 limits = _sliders(gr, thresholds)
         result = gr.HTML(min_height=120, padding=False)
-        state = gr.State(delete_callback=lambda old: old and old.remove())
+        state = gr.State(delete_callback=remove)
         # Of each function, one call runs at a time; others wait.
         read, written = {state, video, chosen, annotated, *limits}, [result, limits[1]]
         scoring = gr.on([video.upload, start.click], detect, read, [*written, state], show_progress_on=result)

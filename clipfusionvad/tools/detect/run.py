@@ -142,9 +142,8 @@ def detect_video(
 ) -> Detection:
     """Score one video, under a progress bar. If decoding stops early, the frames before are scored.
 
-    ``on_frame`` gets the number of frames read so far and of all, if the file says it.
-
-    ``UserError`` for a file without any frame.
+    ``on_frame`` gets the number of frames read so far and of all, if the file says it. ``UserError`` for a file
+    without any frame.
     """
     infos: list[VideoInfo] = []
     times: list[float] = []
