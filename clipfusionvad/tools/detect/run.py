@@ -27,7 +27,7 @@ from clipfusionvad.tools.detect.config import PICTURE_STEP, DetectConfig, ModelO
 from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
 from clipfusionvad.tools.detect.stream import CHUNK, StreamSource, watch
-from clipfusionvad.tools.detect.truth import place_intervals, read_intervals
+from clipfusionvad.tools.detect.truth import Interval, place_intervals, read_intervals
 
 
 def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel]) -> int:
@@ -48,10 +48,11 @@ def detect(config: DetectConfig, load: Callable[[ModelOptions], DetectionModel])
         raise UserError(f"{config.model.checkpoint} reads equal parts of whole videos: give video files, no --stream")
     if live.stream and model.sigma:
         warn(f"a stream is not smoothed: the snippets that follow are not there yet (model file: σ = {model.sigma:g})")
+    truth = read_intervals(config.annotations, videos, model.dataset, model.labels) if config.annotations else {}
     if not live.stream:
         try:
             with hold(folder):
-                return _detect_videos(videos, folder, config, model, thresholds)
+                return _detect_videos(videos, truth, folder, config, model, thresholds)
         except KeyboardInterrupt:
             print(f"finished videos are kept in {folder}; the same command continues from there", file=sys.stderr)
             raise
@@ -75,12 +76,16 @@ def _list_videos(given: Sequence[str], output: Path) -> dict[str, str]:
 
 
 def _detect_videos(
-    videos: Mapping[str, str], folder: Path, config: DetectConfig, model: DetectionModel, thresholds: Thresholds
+    videos: Mapping[str, str],
+    truth: Mapping[str, list[Interval]],
+    folder: Path,
+    config: DetectConfig,
+    model: DetectionModel,
+    thresholds: Thresholds,
 ) -> int:
     """Score every video that is not finished; a video that fails is reported and left out."""
     if config.fps is None:
         note_rate(videos.values(), model.dataset.fps)
-    truth = read_intervals(config.annotations, videos, model.dataset, model.labels) if config.annotations else {}
     rows, failed = [], 0
     for name, path in ProgressBar(videos.items(), "videos"):
         source, record_path = Path(path), folder / f"{name}.json"
