@@ -50,11 +50,9 @@ class Scored:
         segments = find_segments(was.anomaly, was.classes, was.bounds, was.seconds, was.labels, thresholds)
         info, stem = replace(was.info, path=self.source.name), self.source.stem
         found = replace(was, info=info, thresholds=thresholds, segments=segments)
-        video = self.folder / (f"{stem}_annotated.mp4" if annotated else self.source.name)
+        link_or_copy(self.source, video := self.folder / self.source.name)
         if annotated:
-            write_annotated(video, self.source, found)
-        else:
-            link_or_copy(self.source, video)
+            write_annotated(video := self.folder / f"{stem}_annotated.mp4", self.source, found)
         write_detection(self.folder, stem, found, self.settings, video.name)
         url = f"gradio_api/file={quote(str(self.folder / stem))}"
         links = (f"<a href='{url}{ending}' download>{escape(stem)}{ending}</a>" for ending in FILES)
@@ -77,8 +75,8 @@ def serve(
     try:
         create_server(address).close()
     except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        raise UserError(f"cannot listen on {host}, port {port} ({reason}): pass another --port or --host") from error
+        reason = f"{error.strerror}".partition(" (")[0]
+        raise UserError(f"cannot listen on {host}:{port} ({reason}): pass another --port or --host") from error
     with TemporaryDirectory(prefix="clipfusionvad-", ignore_cleanup_errors=True) as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         try:
@@ -148,8 +146,7 @@ def build_page(models: Mapping[str, DetectionModel], thresholds: Thresholds, fol
             with gr.Column():
                 video = gr.File(label="Video")
                 chosen = gr.Dropdown([*models], label="Model", visible=len(models) > 1)
-                hint = "takes longer; every browser plays the result"
-                annotated = gr.Checkbox(label="Draw the scores into the video", info=hint)
+                annotated = gr.Checkbox(label="Draw the scores into the video (takes longer, every browser plays it)")
                 with gr.Row():
                     start, cancel = gr.Button("Detect", variant="primary"), gr.Button("Stop")
             with gr.Column():

@@ -49,7 +49,7 @@ def test_missing_package_wrong_checkpoint_and_taken_port_are_one_line(place, mon
         port = taken.getsockname()[1]
         in_use = app("--checkpoint", place / "vadclip.pt", "--port", port)
     wrong = app("--checkpoint", place / "vadclip.pt", place / "notes.mp4", "--port", port)
-    says = "pip install gradio", f"port {port} (Address already in use): pass another --port", "notes.mp4"
+    says = "pip install gradio", f"127.0.0.1:{port} (Address already in use): pass another --port", "notes.mp4"
     for outcome, words in zip((missing, in_use, wrong), says, strict=True):
         assert outcome.code == 2 and outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome
         assert words in outcome.err
@@ -178,7 +178,7 @@ def test_not_a_video_is_said_in_the_page_and_a_long_one_can_be_stopped(page, pla
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("frames |").wait_for(state="hidden")
     # The next one need not wait for the rest of it.
-    page.get_by_label("Model").click()
+    page.get_by_label("Model", exact=True).click()
     page.get_by_role("option", name="other.pt").click()
     drop(page, place / "my film #1.mp4")
     page.frame_locator("iframe").get_by_role("heading", name="my film #1 · other.pt").wait_for()
