@@ -12,8 +12,8 @@ _SCOPE = "event images are normalised over a block of 32 chunks or each chunk"
 _SMOOTH = "smooth scores over time: a Gaussian's standard deviation in snippets (default: that of the model file, or 0)"
 _HIGH = "score that starts a segment (default: 0.5, or a higher --low-threshold)"
 _LOW = "score that continues a segment (default: 0.4, or a lower --threshold)"
-#: Frames from one kept picture of a video to the next.
-PICTURE_STEP = 16
+#: Frames that are handed over together, if a snippet is a frame; a picture is kept of as many.
+CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)

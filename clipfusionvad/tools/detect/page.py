@@ -24,7 +24,7 @@ from clipfusionvad.metrics.segments import Segment, Thresholds
 from clipfusionvad.models.clip import TOY
 from clipfusionvad.report.page import clock, render
 from clipfusionvad.report.plots import CLASS_COLOURS, colour_number, save_figure
-from clipfusionvad.tools.detect.config import PICTURE_STEP
+from clipfusionvad.tools.detect.config import CHUNK
 
 # Name of a segment if the method does not distinguish classes.
 ANOMALY = "anomaly"
@@ -40,7 +40,7 @@ class Detection:
 
     Snippet i has the frames bounds[i] … bounds[i + 1] - 1; ``times`` (frames + 1,) are the seconds of all frames and of
     the end. ``broken`` says why decoding stopped early, if it did. ``pictures`` are small JPEGs, one of every
-    ``PICTURE_STEP`` frames; ``truth`` are the annotated intervals as in JSON, None where they are unknown.
+    ``CHUNK`` frames; ``truth`` are the annotated intervals as in JSON, None where they are unknown.
     """
 
     info: VideoInfo
@@ -81,7 +81,7 @@ class Detection:
     def picture(self, snippet: int) -> str:
         """Return the picture nearest to the middle of a snippet in base64; nothing without pictures."""
         middle = int(self.bounds[snippet] + self.bounds[snippet + 1]) // 2
-        return b64encode(self.pictures[middle // PICTURE_STEP]).decode() if self.pictures else ""
+        return b64encode(self.pictures[middle // CHUNK]).decode() if self.pictures else ""
 
     def colour_of(self, segment: Segment, dark: bool = False) -> str:
         """Return the colour of a segment's class on light or on dark ground."""

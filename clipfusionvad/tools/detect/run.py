@@ -23,10 +23,10 @@ from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.metrics import snippet_edges
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
-from clipfusionvad.tools.detect.config import PICTURE_STEP, DetectConfig, ModelOptions
+from clipfusionvad.tools.detect.config import CHUNK, DetectConfig, ModelOptions
 from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
-from clipfusionvad.tools.detect.stream import CHUNK, StreamSource, watch
+from clipfusionvad.tools.detect.stream import StreamSource, watch
 from clipfusionvad.tools.detect.truth import Interval, place_intervals, read_intervals
 
 
@@ -160,9 +160,9 @@ def detect_video(
         try:
             for frame in read_frames(path, infos.append, times.append, fps):
                 canvas = to_canvas(frame)
-                # The middle one of every PICTURE_STEP frames, or the first one where the video ends before.
-                if count % PICTURE_STEP in (0, PICTURE_STEP // 2):
-                    pictures[count // PICTURE_STEP :] = [_small_picture(canvas, infos[0])]
+                # The middle one of every CHUNK frames, or the first one where the video ends before.
+                if count % CHUNK in (0, CHUNK // 2):
+                    pictures[count // CHUNK :] = [_small_picture(canvas, infos[0])]
                 count, bar.total = count + 1, infos[0].frames
                 bar.update()
                 on_frame(count, infos[0].frames)

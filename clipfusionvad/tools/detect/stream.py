@@ -35,13 +35,12 @@ from clipfusionvad.extraction.snippets import to_canvas
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_writable, without_nan
 from clipfusionvad.metrics.segments import Alert, OnlineSegments, Span, Thresholds
+from clipfusionvad.tools.detect.config import CHUNK
 from clipfusionvad.tools.detect.model import DetectionModel
 from clipfusionvad.tools.detect.page import DIGITS, class_line, short_clock
 
 Item = TypeVar("Item")
 SCORES, ALERTS = "scores.jsonl", "alerts.jsonl"
-#: Frames that are handed over together, if a snippet is a frame.
-CHUNK = 16
 # Seconds between two checks of a file that has not grown.
 _PAUSE = 0.1
 # Seconds between attempts to connect: twice as long each time, up to the longest.
