@@ -9,7 +9,7 @@ GROUPS = {
     "features and lists": ("extract", "convert_features", "compare_features", "lists", "pack"),
     "training and testing": ("train", "test", "sweep", "reproduce", "rerun"),
     "results": ("report", "table", "evaluate", "insight", "uncertainty"),
-    "use": ("detect", "export"),
+    "use": ("detect", "app", "export"),
 }
 
 

@@ -139,10 +139,17 @@ def _small_picture(canvas: np.ndarray, info: VideoInfo) -> bytes:
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 70])[1].tobytes()
 
 
-def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds, fps: float | None = None) -> Detection:
+def detect_video(
+    path: Path,
+    model: DetectionModel,
+    thresholds: Thresholds,
+    fps: float | None = None,
+    on_frame: Callable[[int, int | None], object] = lambda done, total: None,
+) -> Detection:
     """Score one video, under a progress bar. If decoding stops early, the frames before are scored.
 
-    ``UserError`` for a file without any frame.
+    ``on_frame`` gets the number of frames read so far and of all, if the file says it. ``UserError`` for a file
+    without any frame.
     """
     infos: list[VideoInfo] = []
     times: list[float] = []
@@ -159,6 +166,7 @@ def detect_video(path: Path, model: DetectionModel, thresholds: Thresholds, fps:
                     pictures[count // CHUNK :] = [_small_picture(canvas, infos[0])]
                 count, bar.total = count + 1, infos[0].frames
                 bar.update()
+                on_frame(count, infos[0].frames)
                 yield canvas
         except BrokenVideo as error:
             broken = str(error)
