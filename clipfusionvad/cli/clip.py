@@ -13,8 +13,7 @@ def main(argv: list[str]) -> int:
     files = openai_files()
     if name is None:
         for model, (url, path, size, sha256) in files.items():
-            whole = path.is_file() and hash_file(path) == sha256
-            state = "here" if whole else "wrong checksum" if path.is_file() else "not here"
+            state = "not here" if not path.is_file() else "here" if hash_file(path) == sha256 else "wrong checksum"
             print(f"{model:15} {state:15} {size:>17}  {url}")
         print(f"folder: {path.parent}; the long number in an address is the SHA-256; to download: clip NAME")
         return 0

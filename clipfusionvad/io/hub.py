@@ -1,5 +1,6 @@
 """Files of the HuggingFace Hub: ``hf:owner/name/file`` in place of a path, downloaded by ``huggingface_hub``."""
 
+import functools
 import logging
 import re
 from pathlib import Path
@@ -9,7 +10,6 @@ from clipfusionvad.io.errors import UserError, nearest
 HUB = "hf:"
 # [datasets/]owner/name[@revision][/file or folder], in the order of the Hub's own addresses.
 _NAME = re.compile(HUB + "/*(datasets/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/*")
-_FOUND: dict[str, tuple[str, Path]] = {}
 
 
 def local_path(name: str | Path) -> Path:
@@ -22,12 +22,11 @@ def pinned(name: str) -> str:
     return _find(name)[0]
 
 
+@functools.cache
 def _find(name: str) -> tuple[str, Path]:
     """Return the pinned name and the path of a file or folder; ``UserError`` if the Hub does not give it."""
     if not name.startswith(HUB):
         return name, Path(name)
-    if name in _FOUND:
-        return _FOUND[name]
     parts = _NAME.fullmatch(name)
     if not parts or not (parts[1] or parts[4]):
         raise UserError(f"{name}: write hf:owner/name/file, hf:owner/name@revision/file or hf:datasets/owner/name")
@@ -53,9 +52,7 @@ def _find(name: str) -> tuple[str, Path]:
         raise UserError(f"{name}: {next(known, ' '.join(str(error).split())[:300])}") from error
     # The cache holds a file at snapshots/COMMIT/inner.
     commit = path.parts[-1 - len(Path(inner).parts)]
-    found = f"{HUB}{place}@{commit}/{inner}".rstrip("/"), path
-    _FOUND[name] = _FOUND[found[0]] = found
-    return found
+    return f"{HUB}{place}@{commit}/{inner}".rstrip("/"), path
 
 
 def _download(repo: str, kind: str, revision: str | None, inner: str) -> Path:

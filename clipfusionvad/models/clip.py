@@ -127,31 +127,9 @@ def openai_files() -> dict[str, tuple[str, Path, str, str]]:
 
     cache = Path("~/.cache/clip").expanduser()
     parts = {name: (url, *url.split("/")[-2:]) for name, url in _MODELS.items()}
-    return {name: (url, cache / file, _SIZES.get(name, ""), sha256) for name, (url, sha256, file) in parts.items()}
-
-
-def openai_file(name: str) -> Path:
-    """Return the file of one of OpenAI's models, downloaded unless it is there with the right checksum."""
-    files, known = openai_files(), [*openai_files(), TOY]
-    if name not in files:
-        message = f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}"
-        raise UserError(f"{message}; known: {', '.join(known)}, and hf:owner/name/file of the HuggingFace Hub")
-    (url, path, size, sha256), found = files[name], ""
-    if path.is_file():
-        if hash_file(path) == sha256:
-            return path
-        found = f"{path} is not OpenAI's file or is incomplete: {path.stat().st_size:,} bytes, another SHA-256; "
-        warn(f"{found}downloading it again")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # The file gets its name when its checksum is right.
-        torch.hub.download_url_to_file(url, str(path), sha256)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{found}CLIP {name} could not be downloaded ({error}): get {url} on another machine ({size} SHA-256 "
-            f"{sha256}) and save it as {path}, or pass --clip FILE; --clip toy, of random weights, is for a try"
-        ) from error
-    return path
+    return {
+        name: (url, cache / file, _SIZES.get(name, "? bytes"), sha256) for name, (url, sha256, file) in parts.items()
+    }
 
 
 def load_clip(source: str, width: int = 512) -> ClipWeights:
@@ -235,7 +213,26 @@ _DECLARED: list[torch.library.Library] = []
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    return openai_clip().load(str(openai_file(name)), device="cpu")[0].state_dict()
+    """Return the weights of one of OpenAI's models, downloaded unless they are there with the right checksum."""
+    known = [*(files := openai_files()), TOY]
+    if name not in files:
+        message = f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}"
+        raise UserError(f"{message}; known: {', '.join(known)}, and hf:owner/name/file of the HuggingFace Hub")
+    (url, path, size, sha256), whole, found = files[name], False, ""
+    if path.is_file() and not (whole := hash_file(path) == sha256):
+        found = f"{path} is not OpenAI's file or is incomplete: {path.stat().st_size:,} bytes, another SHA-256; "
+        warn(f"{found}downloading it again")
+    try:
+        if not whole:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The file gets its name when its checksum is right.
+            torch.hub.download_url_to_file(url, str(path), sha256)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{found}CLIP {name} could not be downloaded ({error}): get {url} on another machine ({size}, SHA-256 "
+            f"{sha256}) and save it as {path}, or pass --clip FILE; --clip toy, of random weights, is for a try"
+        ) from error
+    return openai_clip().load(str(path), device="cpu")[0].state_dict()
 
 
 def _read_file(path: str) -> dict[str, Tensor]:
@@ -259,12 +256,10 @@ def _read_file(path: str) -> dict[str, Tensor]:
     if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
         raise UserError(f"{foreign}its text tower has the shapes {sizes}")
     _check_layers(state, path, width)
-    config = Path(path).with_name("config.json")
-    if _HUGGINGFACE in theirs and (config := local_path(config)).is_file():
+    if _HUGGINGFACE in theirs and (config := local_path(Path(path).with_name("config.json"))).is_file():
         activation = re.search(r'"hidden_act": *"(?!quick_gelu")(\w*)"', config.read_text("utf-8", "replace"))
         if activation:
-            ours = "OpenAI's CLIP with quick_gelu: not supported"
-            raise UserError(f"{path} computes with {activation[1]} ({config}), {ours}")
+            raise UserError(f"{path} computes with {activation[1]} ({config}), OpenAI's CLIP with quick_gelu: refused")
     return state
 
 

@@ -103,12 +103,7 @@ def clip_weights(machine: Installation) -> Iterator[Finding]:
         yield Finding(NOTE, what, "python -m clipfusionvad clip ViT-B/16; it says what to do without a network")
     for path in files:
         if path.stat().st_size < 2**26:
-            yield Finding(
-                WARNING,
-                "too small for weights of CLIP",
-                "download it again: clip NAME",
-                str(path),
-            )
+            yield Finding(WARNING, "too small for weights of CLIP", "python -m clipfusionvad clip NAME", str(path))
 
 
 def gpu(machine: Installation) -> Iterator[Finding]:
