@@ -14,19 +14,17 @@ _NAME = re.compile(HUB + "/*(datasets/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/
 
 def local_path(name: str | Path) -> Path:
     """Return the path of a file or folder; one that is named ``hf:…`` is downloaded into the Hub's cache."""
-    return _find(str(name))[1]
+    return _find(str(name))[1] if str(name).startswith(HUB) else Path(name)
 
 
 def pinned(name: str) -> str:
     """Return a name ``hf:…`` with the commit that it stands for now, as records need it; any other as it is."""
-    return _find(name)[0]
+    return _find(name)[0] if name.startswith(HUB) else name
 
 
 @functools.cache
 def _find(name: str) -> tuple[str, Path]:
-    """Return the pinned name and the path of a file or folder; ``UserError`` if the Hub does not give it."""
-    if not name.startswith(HUB):
-        return name, Path(name)
+    """Return the pinned name and the path of a file or folder of the Hub; ``UserError`` if it cannot be had."""
     parts = _NAME.fullmatch(name)
     if not parts or not (parts[1] or parts[4]):
         raise UserError(f"{name}: write hf:owner/name/file, hf:owner/name@revision/file or hf:datasets/owner/name")

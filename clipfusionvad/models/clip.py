@@ -127,9 +127,7 @@ def openai_files() -> dict[str, tuple[str, Path, str, str]]:
 
     cache = Path("~/.cache/clip").expanduser()
     parts = {name: (url, *url.split("/")[-2:]) for name, url in _MODELS.items()}
-    return {
-        name: (url, cache / file, _SIZES.get(name, "? bytes"), sha256) for name, (url, sha256, file) in parts.items()
-    }
+    return {name: (url, cache / file, _SIZES.get(name, "? bytes"), sha) for name, (url, sha, file) in parts.items()}
 
 
 def load_clip(source: str, width: int = 512) -> ClipWeights:
