@@ -5,7 +5,7 @@ from pathlib import Path
 
 #: The commands by purpose, in the order of their use.
 GROUPS = {
-    "first steps": ("demo", "matrix", "doctor", "completion"),
+    "first steps": ("demo", "matrix", "doctor", "clip", "completion"),
     "features and lists": ("extract", "convert_features", "compare_features", "lists", "pack"),
     "training and testing": ("train", "test", "sweep", "reproduce", "rerun"),
     "results": ("report", "table", "evaluate", "insight", "uncertainty"),

@@ -20,6 +20,7 @@ from clipfusionvad.engine.config import AUTO, CONFIGS, RunConfig, Settings
 from clipfusionvad.engine.loggers import TRACKERS
 from clipfusionvad.io import option as option_io
 from clipfusionvad.io.errors import UserError, nearest, warn
+from clipfusionvad.io.hub import pinned
 from clipfusionvad.io.option import Declared, add_arguments, declared_options, find_config
 from clipfusionvad.models import (
     Method,
@@ -142,6 +143,7 @@ def parse_options(
     if known.show_options:
         print(_table(values, layers))
         sys.exit(0)
+    vars(args).update({key: pinned(value) for key, value in values.items() if isinstance(value, str)})
     return args
 
 

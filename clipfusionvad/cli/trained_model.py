@@ -12,7 +12,7 @@ from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of,
 from clipfusionvad.engine.config import AUTO, Settings
 from clipfusionvad.engine.run_folder import DATASET, OPTIONS, which_run
 from clipfusionvad.io.errors import UserError, warn
-from clipfusionvad.io.files import must_exist
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.models import find_method, read_options
 
 
@@ -22,7 +22,7 @@ def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -
     early = Parser(add_help=False)
     early.add_argument("--model-path")
     path = early.parse_known_args(argv)[0].model_path
-    if path is None or not Path(path).exists():
+    if path is None or not local_path(path).exists():
         # Shows what --help and --show-options can show without a file.
         path = option_file.parse_args([word for word in argv if path or word != "--show-options"]).model_path
     file, dataset = read_model_file(path), option_file.DATASET
@@ -80,7 +80,6 @@ def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:
     if source.is_dir():
         dataset, _ = read_run_options(source)
         return dataset, ["--config", str(source / OPTIONS), "--model-path", str(source), *argv]
-    must_exist(source, "run or model file")
     file = read_model_file(source)
     parser = Parser(prog="clipfusionvad", add_help=False)
     parser.add_argument("--dataset")

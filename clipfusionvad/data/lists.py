@@ -14,6 +14,7 @@ from clipfusionvad.data.annotations import video_key
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import delimiter, read_csv, read_text, walk_files, write_csv
+from clipfusionvad.io.hub import local_path
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def read_list(
     rows = read_csv(path, "list", ("path", "label"))
     if not rows:
         raise UserError(f"list {path} holds no videos")
+    feature_root = feature_root and str(local_path(feature_root))
     if feature_root is not None and not os.path.isdir(feature_root):
         if not may_lack_files:
             raise UserError(f"feature root not found: {feature_root}")

@@ -13,6 +13,7 @@ from clipfusionvad.engine.config import AUTO
 from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
+from clipfusionvad.io.hub import local_path, pinned
 from clipfusionvad.models import Method, current_options, find_method, method_names
 from clipfusionvad.models.clip import ClipWeights
 
@@ -38,8 +39,8 @@ def read_model_file(path: str | Path) -> ModelFile:
     Reads torch's files, and safetensors by their suffix. Our files name their method. Other files hold a state dict,
     bare or wrapped: its keys, without a common prefix, show the method, and are converted to those of our model.
     """
-    path = model_file_in(path)
-    if not path.is_file() and not any(path.parent.glob(f"*{path.suffix}")):
+    path = model_file_in(pinned(str(path)))
+    if not local_path(path).is_file() and not any(path.parent.glob(f"*{path.suffix}")):
         raise UserError(f"model file not found: {path}; training writes it, and best.pt into the folder of its run")
     content = read_checkpoint(path, "model file")
     state = find_state_dict(content, path, "model file")

@@ -290,7 +290,7 @@ def _load(config: EncoderConfig) -> tuple[ImageEncoder, dict[str, Any]]:
     """Return the encoder and its entry in the record."""
     weights = _weights(config.clip, config.embed_dim)
     encoder = ImageEncoder(weights, pick_device(config.device), config.precision, config.batch_size)
-    return encoder, {"clip": config.clip, "fingerprint": weights.image_fingerprint, "dim": encoder.dim}
+    return encoder, {"clip": weights.source, "fingerprint": weights.image_fingerprint, "dim": encoder.dim}
 
 
 def _write_rows(files: list[BinaryIO], rows: np.ndarray, job: Job) -> int:

@@ -28,7 +28,7 @@ _PATHS = "folders (whose subfolders are kept), video files, .txt lists of them, 
 class EncoderConfig:
     """The image encoder, described so that another process or machine can build it."""
 
-    clip: Annotated[str, Option("CLIP model name, local file, or 'toy'")] = "ViT-B/16"
+    clip: Annotated[str, Option("CLIP model name, file, hf:owner/name/file, or 'toy'")] = "ViT-B/16"
     embed_dim: Annotated[int, size("width of the features of --clip toy")] = 512
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("arithmetic of the encoder", choices=("fp32", "fp16", "bf16"))] = "fp32"

@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.hub import HUB
 
 try:
     fcntl: Any = importlib.import_module("fcntl")
@@ -100,6 +101,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raise ``UserError`` if a file cannot be written; create nothing."""
+    if str(path).startswith(HUB):
+        raise UserError(f"cannot write {path}: files of the Hub are only read")
     folder = next(folder for folder in Path(path).parents if folder.exists())
     if Path(path).is_dir():
         raise UserError(f"cannot write {path}: it is a folder")

@@ -23,6 +23,7 @@ import numpy as np
 
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import check_unpacked_size, must_exist
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.io.npy import NUMPY_NAMES, RestrictedUnpickler
 
 # torch is imported where it is used: commands that only may read a checkpoint start without it.
@@ -57,8 +58,9 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
     none) and ``UserError`` where a file holds more than tensors and plain values, other than objects of Lightning and
     those that hold settings, which are not built.
     """
+    path = local_path(path)
     must_exist(path, what)
-    suffix = Path(path).suffix.lower()
+    suffix = path.suffix.lower()
     if suffix in _OTHER_LIBRARIES:
         raise UserError(f"{what} {path} is one of {_OTHER_LIBRARIES[suffix]}: give that of torch or safetensors")
     try:

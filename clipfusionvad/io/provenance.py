@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import clipfusionvad
 from clipfusionvad.io.files import hash_file, read_csv, write_csv
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.io.rank import rank_info
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ class Sources:
 
     def add(self, part: str, path: str | Path, sha256: str | None = None) -> None:
         """Record a file, and hash it unless ``sha256`` is given; ignore a path that is not a file."""
-        path = Path(path)
-        if path.is_file():
-            digest = short_hash(path) if sha256 is None else sha256
-            self.found[part, str(path)] = Source(part, str(path), path.stat().st_size, digest)
+        file = local_path(path)
+        if file.is_file():
+            digest = short_hash(file) if sha256 is None else sha256
+            self.found[part, str(path)] = Source(part, str(path), file.stat().st_size, digest)
 
     def reader(self, part: str, read: bool = True) -> Callable[[Path], None]:
         """Return ``add`` for the files of one part; with ``read`` False it records their size only."""

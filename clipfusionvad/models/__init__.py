@@ -29,7 +29,7 @@ class ModelConfig:
     """Which model is built, whatever its method. ``options`` are the keyword arguments of the method."""
 
     method: Annotated[str, Option("detector")]
-    clip: Annotated[str, Option("CLIP model name, local file, or 'toy'")] = "ViT-B/16"
+    clip: Annotated[str, Option("CLIP model name, file, hf:owner/name/file, or 'toy'")] = "ViT-B/16"
     classes_num: Annotated[int, Option("number of classes, the normal one included", minimum=1, maximum=LARGEST_SIZE)]
     embed_dim: Annotated[int, Option("width of CLIP's text tower", minimum=1, maximum=LARGEST_SIZE)]
     visual_width: Annotated[int, Option("width of the visual features", minimum=1, maximum=LARGEST_SIZE)]

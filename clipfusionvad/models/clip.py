@@ -19,8 +19,10 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from clipfusionvad.io.errors import UserError, nearest
+from clipfusionvad.io.errors import UserError, nearest, warn
+from clipfusionvad.io.files import hash_file
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, read_checkpoint, without_prefix
+from clipfusionvad.io.hub import local_path, pinned
 
 TOY = "toy"
 CONTEXT_LENGTH = 77
@@ -32,6 +34,9 @@ _EVENT_ENCODER = "encoder_k."
 _TEXT_KEYS = ["token_embedding.weight", "positional_embedding", "text_projection", "ln_final.weight", "ln_final.bias"]
 # Entries that OpenAI's model makes anew and does not take.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
+# Sizes of OpenAI's files, as far as several public sources agree on them.
+_SIZES = {"RN50": "255,827,503 bytes", "RN101": "291,791,292 bytes", "ViT-B/32": "353,976,522 bytes"}
+_SIZES |= {"ViT-B/16": "350,837,078 bytes", "ViT-L/14": "932,768,134 bytes", "ViT-L/14@336px": "934,088,680 bytes"}
 # Parts of the names in HuggingFace's CLIPModel, and what OpenAI calls them.
 _HUGGINGFACE = "text_model.embeddings.token_embedding.weight"
 _NAMES = {
@@ -115,8 +120,18 @@ class ClipWeights:
         return digest.hexdigest()[:16]
 
 
+def openai_files() -> dict[str, tuple[str, Path, str, str]]:
+    """Return of OpenAI's models, by name: address, place in openai-clip's cache, size as text, SHA-256."""
+    openai_clip()
+    from clip.clip import _MODELS
+
+    cache = Path("~/.cache/clip").expanduser()
+    parts = {name: (url, *url.split("/")[-2:]) for name, url in _MODELS.items()}
+    return {name: (url, cache / file, _SIZES.get(name, "? bytes"), sha) for name, (url, sha, file) in parts.items()}
+
+
 def load_clip(source: str, width: int = 512) -> ClipWeights:
-    """Load CLIP by model name (downloaded by openai-clip), from a local file, or ``toy`` of the given width.
+    """Load CLIP by OpenAI's name, from a file, here or on the Hub (``hf:…``), or ``toy`` of the given width.
 
     A file may be OpenAI's TorchScript archive, a state dict of OpenAI, open_clip or HuggingFace's CLIPModel, a
     checkpoint that holds CLIP under ``clipmodel.``, or one of event-CLIP (entries named ``encoder_k.``). Raises
@@ -126,9 +141,10 @@ def load_clip(source: str, width: int = 512) -> ClipWeights:
         if width >= 128 and width % 64:
             raise UserError(f"--clip toy cannot be {width} wide: a multiple of 64, or less than 128")
         return ClipWeights(toy_state(width), TOY)
-    if Path(source).is_dir():
+    source = pinned(source)
+    if local_path(source).is_dir():
         raise UserError(f"--clip {source} is a folder: give the file of weights in it, such as model.safetensors")
-    return ClipWeights(_read_file(source) if Path(source).is_file() else _download(source), source)
+    return ClipWeights(_read_file(source) if local_path(source).is_file() else _download(source), source)
 
 
 def clip_in_checkpoint(state: dict[str, Tensor], source: str) -> ClipWeights | None:
@@ -195,16 +211,26 @@ _DECLARED: list[torch.library.Library] = []
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    clip = openai_clip()
-    known = [*clip.available_models(), TOY]
-    if name not in known:
+    """Return the weights of one of OpenAI's models, downloaded unless they are there with the right checksum."""
+    known = [*(files := openai_files()), TOY]
+    if name not in files:
         message = f"--clip {name!r} is neither a file nor a CLIP model{nearest(name, known)}"
-        raise UserError(f"{message}; known: {', '.join(known)}")
+        raise UserError(f"{message}; known: {', '.join(known)}, and hf:owner/name/file of the HuggingFace Hub")
+    (url, path, size, sha256), whole, found = files[name], False, ""
+    if path.is_file() and not (whole := hash_file(path) == sha256):
+        found = f"{path} is not OpenAI's file or is incomplete: {path.stat().st_size:,} bytes, another SHA-256; "
+        warn(f"{found}downloading it again")
     try:
-        return clip.load(name, device="cpu")[0].state_dict()
+        if not whole:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The file gets its name when its checksum is right.
+            torch.hub.download_url_to_file(url, str(path), sha256)
     except (OSError, RuntimeError) as error:
-        hint = "check the network, or fetch the file elsewhere and pass --clip FILE"
-        raise UserError(f"CLIP {name} could not be downloaded ({error}): {hint}") from error
+        raise UserError(
+            f"{found}CLIP {name} could not be downloaded ({error}): get {url} on another machine ({size}, SHA-256 "
+            f"{sha256}) and save it as {path}, or pass --clip FILE; --clip toy, of random weights, is for a try"
+        ) from error
+    return openai_clip().load(str(path), device="cpu")[0].state_dict()
 
 
 def _read_file(path: str) -> dict[str, Tensor]:
@@ -228,12 +254,10 @@ def _read_file(path: str) -> dict[str, Tensor]:
     if sizes != [(_VOCABULARY, width), (CONTEXT_LENGTH, width), (width, dim), (width,), (width,)]:
         raise UserError(f"{foreign}its text tower has the shapes {sizes}")
     _check_layers(state, path, width)
-    config = Path(path).with_name("config.json")
-    if _HUGGINGFACE in theirs and config.is_file():
+    if _HUGGINGFACE in theirs and (config := local_path(Path(path).with_name("config.json"))).is_file():
         activation = re.search(r'"hidden_act": *"(?!quick_gelu")(\w*)"', config.read_text("utf-8", "replace"))
         if activation:
-            ours = "OpenAI's CLIP with quick_gelu: not supported"
-            raise UserError(f"{path} computes with {activation[1]} ({config}), {ours}")
+            raise UserError(f"{path} computes with {activation[1]} ({config}), OpenAI's CLIP with quick_gelu: refused")
     return state
 
 

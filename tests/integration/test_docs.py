@@ -174,7 +174,7 @@ def make_scores():
 
 # Commands that other tests run, or that need a network, a browser, a camera or a cluster; by how they begin.
 ELSEWHERE = ["make|git|cd|eval|pip|\\.|python -m venv|tensorboard", "torchrun|python benchmarks/|.*--engine ray"]
-ELSEWHERE += ["python -m clipfusionvad (app|demo|detect --stream|reproduce)", ".*--track wandb"]
+ELSEWHERE += ["python -m clipfusionvad (app|clip|demo|detect --stream|reproduce)", ".*--track wandb", ".*hf:"]
 ELSEWHERE += [".*--method (perceptron|smoothfusion)", ".*configs/ablations/(anomalyclip|reflipvad)_"]
 # Preparations for a command of a page: data of its own, or files that another page describes.
 BEFORE = {

@@ -207,7 +207,7 @@ def test_every_analysis_of_scores_writes_its_figure_and_numbers(analysis, classe
         (["alarms", "nowhere", "--output", "a.png"], "no such folder: nowhere"),
         (["alarms", "nowhere", "--output", "a.gif"], "must end in one of: .png, .pdf, .svg"),
         (["classes", "nowhere", "--output", "a.png", "--rates", "1"], "unknown argument '--rates'"),
-        (["gates", "nowhere", "--output", "a.png"], "run or model file not found: nowhere"),
+        (["gates", "nowhere", "--output", "a.png"], "model file not found: nowhere"),
     ],
 )
 def test_wrong_commands_end_in_one_line(argv, said, tmp_path, monkeypatch):

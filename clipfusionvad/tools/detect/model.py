@@ -18,6 +18,7 @@ from clipfusionvad.extraction.encoder import ImageEncoder
 from clipfusionvad.extraction.snippets import ExtractOptions, SnippetEncoder
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_text
+from clipfusionvad.io.hub import local_path, pinned
 from clipfusionvad.metrics import smooth_scores, snippet_edges
 from clipfusionvad.models import Method
 from clipfusionvad.models.clip import TOY, ClipWeights, load_clip
@@ -69,8 +70,8 @@ class DetectionModel:
         self.dataset = dataset
         self.labels = tuple(dataset.prompts if dataset.multi_label else dataset.labels)
         self.settings = {
-            "checkpoint": own.checkpoint,
-            "checkpoint_bytes": Path(own.checkpoint).stat().st_size,
+            "checkpoint": pinned(own.checkpoint),
+            "checkpoint_bytes": local_path(own.checkpoint).stat().st_size,
             "method": model.name,
             "dataset": dataset.name,
             "classes": dict(zip(self.labels, dataset.prompts, strict=True)),

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from clipfusionvad.engine.checkpoint import check_method, read_model_file
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.tools.doctor import ERROR, NOTE, WARNING, Finding
 from clipfusionvad.tools.doctor.scan import DatasetScan, ScannedRow
 
@@ -203,7 +204,7 @@ def model_file(scan: DatasetScan) -> Iterator[Finding]:
 def normal_centroid_file(scan: DatasetScan) -> Iterator[Finding]:
     """The file of --normal-centroid does not exist."""
     path = scan.settings.run.normal_centroid
-    if path and not Path(path).is_file():
+    if path and not local_path(path).is_file():
         yield Finding(ERROR, f"normal centroid file not found: {path}", "give the calibration.pt of a run")
 
 

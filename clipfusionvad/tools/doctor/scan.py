@@ -24,6 +24,7 @@ from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.setup import read_entries
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.models import find_method
 from clipfusionvad.tools.doctor import Finding
 from clipfusionvad.tools.features.centroid import read_centroid
@@ -148,7 +149,7 @@ class DatasetScan:
         self.settings, self.dataset, self.config = settings, settings.dataset, settings.data
         self.reference = (reference, read_centroid(reference)) if reference else None
         config = settings.data
-        if config.feature_root is not None and not Path(config.feature_root).is_dir():
+        if config.feature_root is not None and not local_path(config.feature_root).is_dir():
             raise UserError(f"feature root not found: {config.feature_root}")
         self.train = ScannedList("training", config.train_list, settings)
         self.test = ScannedList("test", config.test_list, settings)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from clipfusionvad.io.errors import UserError, is_text, printable, warn
 from clipfusionvad.io.files import check_inside, check_writable, walk_files, write_array
 from clipfusionvad.io.foreign_checkpoints import is_plain_tensor, read_checkpoint
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.io.npy import read_array, read_npy_header
 from clipfusionvad.io.option import Option
 
@@ -144,6 +145,7 @@ def find_arrays(source: Path, target: Path) -> list[FoundArray]:
 
     What lies below ``target`` was converted before and is left out, unless that is the folder itself.
     """
+    source = local_path(source)
     if not source.exists():
         raise UserError(f"not found: {source}")
     root = source.parent if source.is_file() else source

@@ -14,6 +14,7 @@ from clipfusionvad.engine.config import default_options
 from clipfusionvad.engine.run_folder import DATA, DATASET, ENVIRONMENT, METRICS, OPTIONS, seeds_in, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json
+from clipfusionvad.io.hub import local_path
 from clipfusionvad.io.provenance import CRC, Source, Sources, environment, short_hash
 from clipfusionvad.models import current_options, read_options
 from clipfusionvad.report.results import RUN_SCORES, TEST_DATA, TEST_SCORES
@@ -90,7 +91,7 @@ def data_changes(sources: Sequence[Source]) -> list[str]:
 
 def _state(source: Source) -> str:
     """Return how a file differs from its record; empty if it does not."""
-    path = Path(source.path)
+    path = local_path(source.path)
     if not path.is_file():
         return "missing"
     if path.stat().st_size != source.bytes:
