@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_class
 from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import RANKING
+from clipfusionvad.tools.sweep.table import differences_text
 from clipfusionvad.tools.tables.compare import compare, difference_text, read_test_result
 
 OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
@@ -150,6 +153,41 @@ def test_differences_are_paired_by_seed(runs):
     assert "50 paired resamples of the test videos" in text and "paired t over the seeds" in text
 
 
+def test_a_star_claims_only_what_was_tested(runs):
+    """Resamples of the videos are always there; a test over seeds takes two of them."""
+    seeds = {name: [runs / name / f"seed{seed}" for seed in (1, 2, 3)] for name in ("full", "better")}
+    several = differences_text("full", seeds)
+    assert "\n* p < 0.05 for the test videos and for the seeds:\n- auc1: better +" in several
+    assert "seeds: 95 % interval by paired t" in several
+    single = differences_text("full", {name: folders[:1] for name, folders in seeds.items()})
+    assert "\n* p < 0.05 for the test videos; with one seed, differences between seeds are not tested:\n" in single
+    assert "- auc1: better +" in single and "for the seeds" not in single and "paired t" not in single
+    mixed = differences_text("full", seeds | {"late": seeds["better"][2:]})
+    assert "and for the seeds; late: one seed, so for the test videos only:" in mixed
+    assert "paired t" not in difference_text(compare(seeds["full"][:1], seeds["better"][:1], ["auc1"], resamples=20))
+
+
+def test_a_row_that_cannot_be_resampled_is_shown_and_says_why(runs, tmp_path):
+    scores, videos = made_test(24)
+    ranked = write_test(tmp_path / "bare", scores, type(videos)(videos.entries, videos.dataset, 4, None))
+    write_run(tmp_path / "whole", 1)
+    damaged = write_run(tmp_path / "damaged", 2, noise=0.1, lr=0.3)
+    path = tmp_path / "damaged" / "scores.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    rows = csv_rows(tmp_path, resamples=50)
+    alone = csv_rows(tmp_path / "whole", resamples=50)["whole", "auc1"]
+    assert (rows["whole", "auc1"]["low"], rows["whole", "auc1"]["note"]) == (alone["low"], "") and alone["low"]
+    for name, metrics, why in (("bare", ranked, "rank whole videos"), ("damaged", damaged, "not readable")):
+        row = rows[name, "auc1"]
+        assert float(row["mean"]) == pytest.approx(100 * metrics["auc1"])
+        assert (row["low"], row["interval"], row["inside"]) == ("", "", "") and why in row["note"]
+    # The paper's AUC is one of frames.
+    assert not rows["bare", "auc1"]["paper"]
+    done = table(tmp_path, "--bootstrap", 20)
+    assert done.code == 0 and re.search("^bare: frames have no truth: .*whole videos", done.out, re.MULTILINE)
+    assert "bare is not compared with" in done.err
+
+
 def test_an_ablation_says_which_settings_differ(runs):
     done = table(runs, "--bootstrap", 200)
     assert done.code == 0, done.err
@@ -207,8 +245,64 @@ def check_latex(text):
     bare = re.sub(r"\\.", "", text)
     assert bare.count("{") == bare.count("}")
     for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
-        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        lines = [line for line in body.splitlines() if line.endswith((r"\\", r"\\[2pt]")) and "multicolumn" not in line]
         assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+
+
+def latex_lines(text):
+    """The cells of a LaTeX table by line, marks of size and its rules aside."""
+    plain = re.sub(r"\{\\scriptsize (.*?)\}", r"\1", text).replace(r" $\pm$ ", " ± ")
+    return [re.split(r" *& *", line.partition(r" \\")[0]) for line in plain.splitlines() if r" \\" in line]
+
+
+def test_the_table_of_a_paper_has_intervals_stars_and_a_caption_that_explains_them(runs, tmp_path):
+    flags = ["--format", "latex", "--output", tmp_path / "my_ablation.tex", "--bootstrap", 200]
+    assert table(runs, *flags, "--metrics", "auc1", "map_average").code == 0
+    text = (tmp_path / "my_ablation.tex").read_text()
+    check_latex(text)
+    header, *lines = latex_lines(text)
+    assert header == ["setting", "AUC", "mAP"] and [line[0] for line in lines] == ["better", "", "full", ""]
+    for (name, value, _), (_, bounds, _), star in zip(lines[::2], lines[1::2], ("*", ""), strict=True):
+        values = 100 * best(runs / name, "auc1")
+        low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+        assert value == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}{star}"
+        assert bounds == f"[{low:.2f}, {high:.2f}]"
+    assert r"\label{tab:my-ablation}" in text and r"\resizebox" in text and text.count(r"\begin{table}") == 1
+    caption = re.search(r"\\caption\{(.*)\}$", text, re.MULTILINE).group(1)
+    for said in ("UCF-Crime", "over 3 seeds", "protocol paper", "Compared with full: * p", "and for the seeds", "IoU"):
+        assert said in caption
+    assert "average precision" not in caption
+    single = table(runs / "full" / "seed1", runs / "better" / "seed1", *flags, "--metrics", "ap1").out
+    assert "One seed; best weights" in single and "step-wise average precision" in single
+    assert "with one seed, differences between seeds are not tested" in single
+
+
+def test_methods_over_datasets_are_grouped_and_seeds_counted_where_they_differ(tmp_path):
+    metrics = write_run(tmp_path / "one", 1)
+    write_run(tmp_path / "[two]" / "seed1", 1, dataset="xd")
+    write_run(tmp_path / "[two]" / "seed2", 2, noise=0.1, dataset="xd")
+    text = table(tmp_path, "--format", "latex", "--rows", "method", "--metrics", "auc1", "ap1", "--bootstrap", 20).out
+    groups, header, line, _ = latex_lines(text)
+    assert groups[1:] == [r"\multicolumn{2}{c}{XD-Violence}", r"\multicolumn{2}{c}{UCF-Crime}"]
+    assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in text and header == ["method", "AUC", "AP", "AUC", "AP"]
+    assert line[3] == f"{100 * metrics['auc1']:.2f} (1)" and line[1].endswith(" (2)")
+    cells = table(tmp_path, "--format", "latex", "--rows", "cell", "--bootstrap", 20).out
+    # A bracket at the start of a line would be read as an option of the line before.
+    assert "\n{}[two] (XD-Violence) & " in cells
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex compiles the table: install texlive")
+def test_the_table_of_a_paper_compiles_and_fits_the_width_of_the_text(tmp_path):
+    cells = ["99.99 ± 9.99*\n[99.99, 99.99]"] * 9
+    hostile = [r"{\input} $#&%_^~<>", "* [star]", "[x] ± → − – …"]
+    header, lines = ["x", *(f"a_{i % 2}\nb" for i in range(9))], [[name, *cells] for name in hostile]
+    made = Table(header, lines, "a_b", note="5 % & $")
+    (tmp_path / "table.tex").write_text(to_latex(made, "a b_#%\\"))
+    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs, graphicx}"
+    (tmp_path / "page.tex").write_text(head + r"\begin{document}\input{table}\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]
 
 
 def test_names_are_escaped():
@@ -235,6 +329,7 @@ def test_a_test_of_a_released_model_can_be_compared(tmp_path):
     done = table(tmp_path, "--reference", tmp_path / "released", "--bootstrap", 50, "--metrics", "auc1")
     assert done.code == 0, done.err
     assert "difference from released" in done.out
+    refused(tmp_path, tmp_path / "released", "--weights", "last", says="no run has last weights")
     # They are not seeds of one setting, whatever options they share.
     assert all(re.search(rf"^\| {name} ", done.out, re.MULTILINE) for name in ("released", "own"))
 
@@ -274,7 +369,6 @@ def test_damaged_runs_are_refused(runs, tmp_path):
     write_run(tmp_path / "run", 1)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for name, content, says in (
-        ("scores.npz", whole["scores.npz"][:500], "not readable"),
         ("metrics.json", b"{}", "neither best nor last"),
         ("metrics.json", b'{"best": {"auc1": "x"}}', "not a number"),
         ("options.yaml", b"- 1", "name no method and dataset"),
