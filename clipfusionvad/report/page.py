@@ -16,6 +16,7 @@ from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.curves import PooledScores, pool, video_error
 from clipfusionvad.report.formatting import Table
+from clipfusionvad.report.plots import CLASS_COLOURS, colour_number
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import (
@@ -69,7 +70,10 @@ def _environment() -> "Environment":
         # A relative path as a link in which every character of the name means itself.
         "url": lambda path: quote(os.fsencode(path).replace(os.sep.encode(), b"/")),
         "clock": clock,
+        # The CSS variable with the colour of a class, by its number in the dataset.
+        "class_colour": lambda number: f"--class-{colour_number(number)}",
     }
+    pages.globals["class_colours"] = CLASS_COLOURS
     return pages
 
 

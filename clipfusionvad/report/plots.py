@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRUTH_COLOUR, COARSE_COLOUR, FINE_COLOUR = "#f4b6a6", "#1f4e79", "#d98200"
+#: The colour of each class by its number in the dataset, on light and on dark ground; normal is grey.
+CLASS_COLOURS = (
+    ("#717171", "#a4a4a4"), ("#c13e2e", "#f38b7a"), ("#ba02b4", "#fe60f5"), ("#52a32f", "#89dc6a"),
+    ("#631e5f", "#ab61a5"), ("#bc78c2", "#f4adfa"), ("#00580d", "#519b52"), ("#b4911b", "#ebc75e"),
+    ("#5c1fb4", "#996bff"), ("#683c00", "#ac7c4a"), ("#439e8e", "#7dd6c5"), ("#bb0a71", "#f372ac"),
+    ("#343a6e", "#717bb6"), ("#751424", "#c15c62"), ("#5e90fd", "#bacbec"), ("#b08d7b", "#e7c1af"),
+    ("#7555a8", "#b191ea"), ("#000ac0", "#3c74fb"),
+)  # fmt: skip
+
+
+def colour_number(number: int) -> int:
+    """Return the index into ``CLASS_COLOURS`` of class ``number``; beyond the last colour the first ones are reused."""
+    return number and 1 + (number - 1) % (len(CLASS_COLOURS) - 1)
 
 
 def draw_score_curves(path: Path, scores: Sequence[VideoScores], videos: VideoDataset) -> None:

@@ -115,9 +115,9 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str
     }
 
 
-def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float]) -> str:
+def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float], above: Sequence[str] = ()) -> str:
     """Render the table of a test with columns over the seeds."""
-    table = metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper)
+    table = metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper, above)
     return "\n".join([table, *smoothing_lines(summary["seeds"])])
 
 

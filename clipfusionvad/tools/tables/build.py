@@ -97,8 +97,13 @@ def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[li
         word = min(missing)
         raise UserError(f"no run has a metric {word!r}{nearest(word, known)}; there are: {', '.join(known)}")
     compared = _compare(settings, references, resampler, bool(options.reference)) if resampler else []
-    tables = [_paper_table(rows, by, compared)] if in_latex else _lay_out(rows, by, compared, options.metrics)
-    return tables, _csv(rows, compared)
+    have_figures = {(figure.method, figure.dataset) for figure in published_figures()}
+    reasons: dict[str, list[str]] = {}
+    for one in settings:
+        if one.name not in changed and (one.method, one.dataset) in have_figures and one.no_comparison:
+            reasons.setdefault(one.no_comparison, []).append(one.name)
+    tables = [_paper_table(rows, by, compared)] if in_latex else []
+    return tables or _lay_out(rows, by, compared, options.metrics, reasons), _csv(rows, compared)
 
 
 def _references(settings: Sequence[Setting], given: str | None, by: str) -> dict[str, Setting]:
@@ -121,7 +126,7 @@ def metric_rows(
 ) -> list[MetricRow]:  # fmt: skip
     """Return the rows of all settings; a metric that one of a setting's seeds lacks has no row.
 
-    ``resampler`` gives the interval of a run's best weights. Demo data and ``changed`` get no published figure.
+    ``resampler`` gives the interval of a run's best weights. ``changed`` settings get no published figure.
     """
     figures = {(one.method, one.dataset, one.metric): one for one in reversed(published_figures())}
     rows = []
@@ -129,13 +134,14 @@ def metric_rows(
         first = setting.results[0]
         # Metrics of frames include this one.
         whole = "ano_auc1" not in next(iter(first.metrics.values()))
-        unpublished, note = setting.demo or whole or setting.name in changed, _WHOLE_VIDEOS if whole else ""
+        unpublished, note = setting.name in changed, _WHOLE_VIDEOS if whole else ""
         shared = (setting.name, setting.method, setting.dataset, setting.data, setting.protocol)
         for metric in metrics:
             # Papers report detection mAP by the released procedure.
             wanted = "map_average" if metric == "map_released@average" else metric
             hidden = unpublished or (metric == "map_average" and setting.protocol != "paper")
             figure = None if hidden else figures.get((setting.method, setting.dataset, wanted))
+            figure = None if figure and setting.no_comparison else figure
             paper, source = (figure.percent, figure.source) if figure else (None, None)
             for kind in weights:
                 found = [result.metrics.get(kind, {}).get(metric) for result in setting.results]
@@ -196,14 +202,22 @@ def _csv(rows: Sequence[MetricRow], compared: Sequence[Compared]) -> str:
     return text
 
 
-def _lay_out(rows: list[MetricRow], by: str, compared: list[Compared], metrics: Sequence[str] | None) -> list[Table]:
+def _lay_out(
+    rows: list[MetricRow],
+    by: str,
+    compared: list[Compared],
+    metrics: Sequence[str] | None,
+    reasons: dict[str, list[str]],
+) -> list[Table]:
+    """Return the tables; ``reasons`` say why the paper's figures are not shown for which settings."""
     wanted = metrics or (HEADLINE if by == "cell" else OVERVIEW)
     shown = [row for row in rows if row.metric in wanted or (row.paper is not None and "@" not in row.metric)]
     kinds = [[row for row in shown if row.weights == kind] for kind in dict.fromkeys(row.weights for row in shown)]
     tables = [_pivot(kind, by) for kind in (kinds if by == "cell" else kinds[:1])]
     if by != "cell":
         tables += _details(rows)
-    notes = [tables[0].note, f"{AP_NOTE}.", *_remarks(shown)]
+    hidden = [f"The paper's figures are not shown for {', '.join(cells)}: {why}." for why, cells in reasons.items()]
+    notes = [tables[0].note, *hidden, f"{AP_NOTE}.", *_remarks(shown)]
     tables[0] = replace(tables[0], note="\n".join(filter(None, notes)))
     for reference in dict.fromkeys(reference for _, reference, _ in compared):
         found = [(one[0], one[2]) for one in compared if one[1] == reference and one[2].metric in (metrics or HEADLINE)]
@@ -252,7 +266,7 @@ def _details(rows: Sequence[MetricRow]) -> list[Table]:
 
 def _pivot(rows: Sequence[MetricRow], by: str) -> Table:
     """Return the table of ``_grid`` with the means, and the paper's figures beside them."""
-    header, lines = _grid(rows, by, lambda row: row.measured + (row.judged and f" [paper: {row.judged}]"))
+    header, lines = _grid(rows, by, lambda row: row.measured + (row.judged and f" [paper {row.judged}]"))
     title = f"Mean ± standard deviation over (n) seeds, in percent; {rows[0].weights} weights"
     note = "Brackets: the paper's figure, and whether it is inside or outside the 95 % interval, where there is one."
     return Table(header, lines, title, note=note if _has_paper(rows) else "")
