@@ -4,32 +4,20 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 from refusal import snapshot
 from scipy import stats
 from small_report import made_test, write_test
-from tiny import quietly, strings
+from small_runs import OPTIONS, best, table, two_settings, write_run
 
-from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS, UCF, Convention
-from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
-from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
-from clipfusionvad.report.scores import save_scores
+from clipfusionvad.engine.evaluator import evaluate
 from clipfusionvad.report.table import RANKING
 from clipfusionvad.tools.sweep.table import differences_text
 from clipfusionvad.tools.tables.compare import compare, difference_text, read_test_result
-
-OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
-
-
-def table(*argv):
-    return quietly(package_main, strings(["table"], argv))
 
 
 def read_csv(text):
@@ -43,26 +31,6 @@ def csv_rows(*argv, resamples=0):
     return {(row["cell"], row["metric"]): row for row in read_csv(done.out)}
 
 
-def write_run(folder, seed, noise=0.0, sees=0.0, **options):
-    """The folder of a run, whose scores are those of ``made_test`` with noise of the seed; ``sees`` adds the truth."""
-    scores, videos = made_test(24)
-    rng = np.random.default_rng([seed, 7])
-    changed = []
-    for index, video in enumerate(scores):
-        edges = np.linspace(0, len(videos.truth.frames[index]), video.anomaly.shape[1] + 1).astype(int)
-        truth = np.array([videos.truth.frames[index][a:b].mean() for a, b in zip(edges, edges[1:], strict=False)])
-        anomaly = video.anomaly + noise * rng.normal(size=video.anomaly.shape) + sees * truth
-        changed.append(VideoScores(anomaly.astype(np.float32), video.classes))
-    options = OPTIONS | {"seed": seed, "output_dir": str(folder)} | options
-    metrics = evaluate(changed, videos) | evaluate_classes(changed, videos)
-    last = evaluate(scores, videos)
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"last": last, "best": metrics}))
-    (folder / "options.yaml").write_text(yaml.safe_dump(options))
-    save_scores(folder / "scores.npz", changed, videos, options)
-    return metrics
-
-
 @pytest.fixture(autouse=True)
 def small_benchmark(monkeypatch):
     """The benchmark's test set has as many videos as these runs have tested."""
@@ -71,18 +39,7 @@ def small_benchmark(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two settings with three seeds each, the second of which knows some of the truth, and the metrics of each."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, sees in {"full": 0.0, "better": 0.6}.items():
-        for seed in (1, 2, 3):
-            write_run(folder / name / f"seed{seed}", seed, 0.1, sees, lr=sees)
-    return folder
-
-
-def best(setting, metric):
-    """A metric of each seed's best weights."""
-    files = [setting / f"seed{seed}" / "metrics.json" for seed in (1, 2, 3)]
-    return np.array([json.loads(file.read_text())["best"][metric] for file in files])
+    return two_settings(tmp_path_factory.mktemp("runs"))
 
 
 def test_mean_deviation_and_interval_are_those_of_scipy_and_the_papers_figure_stands_beside_them(runs):
@@ -234,7 +191,7 @@ def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
     assert re.search(rf"^\| UCF-Crime .*{re.escape(number)}", by_dataset, re.MULTILINE)
 
 
-@pytest.mark.parametrize("form", ["markdown", "latex", "csv"])
+@pytest.mark.parametrize("form", ["markdown", "csv"])
 def test_what_is_written_is_whole(runs, tmp_path, form):
     path = tmp_path / "deep" / "table.out"
     done = table(runs, "--format", form, "--output", path, "--bootstrap", 20)
@@ -246,87 +203,9 @@ def test_what_is_written_is_whole(runs, tmp_path, form):
         gap = next(row for row in rows if (row["cell"], row["metric"], row["weights"]) == ("better", "auc1", "best"))
         assert gap["reference"] == "full" and float(gap["difference_difference"]) > 0
         assert {row["reference"] for row in rows if row["weights"] == "last"} == {""}
-    elif form == "latex":
-        check_latex(text)
     else:
         for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
             assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-def check_latex(text):
-    depth = []
-    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
-        depth.append(name) if kind == "begin" else depth.remove(name)
-    assert not depth and text.count(r"\toprule") == text.count(r"\bottomrule") > 0
-    bare = re.sub(r"\\.", "", text)
-    assert bare.count("{") == bare.count("}")
-    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
-        lines = [line for line in body.splitlines() if line.endswith((r"\\", r"\\[2pt]")) and "multicolumn" not in line]
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
-
-
-def latex_lines(text):
-    """The cells of a LaTeX table by line, marks of size and its rules aside."""
-    plain = re.sub(r"\{\\scriptsize (.*?)\}", r"\1", text).replace(r" $\pm$ ", " ± ")
-    return [re.split(r" *& *", line.partition(r" \\")[0]) for line in plain.splitlines() if r" \\" in line]
-
-
-def test_the_table_of_a_paper_has_intervals_stars_and_a_caption_that_explains_them(runs, tmp_path):
-    flags = ["--format", "latex", "--output", tmp_path / "my_ablation.tex", "--bootstrap", 200]
-    assert table(runs, *flags, "--metrics", "auc1", "map_average").code == 0
-    text = (tmp_path / "my_ablation.tex").read_text()
-    check_latex(text)
-    header, *lines = latex_lines(text)
-    assert header == ["setting", "AUC", "mAP"] and [line[0] for line in lines] == ["better", "", "full", ""]
-    for (name, value, _), (_, bounds, _), star in zip(lines[::2], lines[1::2], ("*", ""), strict=True):
-        values = 100 * best(runs / name, "auc1")
-        low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
-        assert value == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}{star}"
-        assert bounds == f"[{low:.2f}, {high:.2f}]"
-    assert r"\label{tab:my-ablation}" in text and r"\resizebox" in text and text.count(r"\begin{table}") == 1
-    caption = re.search(r"\\caption\{(.*)\}$", text, re.MULTILINE).group(1)
-    for said in ("UCF-Crime", "over 3 seeds", "protocol paper", "Compared with full: * p", "and for the seeds", "IoU"):
-        assert said in caption
-    assert "average precision" not in caption
-    single = table(runs / "full" / "seed1", runs / "better" / "seed1", *flags, "--metrics", "ap1").out
-    assert "One seed; best weights" in single and "step-wise average precision" in single
-    assert "with one seed, differences between seeds are not tested" in single
-
-
-def test_methods_over_datasets_are_grouped_and_seeds_counted_where_they_differ(tmp_path):
-    metrics = write_run(tmp_path / "one", 1)
-    write_run(tmp_path / "[two]" / "seed1", 1, dataset="xd")
-    write_run(tmp_path / "[two]" / "seed2", 2, noise=0.1, dataset="xd")
-    text = table(tmp_path, "--format", "latex", "--rows", "method", "--metrics", "auc1", "ap1", "--bootstrap", 20).out
-    groups, header, line, _ = latex_lines(text)
-    assert groups[1:] == [r"\multicolumn{2}{c}{XD-Violence}", r"\multicolumn{2}{c}{UCF-Crime}"]
-    assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in text and header == ["method", "AUC", "AP", "AUC", "AP"]
-    assert line[3] == f"{100 * metrics['auc1']:.2f} (1)" and line[1].endswith(" (2)")
-    cells = table(tmp_path, "--format", "latex", "--rows", "cell", "--bootstrap", 20).out
-    # A bracket at the start of a line would be read as an option of the line before.
-    assert "\n{}[two] (XD-Violence) & " in cells
-
-
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex compiles the table: install texlive")
-def test_the_table_of_a_paper_compiles_and_fits_the_width_of_the_text(tmp_path):
-    cells = ["99.99 ± 9.99*\n[99.99, 99.99]"] * 9
-    hostile = [r"{\input} $#&%_^~<>", "* [star]", "[x] ± → − – …"]
-    header, lines = ["x", *(f"a_{i % 2}\nb" for i in range(9))], [[name, *cells] for name in hostile]
-    made = Table(header, lines, "a_b", note="5 % & $")
-    (tmp_path / "table.tex").write_text(to_latex(made, "a b_#%\\"))
-    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs, graphicx}"
-    (tmp_path / "page.tex").write_text(head + r"\begin{document}\input{table}\end{document}")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]
-
-
-def test_names_are_escaped():
-    hostile = Table(("x", "y"), ((r"{\input} $#", "1 ± 2 ~^"), ("a|b\n\x1b[31m", "")), "a_b & 50 %")
-    check_latex(to_latex(hostile))
-    assert escape_latex("a_b & 50 % ± {}") == r"a\_b \& 50 \% $\pm$ \{\}"
-    assert r"\input" not in to_latex(hostile)
-    assert r"a\|b ?[31m" in to_markdown(hostile, 80)
 
 
 def test_runs_are_found_once_and_named_apart(tmp_path):
