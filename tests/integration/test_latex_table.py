@@ -40,8 +40,8 @@ def test_the_table_of_a_paper_has_intervals_stars_and_a_caption_that_explains_th
     text = (tmp_path / "my_ablation.tex").read_text()
     check_latex(text)
     header, *lines = latex_lines(text)
-    assert header == ["setting", "AUC", "mAP"] and [line[0] for line in lines] == ["better", "", "full", ""]
-    for (name, value, _), (_, bounds, _), star in zip(lines[::2], lines[1::2], ("*", ""), strict=True):
+    assert header == ["setting", "AUC", "mAP"] and [line[0] for line in lines] == ["full", "", "better", ""]
+    for (name, value, _), (_, bounds, _), star in zip(lines[::2], lines[1::2], ("", "*"), strict=True):
         values = 100 * best(runs / name, "auc1")
         low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
         assert value == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}{star}"

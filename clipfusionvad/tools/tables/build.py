@@ -293,7 +293,9 @@ def _grid(rows: Sequence[MetricRow], by: str, show: Callable[[MetricRow], str]) 
 
 def _paper_table(rows: Sequence[MetricRow], by: str, compared: Sequence[Compared]) -> Table:
     """Return the one table of a paper: means with intervals below them, and stars; its note explains all of it."""
+    references = dict.fromkeys(name for _, name, _ in compared)
     rows = [row for row in rows if row.weights == rows[0].weights]
+    rows.sort(key=lambda row: row.cell not in references)
     metrics = dict.fromkeys(row.metric for row in rows)
     found: dict[str, list[Difference]] = {}
     for name, _, one in compared:
@@ -304,7 +306,7 @@ def _paper_table(rows: Sequence[MetricRow], by: str, compared: Sequence[Compared
 
     def show(row: MetricRow) -> str:
         value = row.measured if len(seeds) > 1 else row.measured.rpartition(" (")[0]
-        bounds = "" if row.low is None else f"\n[{row.low:.2f}, {row.high:.2f}]"
+        bounds = "" if row.low is None else f"\n[{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
         return value + "*" * ((row.cell, row.metric) in clear) + bounds
 
     data, protocols = (", ".join(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("data", "protocol"))
@@ -312,12 +314,11 @@ def _paper_table(rows: Sequence[MetricRow], by: str, compared: Sequence[Compared
     kinds = [text for kind, text in over.items() if kind in {row.interval for row in rows}]
     count = f"{seeds[0]} seeds" if len(seeds) == 1 else "(n) seeds"
     count = "One seed" if seeds == [1] else f"Mean ± standard deviation over {count}"
-    reference = ", ".join(dict.fromkeys(name for _, name, _ in compared))
     shown = {name.rstrip("12") for name in metrics}
     notes = [
         f"{count}; {rows[0].weights} weights, protocol {protocols}",
         f"Brackets: 95 % interval {'; or '.join(kinds)}" if kinds else "",
-        f"Compared with {reference}: {explain_stars(found)}" if found else "",
+        f"Compared with {', '.join(references)}: {explain_stars(found)}" if found else "",
         *(text for name, text in DEFINITIONS.items() if name in shown),
         *(line.rstrip(".") for line in _remarks(rows)),
     ]
