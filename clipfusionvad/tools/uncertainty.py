@@ -34,7 +34,8 @@ PROBABILITY_FLOOR = 1e-8
 # Frames along the time axis of one figure. Source: released code of IEF-VAD.
 CHUNK = 3000
 COLOURS = dict(zip(MODALITIES, ("#56b4e9", "#e69f00"), strict=True))
-TABLE = {"brier": "Brier", "kl": "KL", "auc": "AUC", "ap": "AP", "image_weight": "w image", "event_weight": "w event"}
+TABLE = {"brier": "Brier", "kl": "KL", "auc": "AUC", "ap": "AP"}
+TABLE |= {"image_weight": "image weight", "event_weight": "event weight"}
 PARTS = ("anomalous", "normal")
 #: The columns of uncertainty.csv that are drawn.
 PANELS = {"brier": "Brier score", "kl": "KL from the clean scores, in nats", "auc": "AUC", "ap": "AP"}
@@ -228,7 +229,8 @@ def write_analysis(
         _write_table(folder / f"weight_change_{modality}.csv", pd.concat(dimensions, axis=1))
     draw_sweep(folder / "uncertainty.png", points)
     cells = [[row.corrupted, f"{row.level:.2f}", *(f"{row[key]:.4f}" for key in TABLE)] for _, row in points.iterrows()]
-    return to_text(Table(["corrupted", "level", *TABLE.values()], cells))
+    remark = f"level: share of the snippets of an input whose features are multiplied by {ATTENUATION:g}"
+    return f"{to_text(Table(['corrupted', 'level', *TABLE.values()], cells))}\n{remark}"
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
