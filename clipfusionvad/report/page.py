@@ -27,7 +27,7 @@ from clipfusionvad.report.table import (
     Results,
     metrics_rows,
     percent,
-    published,
+    published_beside,
     smoothing_lines,
     undefined_lines,
 )
@@ -87,27 +87,30 @@ def clock(seconds: float) -> str:
 def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write the page of a run's or a test's folder (default: into that folder); return its path."""
     output = output or folder / PAGE
-    write_text(output, report_page(read_run(folder)))
+    write_text(output, report_page(read_run(folder), output.parent))
     return output
 
 
-def report_page(run: Run) -> str:
-    """Return the page as HTML."""
+def report_page(run: Run, place: Path | None = None) -> str:
+    """Return the page as HTML, with links for a page in the folder ``place`` (default: that of the run)."""
     from clipfusionvad.report.figures import confusion_figure, ranking_figures, training_figures
 
     tested, options, results = run.tested, run.options, run.results
-    last = list(results.values())[-1] if results else {}
+    main = "mean" if run.seed_folders else next(reversed(results), "")
+    last = results.get(main, {})
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
-    method, name, protocol = (str(options.get(key, "unknown")) for key in ("method", "dataset", "protocol"))
+    method, name = (str(options.get(key, "unknown")) for key in ("method", "dataset"))
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
-    # Made-up data have no published figures.
-    paper = {} if options.get("demo") else published(method, name, protocol)
+    pages = {name: folder / PAGE for name, folder in run.seed_folders.items()}
+    links = {name: os.path.relpath(page, place or run.folder) for name, page in pages.items() if page.is_file()}
+    paper, lines = published_beside(options, run.judged)
     videos, scores = _videos(tested, pooled) if tested else ([], None)
     return render(
         "report.html.j2",
-        title=f"{method} on {dataset.title if dataset else name}",
+        title=f"{'/'.join(run.folder.resolve().parts[-2:])}: {method} on {dataset.title if dataset else name}",
         facts=_facts(run),
-        numbers=_numbers(results, paper) if results else None,
+        lines=lines if results else [],
+        numbers=_numbers(results, main, paper, links) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
@@ -115,7 +118,8 @@ def report_page(run: Run) -> str:
         videos=videos,
         scores=scores,
         training=training_figures(run.losses, run.evaluations),
-        options=sorted((str(name), _shown(value)) for name, value in options.items()),
+        # A training of several seeds has no seed of its own.
+        options=sorted((str(k), _shown(v)) for k, v in options.items() if k != "seed" or not run.seed_folders),
         environment=_environment_rows(run.environment),
     )
 
@@ -127,28 +131,27 @@ def _facts(run: Run) -> list[str]:
     if run.tested:
         anomalous = int(run.tested.videos.anomalous.sum())
         facts.append(f"{len(run.tested.scores)} test videos, {anomalous} of them anomalous")
-        if run.tested.videos.truth is None:
-            facts.append("no truth of frames: whole videos are judged")
         facts.append(f"model {run.options.get('model_path')}")
-    elif isinstance(seeds := run.options.get("seeds"), list):
-        facts.append(f"{len(seeds)} seeds, each with its own page in its folder; the cards show their mean")
+    elif run.seed_folders:
+        facts.append(f"{len(run.seed_folders)} seeds; the large numbers are means; a seed's name leads to its page")
     else:
         facts.append("not tested yet, or tested by an older version: no scores.npz in the folder")
     return facts + smoothing_lines(run.results)
 
 
-def _numbers(results: Results, paper: Mapping[str, float]) -> dict[str, Any]:
-    """Return cards of the last result and the table that a test prints, without the rows of the table by IoU."""
-    rows = metrics_rows(results, paper)
+def _numbers(results: Results, main: str, paper: Mapping[str, float], links: Mapping[str, str]) -> dict[str, Any]:
+    """Return cards of the ``main`` result and the table that a test prints, without the rows of the table by IoU."""
+    rows, shown = metrics_rows(results, paper), list(results).index(main)
     cards = [
-        {"name": title, "value": values[len(results) - 1], "paper": values[-1] if paper else "-"}
+        {"name": title, "value": values[shown], "paper": values[-1] if paper else "-"}
         for title, key, values in rows
         if key in _HEADLINES | paper.keys() and "@" not in key
     ]
     # The variants of detection mAP are indented under their heading in the printed table.
     lines = [(title.replace("  ", "detection mAP, "), values) for title, key, values in rows if "map@" not in key]
     columns = [*results, *(["paper"] if paper else [])]
-    return {"cards": cards, "columns": columns, "rows": lines, "notes": [AP_NOTE, *undefined_lines(results)]}
+    notes = [AP_NOTE, *undefined_lines(results)]
+    return {"cards": cards, "columns": columns, "rows": lines, "notes": notes, "links": links}
 
 
 def _classes(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     packages = known.pop("packages", None)
     known |= packages if isinstance(packages, dict) else {}
     if isinstance(known.get("command"), list):
-        known["command"] = shlex.join(map(str, known["command"]))
+        known["command"] = shlex.join(map(str, known["command"])).replace("__main__.py", "python -m clipfusionvad", 1)
     return [(name, _shown(value)) for name, value in known.items()]
 
 

@@ -102,8 +102,9 @@ def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[li
     for one in settings:
         if one.name not in changed and (one.method, one.dataset) in have_figures and one.no_comparison:
             reasons.setdefault(one.no_comparison, []).append(one.name)
+    hidden = [f"The paper's figures are not shown for {', '.join(cells)}: {why}." for why, cells in reasons.items()]
     tables = [_paper_table(rows, by, compared)] if in_latex else []
-    return tables or _lay_out(rows, by, compared, options.metrics, reasons), _csv(rows, compared)
+    return tables or _lay_out(rows, by, compared, options.metrics, hidden), _csv(rows, compared)
 
 
 def _references(settings: Sequence[Setting], given: str | None, by: str) -> dict[str, Setting]:
@@ -203,20 +204,14 @@ def _csv(rows: Sequence[MetricRow], compared: Sequence[Compared]) -> str:
 
 
 def _lay_out(
-    rows: list[MetricRow],
-    by: str,
-    compared: list[Compared],
-    metrics: Sequence[str] | None,
-    reasons: dict[str, list[str]],
+    rows: list[MetricRow], by: str, compared: list[Compared], metrics: Sequence[str] | None, hidden: Sequence[str]
 ) -> list[Table]:
-    """Return the tables; ``reasons`` say why the paper's figures are not shown for which settings."""
     wanted = metrics or (HEADLINE if by == "cell" else OVERVIEW)
     shown = [row for row in rows if row.metric in wanted or (row.paper is not None and "@" not in row.metric)]
     kinds = [[row for row in shown if row.weights == kind] for kind in dict.fromkeys(row.weights for row in shown)]
     tables = [_pivot(kind, by) for kind in (kinds if by == "cell" else kinds[:1])]
     if by != "cell":
         tables += _details(rows)
-    hidden = [f"The paper's figures are not shown for {', '.join(cells)}: {why}." for why, cells in reasons.items()]
     notes = [tables[0].note, *hidden, f"{AP_NOTE}.", *_remarks(shown)]
     tables[0] = replace(tables[0], note="\n".join(filter(None, notes)))
     for reference in dict.fromkeys(reference for _, reference, _ in compared):
