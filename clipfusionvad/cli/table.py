@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
         stored, own = merge(args.store, settings, args.data) if args.store else ([], 0)
         tables, written = build_tables(settings, options)
         if options.format != "csv":
-            written = "\n".join(map(to_latex if options.format == "latex" else to_markdown, tables))
+            label = args.output.stem if args.output else "results"
+            in_latex = options.format == "latex"
+            written = to_latex(tables[0], label) if in_latex else "\n".join(map(to_markdown, tables))
         width = shutil.get_terminal_size((120, 24)).columns
         fits = options.format == "markdown"
         print("\n".join(to_markdown(table, width) for table in tables) if fits else written)

@@ -1,8 +1,9 @@
 """Tables of text: one form of a table, rendered as plain text, Markdown or LaTeX."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$",
@@ -12,7 +13,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings. The first ``labels`` columns name the row and are aligned left, the others hold numbers."""
+    """A table of strings. The first ``labels`` columns name the row and are aligned left, the others hold numbers.
+
+    In LaTeX, the first of a header's two lines names a group of columns, and a cell's second line is small, below it.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -44,20 +48,40 @@ def to_markdown(table: Table, width: int | None = None) -> str:
     return "\n\n".join([*blocks, *([table.note] if table.note else [])]) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    """Render as a LaTeX table for the package booktabs; names and signs are escaped."""
-    import pandas as pd
+def to_latex(table: Table, label: str = "results") -> str:
+    """Render as a LaTeX table, at most as wide as the text; names and signs are escaped, the label keeps letters."""
+    groups, _, names = zip(*(name.rpartition("\n") for name in table.header), strict=True)
+    lines, rules, column = [], "", 1
+    if any(groups):
+        spans = [(group, len([*own])) for group, own in groupby(groups)]
+        lines.append(_latex_row(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(group)}}}" for group, width in spans))
+        for group, width in spans:
+            rules += rf"\cmidrule(lr){{{column}-{column + width - 1}}}" if group else ""
+            column += width
+        lines.append(rules)
+    lines += [_latex_row(map(escape_latex, names)), r"\midrule"]
+    for row in table.rows:
+        upper, _, lower = zip(*(cell.partition("\n") for cell in row), strict=True)
+        lines.append(_latex_row(map(escape_latex, upper)))
+        if any(lower):
+            small = (rf"{{\scriptsize {escape_latex(cell)}}}" if cell else "" for cell in lower)
+            lines.append(_latex_row(small) + r"[2pt]")
+    caption = escape_latex(". ".join(filter(None, (table.title, table.note))))
+    columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
+    return "\n".join([
+        r"% \usepackage{booktabs, graphicx}; over both columns of a page: table*",
+        r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', label)}}}", r"\vspace{4pt}",
+        # Only what is wider than the text is made smaller.
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", "",
+    ])  # fmt: skip
 
-    # Numbered columns: two may have the same name.
-    frame = pd.DataFrame([[escape_latex(cell) for cell in row] for row in table.rows])
-    text: str = frame.to_latex(
-        header=[escape_latex(name) for name in table.header],
-        index=False,
-        escape=False,
-        column_format="l" * table.labels + "r" * (len(table.header) - table.labels),
-        caption=escape_latex(". ".join(filter(None, (table.title, table.note)))),
-    )
-    return text.replace("\n", "\n\\centering\n", 1)
+
+def _latex_row(cells: Iterable[str]) -> str:
+    text = " & ".join(cells)
+    # After the end of a row, TeX would read these signs as an option of it.
+    return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
 
 
 def escape_latex(text: str) -> str:

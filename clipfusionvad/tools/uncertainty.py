@@ -34,8 +34,12 @@ PROBABILITY_FLOOR = 1e-8
 # Frames along the time axis of one figure. Source: released code of IEF-VAD.
 CHUNK = 3000
 COLOURS = dict(zip(MODALITIES, ("#56b4e9", "#e69f00"), strict=True))
-TABLE = {"brier": "Brier", "kl": "KL", "auc": "AUC", "ap": "AP", "image_weight": "w image", "event_weight": "w event"}
+TABLE = {"brier": "Brier", "kl": "KL", "auc": "AUC", "ap": "AP"}
+TABLE |= {"image_weight": "image weight", "event_weight": "event weight"}
 PARTS = ("anomalous", "normal")
+#: The columns of uncertainty.csv that are drawn.
+PANELS = {"brier": "Brier score", "kl": "KL from the clean scores, in nats", "auc": "AUC", "ap": "AP"}
+PANELS |= {f"image_weight_{part}": f"mean weight of the image, {part} frames" for part in PARTS}
 CURVES_FILE = "curves.npz"
 
 
@@ -212,7 +216,7 @@ def write_analysis(
     for name, curves in (("weights_by_class", CURVES[:2]), ("distances", CURVES[2:])):
         _write_table(folder / f"{name}.csv", averages[["class", "part", "frames", *curves]])
     draw_class_bars(folder / "weights_by_class.png", averages, {"weight": "mean weight"})
-    distances = {"cosine": "cosine similarity to fused", "euclidean": "distance to fused"}
+    distances = {"cosine": "cosine similarity to the fused state", "euclidean": "distance to the fused state"}
     draw_class_bars(folder / "distances.png", averages, distances)
     for name in dict.fromkeys(classes):
         own = [index for index, other in enumerate(classes) if other == name]
@@ -225,7 +229,8 @@ def write_analysis(
         _write_table(folder / f"weight_change_{modality}.csv", pd.concat(dimensions, axis=1))
     draw_sweep(folder / "uncertainty.png", points)
     cells = [[row.corrupted, f"{row.level:.2f}", *(f"{row[key]:.4f}" for key in TABLE)] for _, row in points.iterrows()]
-    return to_text(Table(["corrupted", "level", *TABLE.values()], cells))
+    remark = f"level: share of the snippets of an input whose features are multiplied by {ATTENUATION:g}"
+    return f"{to_text(Table(['corrupted', 'level', *TABLE.values()], cells))}\n{remark}"
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
@@ -257,7 +262,7 @@ def draw_curves(folder: Path, name: str, videos: VideoDataset, table: pd.DataFra
     starts = range(0, len(truth), CHUNK)
     for number, start in enumerate(starts[:limit] if limit else starts):
         figure, end = Figure(figsize=(12, 8), layout="constrained"), min(start + CHUNK, len(truth))
-        figure.suptitle(f"{name}, frames from {start} of the videos joined")
+        figure.suptitle(f"{name}: frames {start} to {end} of its test videos, one after the other")
         shown = slice(np.searchsorted(edges, start, "right") - 1, np.searchsorted(edges, end))
         axes = figure.subplots(len(rows), 1, sharex=True)
         for axis, (curve, title) in zip(axes, rows.items(), strict=True):
@@ -273,7 +278,7 @@ def draw_curves(folder: Path, name: str, videos: VideoDataset, table: pd.DataFra
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set(xlim=(start, end), ylim=(0, 1))
         axes[1].legend(loc="upper right", frameon=False, fontsize=8, ncols=2)
-        axes[-1].set_xlabel("frames; shaded: annotated anomaly, dotted: the next video")
+        axes[-1].set_xlabel("frames; shaded: annotated anomaly; dotted line: start of the next video")
         save_figure(figure, folder / f"{name}_{number}.png")
 
 
@@ -293,23 +298,23 @@ def draw_class_bars(path: Path, averages: pd.DataFrame, curves: Mapping[str, str
             axis.set_xticks(places, bars["class"], rotation=35, ha="right", fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_title(f"{title}, {part} frames", fontsize=9, loc="left")
-    axes[0, 0].legend(frameon=False, fontsize=8, ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     save_figure(figure, path)
 
 
 def draw_sweep(path: Path, points: pd.DataFrame) -> None:
-    """Draw the columns of ``uncertainty.csv`` over the level, a line for each corrupted modality."""
+    """Draw ``PANELS`` over the level, a line for each corrupted modality, which is named at the line's end."""
     figure = Figure(figsize=(13, 7), layout="constrained")
-    for axis, (key, title) in zip(figure.subplots(2, 3).flat, TABLE.items(), strict=True):
-        # Weights also over anomalous frames only and over normal frames only.
-        styles = {key: "-", f"{key}_{PARTS[0]}": "--", f"{key}_{PARTS[1]}": ":"}
-        for modality, own in points.groupby("corrupted", sort=False):
-            for name in points.columns.intersection([*styles]):
-                label = f"{modality} corrupted{name.removeprefix(key).replace('_', ', ')}"
-                axis.plot(own["level"], own[name], styles[name], color=COLOURS[modality], label=label)
+    for axis, (key, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+        lines = {name: own.set_index("level")[key] for name, own in points.groupby("corrupted", sort=False)}
+        # The lower line's name is below its end, the upper one's above, so that they cannot overlap.
+        for place, name in zip(("top", "bottom"), sorted(lines, key=lambda name: lines[name].iloc[-1]), strict=True):
+            line, font = lines[name], {"color": COLOURS[name], "weight": "bold", "fontsize": 9}
+            axis.plot(line, color=COLOURS[name], marker="o", ms=4)
+            end = line.index[-1], line.iloc[-1]
+            axis.annotate(f"{name}\ndamaged", end, (7, 0), textcoords="offset points", va=place, **font)
+        axis.margins(y=0.2)
         axis.set_title(title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("share of attenuated positions", fontsize=9)
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=6, frameon=False, fontsize=8)
+    figure.supxlabel(f"share of the snippets of an input whose features are damaged (× {ATTENUATION:g})", fontsize=9)
     save_figure(figure, path)

@@ -8,25 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 from refusal import snapshot
 from scipy import stats
 from small_report import made_test, write_test
-from tiny import quietly, strings
+from small_runs import OPTIONS, best, table, two_settings, write_run
 
-from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.datasets import DATASETS, UCF, Convention
-from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
-from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
-from clipfusionvad.report.scores import save_scores
+from clipfusionvad.engine.evaluator import evaluate
 from clipfusionvad.report.table import RANKING
+from clipfusionvad.tools.sweep.table import differences_text
 from clipfusionvad.tools.tables.compare import compare, difference_text, read_test_result
-
-OPTIONS = {"method": "vadclip", "dataset": "ucf", "protocol": "paper", "lr": 0.1}
-
-
-def table(*argv):
-    return quietly(package_main, strings(["table"], argv))
 
 
 def read_csv(text):
@@ -40,26 +31,6 @@ def csv_rows(*argv, resamples=0):
     return {(row["cell"], row["metric"]): row for row in read_csv(done.out)}
 
 
-def write_run(folder, seed, noise=0.0, sees=0.0, **options):
-    """The folder of a run, whose scores are those of ``made_test`` with noise of the seed; ``sees`` adds the truth."""
-    scores, videos = made_test(24)
-    rng = np.random.default_rng([seed, 7])
-    changed = []
-    for index, video in enumerate(scores):
-        edges = np.linspace(0, len(videos.truth.frames[index]), video.anomaly.shape[1] + 1).astype(int)
-        truth = np.array([videos.truth.frames[index][a:b].mean() for a, b in zip(edges, edges[1:], strict=False)])
-        anomaly = video.anomaly + noise * rng.normal(size=video.anomaly.shape) + sees * truth
-        changed.append(VideoScores(anomaly.astype(np.float32), video.classes))
-    options = OPTIONS | {"seed": seed, "output_dir": str(folder)} | options
-    metrics = evaluate(changed, videos) | evaluate_classes(changed, videos)
-    last = evaluate(scores, videos)
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"last": last, "best": metrics}))
-    (folder / "options.yaml").write_text(yaml.safe_dump(options))
-    save_scores(folder / "scores.npz", changed, videos, options)
-    return metrics
-
-
 @pytest.fixture(autouse=True)
 def small_benchmark(monkeypatch):
     """The benchmark's test set has as many videos as these runs have tested."""
@@ -68,18 +39,7 @@ def small_benchmark(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two settings with three seeds each, the second of which knows some of the truth, and the metrics of each."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, sees in {"full": 0.0, "better": 0.6}.items():
-        for seed in (1, 2, 3):
-            write_run(folder / name / f"seed{seed}", seed, 0.1, sees, lr=sees)
-    return folder
-
-
-def best(setting, metric):
-    """A metric of each seed's best weights."""
-    files = [setting / f"seed{seed}" / "metrics.json" for seed in (1, 2, 3)]
-    return np.array([json.loads(file.read_text())["best"][metric] for file in files])
+    return two_settings(tmp_path_factory.mktemp("runs"))
 
 
 def test_mean_deviation_and_interval_are_those_of_scipy_and_the_papers_figure_stands_beside_them(runs):
@@ -166,6 +126,41 @@ def test_differences_are_paired_by_seed(runs):
     assert "50 paired resamples of the test videos" in text and "paired t over the seeds" in text
 
 
+def test_a_star_claims_only_what_was_tested(runs):
+    """Resamples of the videos are always there; a test over seeds takes two of them."""
+    seeds = {name: [runs / name / f"seed{seed}" for seed in (1, 2, 3)] for name in ("full", "better")}
+    several = differences_text("full", seeds)
+    assert "\n* p < 0.05 for the test videos and for the seeds:\n- auc1: better +" in several
+    assert "seeds: 95 % interval by paired t" in several
+    single = differences_text("full", {name: folders[:1] for name, folders in seeds.items()})
+    assert "\n* p < 0.05 for the test videos; with one seed, differences between seeds are not tested:\n" in single
+    assert "- auc1: better +" in single and "for the seeds" not in single and "paired t" not in single
+    mixed = differences_text("full", seeds | {"late": seeds["better"][2:]})
+    assert "and for the seeds; late: one seed, so for the test videos only:" in mixed
+    assert "paired t" not in difference_text(compare(seeds["full"][:1], seeds["better"][:1], ["auc1"], resamples=20))
+
+
+def test_a_row_that_cannot_be_resampled_is_shown_and_says_why(runs, tmp_path):
+    scores, videos = made_test(24)
+    ranked = write_test(tmp_path / "bare", scores, type(videos)(videos.entries, videos.dataset, 4, None))
+    write_run(tmp_path / "whole", 1)
+    damaged = write_run(tmp_path / "damaged", 2, noise=0.1, lr=0.3)
+    path = tmp_path / "damaged" / "scores.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    rows = csv_rows(tmp_path, resamples=50)
+    alone = csv_rows(tmp_path / "whole", resamples=50)["whole", "auc1"]
+    assert (rows["whole", "auc1"]["low"], rows["whole", "auc1"]["note"]) == (alone["low"], "") and alone["low"]
+    for name, metrics, why in (("bare", ranked, "rank whole videos"), ("damaged", damaged, "not readable")):
+        row = rows[name, "auc1"]
+        assert float(row["mean"]) == pytest.approx(100 * metrics["auc1"])
+        assert (row["low"], row["interval"], row["inside"]) == ("", "", "") and why in row["note"]
+    # The paper's AUC is one of frames.
+    assert not rows["bare", "auc1"]["paper"]
+    done = table(tmp_path, "--bootstrap", 20)
+    assert done.code == 0 and re.search("^bare: frames have no truth: .*whole videos", done.out, re.MULTILINE)
+    assert "bare is not compared with" in done.err
+
+
 def test_an_ablation_says_which_settings_differ(runs):
     done = table(runs, "--bootstrap", 200)
     assert done.code == 0, done.err
@@ -196,7 +191,7 @@ def test_tables_of_methods_and_of_datasets_hold_the_same(tmp_path, monkeypatch):
     assert re.search(rf"^\| UCF-Crime .*{re.escape(number)}", by_dataset, re.MULTILINE)
 
 
-@pytest.mark.parametrize("form", ["markdown", "latex", "csv"])
+@pytest.mark.parametrize("form", ["markdown", "csv"])
 def test_what_is_written_is_whole(runs, tmp_path, form):
     path = tmp_path / "deep" / "table.out"
     done = table(runs, "--format", form, "--output", path, "--bootstrap", 20)
@@ -208,31 +203,9 @@ def test_what_is_written_is_whole(runs, tmp_path, form):
         gap = next(row for row in rows if (row["cell"], row["metric"], row["weights"]) == ("better", "auc1", "best"))
         assert gap["reference"] == "full" and float(gap["difference_difference"]) > 0
         assert {row["reference"] for row in rows if row["weights"] == "last"} == {""}
-    elif form == "latex":
-        check_latex(text)
     else:
         for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
             assert len({line.count("|") for line in block.splitlines()}) == 1
-
-
-def check_latex(text):
-    depth = []
-    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
-        depth.append(name) if kind == "begin" else depth.remove(name)
-    assert not depth and text.count(r"\toprule") == text.count(r"\bottomrule") > 0
-    bare = re.sub(r"\\.", "", text)
-    assert bare.count("{") == bare.count("}")
-    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
-        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
-
-
-def test_names_are_escaped():
-    hostile = Table(("x", "y"), ((r"{\input} $#", "1 ± 2 ~^"), ("a|b\n\x1b[31m", "")), "a_b & 50 %")
-    check_latex(to_latex(hostile))
-    assert escape_latex("a_b & 50 % ± {}") == r"a\_b \& 50 \% $\pm$ \{\}"
-    assert r"\input" not in to_latex(hostile)
-    assert r"a\|b ?[31m" in to_markdown(hostile, 80)
 
 
 def test_runs_are_found_once_and_named_apart(tmp_path):
@@ -251,6 +224,7 @@ def test_a_test_of_a_released_model_can_be_compared(tmp_path):
     done = table(tmp_path, "--reference", tmp_path / "released", "--bootstrap", 50, "--metrics", "auc1")
     assert done.code == 0, done.err
     assert "difference from released" in done.out
+    refused(tmp_path, tmp_path / "released", "--weights", "last", says="no run has last weights")
     # They are not seeds of one setting, whatever options they share.
     assert all(re.search(rf"^\| {name} ", done.out, re.MULTILINE) for name in ("released", "own"))
 
@@ -290,7 +264,6 @@ def test_damaged_runs_are_refused(runs, tmp_path):
     write_run(tmp_path / "run", 1)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for name, content, says in (
-        ("scores.npz", whole["scores.npz"][:500], "not readable"),
         ("metrics.json", b"{}", "neither best nor last"),
         ("metrics.json", b'{"best": {"auc1": "x"}}', "not a number"),
         ("options.yaml", b"- 1", "name no method and dataset"),

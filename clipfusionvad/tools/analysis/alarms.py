@@ -26,6 +26,7 @@ MinSeconds = Annotated[float, Option("seconds of the shortest alarm", minimum=0)
 Rates = Annotated[tuple[float, ...], Option("false alarms per hour that are allowed", above=0, nonempty=True)]
 RECALLS = (0.5, 0.7, 0.8, 0.9)
 RATES = (1.0, 5.0, 10.0)
+TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 # Thresholds of a curve besides the highest scores of the events, at which recall changes.
 POINTS = 300
 # Cells (thresholds × snippets) that are processed at once.
@@ -188,13 +189,23 @@ def draw_alarms(curves: dict[str, DataFrame]) -> figures.Figure:
     for axis, title in zip(axes, titles, strict=True):
         axis.set(ylim=(0, 1.03), yticks=[0, *RECALLS, 1], xlabel=title)
         axis.grid(axis="y", color="#dddddd", lw=0.7)
-        axis.set_xscale("symlog", linthresh=1)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_xlim(left=0)
-    axes[0].set_ylabel("share of annotated events found")
+        _scale(axis)
+    axes[0].set_ylabel("share of annotated events found (recall)")
     figures.hide_spines(*axes)
-    axes[0].legend(loc="lower right", frameon=False)
+    levels = ", ".join(f"{value:g}" for value in RECALLS)
+    label = f"highest threshold with a recall of at least {levels}"
+    axes[0].plot([], [], "o", color=figures.GREY, ms=5, label=label)
+    figures.legend_above(figure, axes[0])
     return figure
+
+
+def _scale(axis: figures.Axes) -> None:
+    """Begin the x axis at 0, with a linear scale up to 1 and a logarithmic one above."""
+    end = axis.get_xlim()[1]
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(0, end)
+    axis.set_xticks([value for value in TICKS if value <= end])
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: MinSeconds = 1.0) -> AnalysisResult:
@@ -212,10 +223,11 @@ def alarms(test: TestResult, *, merge_seconds: MergeSeconds = 1.0, min_seconds: 
         for name, curve in curves.items()
         for recall in RECALLS
     ]
-    text = table_text(short, ["branch", "recall", "threshold", "false alarms/h", "normal frames", "frame recall"])
+    header = ["branch", "recall", "threshold", "false alarms/h", "normal under alarm", "abnormal under alarm"]
+    text = table_text(short, header)
     numbers = pd.concat(curves, names=["branch"]).reset_index("branch")
-    about = f"{len(axis.events)} events, {axis.normal_hours:.2f} hours without one"
-    return AnalysisResult(numbers, draw_alarms(curves), [about, text])
+    about = f"{len(axis.events)} annotated events; {axis.normal_hours:.2f} hours are not annotated"
+    return AnalysisResult(numbers, draw_alarms(curves), [about, text, "under alarm: shares of frames"])
 
 
 def latencies(test: TestResult, rule: Thresholds, rates: Sequence[float] = RATES) -> DataFrame:
@@ -260,7 +272,7 @@ def draw_latency(events: DataFrame) -> figures.Figure:
         own = events[(events["rate"] == rate) & (events["class"] == "all")]
         hit = np.sort(own["seconds"][np.isfinite(own["seconds"])])
         share = np.arange(len(hit) + 1) / len(own)
-        missed = f"{rate:g} an hour, from {own['threshold'].iloc[0]:.3g} on: {100 * (1 - share[-1]):.0f} % missed"
+        missed = f"{rate:g} per hour (threshold {own['threshold'].iloc[0]:.3g}): {100 * (1 - share[-1]):.0f} % missed"
         left.step([0, *hit, longest], [*share, share[-1]], where="post", color=colour, label=missed)
     left.set(xlim=(0, longest), ylim=(0, 1.03), ylabel="share of events noticed")
     left.set_xlabel("seconds after the start of an event")
@@ -269,16 +281,16 @@ def draw_latency(events: DataFrame) -> figures.Figure:
         seconds = events["seconds"][(events["rate"] == middle) & (events["class"] == label)]
         hit = seconds[np.isfinite(seconds)]
         right.plot(hit, np.full(len(hit), place), "o", color=figures.COARSE_COLOUR, ms=5, alpha=0.55, mew=0)
-        missed = f"{label}: {len(seconds) - len(hit)} of {len(seconds)} missed"
-        rows.append(missed if len(hit) < len(seconds) else f"{label} ({len(seconds)})")
+        rows.append(f"{label}: {len(hit)} of {len(seconds)} noticed")
     right.set_yticks(range(len(rows)), rows)
-    right.set(xlim=(-0.1, longest), ylim=(len(rows) - 0.4, -0.6))
+    right.set(xlim=(0, longest), ylim=(len(rows) - 0.4, -0.6))
     right.set_xlabel("seconds after the start of an event, a dot for each event")
-    right.set_title(f"at {middle:g} false alarms an hour", fontsize=10, loc="left")
+    right.set_title(f"at {middle:g} false alarms per hour", fontsize=10, loc="left")
     right.grid(axis="y", color="#eeeeee", lw=0.7)
     for axis in (left, right):
-        axis.set_xscale("symlog", linthresh=1)
-        axis.xaxis.set_major_formatter("{x:g}")
+        _scale(axis)
+    # Dots at 0 are whole.
+    right.set_xlim(left=-0.05)
     figures.hide_spines(left, right)
     figures.legend_above(figure, left, "false alarms allowed")
     return figure
@@ -291,5 +303,5 @@ def latency(
     found = latencies(test, Thresholds(min_seconds=min_seconds, merge_seconds=merge_seconds), rates)
     numbers = by_class(found)
     short = numbers[numbers["class"] == "all"]
-    short.columns = ["false alarms/h", "class", "events", "missed", "median s", "90 % s"]
+    short.columns = ["false alarms/h", "class", "events", "missed", "median s", "90 % within s"]
     return AnalysisResult(numbers, draw_latency(found), [table_text(short)])

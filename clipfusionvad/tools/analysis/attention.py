@@ -144,7 +144,7 @@ def _draw_layer(axis: Any, layer: Layer, truth: np.ndarray, length: int) -> Any:
     ticks = np.linspace(0, len(matrix) - 1, min(5, len(matrix))).astype(int)
     axis.set_xticks(ticks, ticks + first)
     axis.set_yticks(ticks, ticks + first)
-    axis.set_title(f"{layer.name}\nweight × {side}", fontsize=9, loc="left", pad=12)
+    axis.set_title(f"{layer.name}\nweight × {side} (1: an even share)", fontsize=9, loc="left", pad=12)
     axis.set_xlabel(f"{unit}, key", fontsize=9)
     axis.set_ylabel(f"{unit}, query", fontsize=9)
     return image
@@ -174,5 +174,5 @@ def attention(loaded: LoadedModel, *, video: VideoName = None, window: WindowInd
     axis.set(xlim=(0, length), xlabel="snippet of the input", ylabel="attention received,\n1: an even share")
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figures.hide_spines(axis)
-    header = ["attention", "heads", "attends to", "of these in effect", "received by abnormal", "by normal"]
+    header = ["attention", "heads", "keys", "effective keys", "received by abnormal", "by normal"]
     return AnalysisResult(seen.table(seen.rows[which, :length], received), figure, [title, table_text(short, header)])

@@ -116,11 +116,11 @@ def calibration(test: TestResult, *, bins: Annotated[int, Option("bins", minimum
     for (upper, lower), name, scores in zip(axes.T, names, pooled.anomaly.astype(np.float64), strict=True):
         after, temperatures = scale_by_halves(scores, pooled, test.videos.anomalous)
         upper.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, label="perfect calibration")
-        upper.axhline(frames[0].sum() / frames[1].sum(), color="#bbbbbb", lw=1, ls=":", label="share of all frames")
+        upper.axhline(frames[0].sum() / frames[1].sum(), color="#bbbbbb", lw=1, ls=":", label="abnormal share overall")
         values = " and ".join(f"{value:.2g}" for value in temperatures)
         for kind, scaled, colour, label in (
             ("as scored", scores, figures.COARSE_COLOUR, "as scored"),
-            ("tempered", after, figures.FINE_COLOUR, f"temperatures {values}"),
+            ("tempered", after, figures.FINE_COLOUR, f"temperature scaling (T = {values})"),
         ):
             held = equal_mass(scaled, *frames, bins)
             rates = calibration_error(equal_width(scaled, *frames, bins)), calibration_error(held)

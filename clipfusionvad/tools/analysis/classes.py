@@ -15,6 +15,11 @@ from clipfusionvad.report.scores import TestResult
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 
+_REMARK = (
+    "video_auc, video_ap: of the anomaly score over the frames of the class's videos (share_abnormal: AP of random\n"
+    "scores there). auc, ap: of the class probability over all frames. detection_ap: mean over IoU 0.1 … 0.5."
+)
+
 
 def class_results(test: TestResult) -> DataFrame:
     """Return every anomalous class that has a video, the highest AP first; rates in 0..1, NaN where undefined.
@@ -73,7 +78,7 @@ def classes(test: TestResult) -> AnalysisResult:
         for place in places[table[column].isna()] + shift:
             axis.text(0.01, place, UNKNOWN, va="center", fontsize=8, color=figures.GREY)
     for axis, chance in zip(axes, (np.full(len(table), 0.5), table["share_abnormal"]), strict=False):
-        axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="blue, by chance", ls="none")
+        axis.plot(chance, places - 0.2, "D", color="white", mec="black", ms=5, label="chance (blue bars)", ls="none")
     for axis, title in zip(axes, ("AUC", "AP", "detection AP, mean over IoU 0.1 … 0.5"), strict=True):
         axis.set(xlim=(0, 1), xlabel=title)
     axes[0].set_yticks(places, [f"{name} ({count})" for name, count in zip(table["class"], table.videos, strict=True)])
@@ -81,7 +86,7 @@ def classes(test: TestResult) -> AnalysisResult:
     axes[0].set_ylabel("class (test videos)")
     figures.hide_spines(*axes)
     figures.legend_above(figure, axes[0])
-    return AnalysisResult(table, figure, [table_text(table)])
+    return AnalysisResult(table, figure, [table_text(table), _REMARK])
 
 
 def confuse_frames(test: TestResult) -> Confusion:
@@ -117,7 +122,7 @@ def draw_confusion(labels: list[str], frames: Confusion, videos: Confusion) -> f
         rows = [f"{labels[row]} ({totals[row]:,})" for row in present.tolist()]
         figures.draw_matrix(axis, shares, rows, found.labels, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel(f"taken for (anomalous from a score of {found.threshold:.3g} on)")
+        axis.set_xlabel(f"predicted class (anomalous at a score of {found.threshold:.3g} or more)")
         axis.set_ylabel(f"true class ({title.split(',')[0]})")
         for row, column in zip(*np.nonzero(numbers[present] > 0), strict=True):
             colour = "white" if shares[row, column] > 0.55 else "black"
@@ -146,6 +151,6 @@ def confusion(test: TestResult) -> AnalysisResult:
         most = f"{columns[wrong]} ({100 * frames.shares[row, wrong]:.0f} %)" if others[wrong] else "-"
         counts = int(videos.table[row, right]), int(videos.table[row].sum())
         short.append((labels[row], float(frames.shares[row, right]), most, *counts))
-    text = table_text(short, ["class", "frames right", "else mostly", "videos right", "of"])
+    text = table_text(short, ["class", "frames correct", "most confused with", "videos correct", "of"])
     numbers = make_table(rows, ["unit", "true_class", "taken_for", "count", "share"])
     return AnalysisResult(numbers, draw_confusion(labels, frames, videos), [text])

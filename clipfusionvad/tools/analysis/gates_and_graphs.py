@@ -77,14 +77,14 @@ def draw_gates(found: dict[str, np.ndarray], seen: VideoView) -> figures.Figure:
         low, high = np.quantile(gate, [0.1, 0.9], axis=1)
         middle = (edges[:-1] + edges[1:]) / 2
         axes[1].fill_between(middle, low, high, color=colour, alpha=0.15, lw=0)
-        axes[1].plot(middle, gate.mean(axis=1), color=colour, lw=1.4, label=f"{name} gate, mean and 80 % of channels")
+        axes[1].plot(middle, gate.mean(axis=1), color=colour, lw=1.4, label=f"{name} gate: mean, 80 % of channels")
         change = gate - np.median(gate, axis=0)
         change = change[:, np.argsort(-np.nan_to_num(contrast(gate, seen.truth)))].T
         extent = (0.0, float(edges[-1]), float(gate.shape[1]), 0.0)
         limit = max(float(np.quantile(np.abs(change), 0.995)), 1e-3)
         image = axis.imshow(change, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
         figure.colorbar(image, ax=axis, label="gate − its median", pad=0.01)
-        axis.set_ylabel(f"{name} gate,\nchannels")
+        axis.set_ylabel(f"{name} gate,\nchannels, sorted")
         for place in chain.from_iterable(abnormal_spans(seen.truth > 0)):
             axis.axvline(place * step, color="black", lw=0.8, ls=":")
     axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 0.98))
@@ -107,7 +107,7 @@ def gates(loaded: LoadedModel, *, video: VideoName = None) -> AnalysisResult:
         moved = np.abs(contrast(gate, seen.truth))
         share = float("nan") if np.isnan(moved).any() else float((moved > 0.2).mean())
         short.append((name, *mean_by_truth(gate, seen.truth), float(gate.std(axis=0).mean()), share))
-    text = table_text(short, ["gate", "abnormal", "normal", "deviation over time", "channels off by 20 %"])
+    text = table_text(short, ["gate", "abnormal", "normal", "deviation over time", "channels changed by 20 %"])
     return AnalysisResult(numbers, draw_gates(found, seen), [seen.title, text])
 
 
@@ -156,7 +156,7 @@ def graph(loaded: LoadedModel, *, video: VideoName = None, window: WindowIndex =
         scaled = matrices["similarity weight × L"] = found.similarity * len(truth)
         to_abnormal = (found.similarity @ (truth > 0.5)).astype(np.float64)
         limit = max(float(np.quantile(scaled, 0.995)), 1.0)
-        panels.append((scaled, "similarity graph, 1: an even share", "viridis", 0.0, limit))
+        panels.append((scaled, "similarity graph, weight × L (1: an even share)", "viridis", 0.0, limit))
     if found.distance is not None:
         matrices["distance weight"] = found.distance
         panels.append((found.distance, "distance graph, exp(−|i − j| / e)", "viridis", 0.0, 1.0))

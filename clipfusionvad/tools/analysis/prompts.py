@@ -93,7 +93,7 @@ def draw_prompts(
 
 def _draw_words(axis: figures.Axes, vectors: DataFrame, rows: DataFrame, random_cosine: np.ndarray) -> None:
     low, middle, high = np.quantile(random_cosine, [CHANCE, 0.5, 1 - CHANCE])
-    axis.axvspan(low, high, color=figures.TRUTH_COLOUR, lw=0, label="90 % of random vectors", zorder=0)
+    axis.axvspan(low, high, color=figures.TRUTH_COLOUR, lw=0, label="random vectors: 90 %, median", zorder=0)
     axis.axvline(middle, color=figures.TRUTH_BAR, lw=1, zorder=0)
     cosine, names = vectors["cosine"].str[0], rows.unique().tolist()
     places = rows.map(names.index)

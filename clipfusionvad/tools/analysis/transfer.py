@@ -113,5 +113,5 @@ def draw_transfer(table: DataFrame, home: np.ndarray) -> figures.Figure:
             if home[row, column]:
                 axis.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, ec="#d98200", lw=2))
     axes[0].set_ylabel(TRAINED)
-    figure.supxlabel("tested on (percent; framed: the dataset of the training)", fontsize=9)
+    figure.supxlabel("tested on (percent; framed: the dataset that the model was trained on)", fontsize=9)
     return figure

@@ -12,7 +12,7 @@ from clipfusionvad.report.formatting import Table, to_markdown
 from clipfusionvad.report.table import AP_NOTE
 from clipfusionvad.tools.sweep.plan import Published
 from clipfusionvad.tools.tables import HEADLINE
-from clipfusionvad.tools.tables.compare import Difference, Resampler, explain
+from clipfusionvad.tools.tables.compare import Difference, Resampler, explain, explain_stars
 
 
 def sweep_text(
@@ -90,7 +90,7 @@ def _difference(one: Difference) -> str:
 
 def _conclusions(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> list[str]:
     """Return a line for each metric with the cells that differ clearly, the largest difference first."""
-    lines = ["* p < 0.05 for the test videos and for the seeds:"]
+    lines = [f"{explain_stars({cell: list(own.values()) for cell, own in found.items()})}:"]
     for metric in metrics:
         clear = [(cell, own[metric]) for cell, own in found.items() if metric in own and own[metric].clear]
         clear.sort(key=lambda pair: -abs(pair[1].difference))

@@ -35,4 +35,4 @@ class TableOptions:
     reference: Annotated[str | None, Option(_REFERENCE, metavar="RUN")] = None
     bootstrap: Annotated[int, Option(_VIDEOS, minimum=0, maximum=MOST_RESAMPLES, metavar="N")] = RESAMPLES
     bootstrap_seed: Annotated[int, Option("seed of the resamples", minimum=0, metavar="N")] = 0
-    format: Annotated[str, Option("of what is printed and of --output", choices=FORMATS)] = FORMATS[0]
+    format: Annotated[str, Option("of what is printed and of --output; latex: one table", choices=FORMATS)] = FORMATS[0]

@@ -77,7 +77,11 @@ class Setting:
     def no_comparison(self) -> str:
         """Why the papers' figures may not stand beside its metrics; "" where they may."""
         first = self.results[0]
-        return no_comparison(first.options, read_scores(first.scores).videos.judged if first.scores else None)
+        try:
+            judged = read_scores(first.scores).videos.judged if first.scores else None
+        except UserError as error:
+            return str(error)
+        return no_comparison(first.options, judged)
 
 
 def collect(paths: Sequence[Path]) -> list[Setting]:

@@ -5,7 +5,7 @@ both runs, and the interval shows how far their difference moves. Seeds are anot
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,13 +168,24 @@ def difference_text(differences: Sequence[Difference]) -> str:
 
 def explain(differences: Sequence[Difference]) -> str:
     """Explain the intervals of differences in words."""
+    tested = any(one.seed_p is not None for one in differences)
+    seeds = "95 % interval by paired t over the seeds" if tested else "not tested, which takes two pairs of seeds"
     text = (
         f"videos: 95 % percentile interval of the difference over {max(one.resamples for one in differences)} paired "
-        f"resamples of the test videos, metrics averaged over seeds; seeds: 95 % interval by paired t over the seeds; "
+        f"resamples of the test videos, metrics averaged over seeds; seeds: {seeds}; "
         f"p is two-sided and not corrected for the number of comparisons"
     )
     skipped = max(one.skipped for one in differences)
     return text + (f"; up to {skipped} resamples in which a metric has no value were left out" if skipped else "")
+
+
+def explain_stars(found: Mapping[str, Sequence[Difference]]) -> str:
+    """Say what a star at a ``clear`` difference was tested for; ``found`` are the differences of each setting."""
+    single = [name for name, own in found.items() if any(one.seed_p is None for one in own)]
+    if len(single) == len(found):
+        return "* p < 0.05 for the test videos; with one seed, differences between seeds are not tested"
+    only = f"; {', '.join(single)}: one seed, so for the test videos only" if single else ""
+    return f"* p < 0.05 for the test videos and for the seeds{only}"
 
 
 def student_t(values: Sequence[float]) -> tuple[float, float, float] | None:
