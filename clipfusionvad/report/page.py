@@ -3,7 +3,7 @@
 import os
 import shlex
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ import numpy as np
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
-from clipfusionvad.report.curves import PooledScores, pool, video_error
+from clipfusionvad.report.csv_tables import result_files, video_table, write_tables
+from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
@@ -81,14 +82,22 @@ def clock(seconds: float) -> str:
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a run's or a test's folder (default: into that folder); return its path."""
+    """Write the page of a run's or a test's folder, by default into it and with ``videos.csv``; return its path."""
+    run = read_run(folder)
+    if output is None and run.tested:
+        write_tables(run)
     output = output or folder / PAGE
-    write_text(output, report_page(read_run(folder)))
+    write_text(output, report_page(run, {path.name: relative(path, output) for path in result_files(run)}))
     return output
 
 
-def report_page(run: Run) -> str:
-    """Return the page as HTML."""
+def relative(path: Path, page: Path) -> str:
+    """Return the way from a page to a file."""
+    return os.path.relpath(path.resolve(), page.parent.resolve())
+
+
+def report_page(run: Run, files: Mapping[str, str] | None = None) -> str:
+    """Return the page as HTML; ``files`` are the relative paths of files to download, by name."""
     from clipfusionvad.report.figures import confusion_figure, ranking_figures, training_figures
 
     tested, options, results = run.tested, run.options, run.results
@@ -98,18 +107,20 @@ def report_page(run: Run) -> str:
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
     # Made-up data have no published figures.
     paper = {} if options.get("demo") else published(method, name, protocol)
-    videos, scores = _videos(tested, pooled) if tested else ([], None)
+    branches = len(tested.scores[0].anomaly) if tested else 0
+    names = [BRANCHES.get(str(n), f"branch {n}") for n in range(1, branches + 1)]
     return render(
         "report.html.j2",
         title=f"{method} on {dataset.title if dataset else name}",
         facts=_facts(run),
+        files=files or {},
         numbers=_numbers(results, paper) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
         detection=_detection(last, paper) if "map" in last else None,
-        videos=videos,
-        scores=scores,
+        videos=_videos(tested, pooled) if tested else [],
+        scores=curve_data(tested, names) if tested else None,
         training=training_figures(run.losses, run.evaluations),
         options=sorted((str(name), _shown(value)) for name, value in options.items()),
         environment=_environment_rows(run.environment),
@@ -164,38 +175,36 @@ def _detection(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> dict[s
     return {"columns": [f"IoU {iou}" for iou in IOUS] + ["mean"], "rows": rows}
 
 
-def _videos(tested: TestResult, pooled: PooledScores | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a row for each test video, and the curves of all for ``videos.js``, compact.
+def _videos(tested: TestResult, pooled: PooledScores | None) -> list[dict[str, Any]]:
+    """Return a row for each test video; an ``error`` is NaN where it is unknown."""
+    rows = []
+    for own in video_table(tested, pooled).itertuples():
+        row = {"name": own.video, "label": own.label, "groups": tested.videos.dataset.codes(own.label)}
+        rows.append(row | {"error": own.error1, "max_score": own.peak1, "seconds": own.seconds})
+    return rows
 
-    An ``error`` is None where the truth is unknown. Scores (branches, n) are packed branch by branch, as two bytes
-    each, the lower first, in base64. Spans are the abnormal intervals in seconds, with the classes annotated there.
+
+def curve_data(tested: TestResult, names: Sequence[str]) -> dict[str, Any]:
+    """Return the curves of all test videos for ``videos.js``, compact; ``names`` are those of the branches.
+
+    Scores (branches, n) are packed branch by branch, as two bytes each, the lower first, in base64. Spans are the
+    abnormal intervals in seconds, with the classes annotated there.
     """
-    videos, fps, rows = tested.videos, tested.videos.dataset.fps, []
-    names = [BRANCHES.get(str(n), f"branch {n}") for n in range(1, len(tested.scores[0].anomaly) + 1)]
+    videos, fps = tested.videos, tested.videos.dataset.fps
     step = videos.frames_per_snippet and videos.frames_per_snippet / fps
-    scores: dict[str, Any] = {"branches": names, "step": step, "scale": SCALE}
-    scores |= {"seconds": [], "curves": [], "spans": []}
-    start = 0
-    for index, (entry, found) in enumerate(zip(videos.entries, tested.scores, strict=True)):
-        snippets, error = found.anomaly.shape[1], None
-        # The length is that of the truth, or else of the snippets.
-        frames = round(snippets * videos.mean_frames(index, snippets))
-        if videos.truth and pooled:
-            own, frames = slice(start, start + snippets), len(videos.truth.frames[index])
-            error = video_error(found.anomaly[0], pooled.positives[own], pooled.frames[own])
+    data: dict[str, Any] = {"branches": names, "step": step, "scale": SCALE, "seconds": [], "curves": [], "spans": []}
+    for index, found in enumerate(tested.scores):
+        if videos.truth:
             named = list(zip(videos.truth.segments[index], videos.truth.labels[index], strict=True))
             spans = []
             for begin, end in abnormal_spans(videos.truth.frames[index]):
                 labels = dict.fromkeys(label for (first, last), label in named if first < end and begin < last)
                 spans.append((round(begin / fps, 3), round(end / fps, 3), ", ".join(labels)))
-            scores["spans"].append(spans)
-        start += snippets
+            data["spans"].append(spans)
         packed = np.rint(SCALE * np.clip(np.nan_to_num(found.anomaly.ravel()), 0, 1)).astype("<u2")
-        scores["curves"].append(b64encode(packed.tobytes()).decode("ascii"))
-        scores["seconds"].append(round(frames / fps, 3))
-        row = {"name": entry.video, "label": entry.label, "groups": videos.dataset.codes(entry.label), "error": error}
-        rows.append(row | {"max_score": float(found.anomaly[0].max()), "seconds": frames / fps})
-    return rows, scores
+        data["curves"].append(b64encode(packed.tobytes()).decode("ascii"))
+        data["seconds"].append(round(int(tested.edges(index)[-1]) / fps, 3))
+    return data
 
 
 def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -28,10 +28,11 @@ class Run:
     """A folder's content; parts that it lacks are None or empty.
 
     ``results`` holds metrics by the model's name, the one of ``tested`` last; of several seeds, the metrics of each and
-    over all, the mean last. ``losses`` and ``evaluations`` are tables by step.
+    over all, the mean last. ``losses`` and ``evaluations`` are tables by step. ``scores`` is the file of ``tested``.
     """
 
     folder: Path
+    scores: Path | None
     tested: TestResult | None
     results: dict[str, dict[str, Any]]
     options: dict[str, Any]
@@ -69,7 +70,7 @@ def read_run(folder: Path) -> Run:
     if not tested and (folder / ENVIRONMENT).is_file():
         environment = read_json(folder / ENVIRONMENT, "environment")
     logs = (_read_log(folder / LOSSES), _read_log(folder / "metrics.csv"))
-    return Run(folder, tested, results, options, environment, *logs)
+    return Run(folder, newest, tested, results, options, environment, *logs)
 
 
 def find_runs(folder: Path) -> list[Path]:

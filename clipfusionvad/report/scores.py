@@ -24,6 +24,7 @@ from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, check_unpacked_size, must_exist, without_nan
 from clipfusionvad.io.provenance import environment as current_environment
+from clipfusionvad.metrics import snippet_edges
 
 # Real scores compress a few times, constant ones hundreds of times, a decompression bomb a thousand times.
 _LARGEST_SHARE = 500
@@ -52,6 +53,15 @@ class TestResult:
         entries = [whole.entries[index] for index in chosen]
         videos = VideoDataset(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
         return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
+
+    def edges(self, index: int) -> np.ndarray:
+        """Return the frames (n + 1,) at which the snippets of a video begin, and at the end its length in frames.
+
+        The length is that of the truth, or else of the snippets.
+        """
+        snippets, truth = self.scores[index].anomaly.shape[1], self.videos.truth
+        frames = len(truth.frames[index]) if truth else round(snippets * self.videos.mean_frames(index, snippets))
+        return snippet_edges(snippets, frames, self.videos.frames_per_snippet)
 
 
 def save_scores(
