@@ -14,7 +14,7 @@ import numpy as np
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
-from clipfusionvad.report.csv_tables import result_files, video_table, write_tables
+from clipfusionvad.report.csv_tables import video_table, write_tables
 from clipfusionvad.report.curves import PooledScores, pool
 from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.results import Run, read_run
@@ -87,17 +87,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     if output is None and run.tested:
         write_tables(run)
     output = output or folder / PAGE
-    write_text(output, report_page(run, {path.name: relative(path, output) for path in result_files(run)}))
+    write_text(output, report_page(run, output.parent))
     return output
 
 
-def relative(path: Path, page: Path) -> str:
-    """Return the way from a page to a file."""
-    return os.path.relpath(path.resolve(), page.parent.resolve())
-
-
-def report_page(run: Run, files: Mapping[str, str] | None = None) -> str:
-    """Return the page as HTML; ``files`` are the relative paths of files to download, by name."""
+def report_page(run: Run, place: Path) -> str:
+    """Return the page as HTML; ``place`` is the folder that it will lie in."""
     from clipfusionvad.report.figures import confusion_figure, ranking_figures, training_figures
 
     tested, options, results = run.tested, run.options, run.results
@@ -113,18 +108,25 @@ def report_page(run: Run, files: Mapping[str, str] | None = None) -> str:
         "report.html.j2",
         title=f"{method} on {dataset.title if dataset else name}",
         facts=_facts(run),
-        files=files or {},
+        links=_downloads(run.folder, place),
         numbers=_numbers(results, paper) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
         detection=_detection(last, paper) if "map" in last else None,
         videos=_videos(tested, pooled) if tested else [],
+        videos_note="",
         scores=curve_data(tested, names) if tested else None,
         training=training_figures(run.losses, run.evaluations),
         options=sorted((str(name), _shown(value)) for name, value in options.items()),
         environment=_environment_rows(run.environment),
     )
+
+
+def _downloads(folder: Path, place: Path) -> dict[str, str]:
+    """Return relative paths to the tables and arrays of a folder by their names."""
+    files = sorted(path for path in folder.resolve().iterdir() if path.suffix in (".csv", ".json", ".npz"))
+    return {path.name: os.path.relpath(path, place.resolve()) for path in files}
 
 
 def _facts(run: Run) -> list[str]:
@@ -176,11 +178,12 @@ def _detection(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> dict[s
 
 
 def _videos(tested: TestResult, pooled: PooledScores | None) -> list[dict[str, Any]]:
-    """Return a row for each test video; an ``error`` is NaN where it is unknown."""
+    """Return a row for each test video."""
     rows = []
     for own in video_table(tested, pooled).itertuples():
+        values = ({"error": own.error1} if pooled else {}) | {"highest": own.peak1}
         row = {"name": own.video, "label": own.label, "groups": tested.videos.dataset.codes(own.label)}
-        rows.append(row | {"error": own.error1, "max_score": own.peak1, "seconds": own.seconds})
+        rows.append(row | {"values": values, "seconds": own.seconds})
     return rows
 
 

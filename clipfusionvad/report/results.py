@@ -40,6 +40,14 @@ class Run:
     losses: "pd.DataFrame | None"
     evaluations: "pd.DataFrame | None"
 
+    @property
+    def known_test(self) -> TestResult:
+        """``tested``; ``UserError`` where there is none."""
+        if self.tested is None:
+            hint = which_run(self.folder) or "test its model into a folder (--output-dir) and give that"
+            raise UserError(f"{self.folder} holds no {RUN_SCORES}: {hint}")
+        return self.tested
+
 
 def read_run(folder: Path) -> Run:
     """Read a folder, of a training and a later test in it the later one; ``UserError`` without any, or if damaged."""

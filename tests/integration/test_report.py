@@ -173,7 +173,7 @@ def test_report_shows_charts_in_the_colours_of_the_page_options_and_environment(
 
 def test_long_series_are_shown_as_means_over_stretches(tmp_path):
     write_training(tmp_path, steps=1601)
-    chart = re.findall(r"<svg class=.*?</svg>", report_page(read_run(tmp_path)), re.DOTALL)[0]
+    chart = re.findall(r"<svg class=.*?</svg>", report_page(read_run(tmp_path), tmp_path), re.DOTALL)[0]
     rows = np.genfromtxt(tmp_path / "losses.csv", delimiter=",", names=True)
     assert f"coarse, step 4, loss {rows['coarse'][:4].mean():.4g}" in re.findall(r"<title>(.*?)</title>", chart)
 
@@ -181,20 +181,20 @@ def test_long_series_are_shown_as_means_over_stretches(tmp_path):
 def test_report_without_classes_without_truth_and_of_an_interrupted_run(tmp_path):
     plain, unjudged, broken = (tmp_path / name for name in ("plain", "unjudged", "broken"))
     write_test(plain, *made_test(classes=False), options=OPTIONS | {"demo": True})
-    text = report_page(read_run(plain))
+    text = report_page(read_run(plain), plain)
     words = Page(text).words
     assert 'id="detection"' not in text and "88.02" not in words and "made-up data" in words
     assert "Normal predicted as anomalous: " in text
     scores, videos = made_test(truth=False)
     save_scores(unjudged / TEST_SCORES, scores, videos, OPTIONS)
-    text = report_page(read_run(unjudged))
+    text = report_page(read_run(unjudged), unjudged)
     assert len(re.findall("data-index=", text)) == len(scores)
     assert 'data-name="error"' not in text and 'id="ranking"' not in text and 'id="classes"' not in text
     outcome = quietly(main, strings(["report", unjudged, "--formats", "png"]))
     assert outcome.code == 2 and "truth" in outcome.err
     write_training(broken)
     (broken / "metrics.csv").write_text("")
-    text = report_page(read_run(broken))
+    text = report_page(read_run(broken), broken)
     assert "Training loss" in text and "not tested yet" in text and "ucf_train.py &#39;a b&#39;" in text
 
 
@@ -278,7 +278,7 @@ def test_csv_files_hold_every_video_and_snippet_with_the_numbers_of_the_page(tmp
         assert shown == ([f"{value:.6f}" for value in rows[column]] if truth or name == "highest" else [])
     assert rows["video"].tolist() == [entry.video for entry in videos.entries]
     assert [one["href"] for one in page.all("a") if "download" in one] == [
-        "test_videos.csv", "test_snippets.csv", TEST_SCORES
+        TEST_SCORES, "test_snippets.csv", "test_videos.csv"
     ]  # fmt: skip
     stacked = np.concatenate([one.anomaly for one in scores], axis=1)
     for branch, curve in enumerate(stacked, start=1):

@@ -216,25 +216,23 @@ def check_paired(one: Path, first: VideoDataset, two: Path, second: VideoDataset
 
 
 def _mismatch(first: VideoDataset, second: VideoDataset) -> str:
-    """Return in what the videos of two tests differ, with an example; empty for equal ones."""
+    """Return in what the videos of two tests differ, with an example; empty if in nothing."""
     if first.dataset.labels != second.dataset.labels:
         return f"classes ({first.dataset.title}, {second.dataset.title})"
-    names = [[entry.video for entry in videos.entries] for videos in (first, second)]
+    names, truths = [[entry.video for entry in own.entries] for own in (first, second)], (first.truth, second.truth)
     if names[0] != names[1]:
         odd = sorted({*names[0]} ^ {*names[1]})
         return f"videos ({len(names[0])} and {len(names[1])}; not in both: {', '.join(odd[:3])})"
-    for one, two in zip(first.entries, second.entries, strict=True):
+    for index, (one, two) in enumerate(zip(first.entries, second.entries, strict=True)):
         if one.label != two.label:
             return f"labels ({one.video}: {one.label}, {two.label})"
-    if first.truth is None or second.truth is None:
-        return "truth (only one knows it)" if first.truth is not second.truth else ""
-    for index, name in enumerate(names[0]):
-        frames = [truth.frames[index] for truth in (first.truth, second.truth)]
+        spans = [truth and (truth.segments[index], truth.labels[index]) for truth in truths]
+        frames = [truth.frames[index] if truth else np.empty(0) for truth in truths]
         if len(frames[0]) != len(frames[1]):
-            return f"truth ({name}: {len(frames[0])} and {len(frames[1])} frames)"
-        spans = [(truth.segments[index], truth.labels[index]) for truth in (first.truth, second.truth)]
+            counts = " and ".join(f"{len(own) or 'no'} frames" for own in frames)
+            return f"lengths ({one.video}: {counts} of truth)"
         if spans[0] != spans[1] or (frames[0] != frames[1]).any():
-            return f"truth ({name})"
+            return f"truth ({one.video})"
     return ""
 
 
