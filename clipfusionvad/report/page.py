@@ -15,7 +15,7 @@ from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.csv_tables import video_table, write_tables
-from clipfusionvad.report.curves import PooledScores, pool
+from clipfusionvad.report.curves import pool
 from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
@@ -102,8 +102,6 @@ def report_page(run: Run, place: Path) -> str:
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
     # Made-up data have no published figures.
     paper = {} if options.get("demo") else published(method, name, protocol)
-    branches = len(tested.scores[0].anomaly) if tested else 0
-    names = [BRANCHES.get(str(n), f"branch {n}") for n in range(1, branches + 1)]
     return render(
         "report.html.j2",
         title=f"{method} on {dataset.title if dataset else name}",
@@ -114,9 +112,9 @@ def report_page(run: Run, place: Path) -> str:
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
         detection=_detection(last, paper) if "map" in last else None,
-        videos=_videos(tested, pooled) if tested else [],
+        videos=_videos(tested) if tested else [],
         videos_note="",
-        scores=curve_data(tested, names) if tested else None,
+        scores=curve_data(tested) if tested else None,
         training=training_figures(run.losses, run.evaluations),
         options=sorted((str(name), _shown(value)) for name, value in options.items()),
         environment=_environment_rows(run.environment),
@@ -177,23 +175,24 @@ def _detection(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> dict[s
     return {"columns": [f"IoU {iou}" for iou in IOUS] + ["mean"], "rows": rows}
 
 
-def _videos(tested: TestResult, pooled: PooledScores | None) -> list[dict[str, Any]]:
+def _videos(tested: TestResult) -> list[dict[str, Any]]:
     """Return a row for each test video."""
     rows = []
-    for own in video_table(tested, pooled).itertuples():
-        values = ({"error": own.error1} if pooled else {}) | {"highest": own.peak1}
+    for own in video_table(tested).itertuples():
+        values = ({"error": own.error1} if tested.videos.truth else {}) | {"highest": own.peak1}
         row = {"name": own.video, "label": own.label, "groups": tested.videos.dataset.codes(own.label)}
         rows.append(row | {"values": values, "seconds": own.seconds})
     return rows
 
 
-def curve_data(tested: TestResult, names: Sequence[str]) -> dict[str, Any]:
-    """Return the curves of all test videos for ``videos.js``, compact; ``names`` are those of the branches.
+def curve_data(tested: TestResult, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the curves of all test videos for ``videos.js``, compact; ``names`` (default: the branches).
 
     Scores (branches, n) are packed branch by branch, as two bytes each, the lower first, in base64. Spans are the
     abnormal intervals in seconds, with the classes annotated there.
     """
     videos, fps = tested.videos, tested.videos.dataset.fps
+    names = names or [BRANCHES.get(str(n), f"branch {n}") for n in range(1, len(tested.scores[0].anomaly) + 1)]
     step = videos.frames_per_snippet and videos.frames_per_snippet / fps
     data: dict[str, Any] = {"branches": names, "step": step, "scale": SCALE, "seconds": [], "curves": [], "spans": []}
     for index, found in enumerate(tested.scores):

@@ -1,10 +1,6 @@
 """A test's scores and truth as a file, from which pages and figures are made without the model.
 
-The file holds plain arrays. Per video: ``videos``, ``labels``, ``snippets`` (their number) and, where the truth is
-known, ``frames``. The snippets of all videos joined, to be split by ``snippets``: ``anomaly`` (branches, S) and, where
-the method predicts classes, ``classes`` (S, C). Truth as intervals [start, end) in frames: ``abnormal`` (n, 3) of
-the frame truth, ``segments`` (m, 3) of the annotated classes ``segment_labels`` (m,), each with its video's number
-first. ``about`` is JSON: the options and the environment of the test, and its dataset.
+The file holds plain arrays; docs/runs.md names them.
 """
 
 import json

@@ -304,6 +304,16 @@ def test_csv_files_hold_every_video_and_snippet_with_the_numbers_of_the_page(tmp
         assert set(row.truth.split(", ")) == (named or {"Normal"})
 
 
+def test_a_later_test_replaces_the_csv_of_its_snippets(tmp_path):
+    write_test(tmp_path)
+    assert quietly(main, strings(["report", tmp_path, "--csv"])).code == 0
+    scores, videos = made_test(4, seed=1)
+    write_test(tmp_path, scores, videos)
+    write_report(tmp_path)
+    assert len(pd.read_csv(tmp_path / "test_snippets.csv")) == sum(one.anomaly.shape[1] for one in scores)
+    assert len(pd.read_csv(tmp_path / "test_videos.csv")) == 4
+
+
 def test_a_page_elsewhere_links_to_the_files_of_its_run_and_writes_nothing_there(tmp_path):
     write_test(tmp_path / "a #1")
     before = {path.name for path in (tmp_path / "a #1").iterdir()}

@@ -228,11 +228,8 @@ def _mismatch(first: VideoDataset, second: VideoDataset) -> str:
             return f"labels ({one.video}: {one.label}, {two.label})"
         spans = [truth and (truth.segments[index], truth.labels[index]) for truth in truths]
         frames = [truth.frames[index] if truth else np.empty(0) for truth in truths]
-        if len(frames[0]) != len(frames[1]):
-            counts = " and ".join(f"{len(own) or 'no'} frames" for own in frames)
-            return f"lengths ({one.video}: {counts} of truth)"
-        if spans[0] != spans[1] or (frames[0] != frames[1]).any():
-            return f"truth ({one.video})"
+        if spans[0] != spans[1] or not np.array_equal(frames[0], frames[1]):
+            return f"truth ({one.video}: {len(frames[0])} and {len(frames[1])} frames)"
     return ""
 
 

@@ -14,11 +14,10 @@ from clipfusionvad.io.files import check_writable, write_text
 from clipfusionvad.metrics import bootstrap
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.csv_tables import video_table
-from clipfusionvad.report.curves import pool, video_error
+from clipfusionvad.report.curves import video_error
 from clipfusionvad.report.page import curve_data, render
 from clipfusionvad.report.results import read_run
 from clipfusionvad.report.scores import TestResult
-from clipfusionvad.report.table import percent
 from clipfusionvad.tools.tables import RESAMPLES
 from clipfusionvad.tools.tables.build import TITLES
 from clipfusionvad.tools.tables.collect import PLACES
@@ -82,32 +81,32 @@ def comparison_page(tests: Sequence[TestResult], sides: Sequence[str], links: Ma
 def _numbers(tests: Sequence[TestResult]) -> dict[str, Any]:
     """Return the metrics of both, their differences, and the intervals of these over the same resamples."""
     weights = bootstrap.draw_videos(len(tests[0].scores), RESAMPLES, 0)
-    values = [resampled_metrics(tested, weights) for tested in tests]
-    if len({tested.options.get("protocol") for tested in tests}) > 1:
-        # It is of another variant in each.
-        values = [{key: own[key] for key in own.keys() - {"map_average"}} for own in values]
-    rows, found = [], []
-    for key, title in TITLES.items():
-        sides = [percent("map", own[key][0] if key in own else None) for own in values]
-        rest = ["-"] * 3
-        if "-" not in sides:
-            found.append(one := difference(key, values[0][key][None], values[1][key][None]))
-            rest = [f"{one.difference:+.2f}", one.over_videos, f"{one.p:.3f}"]
-        if sides != ["-", "-"]:
-            rows.append((title.replace("  ", "detection mAP, "), sides + rest))
-    columns, notes = ["A", "B", "B − A", "95 % interval", "p"], [explain(found)] if found else []
-    return {"cards": [], "columns": columns, "rows": rows, "notes": notes}
+    one, two = (resampled_metrics(tested, weights) for tested in tests)
+    # Of two protocols it is two variants.
+    apart = {"map_average"} if len({tested.options.get("protocol") for tested in tests}) > 1 else set()
+    shared = [key for key in TITLES if key in one.keys() & two.keys() - apart]
+    found = [own for key in shared if np.isfinite((own := difference(key, one[key][None], two[key][None])).difference)]
+    rows = [
+        (
+            TITLES[own.metric].replace("  ", "detection mAP, "),
+            [f"{own.reference:.2f}", f"{own.other:.2f}", f"{own.difference:+.2f}", own.over_videos, f"{own.p:.3f}"],
+        )
+        for own in found
+    ]
+    notes = [explain(found)] if found else []
+    return {"cards": [], "columns": ["A", "B", "B − A", "95 % interval", "p"], "rows": rows, "notes": notes}
 
 
 def _videos(tests: Sequence[TestResult], names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows of the videos, the one whose curves differ most first, and their curves in the same order."""
     # The curves of both are drawn over the snippets of the test that has more of them.
     grid = max(tests, key=lambda tested: sum(one.anomaly.shape[1] for one in tested.scores))
-    tables = [video_table(one, pool(one.scores, one.videos) if one.videos.truth else None) for one in tests]
     rows, joined = list[dict[str, Any]](), list[VideoScores]()
-    for index, (one, two) in enumerate(zip(*(table.itertuples() for table in tables), strict=True)):
+    for index, (one, two) in enumerate(zip(*(video_table(tested).itertuples() for tested in tests), strict=True)):
         edges = grid.edges(index)
-        curves = np.stack([_at(tested, index, (edges[:-1] + edges[1:]) // 2) for tested in tests])
+        middles = (edges[:-1] + edges[1:]) // 2
+        at = [np.searchsorted(tested.edges(index)[1:-1], middles, side="right") for tested in tests]
+        curves = np.stack([tested.scores[index].anomaly[0][own] for tested, own in zip(tests, at, strict=True)])
         joined.append(VideoScores(curves, None))
         gap = video_error(np.abs(curves[1] - curves[0]), 0 * edges[1:], np.diff(edges))
         errors = {"error A": one.error1, "error B": two.error1, "error B − A": two.error1 - one.error1}
@@ -116,9 +115,3 @@ def _videos(tests: Sequence[TestResult], names: Sequence[str]) -> tuple[list[dic
         rows.append(row | {"values": values, "seconds": one.seconds})
     order = sorted(range(len(rows)), key=lambda index: -np.nan_to_num(rows[index]["values"]["distance"]))
     return [rows[index] for index in order], curve_data(replace(grid, scores=joined).only(order), names)
-
-
-def _at(tested: TestResult, index: int, frames: np.ndarray) -> np.ndarray:
-    """Return the first branch's scores of a video at some frames (n,)."""
-    curve = tested.scores[index].anomaly[0]
-    return curve[np.clip(np.searchsorted(tested.edges(index), frames, side="right") - 1, 0, len(curve) - 1)]
