@@ -265,7 +265,6 @@ def _write_tables(
     option_file: OptionFile, options: ReproduceOptions, methods: Sequence[str], output: Path, flags: Sequence[str]
 ) -> None:
     """Print the table of all methods, and write it as Markdown, LaTeX and a page."""
-    from clipfusionvad.models.clip import TOY
     from clipfusionvad.report.formatting import to_latex, to_markdown
     from clipfusionvad.report.page import table_page
     from clipfusionvad.tools.reproduce import reproduction_table
@@ -278,9 +277,7 @@ def _write_tables(
         setting.results = [result for result in setting.results if result.seed in seeds]
     differing = partial(_differing, option_file, flags)
     changed = {method: text for method in methods if (text := differing(method))}
-    clip = option_file.parse_args([f"--method={methods[0]}", *flags]).clip
-    made_up = "features" if options.made_up else "text weights" if clip == TOY else ""
-    table = reproduction_table(settings, option_file.DATASET, changed, made_up)
+    table = reproduction_table(settings, option_file.DATASET, changed, options.made_up)
     print(f"\n{to_markdown(table)}")
     for suffix, text in ((".md", to_markdown(table)), (".tex", to_latex(table)), (".html", table_page(table))):
         write_text(output / f"{TABLE}{suffix}", text)

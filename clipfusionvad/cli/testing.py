@@ -17,7 +17,7 @@ from clipfusionvad.report.page import write_report
 from clipfusionvad.report.plots import draw_score_curves
 from clipfusionvad.report.results import TEST_DATA, TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import save_scores
-from clipfusionvad.report.table import metrics_table, published
+from clipfusionvad.report.table import metrics_table, published_beside
 
 #: Options that name files which a test reads beside features.
 FILE_OPTIONS = ("model_path", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
@@ -60,7 +60,7 @@ def run_test(settings: Settings, file: ModelFile) -> int:
         if not is_main():
             return 0
         print(f"{model.name} on {dataset.title}: {file.path}, {len(scores)} test videos, {device}")
-        print(metrics_table(results, {} if run.demo else published(model.name, dataset.name, protocol)))
+        print(metrics_table(results, *published_beside(settings.record(), test_set.judged)))
         if run.metrics_json:
             write_json(run.metrics_json, results[name])
         if folder:

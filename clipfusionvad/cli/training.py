@@ -60,7 +60,7 @@ from clipfusionvad.report.page import write_report
 from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.results import RUN_SCORES, seeds_table, summarise_seeds
 from clipfusionvad.report.scores import save_scores
-from clipfusionvad.report.table import metrics_table, published
+from clipfusionvad.report.table import metrics_table, published_beside
 
 #: Options that name files which a training reads beside features.
 FILE_OPTIONS = ("train_list", "test_list", "gt_path", "gt_segment_path", "gt_label_path", "clip", "normal_centroid")
@@ -227,7 +227,7 @@ def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries
             checkpoint_path = None
     results = _train(settings, data, trainer, entries, folder, checkpoint_path)
     if is_main():
-        print(metrics_table(results, _published(settings)))
+        print(metrics_table(results, *published_beside(settings.record(), data.test_set.judged)))
         print(f"\nfinal model   {settings.run.model_path}")
         print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
 
@@ -259,7 +259,7 @@ def _train_seeds(settings: Settings, data: TrainingData, folder: Path) -> None:
         files.write_json(run.metrics_json, summary)
     seed, by = summary["model_seed"], summary["model_by"]
     files.link_or_copy(seed_folder(folder, seed) / BEST, Path(run.model_path))
-    print(seeds_table(summary, _published(settings)))
+    print(seeds_table(summary, *published_beside(settings.record(), data.test_set.judged)))
     print(f"\nfinal model   {run.model_path}: that of seed {seed}, the median by {by}")
     print(f"run folder    {folder}: {PAGE}, {METRICS}, and the run of each seed in a folder of its own")
 
@@ -378,10 +378,3 @@ def _saved(folder: Path) -> str:
             step = read_checkpoint(path, "checkpoint")["progress"]["step"]
             return f"the state of step {step} is in {path}; start again with --use-checkpoint --output-dir {folder}"
     return "nothing is saved yet; start again"
-
-
-def _published(settings: Settings) -> dict[str, float]:
-    """The paper's figures; none for synthetic data."""
-    if settings.run.demo:
-        return {}
-    return published(settings.model.method, settings.dataset.name, settings.training.protocol)

@@ -71,6 +71,11 @@ class VideoDataset:
             raise ValueError("these videos have no annotation")
         return self.truth
 
+    @property
+    def judged(self) -> int:
+        """The number of videos whose frames are judged: 0 without ``truth``."""
+        return len({entry.video for entry in self.entries}) if self.truth else 0
+
     def mean_frames(self, index: int, snippets: int) -> float:
         """Return the frames that a snippet of a video covers, in the mean."""
         return self.frames_per_snippet or len(self.known_truth.frames[index]) / snippets

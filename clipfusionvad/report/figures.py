@@ -17,9 +17,17 @@ from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.metrics import snippet_metrics
 from clipfusionvad.report.curves import Confusion, PooledScores, class_confusion, pool, precision_recall, roc, thin
 from clipfusionvad.report.fonts import drawing
-from clipfusionvad.report.plots import COARSE_COLOUR, EVALUATIONS, FINE_COLOUR, draw_score_curves, save_figure
+from clipfusionvad.report.plots import (
+    COARSE_COLOUR,
+    FINE_COLOUR,
+    draw_score_curves,
+    fit_steps,
+    save_figure,
+    short_branch,
+    training_series,
+)
 from clipfusionvad.report.results import Run
-from clipfusionvad.report.table import BRANCHES, RANKING
+from clipfusionvad.report.table import RANKING
 
 # matplotlib draws in these stand-in colours, which the page's own variables replace: they follow light and dark.
 _VARIABLES = {f"#fe00{number:02x}": f"var(--curve-{number})" for number in range(1, 9)}
@@ -46,25 +54,13 @@ def ranking_figures(pooled: PooledScores) -> list[Markup]:
 
 def training_figures(losses: pd.DataFrame | None, evaluations: pd.DataFrame | None) -> list[Markup]:
     """Draw loss terms and learning rate over steps, and metrics over evaluations, as far as the logs hold them."""
-    series = []
-    if losses is not None:
-        terms = losses.drop(columns=["epoch", "lr"], errors="ignore")
-        series += [("Training loss", terms, "loss", ""), ("Learning rate", losses.filter(["lr"]), "", "")]
-    if evaluations is not None:
-        ranking = evaluations.filter(regex=EVALUATIONS)
-        # As short as a legend needs it: AUC coarse.
-        short = {name: f"{RANKING[name[:-1]]} {_short_branch(name[-1])}" for name in ranking if name[:-1] in RANKING}
-        ranking = ranking.rename(columns=short)
-        series.append(("Evaluations", ranking, "AUC, AP", "o"))
-        series.append(("Detection mAP, average", evaluations.filter(["map_average"]), "percent", "o"))
     figures = []
-    for title, table, unit, marker in series:
-        if table.size:
-            # Means over at most 400 equal stretches, each at its last step.
-            stretches = table.groupby(np.arange(len(table)) // -(-len(table) // 400))
-            steps = table.index.to_numpy()[stretches.size().cumsum() - 1]
-            lines = [(str(name), steps, y.to_numpy(), [str(name)] * len(y)) for name, y in stretches.mean().items()]
-            figures.append(_draw_for_page(title, ("step", unit), lines, marker))
+    for title, table, unit, marker in training_series(losses, evaluations):
+        # Means over at most 400 equal stretches, each at its last step.
+        stretches = table.groupby(np.arange(len(table)) // -(-len(table) // 400))
+        steps = table.index.to_numpy()[stretches.size().cumsum() - 1]
+        lines = [(str(name), steps, y.to_numpy(), [str(name)] * len(y)) for name, y in stretches.mean().items()]
+        figures.append(_draw_for_page(title, ("step", unit), lines, marker))
     return figures
 
 
@@ -80,14 +76,10 @@ def _rankings(pooled: PooledScores) -> Iterator[tuple[str, str, tuple[str, str],
             if (curve := curve_of(scores, pooled.positives, pooled.frames)) is None:
                 return
             x, y, thresholds = thin(curve)
-            area, branch = snippet_metrics(scores, pooled.positives, pooled.frames)[metric], _short_branch(str(number))
+            area, branch = snippet_metrics(scores, pooled.positives, pooled.frames)[metric], short_branch(str(number))
             hints = [f"{branch}: threshold {threshold:.3g}" for threshold in thresholds]
             lines.append((f"{branch}, {RANKING[metric]} {100 * area:.2f}", x, y, hints))
         yield name, title, axes, lines, chance
-
-
-def _short_branch(number: str) -> str:
-    return BRANCHES.get(number, f"branch {number}").removesuffix(" branch")
 
 
 def _draw(
@@ -123,7 +115,10 @@ def _draw_for_page(
         for at in finite[np.linspace(0, len(finite) - 1, min(len(finite), 40)).astype(int)]:
             hints.append((x[at], y[at], f"{texts[at]}, {axes[0]} {x[at]:.6g}, {axes[1] or title} {y[at]:.4g}"))
     with matplotlib.rc_context(_PAGE_STYLE):
-        return _embed(_draw(axes, lines, (6.2, 4.6), _CURVES, marker, chance), title, hints)
+        figure = _draw(axes, lines, (6.2, 4.6), _CURVES, marker, chance)
+        if not chance:
+            fit_steps(figure.axes[0], title)
+        return _embed(figure, title, hints)
 
 
 def _embed(figure: Figure, title: str, hints: Sequence[tuple[float, float, str]]) -> Markup:

@@ -17,6 +17,7 @@ from clipfusionvad.report import PAGE
 from clipfusionvad.report.csv_tables import video_table, write_tables
 from clipfusionvad.report.curves import pool
 from clipfusionvad.report.formatting import Table
+from clipfusionvad.report.plots import CLASS_COLOURS, colour_number
 from clipfusionvad.report.results import Run, read_run
 from clipfusionvad.report.scores import TestResult, abnormal_spans
 from clipfusionvad.report.table import (
@@ -27,7 +28,7 @@ from clipfusionvad.report.table import (
     Results,
     metrics_rows,
     percent,
-    published,
+    published_beside,
     smoothing_lines,
     undefined_lines,
 )
@@ -70,7 +71,10 @@ def _environment() -> "Environment":
         # A relative path as a link in which every character of the name means itself.
         "url": lambda path: quote(os.fsencode(path).replace(os.sep.encode(), b"/")),
         "clock": clock,
+        # The CSS variable with the colour of a class, by its number in the dataset.
+        "class_colour": lambda number: f"--class-{colour_number(number)}",
     }
+    pages.globals["class_colours"] = CLASS_COLOURS
     return pages
 
 
@@ -91,23 +95,27 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     return output
 
 
-def report_page(run: Run, place: Path) -> str:
-    """Return the page as HTML; ``place`` is the folder that it will lie in."""
+def report_page(run: Run, place: Path | None = None) -> str:
+    """Return the page as HTML, with links for a page in the folder ``place`` (default: that of the run)."""
     from clipfusionvad.report.figures import confusion_figure, ranking_figures, training_figures
 
     tested, options, results = run.tested, run.options, run.results
-    last = list(results.values())[-1] if results else {}
+    main = "mean" if run.seed_folders else next(reversed(results), "")
+    last = results.get(main, {})
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
-    method, name, protocol = (str(options.get(key, "unknown")) for key in ("method", "dataset", "protocol"))
+    method, name = (str(options.get(key, "unknown")) for key in ("method", "dataset"))
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
-    # Made-up data have no published figures.
-    paper = {} if options.get("demo") else published(method, name, protocol)
+    place = (place or run.folder).resolve()
+    pages = {name: folder.resolve() / PAGE for name, folder in run.seed_folders.items()}
+    seed_links = {name: os.path.relpath(page, place) for name, page in pages.items() if page.is_file()}
+    paper, lines = published_beside(options, run.judged)
     return render(
         "report.html.j2",
-        title=f"{method} on {dataset.title if dataset else name}",
+        title=f"{'/'.join(run.folder.resolve().parts[-2:])}: {method} on {dataset.title if dataset else name}",
         facts=_facts(run),
         links=_downloads(run.folder, place),
-        numbers=_numbers(results, paper) if results else None,
+        lines=lines if results else [],
+        numbers=_numbers(results, main, paper, seed_links) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
@@ -116,7 +124,8 @@ def report_page(run: Run, place: Path) -> str:
         videos_note="",
         scores=curve_data(tested) if tested else None,
         training=training_figures(run.losses, run.evaluations),
-        options=sorted((str(name), _shown(value)) for name, value in options.items()),
+        # A training of several seeds has no seed of its own.
+        options=sorted((str(k), _shown(v)) for k, v in options.items() if k != "seed" or not run.seed_folders),
         environment=_environment_rows(run.environment),
     )
 
@@ -124,7 +133,7 @@ def report_page(run: Run, place: Path) -> str:
 def _downloads(folder: Path, place: Path) -> dict[str, str]:
     """Return relative paths to the tables and arrays of a folder by their names."""
     files = sorted(path for path in folder.resolve().iterdir() if path.suffix in (".csv", ".json", ".npz"))
-    return {path.name: os.path.relpath(path, place.resolve()) for path in files}
+    return {path.name: os.path.relpath(path, place) for path in files}
 
 
 def _facts(run: Run) -> list[str]:
@@ -134,28 +143,27 @@ def _facts(run: Run) -> list[str]:
     if run.tested:
         anomalous = int(run.tested.videos.anomalous.sum())
         facts.append(f"{len(run.tested.scores)} test videos, {anomalous} of them anomalous")
-        if run.tested.videos.truth is None:
-            facts.append("no truth of frames: whole videos are judged")
         facts.append(f"model {run.options.get('model_path')}")
-    elif isinstance(seeds := run.options.get("seeds"), list):
-        facts.append(f"{len(seeds)} seeds, each with its own page in its folder; the cards show their mean")
+    elif run.seed_folders:
+        facts.append(f"{len(run.seed_folders)} seeds; the large numbers are means; a seed's name leads to its page")
     else:
         facts.append("not tested yet, or tested by an older version: no scores.npz in the folder")
     return facts + smoothing_lines(run.results)
 
 
-def _numbers(results: Results, paper: Mapping[str, float]) -> dict[str, Any]:
-    """Return cards of the last result and the table that a test prints, without the rows of the table by IoU."""
-    rows = metrics_rows(results, paper)
+def _numbers(results: Results, main: str, paper: Mapping[str, float], links: Mapping[str, str]) -> dict[str, Any]:
+    """Return cards of the ``main`` result and the table that a test prints, without the rows of the table by IoU."""
+    rows, shown = metrics_rows(results, paper), list(results).index(main)
     cards = [
-        {"name": title, "value": values[len(results) - 1], "paper": values[-1] if paper else "-"}
+        {"name": title, "value": values[shown], "paper": values[-1] if paper else "-"}
         for title, key, values in rows
         if key in _HEADLINES | paper.keys() and "@" not in key
     ]
     # The variants of detection mAP are indented under their heading in the printed table.
     lines = [(title.replace("  ", "detection mAP, "), values) for title, key, values in rows if "map@" not in key]
     columns = [*results, *(["paper"] if paper else [])]
-    return {"cards": cards, "columns": columns, "rows": lines, "notes": [AP_NOTE, *undefined_lines(results)]}
+    notes = [AP_NOTE, *undefined_lines(results)]
+    return {"cards": cards, "columns": columns, "rows": lines, "notes": notes, "links": links}
 
 
 def _classes(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +187,7 @@ def _videos(tested: TestResult) -> list[dict[str, Any]]:
     """Return a row for each test video."""
     rows = []
     for own in video_table(tested).itertuples():
-        values = ({"error": own.error1} if tested.videos.truth else {}) | {"highest": own.peak1}
+        values = ({"error": own.error1} if tested.videos.truth else {}) | {"highest score": own.peak1}
         row = {"name": own.video, "label": own.label, "groups": tested.videos.dataset.codes(own.label)}
         rows.append(row | {"values": values, "seconds": own.seconds})
     return rows
@@ -215,7 +223,7 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     packages = known.pop("packages", None)
     known |= packages if isinstance(packages, dict) else {}
     if isinstance(known.get("command"), list):
-        known["command"] = shlex.join(map(str, known["command"]))
+        known["command"] = shlex.join(map(str, known["command"])).replace("__main__.py", "python -m clipfusionvad", 1)
     return [(name, _shown(value)) for name, value in known.items()]
 
 

@@ -27,8 +27,9 @@ _METRICS = {RUN_SCORES: METRICS, TEST_SCORES: TEST_METRICS}
 class Run:
     """A folder's content; parts that it lacks are None or empty.
 
-    ``results`` holds metrics by the model's name, the one of ``tested`` last; of several seeds, the metrics of each and
-    over all, the mean last. ``losses`` and ``evaluations`` are tables by step. ``scores`` is the file of ``tested``.
+    ``results`` holds metrics by the model's name, the one of ``tested`` last; of several seeds, the mean first, other
+    statistics over all, and the metrics of each. ``losses`` and ``evaluations`` are tables by step. ``scores`` is the
+    file of ``tested``.
     """
 
     folder: Path
@@ -48,6 +49,19 @@ class Run:
             raise UserError(f"{self.folder} holds no {RUN_SCORES}: {hint}")
         return self.tested
 
+    @property
+    def seed_folders(self) -> dict[str, Path]:
+        """The folders of several seeds by their names in ``results``."""
+        seeds = self.options.get("seeds")
+        return {f"seed {seed}": seed_folder(self.folder, seed) for seed in seeds} if isinstance(seeds, list) else {}
+
+    @property
+    def judged(self) -> int | None:
+        """``VideoDataset.judged`` of its test, or of the first seed's; None where its scores are missing."""
+        files = [folder / RUN_SCORES for folder in self.seed_folders.values()]
+        tested = self.tested or (read_scores(files[0]) if files and files[0].is_file() else None)
+        return tested.videos.judged if tested else None
+
 
 def read_run(folder: Path) -> Run:
     """Read a folder, of a training and a later test in it the later one; ``UserError`` without any, or if damaged."""
@@ -65,8 +79,8 @@ def read_run(folder: Path) -> Run:
         results = {"test": results}
     elif "seeds" in results:
         try:
-            folded = {title: results[name] for name, (title, _) in reversed(_FOLDS.items())}
-            results = {f"seed {seed}": found for seed, found in results["seeds"].items()} | folded
+            folded = {title: results[name] for name, (title, _) in _FOLDS.items()}
+            results = folded | {f"seed {seed}": found for seed, found in results["seeds"].items()}
         except (LookupError, AttributeError) as error:
             raise UserError(f"metrics {metrics} do not belong to several seeds: {error!r}") from error
     for name, found in results.items():
@@ -124,9 +138,9 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], select: str) -> dict[str
     }
 
 
-def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float]) -> str:
+def seeds_table(summary: Mapping[str, Any], paper: Mapping[str, float], above: Sequence[str] = ()) -> str:
     """Render the table of a test with columns over the seeds."""
-    table = metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper)
+    table = metrics_table({title: summary[name] for name, (title, _) in _FOLDS.items()}, paper, above)
     return "\n".join([table, *smoothing_lines(summary["seeds"])])
 
 

@@ -1,13 +1,14 @@
 """The metrics of a result as a table, and the published figures beside them."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib import resources
 from operator import getitem
 from typing import Any
 
+from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.run_folder import UNDEFINED
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.report.formatting import Table, to_text
@@ -22,6 +23,10 @@ RANKING = {"auc": "AUC", "ap": "AP", "ap_trapezoid": "AP (trapezoid)", "ano_auc"
 RANKING |= {"far": "false alarm rate", "video_auc": "video-level AUC"}
 AP_NOTE = (
     "AP: step-wise average precision; AP (trapezoid): area under the linearly joined curve, larger where scores tie"
+)
+WHOLE_VIDEOS = (
+    "Whole videos are judged, not frames, because no truth of frames was given (--gt-path none): AUC and AP say how "
+    "well scores tell anomalous videos from normal ones."
 )
 MEANS = {"mauc": "mAUC, class against rest", "mean_ap": "mAP of frames, class against rest"}
 IOUS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -68,6 +73,39 @@ def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, f
     return {key: value for key, value in figures.items() if "map" not in key or "released" in key}
 
 
+def no_comparison(options: Mapping[str, Any], judged: int | None) -> str:
+    """Return why the papers' figures may not stand beside a result; "" where they may.
+
+    ``options`` are those of the run or test; ``judged`` is ``VideoDataset.judged``, None where it is not known.
+    """
+    from clipfusionvad.models.clip import TOY  # here: printing a table does not need torch
+
+    benchmark = DATASETS.get(str(options.get("dataset")))
+    if options.get("demo"):
+        return "the data are made up"
+    if options.get("clip") == TOY:
+        return "the weights of CLIP are made up (--clip toy)"
+    if judged == 0:
+        return "whole videos are judged, not frames"
+    if judged is None:
+        return "the test's scores are missing, so it is not known how many videos were tested"
+    sizes = {one.videos for one in benchmark.conventions} - {0} if benchmark else set[int]()
+    if benchmark and judged not in sizes:
+        whole = " or ".join(map(str, sorted(sizes)))
+        return f"{judged} videos were tested; the test set of {benchmark.title} has {whole}"
+    return ""
+
+
+def published_beside(options: Mapping[str, Any], judged: int | None) -> tuple[dict[str, float], list[str]]:
+    """Return the published figures to show beside a result, and lines to put above it; see ``no_comparison``."""
+    method, name, protocol = (str(options.get(key)) for key in ("method", "dataset", "protocol"))
+    paper, reason = published(method, name, protocol), no_comparison(options, judged)
+    lines = [WHOLE_VIDEOS] if judged == 0 else []
+    if paper and reason:
+        lines.append(f"The paper's figures are not shown: {reason}.")
+    return ({} if reason else paper), lines
+
+
 def check_metrics(metrics: Any, where: str) -> None:
     """Raise ``UserError`` unless a result that was read from a file has the metrics that its tables show."""
     if not isinstance(metrics, dict):
@@ -91,15 +129,16 @@ def check_metrics(metrics: Any, where: str) -> None:
             raise UserError(f"{where}: {', '.join(keys)} is {str(value)[:60]}, not a number")
 
 
-def metrics_table(results: Results, paper: Mapping[str, float]) -> str:
+def metrics_table(results: Results, paper: Mapping[str, float], above: Sequence[str] = ()) -> str:
     """Render metrics as text in percent: a column per result, and one for the published figures if there are any.
 
-    Lines below name the metrics that are undefined, and why; which AP is which; and how far scores were smoothed.
+    ``above`` are lines over the table. Lines below name the metrics that are undefined, and why; which AP is which; and
+    how far scores were smoothed.
     """
     rows = [[title, *values] for title, _, values in metrics_rows(results, paper)]
     table = to_text(Table(["percent", *results, *(["paper"] if paper else [])], rows))
     notes = [AP_NOTE] if any("ap_trapezoid1" in found for found in results.values()) else []
-    return "\n".join([table, *notes, *undefined_lines(results), *smoothing_lines(results)])
+    return "\n".join([*above, table, *notes, *undefined_lines(results), *smoothing_lines(results)])
 
 
 def undefined_lines(results: Results) -> list[str]:

@@ -20,7 +20,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import walk_files
 from clipfusionvad.models import find_method
 from clipfusionvad.report.formatting import Table
-from clipfusionvad.report.table import AP_NOTE, published_figures
+from clipfusionvad.report.table import AP_NOTE, published, published_figures
 from clipfusionvad.tools.tables import BEST, RESAMPLES
 from clipfusionvad.tools.tables.build import TITLES, metric_rows
 from clipfusionvad.tools.tables.collect import Setting
@@ -170,38 +170,42 @@ def estimate_table(found: Sequence[Estimate], seeds: int) -> Table:
 
 
 def reproduction_table(
-    settings: Sequence[Setting], dataset: Dataset, changed: Mapping[str, str], made_up: str
+    settings: Sequence[Setting], dataset: Dataset, changed: Mapping[str, str], made_up: bool
 ) -> Table:
     """Return published figures beside what was measured here, with intervals over test videos.
 
-    ``changed`` says, by method, which options differ from the published ones; ``made_up`` what is, "" for nothing. Only
-    the published metrics are shown, of the best weights: mean ± sample standard deviation over the seeds, in percent.
+    ``changed`` says, by method, which options differ from the published ones; ``made_up``: the features are made up.
+    Only the published metrics are shown, of the best weights: mean ± sample standard deviation over the seeds, in
+    percent. The published figures are left out where ``no_comparison`` gives a reason.
     The interval is the middle 95 % over resamples of the test videos of the mean over the seeds.
     """
     figures = [one for one in published_figures() if one.dataset == dataset.name]
+    first = {(one.method, one.metric): one for one in reversed(figures)}
+    reason = "the features are made up" if made_up else next(filter(None, (one.no_comparison for one in settings)), "")
     resampler, lines, sources = Resampler(metrics=[one.metric for one in figures]), [], dict[str, None]()
     for setting in settings:
-        metrics = list(dict.fromkeys(one.metric for one in figures if one.method == setting.method))
+        comparable = published(setting.method, dataset.name, setting.protocol)
+        metrics = list(dict.fromkeys(one.metric for one in figures if one.metric in comparable))
         for row in metric_rows([setting], [BEST], metrics):
-            if row.paper is None:
-                continue
+            figure = first[row.method, row.metric]
             bounds = resampler.interval([result.folder for result in setting.results], row.metric)
-            inside = "not judged"
-            if bounds and not made_up:
-                inside = "inside" if bounds[0] <= row.paper <= bounds[1] else "outside"
+            inside = "-"
+            if bounds and not reason:
+                inside = "inside" if bounds[0] <= figure.percent <= bounds[1] else "outside"
             here = f"{row.mean:.2f}" + ("" if row.std is None else f" ± {row.std:.2f}")
             interval = f"[{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "-"
             title = TITLES.get(row.metric, row.metric.replace("map@", "detection mAP@"))
-            lines.append((row.method, title, f"{row.paper:.2f}", here, str(row.n), interval, inside))
-            sources[f"{row.method}: {row.source}"] = None
+            paper = "-" if reason else f"{figure.percent:.2f}"
+            lines.append((row.method, title, paper, here, str(row.n), interval, inside))
+            sources[f"{row.method}: {figure.source}"] = None
     title = f"{dataset.title}: published and reproduced, in percent"
     notes = ["here: mean ± standard deviation over n seeds."]
     notes.append(
         f"95 %: of that mean over {RESAMPLES} resamples of the test videos; inside: the paper's figure lies in it."
     )
-    if made_up:
-        title += f" (MADE-UP {made_up.upper()})"
-        notes.insert(0, f"The {made_up} are made up: the numbers say nothing about the methods.")
+    if reason:
+        title += " (NO COMPARISON WITH PAPERS)"
+        notes.insert(0, f"The papers' figures are not shown: {reason}.")
     if changed:
         title += " (OTHER OPTIONS THAN PUBLISHED)"
         options = "; ".join(f"{method}: {text}" for method, text in changed.items())

@@ -157,8 +157,13 @@ def test_report_finds_and_sorts_videos_and_opens_curves(pages, opened):
     near = made_test(VIDEOS)[0][2].anomaly[:, max(snippet - 1, 0) : snippet + 2]
     shown = [float(part.split()[-1]) for part in shown]
     assert any(np.allclose(near[:, at], shown, atol=0.006) for at in range(near.shape[1]))
+    page.click("#videos .steps button >> text=next")
+    assert page.locator(large).count() == 0 and page.locator("#videos tbody[data-index='3'] .timeline").count() == 1
     page.keyboard.press("Enter")
-    assert page.locator(large).count() == 0
+    page.click("#videos .steps button >> text=previous")
+    assert page.locator("#videos tbody[data-index='3'] .timeline").count() == 1
+    page.click("#videos .steps button >> text=all videos")
+    assert page.locator("#videos .timeline").count() == 0
 
     def errors():
         return page.eval_on_selector_all("td[data-name=error]", "(all) => all.map((one) => Number(one.dataset.value))")

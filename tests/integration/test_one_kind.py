@@ -78,6 +78,7 @@ def test_without_truth_of_frames_the_reason_names_videos(tiny, tmp_path):
     keep_kind(tiny.test_list, "anomalous")
     outcome = tiny.test("--gt-path", "none", "--metrics-json", tmp_path / "metrics.json")
     assert outcome.code == 0 and "has no normal video: AUC and AP cannot be computed" in outcome.err
+    assert "Whole videos are judged, not frames" in outcome.out
     reasons = json.loads((tmp_path / "metrics.json").read_text())["undefined"]
     names = [f"{name}{n}" for n in (1, 2) for name in ("auc", "ap", "ap_trapezoid", "video_auc")]
     assert reasons == dict.fromkeys(names, "no normal video in the test set")

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -16,9 +17,9 @@ from small_report import HOSTILE, OPTIONS, detection_page, made_test, write_test
 from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main
-from clipfusionvad.datasets import DATASETS, UCF
+from clipfusionvad.datasets import DATASETS, UCF, Convention
 from clipfusionvad.engine.evaluator import evaluate
-from clipfusionvad.io.files import write_text
+from clipfusionvad.io.files import write_json, write_text
 from clipfusionvad.models import method_names
 from clipfusionvad.report.curves import pool
 from clipfusionvad.report.page import SCALE, render, report_page, write_report
@@ -109,7 +110,10 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     write_training(folder)
     metrics = write_test(folder)
-    return write_report(folder).read_text(encoding="utf-8"), metrics
+    with pytest.MonkeyPatch.context() as patch:
+        # As if these eight videos were the whole test set.
+        patch.setitem(DATASETS, "ucf", replace(UCF, conventions=(Convention("floor16", "floor", 8),)))
+        return write_report(folder).read_text(encoding="utf-8"), metrics
 
 
 @pytest.mark.parametrize(("name", "largest"), [("report", 250_000), ("detection", 50_000), ("index", 50_000)])
@@ -160,20 +164,43 @@ def test_report_shows_charts_in_the_colours_of_the_page_options_and_environment(
     found = Page(report[0])
     titles = ["ROC", "Precision and recall", "Confusion of classes", "Training loss", "Learning rate", "Evaluations"]
     assert [element["aria-label"] for element in found.all("svg")] == [*titles, "Detection mAP, average"]
-    assert OPTIONS["model_path"] in found.words and "vadclip on UCF-Crime" in found.words and "numpy" in found.words
+    assert OPTIONS["model_path"] in found.words and ": vadclip on UCF-Crime" in found.words and "numpy" in found.words
     charts = re.findall(r"<svg class=.*?</svg>", report[0], re.DOTALL)
     for chart in charts:
         assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) <= {"#000000"} and "var(--text)" in chart
     hints = [re.findall(r"<title>(.*?)</title>", chart) for chart in charts]
     assert re.fullmatch(r"coarse: threshold \S+, false positive rate \S+, true positive rate \S+", hints[0][3])
-    assert "AUC coarse, step 300, AUC, AP 0.65" in hints[5] and len(hints[3]) == 80
+    assert "AUC coarse, step 300, percent 65" in hints[5] and len(hints[3]) == 80
     counted = [int(re.search(r"([\d,]+) frames", hint)[1].replace(",", "")) for hint in hints[2]]
     assert sum(counted) == pool(*made_test()).truth.sum() and "Normal predicted as Normal: " in " ".join(hints[2])
 
 
+def test_a_constant_learning_rate_is_drawn_as_what_it_is(tmp_path):
+    write_training(tmp_path)
+    log = (tmp_path / "losses.csv").read_text().replace(",0.001\n", ",1e-05\n")
+    (tmp_path / "losses.csv").write_text(log)
+    chart = re.findall(r"<svg class=.*?</svg>", report_page(read_run(tmp_path)), re.DOTALL)[1]
+    ticks = re.findall(r">(?:<!--)?\s*([\d.]+e?[−-]?\d*)\s*<", chart)
+    assert "Learning rate" in chart and "1e−05" in ticks and "−1" not in chart
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, "8 videos were tested; the test set of UCF-Crime has 290"),
+        ({"clip": "toy"}, "the weights of CLIP are made up"),
+        ({"demo": True}, "the data are made up"),
+    ],
+)
+def test_a_page_says_why_the_papers_figures_are_not_there(tmp_path, changed, reason):
+    write_test(tmp_path, options=OPTIONS | changed)
+    words = Page(report_page(read_run(tmp_path))).words
+    assert f"The paper's figures are not shown: {reason}" in words and "88.02" not in words
+
+
 def test_long_series_are_shown_as_means_over_stretches(tmp_path):
     write_training(tmp_path, steps=1601)
-    chart = re.findall(r"<svg class=.*?</svg>", report_page(read_run(tmp_path), tmp_path), re.DOTALL)[0]
+    chart = re.findall(r"<svg class=.*?</svg>", report_page(read_run(tmp_path)), re.DOTALL)[0]
     rows = np.genfromtxt(tmp_path / "losses.csv", delimiter=",", names=True)
     assert f"coarse, step 4, loss {rows['coarse'][:4].mean():.4g}" in re.findall(r"<title>(.*?)</title>", chart)
 
@@ -181,20 +208,22 @@ def test_long_series_are_shown_as_means_over_stretches(tmp_path):
 def test_report_without_classes_without_truth_and_of_an_interrupted_run(tmp_path):
     plain, unjudged, broken = (tmp_path / name for name in ("plain", "unjudged", "broken"))
     write_test(plain, *made_test(classes=False), options=OPTIONS | {"demo": True})
-    text = report_page(read_run(plain), plain)
+    text = report_page(read_run(plain))
     words = Page(text).words
     assert 'id="detection"' not in text and "88.02" not in words and "made-up data" in words
     assert "Normal predicted as anomalous: " in text
     scores, videos = made_test(truth=False)
+    write_json(unjudged / "test_metrics.json", evaluate(scores, videos))
     save_scores(unjudged / TEST_SCORES, scores, videos, OPTIONS)
-    text = report_page(read_run(unjudged), unjudged)
+    text = report_page(read_run(unjudged))
+    assert "Whole videos are judged, not frames" in text
     assert len(re.findall("data-index=", text)) == len(scores)
     assert 'data-name="error"' not in text and 'id="ranking"' not in text and 'id="classes"' not in text
     outcome = quietly(main, strings(["report", unjudged, "--formats", "png"]))
     assert outcome.code == 2 and "truth" in outcome.err
     write_training(broken)
     (broken / "metrics.csv").write_text("")
-    text = report_page(read_run(broken), broken)
+    text = report_page(read_run(broken))
     assert "Training loss" in text and "not tested yet" in text and "ucf_train.py &#39;a b&#39;" in text
 
 
@@ -273,9 +302,9 @@ def test_csv_files_hold_every_video_and_snippet_with_the_numbers_of_the_page(tmp
     assert quietly(main, strings(["report", tmp_path, "--csv"])).code == 0
     rows, snippets = (pd.read_csv(tmp_path / f"test_{name}.csv") for name in ("videos", "snippets"))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    for name, column in (("error", "error1"), ("highest", "peak1")):
+    for name, column in (("error", "error1"), ("highest score", "peak1")):
         shown = [one["data-value"] for one in page.all("td") if one.get("data-name") == name]
-        assert shown == ([f"{value:.6f}" for value in rows[column]] if truth or name == "highest" else [])
+        assert shown == ([f"{value:.6f}" for value in rows[column]] if truth or name == "highest score" else [])
     assert rows["video"].tolist() == [entry.video for entry in videos.entries]
     assert [one["href"] for one in page.all("a") if "download" in one] == [
         TEST_SCORES, "test_snippets.csv", "test_videos.csv"

@@ -15,6 +15,7 @@ from small_report import made_test, write_test
 from tiny import quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
+from clipfusionvad.datasets import DATASETS, UCF, Convention
 from clipfusionvad.engine.evaluator import VideoScores, evaluate, evaluate_classes
 from clipfusionvad.report.formatting import Table, escape_latex, to_latex, to_markdown
 from clipfusionvad.report.scores import save_scores
@@ -57,6 +58,12 @@ def write_run(folder, seed, noise=0.0, sees=0.0, **options):
     (folder / "options.yaml").write_text(yaml.safe_dump(options))
     save_scores(folder / "scores.npz", changed, videos, options)
     return metrics
+
+
+@pytest.fixture(autouse=True)
+def small_benchmark(monkeypatch):
+    """The benchmark's test set has as many videos as these runs have tested."""
+    monkeypatch.setitem(DATASETS, "ucf", replace(UCF, conventions=(Convention("floor16", "floor", 24),)))
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +109,22 @@ def test_seeds_trained_before_and_after_an_option_came_are_of_one_setting(tmp_pa
     assert counts == ["2", "1"]
 
 
-def test_made_up_data_and_other_protocols_are_not_judged(tmp_path):
+def test_only_what_may_be_compared_has_a_papers_figure_beside_it(tmp_path, monkeypatch):
     write_run(tmp_path / "demo", 1, demo=True)
+    write_run(tmp_path / "toy", 1, clip="toy")
     write_run(tmp_path / "clean", 1, protocol="clean")
     rows = csv_rows(tmp_path)
     judged = {("clean", metric) for metric in ("auc1", "ano_auc1", "map_released@average")}
     assert {place for place, row in rows.items() if row["paper"]} == judged
     assert rows["demo", "auc1"]["data"] == "UCF-Crime (demo)"
+    text = table(tmp_path / "demo", tmp_path / "toy", "--bootstrap", 0).out
+    assert "not shown for demo: the data are made up" in text and "not shown for toy: the weights of CLIP" in text
+    assert "88.02" not in text and "[paper 88.02]" in table(tmp_path / "clean", "--bootstrap", 0).out
+    # A part of the test set.
+    monkeypatch.setitem(DATASETS, "ucf", UCF)
+    part = table(tmp_path / "clean", "--bootstrap", 0)
+    assert "24 videos were tested; the test set of UCF-Crime has 290" in part.out and "88.02" not in part.out
+    refused(tmp_path, tmp_path / "clean", "--store", tmp_path / "s.csv", "--data", "full", says="24 videos were tested")
 
 
 def test_a_single_run_is_judged_over_its_videos(runs):

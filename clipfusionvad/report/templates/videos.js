@@ -13,6 +13,23 @@ function chartOf(element) {
   const spans = (scores.spans[index] ?? []).map(([start, end, label]) => ({ start, end, label, colour: "--truth" }));
   return { duration, times, curves, spans };
 }
+/** Buttons that close a video's curve and open that of the previous or next one in the table as it is shown. */
+function addSteps(place, row) {
+  const ways = [["‹ previous", "previousElementSibling"], ["next ›", "nextElementSibling"], ["all videos", null]];
+  ways.forEach(([textContent, way], index) => {
+    const button = place.appendChild(Object.assign(document.createElement("button"), { type: "button", textContent }));
+    let other = way && row.parentElement[way];
+    while (other?.hidden) other = other[way];
+    button.disabled = way && !other?.dataset.index;
+    button.addEventListener("click", () => {
+      row.click();
+      if (!other) return one("#videos-section").scrollIntoView();
+      one(".row", other).click();
+      other.scrollIntoView({ block: "nearest" });
+      all(".steps button", other)[index].focus({ preventScroll: true });
+    });
+  });
+}
 const drawSmall = (place) => place.firstChild || draw(place, chartOf(place));
 const sight = new IntersectionObserver((rows) => rows.forEach((row) => row.isIntersecting && drawSmall(row.target)));
 all("#videos .small").forEach((place) => sight.observe(place));
@@ -25,6 +42,7 @@ one("#videos").addEventListener("click", ({ target }) => {
   if (opened) return opened.remove();
   const cell = Object.assign(row.parentElement.insertRow(), { className: "detail" }).insertCell();
   cell.colSpan = row.cells.length;
+  addSteps(addDiv(cell, "steps"), row);
   const [chart, place, text] = [chartOf(row), addDiv(cell, "timeline"), addDiv(cell, "readout")];
   timeline(place, chart, (time) => (text.textContent = time === null ? "" : readout(chart, time)));
 });

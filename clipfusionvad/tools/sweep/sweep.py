@@ -13,6 +13,9 @@ from tqdm import tqdm
 from clipfusionvad.engine.run_folder import BEST, LAST, METRICS, flat_metrics, seed_folder
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, write_json, write_text
+from clipfusionvad.report.results import RUN_SCORES
+from clipfusionvad.report.scores import read_scores
+from clipfusionvad.report.table import no_comparison
 from clipfusionvad.tools.sweep.plan import Cell, Plan, Published, Search
 from clipfusionvad.tools.sweep.table import differences_text, sweep_text
 from clipfusionvad.tools.tables import FULL
@@ -152,8 +155,10 @@ class Sweep:
 
     def _shown_figures(self) -> tuple[dict[str, Published], list[str]]:
         """Return the published figures of cells on this dataset, and a note on those of another one."""
-        if self.base["demo"]:
-            return {}, ["made-up data: no published figures beside it"] if self._published else []
+        tested = (trial.folder / RUN_SCORES for trial in self.trials if trial.is_done)
+        scores = next(filter(Path.is_file, tested), None) if self._published else None
+        if scores and (reason := no_comparison(self.base, read_scores(scores).videos.judged)):
+            return {}, [f"The papers' figures are not shown: {reason}."]
         # Papers report detection mAP as the released procedure computes it.
         released = self.base["protocol"] == "paper"
         shown, others = {}, []

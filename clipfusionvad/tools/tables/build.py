@@ -61,8 +61,8 @@ class MetricRow:
     @property
     def judged(self) -> str:
         """The paper's figure and whether it lies in the interval; empty without a figure."""
-        verdict = "not judged" if self.inside is None else "inside" if self.inside else "outside"
-        return "" if self.paper is None else f"{self.paper:.2f} {verdict}"
+        verdict = "" if self.inside is None else " inside" if self.inside else " outside"
+        return "" if self.paper is None else f"{self.paper:.2f}{verdict}"
 
 
 def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[list[Table], str]:
@@ -86,7 +86,12 @@ def build_tables(settings: Sequence[Setting], options: TableOptions) -> tuple[li
         word = min(missing)
         raise UserError(f"no run has a metric {word!r}{nearest(word, known)}; there are: {', '.join(known)}")
     compared = _compare(settings, references, resampler, bool(options.reference)) if resampler else []
-    return _lay_out(rows, by, compared, options.metrics), _csv(rows, compared)
+    have_figures = {(figure.method, figure.dataset) for figure in published_figures()}
+    reasons: dict[str, list[str]] = {}
+    for one in settings:
+        if one.name not in changed and (one.method, one.dataset) in have_figures and one.no_comparison:
+            reasons.setdefault(one.no_comparison, []).append(one.name)
+    return _lay_out(rows, by, compared, options.metrics, reasons), _csv(rows, compared)
 
 
 def _references(settings: Sequence[Setting], given: str | None, by: str) -> dict[str, Setting]:
@@ -109,18 +114,19 @@ def metric_rows(
 ) -> list[MetricRow]:  # fmt: skip
     """Return the rows of all settings; a metric that one of a setting's seeds lacks has no row.
 
-    ``resampler`` gives the interval of a run's best weights. Demo data and ``changed`` get no published figure.
+    ``resampler`` gives the interval of a run's best weights. ``changed`` settings get no published figure.
     """
     figures = {(one.method, one.dataset, one.metric): one for one in reversed(published_figures())}
     rows = []
     for setting in settings:
-        first, unpublished = setting.results[0], setting.demo or setting.name in changed
+        first, unpublished = setting.results[0], setting.name in changed
         shared = (setting.name, setting.method, setting.dataset, setting.data, setting.protocol)
         for metric in metrics:
             # Papers report detection mAP by the released procedure.
             wanted = "map_average" if metric == "map_released@average" else metric
             hidden = unpublished or (metric == "map_average" and setting.protocol != "paper")
             figure = None if hidden else figures.get((setting.method, setting.dataset, wanted))
+            figure = None if figure and setting.no_comparison else figure
             paper, source = (figure.percent, figure.source) if figure else (None, None)
             for kind in weights:
                 found = [result.metrics.get(kind, {}).get(metric) for result in setting.results]
@@ -178,7 +184,14 @@ def _csv(rows: Sequence[MetricRow], compared: Sequence[Compared]) -> str:
     return text
 
 
-def _lay_out(rows: list[MetricRow], by: str, compared: list[Compared], metrics: Sequence[str] | None) -> list[Table]:
+def _lay_out(
+    rows: list[MetricRow],
+    by: str,
+    compared: list[Compared],
+    metrics: Sequence[str] | None,
+    reasons: dict[str, list[str]],
+) -> list[Table]:
+    """Return the tables; ``reasons`` say why the paper's figures are not shown for which settings."""
     wanted = metrics or (HEADLINE if by == "cell" else OVERVIEW)
     shown = [row for row in rows if row.metric in wanted or (row.paper is not None and "@" not in row.metric)]
     kinds = [[row for row in shown if row.weights == kind] for kind in dict.fromkeys(row.weights for row in shown)]
@@ -188,7 +201,8 @@ def _lay_out(rows: list[MetricRow], by: str, compared: list[Compared], metrics: 
     smoothed = {row.cell: row.smooth for row in shown if row.smooth}
     smoothing = "Scores smoothed over time, standard deviation in snippets: "
     smoothing += "; ".join(f"{cell} {sigmas}" for cell, sigmas in smoothed.items())
-    notes = [tables[0].note, f"{AP_NOTE}.", f"{smoothing}." if smoothed else ""]
+    hidden = [f"The paper's figures are not shown for {', '.join(cells)}: {why}." for why, cells in reasons.items()]
+    notes = [tables[0].note, *hidden, f"{AP_NOTE}.", f"{smoothing}." if smoothed else ""]
     tables[0] = replace(tables[0], note="\n".join(filter(None, notes)))
     for reference in dict.fromkeys(reference for _, reference, _ in compared):
         found = [(one[0], one[2]) for one in compared if one[1] == reference and one[2].metric in (metrics or HEADLINE)]
@@ -239,11 +253,11 @@ def _pivot(rows: Sequence[MetricRow], by: str) -> Table:
         who = f"{row.method}: {row.cell}" if several[row.method, row.data] > 1 else row.method
         down, group = (row.data, who) if by == "dataset" else (who, row.data)
         place = (row.cell, metric) if by == "cell" else (down, f"{group} {metric}")
-        entries[place] = row.measured + (row.judged and f" [{row.judged}]")
+        entries[place] = row.measured + (row.judged and f" [paper {row.judged}]")
     names, columns = (dict.fromkeys(keys) for keys in zip(*entries, strict=True))
     lines = [[name, *(entries.get((name, column), "-") for column in columns)] for name in names]
     title = f"Mean ± standard deviation over (n) seeds, in percent; {rows[0].weights} weights"
-    note = "Brackets: the paper's figure, and whether it lies in the 95 % interval."
+    note = "Brackets: the paper's figure and, where there is a 95 % interval, whether it lies inside."
     note = note if by != "cell" and _has_paper(rows) else ""
     return Table(["setting" if by == "cell" else by, *columns], lines, title, note=note)
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import read_json, read_yaml, walk_files
 from clipfusionvad.report.results import RUN_SCORES, TEST_METRICS, TEST_SCORES
 from clipfusionvad.report.scores import read_scores
-from clipfusionvad.report.table import check_metrics
+from clipfusionvad.report.table import check_metrics, no_comparison
 from clipfusionvad.tools.tables import BEST, LAST
 
 #: Options that say where a run is stored and how it is computed, not what is trained.
@@ -71,6 +72,12 @@ class Setting:
         self.demo, self.protocol = bool(options.get("demo")), str(options.get("protocol", "paper"))
         title = DATASETS[self.dataset].title if self.dataset in DATASETS else self.dataset
         self.data = title + (" (demo)" if self.demo else "")
+
+    @cached_property
+    def no_comparison(self) -> str:
+        """Why the papers' figures may not stand beside its metrics; "" where they may."""
+        first = self.results[0]
+        return no_comparison(first.options, read_scores(first.scores).videos.judged if first.scores else None)
 
 
 def collect(paths: Sequence[Path]) -> list[Setting]:

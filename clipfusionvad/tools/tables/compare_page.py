@@ -24,8 +24,9 @@ from clipfusionvad.tools.tables.collect import PLACES
 from clipfusionvad.tools.tables.compare import by_name, check_paired, difference, explain, resampled_metrics
 
 _NOTE = (
-    "Curves are those of the first branch. Distance: mean distance between the two curves over the frames; the video "
-    "where it is largest comes first. Where the error B − A is negative, B is closer to the truth."
+    "Anomaly scores of the first branch over time, from 0 to 1. Click a video to enlarge its curves. Distance: mean "
+    "difference between the two curves over the frames; the video where it is largest comes first. Error: mean "
+    "difference between a curve and the truth (0 or 1); where B − A is negative, B is closer to the truth."
 )
 
 
@@ -60,7 +61,7 @@ def comparison_page(tests: Sequence[TestResult], sides: Sequence[str], links: Ma
     options = [tested.options for tested in tests]
     facts = [f"{side}: {own.get('method')}" for side, own in zip(sides, options, strict=True)]
     facts += [f"{len(tests[0].scores)} test videos of {tests[0].videos.dataset.title}"]
-    facts += ["made-up data: numbers say nothing about the method"] * any(own.get("demo") for own in options)
+    demo = any(own.get("demo") for own in options)
     keys = sorted({*options[0], *options[1]} - PLACES | {"seed", "model_path"})
     pairs = [(key, [str(own.get(key, "-")) for own in options]) for key in keys]
     videos, scores = _videos(tests, sides)
@@ -69,6 +70,7 @@ def comparison_page(tests: Sequence[TestResult], sides: Sequence[str], links: Ma
         title=" and ".join(sides),
         facts=facts,
         links=links,
+        lines=["made-up data: numbers say nothing about the method"] if demo else [],
         numbers=_numbers(tests) if scores["spans"] else None,
         videos=videos,
         videos_note=_NOTE,

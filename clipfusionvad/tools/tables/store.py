@@ -68,6 +68,8 @@ def _kind(setting: Setting, data: str | None) -> str:
     if setting.demo or data in (None, DEMO):
         what = "is of the demo: it cannot be stored as anything else" if setting.demo else "is not of the demo"
         raise UserError(f"{setting.name} {what}: say by --data what its videos are ({', '.join(DATA)})")
+    if data == FULL_SET and setting.no_comparison:
+        raise UserError(f"{setting.name} cannot be stored as {FULL_SET}: {setting.no_comparison}")
     return data
 
 
