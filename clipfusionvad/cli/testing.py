@@ -71,5 +71,5 @@ def run_test(settings: Settings, file: ModelFile) -> int:
             here = result_environment(make_hparams(model, clip, dataset, settings.options()), device)
             save_scores(folder / TEST_SCORES, scores, test_set, settings.record(), here)
             page = write_report(folder)
-            print(f"\nresults in {folder}: {page.name}, {TEST_METRICS}, test_scores.png, {TEST_SCORES}")
+            print(f"\nresults in {folder}: {page.name}, {TEST_METRICS}, test_videos.csv, {TEST_SCORES}")
     return 0

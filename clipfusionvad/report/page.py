@@ -3,7 +3,7 @@
 import os
 import shlex
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ import numpy as np
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.io.files import without_nan, write_text
 from clipfusionvad.report import PAGE
-from clipfusionvad.report.curves import PooledScores, pool, video_error
+from clipfusionvad.report.csv_tables import video_table, write_tables
+from clipfusionvad.report.curves import pool
 from clipfusionvad.report.formatting import Table
 from clipfusionvad.report.plots import CLASS_COLOURS, colour_number
 from clipfusionvad.report.results import Run, read_run
@@ -85,9 +86,12 @@ def clock(seconds: float) -> str:
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a run's or a test's folder (default: into that folder); return its path."""
+    """Write the page of a run's or a test's folder, by default into it and with ``videos.csv``; return its path."""
+    run = read_run(folder)
+    if output is None and run.tested:
+        write_tables(run)
     output = output or folder / PAGE
-    write_text(output, report_page(read_run(folder), output.parent))
+    write_text(output, report_page(run, output.parent))
     return output
 
 
@@ -101,27 +105,35 @@ def report_page(run: Run, place: Path | None = None) -> str:
     pooled = pool(tested.scores, tested.videos) if tested and tested.videos.truth else None
     method, name = (str(options.get(key, "unknown")) for key in ("method", "dataset"))
     dataset = tested.videos.dataset if tested else DATASETS.get(name)
-    pages = {name: folder / PAGE for name, folder in run.seed_folders.items()}
-    links = {name: os.path.relpath(page, place or run.folder) for name, page in pages.items() if page.is_file()}
+    place = (place or run.folder).resolve()
+    pages = {name: folder.resolve() / PAGE for name, folder in run.seed_folders.items()}
+    seed_links = {name: os.path.relpath(page, place) for name, page in pages.items() if page.is_file()}
     paper, lines = published_beside(options, run.judged)
-    videos, scores = _videos(tested, pooled) if tested else ([], None)
     return render(
         "report.html.j2",
         title=f"{'/'.join(run.folder.resolve().parts[-2:])}: {method} on {dataset.title if dataset else name}",
         facts=_facts(run),
+        links=_downloads(run.folder, place),
         lines=lines if results else [],
-        numbers=_numbers(results, main, paper, links) if results else None,
+        numbers=_numbers(results, main, paper, seed_links) if results else None,
         ranking=ranking_figures(pooled) if pooled else [],
         classes=_classes(last) if pooled else None,
         confusion=confusion_figure(tested.videos.dataset.labels, pooled) if tested and pooled else None,
         detection=_detection(last, paper) if "map" in last else None,
-        videos=videos,
-        scores=scores,
+        videos=_videos(tested) if tested else [],
+        videos_note="",
+        scores=curve_data(tested) if tested else None,
         training=training_figures(run.losses, run.evaluations),
         # A training of several seeds has no seed of its own.
         options=sorted((str(k), _shown(v)) for k, v in options.items() if k != "seed" or not run.seed_folders),
         environment=_environment_rows(run.environment),
     )
+
+
+def _downloads(folder: Path, place: Path) -> dict[str, str]:
+    """Return relative paths to the tables and arrays of a folder by their names."""
+    files = sorted(path for path in folder.resolve().iterdir() if path.suffix in (".csv", ".json", ".npz"))
+    return {path.name: os.path.relpath(path, place) for path in files}
 
 
 def _facts(run: Run) -> list[str]:
@@ -171,38 +183,38 @@ def _detection(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> dict[s
     return {"columns": [f"IoU {iou}" for iou in IOUS] + ["mean"], "rows": rows}
 
 
-def _videos(tested: TestResult, pooled: PooledScores | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a row for each test video, and the curves of all for ``videos.js``, compact.
+def _videos(tested: TestResult) -> list[dict[str, Any]]:
+    """Return a row for each test video."""
+    rows = []
+    for own in video_table(tested).itertuples():
+        values = ({"error": own.error1} if tested.videos.truth else {}) | {"highest score": own.peak1}
+        row = {"name": own.video, "label": own.label, "groups": tested.videos.dataset.codes(own.label)}
+        rows.append(row | {"values": values, "seconds": own.seconds})
+    return rows
 
-    An ``error`` is None where the truth is unknown. Scores (branches, n) are packed branch by branch, as two bytes
-    each, the lower first, in base64. Spans are the abnormal intervals in seconds, with the classes annotated there.
+
+def curve_data(tested: TestResult, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the curves of all test videos for ``videos.js``, compact; ``names`` (default: the branches).
+
+    Scores (branches, n) are packed branch by branch, as two bytes each, the lower first, in base64. Spans are the
+    abnormal intervals in seconds, with the classes annotated there.
     """
-    videos, fps, rows = tested.videos, tested.videos.dataset.fps, []
-    names = [BRANCHES.get(str(n), f"branch {n}") for n in range(1, len(tested.scores[0].anomaly) + 1)]
+    videos, fps = tested.videos, tested.videos.dataset.fps
+    names = names or [BRANCHES.get(str(n), f"branch {n}") for n in range(1, len(tested.scores[0].anomaly) + 1)]
     step = videos.frames_per_snippet and videos.frames_per_snippet / fps
-    scores: dict[str, Any] = {"branches": names, "step": step, "scale": SCALE}
-    scores |= {"seconds": [], "curves": [], "spans": []}
-    start = 0
-    for index, (entry, found) in enumerate(zip(videos.entries, tested.scores, strict=True)):
-        snippets, error = found.anomaly.shape[1], None
-        # The length is that of the truth, or else of the snippets.
-        frames = round(snippets * videos.mean_frames(index, snippets))
-        if videos.truth and pooled:
-            own, frames = slice(start, start + snippets), len(videos.truth.frames[index])
-            error = video_error(found.anomaly[0], pooled.positives[own], pooled.frames[own])
+    data: dict[str, Any] = {"branches": names, "step": step, "scale": SCALE, "seconds": [], "curves": [], "spans": []}
+    for index, found in enumerate(tested.scores):
+        if videos.truth:
             named = list(zip(videos.truth.segments[index], videos.truth.labels[index], strict=True))
             spans = []
             for begin, end in abnormal_spans(videos.truth.frames[index]):
                 labels = dict.fromkeys(label for (first, last), label in named if first < end and begin < last)
                 spans.append((round(begin / fps, 3), round(end / fps, 3), ", ".join(labels)))
-            scores["spans"].append(spans)
-        start += snippets
+            data["spans"].append(spans)
         packed = np.rint(SCALE * np.clip(np.nan_to_num(found.anomaly.ravel()), 0, 1)).astype("<u2")
-        scores["curves"].append(b64encode(packed.tobytes()).decode("ascii"))
-        scores["seconds"].append(round(frames / fps, 3))
-        row = {"name": entry.video, "label": entry.label, "groups": videos.dataset.codes(entry.label), "error": error}
-        rows.append(row | {"max_score": float(found.anomaly[0].max()), "seconds": frames / fps})
-    return rows, scores
+        data["curves"].append(b64encode(packed.tobytes()).decode("ascii"))
+        data["seconds"].append(round(int(tested.edges(index)[-1]) / fps, 3))
+    return data
 
 
 def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -28,16 +28,26 @@ class Run:
     """A folder's content; parts that it lacks are None or empty.
 
     ``results`` holds metrics by the model's name, the one of ``tested`` last; of several seeds, the mean first, other
-    statistics over all, and the metrics of each. ``losses`` and ``evaluations`` are tables by step.
+    statistics over all, and the metrics of each. ``losses`` and ``evaluations`` are tables by step. ``scores`` is the
+    file of ``tested``.
     """
 
     folder: Path
+    scores: Path | None
     tested: TestResult | None
     results: dict[str, dict[str, Any]]
     options: dict[str, Any]
     environment: dict[str, Any]
     losses: "pd.DataFrame | None"
     evaluations: "pd.DataFrame | None"
+
+    @property
+    def known_test(self) -> TestResult:
+        """``tested``; ``UserError`` where there is none."""
+        if self.tested is None:
+            hint = which_run(self.folder) or "test its model into a folder (--output-dir) and give that"
+            raise UserError(f"{self.folder} holds no {RUN_SCORES}: {hint}")
+        return self.tested
 
     @property
     def seed_folders(self) -> dict[str, Path]:
@@ -82,7 +92,7 @@ def read_run(folder: Path) -> Run:
     if not tested and (folder / ENVIRONMENT).is_file():
         environment = read_json(folder / ENVIRONMENT, "environment")
     logs = (_read_log(folder / LOSSES), _read_log(folder / "metrics.csv"))
-    return Run(folder, tested, results, options, environment, *logs)
+    return Run(folder, newest, tested, results, options, environment, *logs)
 
 
 def find_runs(folder: Path) -> list[Path]:

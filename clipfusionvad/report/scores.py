@@ -1,10 +1,6 @@
 """A test's scores and truth as a file, from which pages and figures are made without the model.
 
-The file holds plain arrays. Per video: ``videos``, ``labels``, ``snippets`` (their number) and, where the truth is
-known, ``frames``. The snippets of all videos joined, to be split by ``snippets``: ``anomaly`` (branches, S) and, where
-the method predicts classes, ``classes`` (S, C). Truth as intervals [start, end) in frames: ``abnormal`` (n, 3) of
-the frame truth, ``segments`` (m, 3) of the annotated classes ``segment_labels`` (m,), each with its video's number
-first. ``about`` is JSON: the options and the environment of the test, and its dataset.
+The file holds plain arrays; docs/runs.md names them.
 """
 
 import json
@@ -24,6 +20,7 @@ from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, check_unpacked_size, must_exist, without_nan
 from clipfusionvad.io.provenance import environment as current_environment
+from clipfusionvad.metrics import snippet_edges
 
 # Real scores compress a few times, constant ones hundreds of times, a decompression bomb a thousand times.
 _LARGEST_SHARE = 500
@@ -52,6 +49,15 @@ class TestResult:
         entries = [whole.entries[index] for index in chosen]
         videos = VideoDataset(entries, whole.dataset, whole.width, truth, whole.frames_per_snippet)
         return replace(self, scores=[self.scores[index] for index in chosen], videos=videos)
+
+    def edges(self, index: int) -> np.ndarray:
+        """Return the frames (n + 1,) at which the snippets of a video begin, and at the end its length in frames.
+
+        The length is that of the truth, or else of the snippets.
+        """
+        snippets, truth = self.scores[index].anomaly.shape[1], self.videos.truth
+        frames = len(truth.frames[index]) if truth else round(snippets * self.videos.mean_frames(index, snippets))
+        return snippet_edges(snippets, frames, self.videos.frames_per_snippet)
 
 
 def save_scores(

@@ -6,6 +6,7 @@ CHROMIUM names the browser if it is not called chromium on PATH; SCREENSHOTS is 
 import base64
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from PIL import Image
 from small_report import HOSTILE, detection_page, index_page, made_test, write_test, write_training
 
 from clipfusionvad.datasets import SHANGHAITECH
+from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.report.page import write_report
 from clipfusionvad.tools.detect.page import index_row, write_index
+from clipfusionvad.tools.tables.compare_page import write_comparison
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 FOUND = [shutil.which(name) for name in (os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome")]
@@ -60,10 +63,12 @@ def opened(browser):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A report, a detection page whose video plays, one whose video does not, and an index, by name."""
+    """A report, a page of two, a detection page whose video plays, one whose video does not, and an index, by name."""
     folder = tmp_path_factory.mktemp("pages")
     write_training(folder / "run")
     write_test(folder / "run", *made_test(VIDEOS))
+    scores, videos = made_test(VIDEOS)
+    write_test(folder / "other", [VideoScores(1 - one.anomaly, one.classes) for one in scores], videos)
     write_film(folder / "film #1.webm")
     (folder / "text.mp4").write_text("no video")
     seconds = np.arange(0.25, 4, 0.5)
@@ -84,7 +89,10 @@ def pages(tmp_path_factory):
     ]
     rows.append({"name": "x" * 150, "line": f"not a video {HOSTILE}", "max_score": None})
     (folder / "index.html").write_text(index_page("31 videos", *rows), encoding="utf-8")
-    return {"report": write_report(folder / "run")} | {path.stem: path for path in folder.glob("*.html")}
+    two = write_comparison(folder / "run", folder / "other", folder / "comparison.html")
+    return {"report": write_report(folder / "run"), "comparison": two} | {
+        path.stem: path for path in folder.glob("*.html")
+    }
 
 
 def write_film(path):
@@ -120,7 +128,7 @@ def curves(page, selector):
     return page.locator(f"{selector} polyline").evaluate_all("(lines) => lines.map((line) => line.points.length)")
 
 
-@pytest.mark.parametrize("name", ["report", "detection", "unplayable", "index"])
+@pytest.mark.parametrize("name", ["report", "comparison", "detection", "unplayable", "index"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 420])
 def test_looks(pages, opened, tmp_path, name, scheme, width):
@@ -179,6 +187,17 @@ def test_report_finds_and_sorts_videos_and_opens_curves(pages, opened):
     assert errors() == sorted(before, reverse=True) and heading.get_attribute("aria-sort") == "descending"
     heading.locator("button").click()
     assert errors() == sorted(before) != before
+
+
+def test_comparison_shows_both_curves_and_the_video_that_differs_most_first(pages, opened):
+    page = opened(pages["comparison"])
+    rows = "(all) => all.map((one) => Number(one.dataset.value))"
+    assert (gaps := page.eval_on_selector_all("td[data-name=distance]", rows)) == sorted(gaps, reverse=True)
+    page.locator("#videos .open").first.click()
+    assert len(curves(page, "#videos .timeline")) == 2
+    page.hover("#videos .timeline")
+    shown = re.fullmatch(r".* · A run (\S+) · B other (\S+)", page.inner_text("#videos .readout"))
+    assert float(shown[1]) + float(shown[2]) == pytest.approx(1, abs=0.011)
 
 
 def test_report_of_the_most_classes_fits_a_narrow_window_and_draws_curves_when_they_come_into_sight(opened, tmp_path):

@@ -6,10 +6,13 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
+from sklearn.metrics import roc_auc_score
 from small_report import HOSTILE, OPTIONS, detection_page, index_page, made_test, write_test, write_training
 from tiny import quietly, strings
 
@@ -119,7 +122,7 @@ def test_pages_are_small_need_nothing_else_and_take_no_name_for_code(name, large
     assert len(text) < largest and not found.all("img") and HOSTILE.split('"')[0] in found.words
     assert not any(key.startswith("on") for _, attributes in found.elements for key in attributes)
     places = [value for _, attributes in found.elements for name in ("src", "href") if (value := attributes.get(name))]
-    assert all(re.match(r"#|data:,$|a%20b", place) for place in places), places
+    assert all(re.match(r"#|data:,$|a%20b|(test_)?[a-z]+\.(csv|npz|json)$", place) for place in places), places
     (own,) = (text for attributes, text in found.scripts if "type" not in attributes)
     assert not re.search(r"https?:|fetch\(|XMLHttp|import\(|alert", own)
     assert not re.search(r"@import|url\(", re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1])
@@ -289,6 +292,68 @@ def test_command_writes_page_and_figures(tmp_path):
         assert path.read_bytes().startswith(kinds[suffix]) and str(path) in outcome.out
     outcome = quietly(main, strings(argv, ["--videos", "v1.a__#1_Norma"]))
     assert outcome.code == 2 and "did you mean 'v1.a__#1_Normal'" in outcome.err
+
+
+@pytest.mark.parametrize(("classes", "truth"), [(True, True), (False, True), (True, False)])
+def test_csv_files_hold_every_video_and_snippet_with_the_numbers_of_the_page(tmp_path, classes, truth):
+    scores, videos = made_test(classes=classes, truth=truth)
+    save_scores(tmp_path / TEST_SCORES, scores, videos, OPTIONS)
+    assert quietly(main, strings(["report", tmp_path, "--csv"])).code == 0
+    rows, snippets = (pd.read_csv(tmp_path / f"test_{name}.csv") for name in ("videos", "snippets"))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for name, column in (("error", "error1"), ("highest score", "peak1")):
+        shown = [one["data-value"] for one in page.all("td") if one.get("data-name") == name]
+        assert shown == ([f"{value:.6f}" for value in rows[column]] if truth or name == "highest score" else [])
+    assert rows["video"].tolist() == [entry.video for entry in videos.entries]
+    assert [one["href"] for one in page.all("a") if "download" in one] == [
+        TEST_SCORES, "test_snippets.csv", "test_videos.csv"
+    ]  # fmt: skip
+    stacked = np.concatenate([one.anomaly for one in scores], axis=1)
+    for branch, curve in enumerate(stacked, start=1):
+        assert (snippets[f"score{branch}"].to_numpy(np.float32) == curve).all()
+    if classes:
+        found = snippets[videos.dataset.labels].to_numpy(np.float32)
+        assert (found == np.concatenate([one.classes for one in scores])).all()
+    if not truth:
+        assert rows[["error1", "auc1"]].isna().all(axis=None) and "truth" not in snippets
+        assert (rows["frames"] == 16 * rows["snippets"]).all()
+        return
+    whole = np.repeat(stacked[0], snippets["end_frame"] - snippets["start_frame"])
+    for row, frames in zip(rows.itertuples(), videos.truth.frames, strict=True):
+        own, whole = whole[: len(frames)], whole[len(frames) :]
+        assert row.frames == len(frames) and row.seconds == pytest.approx(len(frames) / UCF.fps, abs=1e-5)
+        assert row.mean1 == pytest.approx(own.mean(), abs=1e-5)
+        expected = roc_auc_score(frames, own) if frames.any() else np.nan
+        assert row.auc1 == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    assert len(whole) == 0 and snippets["abnormal_frames"].sum() == sum(map(np.sum, videos.truth.frames))
+    spans = list(zip(videos.truth.segments[0], videos.truth.labels[0], strict=True))
+    for row in snippets[snippets["video"] == HOSTILE].itertuples():
+        named = {label for (begin, end), label in spans if begin < row.end_frame and row.start_frame < end}
+        assert set(row.truth.split(", ")) == (named or {"Normal"})
+
+
+def test_a_later_test_replaces_the_csv_of_its_snippets(tmp_path):
+    write_test(tmp_path)
+    assert quietly(main, strings(["report", tmp_path, "--csv"])).code == 0
+    scores, videos = made_test(4, seed=1)
+    write_test(tmp_path, scores, videos)
+    write_report(tmp_path)
+    assert len(pd.read_csv(tmp_path / "test_snippets.csv")) == sum(one.anomaly.shape[1] for one in scores)
+    assert len(pd.read_csv(tmp_path / "test_videos.csv")) == 4
+
+
+def test_a_page_elsewhere_links_to_the_files_of_its_run_and_writes_nothing_there(tmp_path):
+    write_test(tmp_path / "a #1")
+    before = {path.name for path in (tmp_path / "a #1").iterdir()}
+    assert quietly(main, strings(["report", tmp_path / "a #1", "--output", tmp_path / "pages/one.html"])).code == 0
+    found = Page((tmp_path / "pages/one.html").read_text(encoding="utf-8"))
+    links = [unquote(one["href"]) for one in found.all("a") if "download" in one]
+    assert {(tmp_path / "pages" / link).resolve().name for link in links} == before
+    assert {path.name for path in (tmp_path / "a #1").iterdir()} == before
+    (tmp_path / "a #1" / TEST_SCORES).unlink()
+    write_text(tmp_path / "a #1/options.yaml", "seed: 1\n")
+    outcome = quietly(main, strings(["report", tmp_path / "a #1", "--csv"]))
+    assert outcome.code == 2 and "holds no scores.npz" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_detection_page_and_index_hold_what_they_are_given():

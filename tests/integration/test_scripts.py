@@ -22,7 +22,7 @@ from clipfusionvad.engine import evaluator
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"options.yaml", "environment.json", "metrics.json", "metrics.jsonl", "metrics.csv", "losses.csv"}
 FILES |= {"last.pt", "previous.pt", "best.pt", "data.csv", "scores.png", "training.png", "tensorboard", "scores.npz"}
-FILES |= {"report.html"}
+FILES |= {"report.html", "videos.csv"}
 
 
 def run_script(name, argv, cwd):

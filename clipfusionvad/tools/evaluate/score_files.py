@@ -26,7 +26,7 @@ from clipfusionvad.io.npy import read_array
 
 WHAT = "scores"
 VIDEO_COLUMNS = "video video_id video_name name vid file filename path".split()
-SCORE_COLUMNS = "score scores pred prediction prob probability anomaly anomaly_score".split()
+SCORE_COLUMNS = "score scores score1 pred prediction prob probability anomaly anomaly_score".split()
 PLACE_COLUMNS = "snippet frame index segment".split()
 TRUTH_COLUMNS = "gt label target truth".split()
 # Constant scores compress hundreds of times, a decompression bomb a thousand times.

@@ -4,7 +4,6 @@ The test videos are a sample: on others, both runs would have scored differently
 both runs, and the interval shows how far their difference moves. Seeds are another source of chance, judged separately.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipfusionvad.datasets import NORMAL_IN_TRUTH
-from clipfusionvad.engine.evaluator import HEADLINE_MAP
+from clipfusionvad.engine.evaluator import HEADLINE_MAP, VideoDataset
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.metrics import FALSE_ALARM, bootstrap, video_score
 from clipfusionvad.metrics.detection import detection_hits
@@ -71,13 +70,12 @@ class Difference:
 
 
 class _ResampledRun(NamedTuple):
-    """A run's metrics, the first of each on the original test set; hashes of its videos and truth."""
+    """A run's metrics, the first of each on the original test set, and its videos."""
 
     folder: Path
     values: Values
     seed: Any
-    videos: str
-    truth: str
+    videos: VideoDataset
 
 
 class Resampler:
@@ -107,12 +105,7 @@ class Resampler:
             raise UserError(f"{folders} have no seed in common, so there is nothing to pair")
         first, runs = pairs[0][0], [run for pair in pairs for run in pair]
         for run in runs:
-            if (run.videos, run.truth) != (first.videos, first.truth):
-                what = "videos" if run.videos != first.videos else "truth"
-                raise UserError(
-                    f"{first.folder} and {run.folder} were tested on different {what}: they cannot be compared video "
-                    f"by video; test both on the same list and truth"
-                )
+            check_paired(first.folder, first.videos, run.folder, run.videos)
         shared = [name for name in first.values if all(name in run.values for run in runs)]
         sides = {name: np.array([[run.values[name] for run in pair] for pair in pairs]) for name in shared}
         return [difference(name, values[:, 0], values[:, 1]) for name, values in sides.items()]
@@ -122,7 +115,7 @@ class Resampler:
             tested = read_test_result(folder)
             weights = bootstrap.draw_videos(len(tested.scores), self.resamples, self.seed)
             values = resampled_metrics(tested, weights, self.metrics)
-            self._runs[folder] = _ResampledRun(folder, values, tested.options.get("seed"), *_fingerprints(tested))
+            self._runs[folder] = _ResampledRun(folder, values, tested.options.get("seed"), tested.videos)
         return self._runs[folder]
 
 
@@ -215,20 +208,40 @@ def read_test_result(folder: Path) -> TestResult:
     tested = read_scores(path)
     if tested.videos.truth is None:
         raise UserError(f"scores {path} hold no frame truth, so no metric can be resampled")
+    return by_name(tested)
+
+
+def by_name(tested: TestResult) -> TestResult:
+    """Return the result with its videos sorted by their names."""
     names = [entry.video for entry in tested.videos.entries]
     return tested.only(sorted(range(len(names)), key=names.__getitem__))
 
 
-def _fingerprints(tested: TestResult) -> tuple[str, str]:
-    """Return hashes of the videos (names, labels, classes) and of their truth: equal ones allow pairing."""
-    videos, truth = tested.videos, tested.videos.known_truth
-    named = [[entry.video, entry.label] for entry in videos.entries]
-    frames = b"".join(np.packbits(frames > 0).tobytes() for frames in truth.frames)
-    lengths = [len(frames) for frames in truth.frames]
-    return (
-        hashlib.sha256(repr((named, videos.dataset.labels)).encode()).hexdigest(),
-        hashlib.sha256(repr((lengths, truth.segments, truth.labels)).encode() + frames).hexdigest(),
-    )
+def check_paired(one: Path, first: VideoDataset, two: Path, second: VideoDataset) -> None:
+    """Raise ``UserError`` unless the tests of two folders, sorted by name, are of the same videos and truth."""
+    if what := _mismatch(first, second):
+        raise UserError(
+            f"{one} and {two} were tested on different {what}: they cannot be compared video by video; test both on "
+            f"the same list and truth"
+        )
+
+
+def _mismatch(first: VideoDataset, second: VideoDataset) -> str:
+    """Return in what the videos of two tests differ, with an example; empty if in nothing."""
+    if first.dataset.labels != second.dataset.labels:
+        return f"classes ({first.dataset.title}, {second.dataset.title})"
+    names, truths = [[entry.video for entry in own.entries] for own in (first, second)], (first.truth, second.truth)
+    if names[0] != names[1]:
+        odd = sorted({*names[0]} ^ {*names[1]})
+        return f"videos ({len(names[0])} and {len(names[1])}; not in both: {', '.join(odd[:3])})"
+    for index, (one, two) in enumerate(zip(first.entries, second.entries, strict=True)):
+        if one.label != two.label:
+            return f"labels ({one.video}: {one.label}, {two.label})"
+        spans = [truth and (truth.segments[index], truth.labels[index]) for truth in truths]
+        frames = [truth.frames[index] if truth else np.empty(0) for truth in truths]
+        if spans[0] != spans[1] or not np.array_equal(frames[0], frames[1]):
+            return f"truth ({one.video}: {len(frames[0])} and {len(frames[1])} frames)"
+    return ""
 
 
 def resampled_metrics(tested: TestResult, weights: np.ndarray, wanted: Sequence[str] | None = None) -> Values:
