@@ -26,6 +26,7 @@ from clipfusionvad.engine.checkpoint import (
     model_file_in,
     read_model_file,
     state_without_clip,
+    text_content,
 )
 from clipfusionvad.engine.config import AUTO, LAST_WEIGHTS, Settings
 from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
@@ -304,7 +305,9 @@ def _train(
     if is_main():
         metrics = files.without_nan(results["best"])
         hparams = {**trainer.hparams, **({"smooth": sigma} if asked else {})}
-        final = model_content(hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)
+        # The model has the best weights, which were scored last.
+        beside = {"step": trainer.progress.best_step, "metrics": metrics, **text_content(trainer.model)}
+        final = model_content(hparams, states["best"], **beside)
         for path in (folder / BEST, Path(settings.run.model_path)):
             files.write_torch(path, final)
         files.write_json(folder / METRICS, results)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
@@ -13,11 +14,12 @@ from clipfusionvad.engine.config import AUTO
 from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
-from clipfusionvad.models import Method, current_options, find_method, method_names
+from clipfusionvad.models import Method, TextMethod, current_options, find_method, method_names
 from clipfusionvad.models.clip import ClipWeights
 
 FORMAT = "clipfusionvad-1"
 CLIP_PREFIX = "clipmodel."
+TEXT_FEATURES = "text_features"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class ModelFile:
     hparams: Mapping[str, Any] = field(default_factory=dict)
     #: The test metrics in the file, not checked.
     metrics: Any = None
+    #: The text features (C, E) of its classes; None in older files, and for methods without texts.
+    text_features: Tensor | None = None
 
 
 def read_model_file(path: str | Path) -> ModelFile:
@@ -49,13 +53,38 @@ def read_model_file(path: str | Path) -> ModelFile:
         if not isinstance(hparams, dict) or not _are_hparams(hparams):
             raise UserError(f"model file {path} holds no valid hyper-parameters: it is damaged")
         hparams = current_hparams(hparams)
-        return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"))
+        text = _text_features(content, path)
+        return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"), text)
     state = without_prefix(state, lambda known: _method_of(known) is not None)
     method = _method_of(state)
     try:
         return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
     except (LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
+
+
+def _text_features(content: Mapping[str, Any], path: Path) -> Tensor | None:
+    """Return the text features in a file's content; a safetensors file holds them as lists."""
+    if content.get(TEXT_FEATURES) is None:
+        return None
+    try:
+        text = torch.as_tensor(content[TEXT_FEATURES], dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        text = torch.empty(0)
+    if not (is_plain_tensor(text) and text.dim() == 2 and text.isfinite().all()):
+        raise UserError(f"model file {path} holds no valid text features: it is damaged")
+    return text
+
+
+def text_content(model: Method) -> dict[str, Tensor]:
+    """Return what a model file holds beside the weights, so that it scores without CLIP: the text features (C, E)."""
+    if not isinstance(model, TextMethod):
+        return {}
+    was_training = model.training
+    with torch.no_grad():
+        text = model.eval().encode_text().detach().cpu()
+    model.train(was_training)
+    return {TEXT_FEATURES: text}
 
 
 def model_file_in(path: str | Path) -> Path:
@@ -157,7 +186,9 @@ def dataset_of(file: ModelFile, name: str | None = None) -> Dataset:
     if name:
         return find_dataset(name)
     if not file.hparams:
-        raise UserError(f"{file.path} does not name its dataset: pass --dataset, one of {', '.join(DATASETS)}")
+        raise UserError(
+            f"{file.path} does not name its dataset: pass --dataset (in Python dataset=), one of {', '.join(DATASETS)}"
+        )
     name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]

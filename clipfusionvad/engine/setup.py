@@ -14,14 +14,21 @@ from clipfusionvad.data.lists import Entry, add_streams, check_repeated, read_li
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import is_keyed, read_truth
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import ModelFile, check_clip, load_centroid, load_model_file
+from clipfusionvad.engine.checkpoint import (
+    TEXT_FEATURES,
+    ModelFile,
+    check_clip,
+    load_centroid,
+    load_model_file,
+    text_content,
+)
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.foreign_checkpoints import without_prefix
 from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.provenance import CRC, Sources, environment
-from clipfusionvad.models import Method, ModelConfig, build_method, find_method
+from clipfusionvad.models import Method, ModelConfig, TextMethod, build_method, find_method
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
 
 
@@ -116,15 +123,48 @@ def build_model(
 ) -> tuple[Method, ClipWeights | None]:
     """Build a model and return it with its CLIP: ``clip``, else that inside a checkpoint, else ``config.clip``."""
     if find_method(config.method).needs_clip and clip is None:
-        clip = clip_in_checkpoint(file.state, file.path) if file else None
-        clip = clip or load_clip(config.clip, width=config.embed_dim)
+        clip = find_clip(config, file)
     torch.manual_seed(seed)
     return build_method(config.method, dataset.prompts, clip, **config.options), clip
 
 
-def load_model(settings: Settings, file: ModelFile) -> tuple[Method, ClipWeights | None]:
+def find_clip(config: ModelConfig, file: ModelFile | None) -> ClipWeights:
+    """Return the CLIP inside a checkpoint, else ``config.clip``."""
+    inside = clip_in_checkpoint(file.state, file.path) if file else None
+    return inside or load_clip(config.clip, width=config.embed_dim)
+
+
+def restore_scorer(settings: Settings, file: ModelFile) -> Method:
+    """Build the model of a checkpoint for scoring only, on the CPU: its text features come from the file.
+
+    Where it holds none, or those of other classes, CLIP encodes them. ``UserError`` where it cannot be had.
+    """
+    config, prompts, text = settings.model, settings.dataset.prompts, file.text_features
+    if not find_method(config.method).needs_clip:
+        return restore_model(settings, file)[0]
+    if text is not None and list(file.hparams["classes"].values()) == prompts:
+        model = build_method(config.method, prompts, None, **config.options)
+        # What is not in the model are its text encoders.
+        load_model_file(model, file, left=file.state.keys() - model.state_dict().keys())
+    else:
+        try:
+            clip = find_clip(config, file)
+        except UserError as error:
+            raise UserError(
+                f"{file.path} does not store text features of these classes, which needs CLIP: {error}"
+            ) from error
+        model, _ = restore_model(settings, file, clip)
+        text = text_content(model)[TEXT_FEATURES]
+    assert isinstance(model, TextMethod)
+    model.store_text(text)
+    return model
+
+
+def restore_model(
+    settings: Settings, file: ModelFile, clip: ClipWeights | None = None
+) -> tuple[Method, ClipWeights | None]:
     """Build the model that the options describe with the weights of a checkpoint, on the CPU."""
-    model, clip = build_model(settings.model, settings.dataset, settings.training.seed, file)
+    model, clip = build_model(settings.model, settings.dataset, settings.training.seed, file, clip)
     check_clip(file, clip)
     load_model_file(model, file)
     # Released files of some methods lack the normal centroid.

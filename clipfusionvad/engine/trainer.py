@@ -283,7 +283,8 @@ class Trainer:
             progress.best_score, progress.best_step = score, progress.step
             self.best_state = checkpoint.state_without_clip(self.model)
             if is_main():
-                content = checkpoint.model_content(self.hparams, self.best_state, step=progress.step)
+                text = checkpoint.text_content(self.model)
+                content = checkpoint.model_content(self.hparams, self.best_state, step=progress.step, **text)
                 write_torch(self.folder / BEST, content)
         if self._log:
             record = {"step": progress.step, "epoch": progress.epoch, "improved": improved, "metrics": metrics}
@@ -309,6 +310,7 @@ class Trainer:
             same_run=self._same_run,
             run=str(self.folder.resolve()),
             records=self._log.checksums,
+            **checkpoint.text_content(self.model),
         )
         if self._has_saved:
             link_or_copy(self.folder / LAST, self.folder / PREVIOUS)

@@ -74,7 +74,10 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-    """Instantiate a method. ``UserError`` for an option that it does not have, or a value that is not allowed."""
+    """Instantiate a method. ``UserError`` for an option that it does not have, or a value that is not allowed.
+
+    Without ``clip``, a method of texts has no text encoder until ``store_text``, and only scores.
+    """
     cls = find_method(current_options({"method": name, "variant": options.pop("variant", None)})["method"])
     declared = cls.declared_options()
     for option, value in options.items():
@@ -86,6 +89,7 @@ def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | No
         declared[option].check(value)
     feature_dim, feature_norm = options.pop("feature_dim", None), options.pop("feature_norm", None)
     model = cls(list(class_prompts), clip, **options) if cls.needs_clip else cls(len(class_prompts), **options)
+    model.labels = tuple(class_prompts)
     if feature_dim or feature_norm not in (None, "none"):
         model.map_features(feature_dim, feature_norm)
     return model

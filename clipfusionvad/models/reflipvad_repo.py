@@ -29,7 +29,7 @@ class ReFLIPVADRepo(DualBranch):
     def __init__(
         self,
         class_prompts: list[str],
-        clip: ClipWeights,
+        clip: ClipWeights | None,
         *,
         prompt_encoder: DistilBertName = None,
         residual: Annotated[bool, Option("add a label's mean DistilBERT state to its prompt embeddings")] = True,
@@ -37,6 +37,8 @@ class ReFLIPVADRepo(DualBranch):
     ):
         super().__init__(class_prompts, clip, **shared)
         self.residual = residual
+        if clip is None:
+            return
         if residual:
             # The shift of a class reaches its very first token, so that no token is shared.
             self.prompts.layout = PromptLayout(self.prompts.layout.ends)
@@ -54,9 +56,10 @@ class ReFLIPVADRepo(DualBranch):
     def encode_text(self) -> Tensor:
         if not self.residual:
             return super().encode_text()
-        words = self.prompts.embed(self.clipmodel, self.context_table)
+        tower = self.text_tower
+        words = self.prompts.embed(tower, self.context_table)
         shift = self.distilbert_projection(self.encode_labels())
-        return self.clipmodel(words + shift[:, None], self.prompts.layout)
+        return tower(words + shift[:, None], self.prompts.layout)
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,57 @@
+"""The scores of one video with their times, as a table and by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipfusionvad.io.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What ``model.score_video`` returns: ``anomaly`` (n,) and ``classes`` (n, C) or None, as which it unpacks.
+
+    Row i covers the frames ``edges[i]`` to ``edges[i + 1]`` - 1; None where the length of a snippet is not known.
+    ``labels`` are the names of the classes.
+    """
+
+    anomaly: np.ndarray
+    classes: np.ndarray | None = None
+    edges: np.ndarray | None = None
+    fps: float | None = None
+    labels: Sequence[str] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.anomaly, self.classes))
+
+    def _known_edges(self) -> np.ndarray:
+        if self.edges is None:
+            raise UserError("the snippets of this model are equal parts of a video: pass the number of its frames")
+        return self.edges
+
+    @property
+    def times(self) -> np.ndarray:
+        """The edges of the rows, (n + 1,): in seconds where ``fps`` is known, else in frames."""
+        return self._known_edges() / self.fps if self.fps else self._known_edges()
+
+    def per_frame(self) -> Scores:
+        """Return the same scores with a row for each frame, by the rule of the metrics of a test."""
+        counts = np.diff(self._known_edges())
+        classes = None if self.classes is None else np.repeat(self.classes, counts, axis=0)
+        return replace(self, anomaly=np.repeat(self.anomaly, counts), classes=classes, edges=np.arange(sum(counts) + 1))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table of ``start`` and ``end`` (see ``times``), ``anomaly``, and the probability of each class."""
+        import pandas as pd
+
+        table = pd.DataFrame({"start": self.times[:-1], "end": self.times[1:], "anomaly": self.anomaly})
+        # A class may be named as one of these columns.
+        classes = [] if self.classes is None else [pd.DataFrame(self.classes, columns=list(self.labels))]
+        return pd.concat([table, *classes], axis=1)
