@@ -26,7 +26,6 @@ from clipfusionvad.engine.checkpoint import (
     model_file_in,
     read_model_file,
     state_without_clip,
-    text_content,
 )
 from clipfusionvad.engine.config import AUTO, LAST_WEIGHTS, Settings
 from clipfusionvad.engine.device import compile_model, count_cores, deterministic, pick_device
@@ -306,8 +305,8 @@ def _train(
         metrics = files.without_nan(results["best"])
         hparams = {**trainer.hparams, **({"smooth": sigma} if asked else {})}
         # The model has the best weights, which were scored last.
-        beside = {"step": trainer.progress.best_step, "metrics": metrics, **text_content(trainer.model)}
-        final = model_content(hparams, states["best"], **beside)
+        beside = {"step": trainer.progress.best_step, "metrics": metrics}
+        final = model_content(hparams, states["best"], trainer.model, **beside)
         for path in (folder / BEST, Path(settings.run.model_path)):
             files.write_torch(path, final)
         files.write_json(folder / METRICS, results)

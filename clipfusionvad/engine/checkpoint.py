@@ -76,15 +76,13 @@ def _text_features(content: Mapping[str, Any], path: Path) -> Tensor | None:
     return text
 
 
-def text_content(model: Method) -> dict[str, Tensor]:
-    """Return what a model file holds beside the weights, so that it scores without CLIP: the text features (C, E)."""
-    if not isinstance(model, TextMethod):
-        return {}
+def encode_text(model: TextMethod) -> Tensor:
+    """Return the text features (C, E) with which a model scores, on the CPU."""
     was_training = model.training
     with torch.no_grad():
-        text = model.eval().encode_text().detach().cpu()
+        text = model.eval().encode_once().cpu()
     model.train(was_training)
-    return {TEXT_FEATURES: text}
+    return text
 
 
 def model_file_in(path: str | Path) -> Path:
@@ -203,9 +201,15 @@ def state_without_clip(model: Method) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in state if not key.startswith(CLIP_PREFIX)}
 
 
-def model_content(hparams: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
-    """Return the content of one of our model files, for ``files.write_torch``."""
-    return {"format": FORMAT, "hparams": dict(hparams), **extra, "model_state_dict": dict(state)}
+def model_content(
+    hparams: Mapping[str, Any], state: Mapping[str, Tensor], model: Method | None = None, **extra: Any
+) -> dict[str, Any]:
+    """Return the content of one of our model files, for ``files.write_torch``.
+
+    With ``model``, which has these weights, it also holds the text features (C, E), so that scoring needs no CLIP.
+    """
+    text = {TEXT_FEATURES: encode_text(model)} if isinstance(model, TextMethod) else {}
+    return {"format": FORMAT, "hparams": dict(hparams), **extra, **text, "model_state_dict": dict(state)}
 
 
 def load_weights(model: Method, path: str | Path) -> None:

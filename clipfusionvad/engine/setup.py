@@ -15,12 +15,11 @@ from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import is_keyed, read_truth
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import (
-    TEXT_FEATURES,
     ModelFile,
     check_clip,
+    encode_text,
     load_centroid,
     load_model_file,
-    text_content,
 )
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
@@ -140,23 +139,22 @@ def restore_scorer(settings: Settings, file: ModelFile) -> Method:
     Where it holds none, or those of other classes, CLIP encodes them. ``UserError`` where it cannot be had.
     """
     config, prompts, text = settings.model, settings.dataset.prompts, file.text_features
-    if not find_method(config.method).needs_clip:
-        return restore_model(settings, file)[0]
     if text is not None and list(file.hparams["classes"].values()) == prompts:
         model = build_method(config.method, prompts, None, **config.options)
-        # What is not in the model are its text encoders.
+        # What the model lacks are its text encoders.
         load_model_file(model, file, left=file.state.keys() - model.state_dict().keys())
     else:
-        try:
-            clip = find_clip(config, file)
-        except UserError as error:
-            raise UserError(
-                f"{file.path} does not store text features of these classes, which needs CLIP: {error}"
-            ) from error
+        clip = None
+        if find_method(config.method).needs_clip:
+            try:
+                clip = find_clip(config, file)
+            except UserError as error:
+                lacking = f"{file.path} stores no text features of these classes, and encoding them needs CLIP"
+                raise UserError(f"{lacking}: {error}") from error
         model, _ = restore_model(settings, file, clip)
-        text = text_content(model)[TEXT_FEATURES]
-    assert isinstance(model, TextMethod)
-    model.store_text(text)
+        text = encode_text(model) if isinstance(model, TextMethod) else None
+    if isinstance(model, TextMethod) and text is not None:
+        model.store_text(text)
     return model
 
 

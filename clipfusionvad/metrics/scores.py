@@ -31,6 +31,9 @@ class Scores:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.anomaly, self.classes))
 
+    def __getitem__(self, index: int) -> Any:
+        return (self.anomaly, self.classes)[index]
+
     def _known_edges(self) -> np.ndarray:
         if self.edges is None:
             raise UserError("the snippets of this model are equal parts of a video: pass the number of its frames")

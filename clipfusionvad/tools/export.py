@@ -25,14 +25,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import (
-    ModelFile,
-    make_hparams,
-    model_content,
-    released_state,
-    state_without_clip,
-    text_content,
-)
+from clipfusionvad.engine.checkpoint import ModelFile, make_hparams, model_content, released_state, state_without_clip
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.setup import restore_model
 from clipfusionvad.io.errors import UserError
@@ -265,8 +258,7 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
         note = f"{checked[0].upper()}{checked[1:]}. The features were random vectors of the norm of CLIP's."
     elif suffix == SAFETENSORS:
         state = state_without_clip(model)
-        text = {name: value.tolist() for name, value in text_content(model).items()}
-        content = pack_safetensors(model_content(hparams, state, metrics=file.metrics, **text))
+        content = pack_safetensors(model_content(hparams, state, model, metrics=file.metrics))
         read = unpack_safetensors(content, path)[WEIGHTS]
         if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):
             raise UserError(f"safetensors changes the weights: {path} not written")
