@@ -10,7 +10,9 @@ from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
 from clipfusionvad.engine.config import AUTO, Settings
+from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.run_folder import DATASET, OPTIONS, which_run
+from clipfusionvad.engine.setup import restore_scorer
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.files import must_exist
 from clipfusionvad.models import Method, find_method, read_options
@@ -74,7 +76,6 @@ def open_checkpoint(
 def load_model(
     path: str | Path,
     device: str = "auto",
-    *,
     method: str | None = None,
     dataset: str | None = None,
     clip: str | None = None,
@@ -86,9 +87,6 @@ def load_model(
     where its weights do not show it. The model cannot train: for that, use ``create_model`` and ``load_weights``.
     Raises ``UserError`` for files that cannot be used.
     """
-    from clipfusionvad.engine.device import pick_device
-    from clipfusionvad.engine.setup import restore_scorer
-
     settings, file = open_checkpoint(str(path), method, dataset, {"clip": clip, "device": device})
     model = restore_scorer(settings, file)
     model.labels, model.smooth = tuple(settings.dataset.labels), float(settings.training.smooth)

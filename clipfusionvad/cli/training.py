@@ -305,8 +305,7 @@ def _train(
         metrics = files.without_nan(results["best"])
         hparams = {**trainer.hparams, **({"smooth": sigma} if asked else {})}
         # The model has the best weights, which were scored last.
-        beside = {"step": trainer.progress.best_step, "metrics": metrics}
-        final = model_content(hparams, states["best"], trainer.model, **beside)
+        final = model_content(hparams, states["best"], trainer.model, step=trainer.progress.best_step, metrics=metrics)
         for path in (folder / BEST, Path(settings.run.model_path)):
             files.write_torch(path, final)
         files.write_json(folder / METRICS, results)

@@ -65,22 +65,18 @@ def read_model_file(path: str | Path) -> ModelFile:
 
 def _text_features(content: Mapping[str, Any], path: Path) -> Tensor | None:
     """Return the text features in a file's content; a safetensors file holds them as lists."""
-    if content.get(TEXT_FEATURES) is None:
-        return None
+    text = content.get(TEXT_FEATURES)
     try:
-        text = torch.as_tensor(content[TEXT_FEATURES], dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
-        text = torch.empty(0)
-    if not (is_plain_tensor(text) and text.dim() == 2 and text.isfinite().all()):
-        raise UserError(f"model file {path} holds no valid text features: it is damaged")
-    return text
+        return None if text is None else torch.as_tensor(text, dtype=torch.float32).reshape(len(text), -1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model file {path} holds no valid text features: it is damaged") from error
 
 
 def encode_text(model: TextMethod) -> Tensor:
     """Return the text features (C, E) with which a model scores, on the CPU."""
     was_training = model.training
     with torch.no_grad():
-        text = model.eval().encode_once().cpu()
+        text = model.eval().encode_text().cpu()
     model.train(was_training)
     return text
 
@@ -184,9 +180,8 @@ def dataset_of(file: ModelFile, name: str | None = None) -> Dataset:
     if name:
         return find_dataset(name)
     if not file.hparams:
-        raise UserError(
-            f"{file.path} does not name its dataset: pass --dataset (in Python dataset=), one of {', '.join(DATASETS)}"
-        )
+        known = ", ".join(DATASETS)
+        raise UserError(f"{file.path} does not name its dataset: pass --dataset (in Python dataset=), one of {known}")
     name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]
@@ -204,10 +199,7 @@ def state_without_clip(model: Method) -> dict[str, Tensor]:
 def model_content(
     hparams: Mapping[str, Any], state: Mapping[str, Tensor], model: Method | None = None, **extra: Any
 ) -> dict[str, Any]:
-    """Return the content of one of our model files, for ``files.write_torch``.
-
-    With ``model``, which has these weights, it also holds the text features (C, E), so that scoring needs no CLIP.
-    """
+    """Return the content of one of our model files; ``model``, with these weights, encodes the texts beside them."""
     text = {TEXT_FEATURES: encode_text(model)} if isinstance(model, TextMethod) else {}
     return {"format": FORMAT, "hparams": dict(hparams), **extra, **text, "model_state_dict": dict(state)}
 

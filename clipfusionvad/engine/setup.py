@@ -14,13 +14,7 @@ from clipfusionvad.data.lists import Entry, add_streams, check_repeated, read_li
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import is_keyed, read_truth
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import (
-    ModelFile,
-    check_clip,
-    encode_text,
-    load_centroid,
-    load_model_file,
-)
+from clipfusionvad.engine.checkpoint import ModelFile, check_clip, encode_text, load_centroid, load_model_file
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError, warn
@@ -122,47 +116,32 @@ def build_model(
 ) -> tuple[Method, ClipWeights | None]:
     """Build a model and return it with its CLIP: ``clip``, else that inside a checkpoint, else ``config.clip``."""
     if find_method(config.method).needs_clip and clip is None:
-        clip = find_clip(config, file)
+        clip = clip_in_checkpoint(file.state, file.path) if file else None
+        clip = clip or load_clip(config.clip, width=config.embed_dim)
     torch.manual_seed(seed)
     return build_method(config.method, dataset.prompts, clip, **config.options), clip
 
 
-def find_clip(config: ModelConfig, file: ModelFile | None) -> ClipWeights:
-    """Return the CLIP inside a checkpoint, else ``config.clip``."""
-    inside = clip_in_checkpoint(file.state, file.path) if file else None
-    return inside or load_clip(config.clip, width=config.embed_dim)
-
-
 def restore_scorer(settings: Settings, file: ModelFile) -> Method:
-    """Build the model of a checkpoint for scoring only, on the CPU: its text features come from the file.
-
-    Where it holds none, or those of other classes, CLIP encodes them. ``UserError`` where it cannot be had.
-    """
+    """Build the model of a checkpoint for scoring only, on the CPU, with the text features that the file stores."""
     config, prompts, text = settings.model, settings.dataset.prompts, file.text_features
-    if text is not None and list(file.hparams["classes"].values()) == prompts:
+    if text is not None and [*file.hparams["classes"].values()] == prompts:
         model = build_method(config.method, prompts, None, **config.options)
         # What the model lacks are its text encoders.
         load_model_file(model, file, left=file.state.keys() - model.state_dict().keys())
     else:
-        clip = None
         if find_method(config.method).needs_clip:
-            try:
-                clip = find_clip(config, file)
-            except UserError as error:
-                lacking = f"{file.path} stores no text features of these classes, and encoding them needs CLIP"
-                raise UserError(f"{lacking}: {error}") from error
-        model, _ = restore_model(settings, file, clip)
+            warn(f"{file.path} stores no text features of these classes: loading CLIP to encode them")
+        model, _ = restore_model(settings, file)
         text = encode_text(model) if isinstance(model, TextMethod) else None
     if isinstance(model, TextMethod) and text is not None:
         model.store_text(text)
     return model
 
 
-def restore_model(
-    settings: Settings, file: ModelFile, clip: ClipWeights | None = None
-) -> tuple[Method, ClipWeights | None]:
+def restore_model(settings: Settings, file: ModelFile) -> tuple[Method, ClipWeights | None]:
     """Build the model that the options describe with the weights of a checkpoint, on the CPU."""
-    model, clip = build_model(settings.model, settings.dataset, settings.training.seed, file, clip)
+    model, clip = build_model(settings.model, settings.dataset, settings.training.seed, file)
     check_clip(file, clip)
     load_model_file(model, file)
     # Released files of some methods lack the normal centroid.

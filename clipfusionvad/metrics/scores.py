@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from clipfusionvad.io.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,13 +16,12 @@ if TYPE_CHECKING:
 class Scores:
     """What ``model.score_video`` returns: ``anomaly`` (n,) and ``classes`` (n, C) or None, as which it unpacks.
 
-    Row i covers the frames ``edges[i]`` to ``edges[i + 1]`` - 1; None where the length of a snippet is not known.
-    ``labels`` are the names of the classes.
+    Row i covers the frames ``edges[i]`` to ``edges[i + 1]`` - 1; NaN where the length of a snippet is not known.
     """
 
     anomaly: np.ndarray
     classes: np.ndarray | None = None
-    edges: np.ndarray | None = None
+    edges: np.ndarray = field(default_factory=lambda: np.empty(0))
     fps: float | None = None
     labels: Sequence[str] = ()
 
@@ -34,21 +31,16 @@ class Scores:
     def __getitem__(self, index: int) -> Any:
         return (self.anomaly, self.classes)[index]
 
-    def _known_edges(self) -> np.ndarray:
-        if self.edges is None:
-            raise UserError("the snippets of this model are equal parts of a video: pass the number of its frames")
-        return self.edges
-
     @property
     def times(self) -> np.ndarray:
         """The edges of the rows, (n + 1,): in seconds where ``fps`` is known, else in frames."""
-        return self._known_edges() / self.fps if self.fps else self._known_edges()
+        return self.edges / self.fps if self.fps else self.edges
 
     def per_frame(self) -> Scores:
         """Return the same scores with a row for each frame, by the rule of the metrics of a test."""
-        counts = np.diff(self._known_edges())
+        counts = np.diff(self.edges)
         classes = None if self.classes is None else np.repeat(self.classes, counts, axis=0)
-        return replace(self, anomaly=np.repeat(self.anomaly, counts), classes=classes, edges=np.arange(sum(counts) + 1))
+        return Scores(np.repeat(self.anomaly, counts), classes, np.arange(sum(counts) + 1), self.fps, self.labels)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table of ``start`` and ``end`` (see ``times``), ``anomaly``, and the probability of each class."""

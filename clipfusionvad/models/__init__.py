@@ -74,10 +74,7 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | None, **options: Any) -> Method:
-    """Instantiate a method. ``UserError`` for an option that it does not have, or a value that is not allowed.
-
-    Without ``clip``, a method of texts has no text encoder until ``store_text``, and only scores.
-    """
+    """Instantiate a method. ``UserError`` for an option that it does not have, or a value that is not allowed."""
     cls = find_method(current_options({"method": name, "variant": options.pop("variant", None)})["method"])
     declared = cls.declared_options()
     for option, value in options.items():

@@ -108,8 +108,6 @@ class AnomalyCLIP(TextMethod):
         sparse_weight: Annotated[float, _weight("mean score of abnormal videos")] = 8e-3,
     ):
         super().__init__()
-        if clip:
-            clip.check_widths(embed_dim, visual_width)
         if dim_heads is None and emb_size % heads:
             fault = f"--emb-size {emb_size} is not a multiple of --heads {heads}"
             raise UserError(f"{fault}: change one, or pass --dim-heads")
@@ -136,8 +134,9 @@ class AnomalyCLIP(TextMethod):
         self.register_buffer("columns", anomalies.argsort(), persistent=False)
         centroid = torch.full((visual_width,), torch.nan if recentre else 0.0)
         self.register_buffer("ncentroid", centroid, persistent=recentre)
-        self.prompt_learner: FixedPrompts | nn.ParameterDict | None = None
+        self.prompt_learner: Any = None
         if clip:
+            clip.check_widths(embed_dim, visual_width)
             self.clipmodel = ClipTextTower(clip)
             ordered = [names[index] for index in alphabetical.tolist()]
             with isolated_rng("context"):
@@ -174,11 +173,11 @@ class AnomalyCLIP(TextMethod):
 
     def encode_text(self) -> Tensor:
         """Return the text features, neither normalised nor centred, (C, E); learned directions are shifted to them."""
-        prompts, tower = self.prompt_learner, self.text_tower
+        prompts = self.prompt_learner
         if isinstance(prompts, nn.ParameterDict):
             return (prompts["vectors"] + self.ncentroid)[self.rank]
-        assert prompts is not None
-        return tower(prompts.embed(tower), prompts.layout, self.text_encoder["text_projection"])[self.rank]
+        words = prompts.embed(self.clipmodel)
+        return self.clipmodel(words, prompts.layout, self.text_encoder["text_projection"])[self.rank]
 
     def context_vectors(self) -> Tensor | None:
         """Return the context of each class in the order of ``class_prompts``, or the shared one."""

@@ -11,7 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from clipfusionvad.metrics import smooth_scores, snippet_edges
 from clipfusionvad.metrics.scores import Scores
 from clipfusionvad.models import register_method as register_method
 from clipfusionvad.models.layers.feature_map import FeatureMap
-
-if TYPE_CHECKING:
-    from clipfusionvad.models.layers.text import ClipTextTower
 
 # Snippets that are scored in one forward pass: enough to fill a GPU, few enough for a processor's cache.
 SNIPPETS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
@@ -217,13 +214,15 @@ class Method(nn.Module, ABC):
         self.train(was_training)
         count, stride = len(joined), self.frames_per_snippet
         length = frames or count * (stride or 0)
-        edges = snippet_edges(count, int(length), stride) if length else None
+        edges = snippet_edges(count, int(length), stride) if length else np.full(count + 1, np.nan)
         curve = smooth_scores(self.sampling.restore(anomaly[0], count), self.smooth)
         found = None if classes is None else smooth_scores(self.sampling.restore(classes, count), self.smooth)
         return Scores(curve, found, edges, fps, self.labels)
 
     def score_frames(self, features: Features, frames: int | None = None, fps: float | None = None) -> Scores:
         """Return what ``score_video`` does with a row for each frame, for ``metrics.frame_metrics`` and others."""
+        if not (frames or self.frames_per_snippet):
+            raise UserError("the rows of these features are equal parts of a video: pass the number of its frames")
         return self.score_video(features, frames, fps).per_frame()
 
     def _join_streams(self, features: Features) -> np.ndarray:
@@ -284,13 +283,9 @@ class TextMethod(Method):
 
     needs_clip = True
     branches = 2
-    #: The text features (C, E) of a model that only scores, and has no CLIP.
-    stored_text: Tensor | None
+    #: The text features (C, E) of a model that only scores (``store_text``).
+    stored_text: Tensor
     _uncompiled_text: Callable[[], Tensor] | None = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("stored_text", None, persistent=False)
 
     @abstractmethod
     def encode_text(self) -> Tensor:
@@ -301,29 +296,22 @@ class TextMethod(Method):
         """visual (B, T, D), lengths (B,) valid snippets (None: all), text from ``encode_text`` → output."""
 
     def fixed_inputs(self) -> tuple[Any, ...]:
-        return (self.encode_once(),)
+        return (self.encode_text(),)
 
     def store_text(self, text: Tensor) -> None:
-        """Score with these text features (C, E) from now on, without CLIP's text tower; training is over."""
-        self.stored_text = text
+        """Score with these text features (C, E) from now on, without CLIP's text tower; the model cannot train then."""
+        self.eval().register_buffer("stored_text", text, persistent=False)
         self._modules.pop("clipmodel", None)
-        self.eval()
+        setattr(self, "encode_text", self._give_stored_text)  # noqa: B010
 
-    @property
-    def text_tower(self) -> ClipTextTower:
-        """CLIP's text tower; ``UserError`` for a model that only scores."""
-        if "clipmodel" not in self._modules:
-            self._refuse("encode class prompts")
-        return cast("ClipTextTower", self._modules["clipmodel"])
+    def _give_stored_text(self) -> Tensor:
+        return self.stored_text
 
     def train(self, mode: bool = True) -> TextMethod:
-        if mode and self.stored_text is not None:
-            self._refuse("train")
+        if mode and "stored_text" in self._buffers:
+            hint = "to train it or to encode other classes, use create_model and load_weights"
+            raise UserError(f"this {self.name} was loaded to score, without CLIP: {hint}")
         return super().train(mode)
-
-    def _refuse(self, what: str) -> None:
-        hint = "build it with create_model and load_weights"
-        raise UserError(f"this {self.name} holds no CLIP: it scores, but cannot {what}; {hint}")
 
     def scores(self, output: VADOutput) -> Probabilities:
         """The sigmoid of the coarse logits, and 1 − P(normal) of the softmax over classes."""
@@ -336,9 +324,7 @@ class TextMethod(Method):
         super().compile(*args, **kwargs)
 
     def encode_once(self) -> Tensor:
-        """``encode_text``, for a ``forward`` that is given no text, or the stored text features."""
-        if self.stored_text is not None:
-            return self.stored_text
+        """``encode_text``, for a ``forward`` that is given no text."""
         uncompiled = None if torch.is_grad_enabled() else self._uncompiled_text
         return (uncompiled or self.encode_text)()
 

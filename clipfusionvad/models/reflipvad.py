@@ -66,8 +66,6 @@ class ReFLIPVAD(TextMethod):
         **temporal: Any,
     ):
         super().__init__()
-        if clip:
-            clip.check_widths(embed_dim, visual_width)
         self.visual_length, self.visual_width, self.temperature = visual_length, visual_width, temperature
         self.weights = {"coarse": coarse_weight, "fine": fine_weight, "magnitude": magnitude_weight}
         if not any(self.weights.values()):
@@ -86,6 +84,7 @@ class ReFLIPVAD(TextMethod):
         self.prompts: nn.Module
         if clip is None:
             return
+        clip.check_widths(embed_dim, visual_width)
         self.clipmodel = ClipTextTower(clip)
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
@@ -105,8 +104,7 @@ class ReFLIPVAD(TextMethod):
 
     def encode_text(self) -> Tensor:
         """Return the text features of the class prompts, not normalised: (C, E)."""
-        tower = self.text_tower
-        return self.prompts(tower, self.context_vectors())
+        return self.prompts(self.clipmodel, self.context_vectors())
 
     def context_vectors(self) -> Tensor | None:
         """Return the prompt tokens after the prompt encoder."""

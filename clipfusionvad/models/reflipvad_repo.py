@@ -56,10 +56,9 @@ class ReFLIPVADRepo(DualBranch):
     def encode_text(self) -> Tensor:
         if not self.residual:
             return super().encode_text()
-        tower = self.text_tower
-        words = self.prompts.embed(tower, self.context_table)
+        words = self.prompts.embed(self.clipmodel, self.context_table)
         shift = self.distilbert_projection(self.encode_labels())
-        return tower(words + shift[:, None], self.prompts.layout)
+        return self.clipmodel(words + shift[:, None], self.prompts.layout)
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

@@ -63,18 +63,18 @@ def test_scores_know_their_times(trained):
 
 def test_what_the_loaded_model_cannot_do_is_said_in_one_line(trained):
     model = load_model(trained.work / "model.pth", device="cpu")
-    for action, what in ((model.train, "train"), (model.encode_text, "encode class prompts")):
-        with pytest.raises(UserError) as error:
-            action()
-        assert str(error.value) == (
-            f"this vadclip holds no CLIP: it scores, but cannot {what}; build it with create_model and load_weights"
-        )
+    with pytest.raises(UserError) as error:
+        model.train()
+    assert str(error.value) == (
+        "this vadclip was loaded to score, without CLIP: to train it or to encode other classes, "
+        "use create_model and load_weights"
+    )
     with torch.no_grad():
         output = model(torch.randn(2, 32, 64), torch.tensor([32, 3]))
     torch.testing.assert_close(output.text_features, model.stored_text)
 
 
-def test_other_files_name_what_is_missing(trained, tmp_path, without_clip):
+def test_other_files_name_what_is_missing(trained, tmp_path, without_clip, capsys):
     content = torch.load(trained.work / "model.pth", weights_only=True)
     expected = load_model(trained.work / "model.pth", device="cpu").score_video(features_of(trained)).anomaly
 
@@ -84,10 +84,12 @@ def test_other_files_name_what_is_missing(trained, tmp_path, without_clip):
     older = load_model(tmp_path / "older.pth", device="cpu")
     np.testing.assert_allclose(older.score_video(features_of(trained)).anomaly, expected, atol=1e-6)
     torch.testing.assert_close(older.stored_text, text)
-    with without_clip(), pytest.raises(UserError, match="older.pth stores no text features .*CLIP: no network"):
+    capsys.readouterr()
+    with without_clip(), pytest.raises(UserError, match="no network"):
         load_model(tmp_path / "older.pth")
+    assert "older.pth stores no text features of these classes: loading CLIP" in capsys.readouterr().err
 
-    torch.save({**content, "text_features": text[:, 0]}, tmp_path / "damaged.pth")
+    torch.save({**content, "text_features": "none"}, tmp_path / "damaged.pth")
     with pytest.raises(UserError, match="damaged.pth holds no valid text features"):
         load_model(tmp_path / "damaged.pth")
 
@@ -97,7 +99,9 @@ def test_other_files_name_what_is_missing(trained, tmp_path, without_clip):
     torch.manual_seed(1)
     model = create_model("vadclip", UCF.prompts, "toy", **options)
     torch.save(model.state_dict(), tmp_path / "released.pth")
-    with pytest.raises(UserError, match=r"released.pth does not name its dataset: .*\(in Python dataset=\)"):
+    with pytest.raises(
+        UserError, match=r"released.pth does not name its dataset: pass --dataset \(in Python dataset=\)"
+    ):
         load_model(tmp_path / "released.pth")
     loaded, features = load_model(tmp_path / "released.pth", "cpu", dataset="ucf"), torch.randn(300, 512)
     np.testing.assert_allclose(loaded.score_video(features).anomaly, model.score_video(features).anomaly, atol=1e-6)

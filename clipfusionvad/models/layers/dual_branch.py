@@ -116,8 +116,6 @@ class DualBranch(TextMethod):
         separation_weight: Annotated[float, non_negative("weight of the text separation loss")] = 0.1,
     ):
         super().__init__()
-        if clip:
-            clip.check_widths(embed_dim, visual_width)
         if visual_length % attn_window:
             raise UserError(f"--visual-length {visual_length} is not a multiple of --attn-window {attn_window}")
         if visual_width % visual_head or visual_width % 4:
@@ -151,6 +149,7 @@ class DualBranch(TextMethod):
         self.text_prompt_embeddings: nn.Embedding | None = None
         if clip is None:
             return
+        clip.check_widths(embed_dim, visual_width)
         self.clipmodel = ClipTextTower(clip)
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
@@ -190,8 +189,7 @@ class DualBranch(TextMethod):
 
     def encode_text(self) -> Tensor:
         """Return the text features of the class prompts, not normalised: (C, E)."""
-        tower = self.text_tower
-        return self.prompts(tower, self.context_table)
+        return self.prompts(self.clipmodel, self.context_table)
 
     @property
     def context_table(self) -> Tensor | None:
