@@ -4,12 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipfusionvad.cli.trained_model import load_model
     from clipfusionvad.engine.checkpoint import load_weights
     from clipfusionvad.models import create_model
 
 __version__ = "0.2.0"
-__all__ = ["create_model", "load_weights"]
+__all__ = ["create_model", "load_model", "load_weights"]
 _HOMES = {"create_model": "clipfusionvad.models", "load_weights": "clipfusionvad.engine.checkpoint"}
+_HOMES["load_model"] = "clipfusionvad.cli.trained_model"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Fixtures and settings of all tests."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,6 +8,11 @@ import signal
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from clipfusionvad.engine import setup
+from clipfusionvad.io.errors import UserError
+from clipfusionvad.models import clip
+from clipfusionvad.models.layers import distilbert
 
 # A process that a shell starts in the background ignores Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,3 +67,21 @@ def tiny(built, tmp_path):
     """A copy that a test may change; outputs go beside the data."""
     shutil.copytree(built.folder, tmp_path / "data")
     return type(built)(built.dataset, tmp_path / "data", tmp_path / "data", built.videos)
+
+
+@pytest.fixture
+def without_clip(monkeypatch):
+    """A context in which CLIP's weights, its tokenizer and DistilBERT cannot be had."""
+
+    def refuse(*args, **kwargs):
+        raise UserError("no network")
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr(setup, "load_clip", refuse)
+            patch.setattr(clip, "openai_clip", refuse)
+            patch.setattr(distilbert.DistilBert, "find", refuse)
+            yield
+
+    return context

@@ -35,7 +35,7 @@ def make_parser() -> Parser:
 def load(own: ModelOptions) -> DetectionModel:
     """Load the model that the options describe, with other classes if none of its weights belong to its own."""
     from clipfusionvad.cli.trained_model import open_checkpoint
-    from clipfusionvad.engine.setup import class_weights, load_model
+    from clipfusionvad.engine.setup import class_weights, restore_model
     from clipfusionvad.models import find_method
     from clipfusionvad.tools.detect.model import DetectionModel, read_classes
 
@@ -58,7 +58,7 @@ def load(own: ModelOptions) -> DetectionModel:
             f"{file.path} was trained on equal parts of videos, of another number in each: "
             f"extract the features of your videos as those of the training were, and score them with 'test'"
         )
-    model, clip = load_model(settings, file)
+    model, clip = restore_model(settings, file)
     frames = settings.data.frames_per_snippet
     sigma = float(settings.training.smooth)
     return DetectionModel(own, model, clip, settings.model.clip, settings.dataset, frames, parts, sigma)

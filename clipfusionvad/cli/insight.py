@@ -9,7 +9,7 @@ from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.cli.parser import HelpFormatter, Parser
 from clipfusionvad.cli.trained_model import find_source, parse_over_checkpoint
 from clipfusionvad.engine.device import pick_device
-from clipfusionvad.engine.setup import load_model, read_test_set
+from clipfusionvad.engine.setup import read_test_set, restore_model
 from clipfusionvad.io.errors import UserError, nearest
 from clipfusionvad.io.files import check_writable
 from clipfusionvad.io.option import add_arguments, declared_options
@@ -117,6 +117,6 @@ def _load(run: TrainedRun) -> LoadedModel:
     settings, dataset = run.settings, run.settings.dataset
     if settings.run.demo:
         make_demo(dataset)
-    model, _ = load_model(settings, run.file)
+    model, _ = restore_model(settings, run.file)
     model.to(pick_device(settings.device.device)).eval()
     return LoadedModel(model, dataset.prompts, partial(read_test_set, dataset, settings.model, settings.data))

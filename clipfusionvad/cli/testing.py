@@ -9,7 +9,7 @@ from clipfusionvad.engine.device import compile_model, deterministic
 from clipfusionvad.engine.distributed import distributed_context, local_main_first
 from clipfusionvad.engine.evaluator import evaluate, evaluate_classes, score_dataset, smooth_videos, with_reasons
 from clipfusionvad.engine.run_folder import record_dataset
-from clipfusionvad.engine.setup import build_model, load_model, read_test_set, result_environment
+from clipfusionvad.engine.setup import build_model, read_test_set, restore_model, result_environment
 from clipfusionvad.io.files import check_text, check_writable, write_json
 from clipfusionvad.io.provenance import Sources
 from clipfusionvad.io.rank import is_main
@@ -38,7 +38,7 @@ def run_test(settings: Settings, file: ModelFile) -> int:
                 from clipfusionvad.tools.demo import make_demo
 
                 make_demo(dataset)
-            model, clip = load_model(settings, file)
+            model, clip = restore_model(settings, file)
         compile_model(model, settings.device.compile)
         sources = Sources()
         sources.add_options(settings.options(), FILE_OPTIONS)

@@ -10,10 +10,12 @@ from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import Dataset, find_dataset
 from clipfusionvad.engine.checkpoint import ModelFile, check_method, dataset_of, read_model_file
 from clipfusionvad.engine.config import AUTO, Settings
+from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.run_folder import DATASET, OPTIONS, which_run
+from clipfusionvad.engine.setup import restore_scorer
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.hub import local_path
-from clipfusionvad.models import find_method, read_options
+from clipfusionvad.models import Method, find_method, read_options
 
 
 def parse_over_checkpoint(argv: Sequence[str] | None, option_file: OptionFile) -> tuple[Settings, ModelFile]:
@@ -65,10 +67,31 @@ def open_checkpoint(
     file = read_model_file(path)
     method = method or file.method
     if not method:
-        raise UserError(f"{path} does not name its method: pass --method")
+        raise UserError(f"{path} does not name its method: pass --method (in Python method=)")
     given = {"method": method, "model_path": path, **flags}
     tokens = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     return parse_over_checkpoint(tokens, option_file_of(dataset_of(file, dataset)))
+
+
+def load_model(
+    path: str | Path,
+    device: str = "auto",
+    method: str | None = None,
+    dataset: str | None = None,
+    clip: str | None = None,
+) -> Method:
+    """Return the model of one of our files, or of the folder of a run, ready to score as ``test`` does.
+
+    Method, options, classes, text features and smoothing come from the file. CLIP is loaded (``clip``: in place of the
+    recorded one) only for files without text features. A file of another project needs ``dataset``, and ``method``
+    where its weights do not show it. The model cannot train: for that, use ``create_model`` and ``load_weights``.
+    Raises ``UserError`` for files that cannot be used.
+    """
+    settings, file = open_checkpoint(str(path), method, dataset, {"clip": clip, "device": device})
+    model = restore_scorer(settings, file)
+    model.labels, model.smooth = tuple(settings.dataset.labels), float(settings.training.smooth)
+    model.frames_per_snippet = settings.data.stride
+    return model.to(pick_device(device)).eval()
 
 
 def find_source(source: Path, argv: Sequence[str]) -> tuple[Dataset, list[str]]:

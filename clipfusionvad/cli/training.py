@@ -304,7 +304,8 @@ def _train(
     if is_main():
         metrics = files.without_nan(results["best"])
         hparams = {**trainer.hparams, **({"smooth": sigma} if asked else {})}
-        final = model_content(hparams, states["best"], step=trainer.progress.best_step, metrics=metrics)
+        # The model has the best weights, which were scored last.
+        final = model_content(hparams, states["best"], trainer.model, step=trainer.progress.best_step, metrics=metrics)
         for path in (folder / BEST, Path(settings.run.model_path)):
             files.write_torch(path, final)
         files.write_json(folder / METRICS, results)

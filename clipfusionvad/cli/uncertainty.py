@@ -39,13 +39,13 @@ def main(argv: list[str]) -> int:
     check_writable(folder / "uncertainty.csv")
 
     from clipfusionvad.engine.device import pick_device
-    from clipfusionvad.engine.setup import load_model, read_test_set
+    from clipfusionvad.engine.setup import read_test_set, restore_model
     from clipfusionvad.tools.demo import make_demo
     from clipfusionvad.tools.uncertainty import CURVES_FILE, write_analysis
 
     if settings.run.demo:
         make_demo(settings.dataset)
-    model, _ = load_model(settings, file)
+    model, _ = restore_model(settings, file)
     device = pick_device(settings.device.device)
     videos = read_test_set(settings.dataset, settings.model, settings.data)
     options = from_arguments(UncertaintyOptions, vars(own))

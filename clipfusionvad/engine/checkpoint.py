@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
@@ -14,11 +15,12 @@ from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
 from clipfusionvad.io.hub import local_path, pinned
-from clipfusionvad.models import Method, current_options, find_method, method_names
+from clipfusionvad.models import Method, TextMethod, current_options, find_method, method_names
 from clipfusionvad.models.clip import ClipWeights
 
 FORMAT = "clipfusionvad-1"
 CLIP_PREFIX = "clipmodel."
+TEXT_FEATURES = "text_features"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ModelFile:
     hparams: Mapping[str, Any] = field(default_factory=dict)
     #: The test metrics in the file, not checked.
     metrics: Any = None
+    #: The text features (C, E) of its classes; None in older files, and for methods without texts.
+    text_features: Tensor | None = None
 
 
 def read_model_file(path: str | Path) -> ModelFile:
@@ -50,13 +54,32 @@ def read_model_file(path: str | Path) -> ModelFile:
         if not isinstance(hparams, dict) or not _are_hparams(hparams):
             raise UserError(f"model file {path} holds no valid hyper-parameters: it is damaged")
         hparams = current_hparams(hparams)
-        return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"))
+        text = _text_features(content, path)
+        return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"), text)
     state = without_prefix(state, lambda known: _method_of(known) is not None)
     method = _method_of(state)
     try:
         return ModelFile(str(path), find_method(method).from_released(state) if method else state, method)
     except (LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
+
+
+def _text_features(content: Mapping[str, Any], path: Path) -> Tensor | None:
+    """Return the text features in a file's content; a safetensors file holds them as lists."""
+    text = content.get(TEXT_FEATURES)
+    try:
+        return None if text is None else torch.as_tensor(text, dtype=torch.float32).reshape(len(text), -1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model file {path} holds no valid text features: it is damaged") from error
+
+
+def encode_text(model: TextMethod) -> Tensor:
+    """Return the text features (C, E) with which a model scores, on the CPU."""
+    was_training = model.training
+    with torch.no_grad():
+        text = model.eval().encode_text().cpu()
+    model.train(was_training)
+    return text
 
 
 def model_file_in(path: str | Path) -> Path:
@@ -158,7 +181,8 @@ def dataset_of(file: ModelFile, name: str | None = None) -> Dataset:
     if name:
         return find_dataset(name)
     if not file.hparams:
-        raise UserError(f"{file.path} does not name its dataset: pass --dataset, one of {', '.join(DATASETS)}")
+        known = ", ".join(DATASETS)
+        raise UserError(f"{file.path} does not name its dataset: pass --dataset (in Python dataset=), one of {known}")
     name, classes = file.hparams["dataset"], file.hparams.get("classes")
     if name in DATASETS:
         return DATASETS[name]
@@ -173,9 +197,12 @@ def state_without_clip(model: Method) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in state if not key.startswith(CLIP_PREFIX)}
 
 
-def model_content(hparams: Mapping[str, Any], state: Mapping[str, Tensor], **extra: Any) -> dict[str, Any]:
-    """Return the content of one of our model files, for ``files.write_torch``."""
-    return {"format": FORMAT, "hparams": dict(hparams), **extra, "model_state_dict": dict(state)}
+def model_content(
+    hparams: Mapping[str, Any], state: Mapping[str, Tensor], model: Method | None = None, **extra: Any
+) -> dict[str, Any]:
+    """Return the content of one of our model files; ``model``, with these weights, encodes the texts beside them."""
+    text = {TEXT_FEATURES: encode_text(model)} if isinstance(model, TextMethod) else {}
+    return {"format": FORMAT, "hparams": dict(hparams), **extra, **text, "model_state_dict": dict(state)}
 
 
 def load_weights(model: Method, path: str | Path) -> None:

@@ -14,14 +14,14 @@ from clipfusionvad.data.lists import Entry, add_streams, check_repeated, read_li
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import is_keyed, read_truth
 from clipfusionvad.datasets import Dataset
-from clipfusionvad.engine.checkpoint import ModelFile, check_clip, load_centroid, load_model_file
+from clipfusionvad.engine.checkpoint import ModelFile, check_clip, encode_text, load_centroid, load_model_file
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.evaluator import VideoDataset
 from clipfusionvad.io.errors import UserError, warn
 from clipfusionvad.io.foreign_checkpoints import without_prefix
 from clipfusionvad.io.progress import ProgressBar
 from clipfusionvad.io.provenance import CRC, Sources, environment
-from clipfusionvad.models import Method, ModelConfig, build_method, find_method
+from clipfusionvad.models import Method, ModelConfig, TextMethod, build_method, find_method
 from clipfusionvad.models.clip import ClipWeights, clip_in_checkpoint, load_clip
 
 
@@ -122,7 +122,24 @@ def build_model(
     return build_method(config.method, dataset.prompts, clip, **config.options), clip
 
 
-def load_model(settings: Settings, file: ModelFile) -> tuple[Method, ClipWeights | None]:
+def restore_scorer(settings: Settings, file: ModelFile) -> Method:
+    """Build the model of a checkpoint for scoring only, on the CPU, with the text features that the file stores."""
+    config, prompts, text = settings.model, settings.dataset.prompts, file.text_features
+    if text is not None and [*file.hparams["classes"].values()] == prompts:
+        model = build_method(config.method, prompts, None, **config.options)
+        # What the model lacks are its text encoders.
+        load_model_file(model, file, left=file.state.keys() - model.state_dict().keys())
+    else:
+        if find_method(config.method).needs_clip:
+            warn(f"{file.path} stores no text features of these classes: loading CLIP to encode them")
+        model, _ = restore_model(settings, file)
+        text = encode_text(model) if isinstance(model, TextMethod) else None
+    if isinstance(model, TextMethod) and text is not None:
+        model.store_text(text)
+    return model
+
+
+def restore_model(settings: Settings, file: ModelFile) -> tuple[Method, ClipWeights | None]:
     """Build the model that the options describe with the weights of a checkpoint, on the CPU."""
     model, clip = build_model(settings.model, settings.dataset, settings.training.seed, file)
     check_clip(file, clip)

@@ -182,10 +182,9 @@ class Trainer:
     def _train_epoch(self) -> None:
         progress, batches = self.progress, self.batch_sampler.epoch(self.progress.epoch)
         self.model.train(not progress.eval_mode)
-        on_gpu = self.device.type == "cuda"
+        on_gpu, totals = self.device.type == "cuda", list[float]()
         loader = load_batches(self.bags, batches, self.workers, progress.epoch, progress.batch, rank_slice, pin=on_gpu)
         title = f"{self.label}epoch {progress.epoch + 1}/{self.config.max_epoch}"
-        totals: list[float] = []
         with (
             # The loading processes end here, also where an error keeps this frame alive.
             contextlib.closing(loader),
@@ -283,7 +282,7 @@ class Trainer:
             progress.best_score, progress.best_step = score, progress.step
             self.best_state = checkpoint.state_without_clip(self.model)
             if is_main():
-                content = checkpoint.model_content(self.hparams, self.best_state, step=progress.step)
+                content = checkpoint.model_content(self.hparams, self.best_state, self.model, step=progress.step)
                 write_torch(self.folder / BEST, content)
         if self._log:
             record = {"step": progress.step, "epoch": progress.epoch, "improved": improved, "metrics": metrics}
@@ -299,6 +298,7 @@ class Trainer:
         content = checkpoint.model_content(
             self.hparams,
             checkpoint.state_without_clip(self.model),
+            self.model,
             progress=asdict(self.progress),
             optimizer_state_dict=self.optimizer.state_dict(),
             scheduler_state_dict=self.scheduler.state_dict(),

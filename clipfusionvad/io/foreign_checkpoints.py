@@ -273,7 +273,8 @@ def pack_safetensors(content: Mapping[str, Any]) -> bytes:
     """Return the bytes of a safetensors file for what ``engine.checkpoint.model_content`` gives."""
     _, save = _safetensors()
     weights = {key: value.contiguous() for key, value in content[WEIGHTS].items()}
-    values = {key: value for key, value in content.items() if key != WEIGHTS}
+    values = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in content.items()}
+    del values[WEIGHTS]
     try:
         digest = _digest(values, save(weights))
         return save(weights, {_ENTRY: json.dumps({_HASH: digest, **values})})

@@ -86,6 +86,7 @@ def build_method(name: str, class_prompts: Sequence[str], clip: ClipWeights | No
         declared[option].check(value)
     feature_dim, feature_norm = options.pop("feature_dim", None), options.pop("feature_norm", None)
     model = cls(list(class_prompts), clip, **options) if cls.needs_clip else cls(len(class_prompts), **options)
+    model.labels = tuple(class_prompts)
     if feature_dim or feature_norm not in (None, "none"):
         model.map_features(feature_dim, feature_norm)
     return model

@@ -18,7 +18,7 @@ from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Option, layers, non_negative, size
 from clipfusionvad.losses import class_shares, segment_losses
 from clipfusionvad.models import register_method
-from clipfusionvad.models.base import EmbedDim, Scores, TextMethod, VADOutput, VisualWidth, isolated_rng
+from clipfusionvad.models.base import EmbedDim, Probabilities, TextMethod, VADOutput, VisualWidth, isolated_rng
 from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.temporal import TEMPORAL_MODELS, TemporalModel
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, PromptLayout, PromptTemplate
@@ -71,7 +71,7 @@ class AnomalyCLIP(TextMethod):
     def __init__(
         self,
         class_prompts: Sequence[str],
-        clip: ClipWeights,
+        clip: ClipWeights | None,
         *,
         embed_dim: EmbedDim = 512,
         visual_width: VisualWidth = 512,
@@ -108,7 +108,6 @@ class AnomalyCLIP(TextMethod):
         sparse_weight: Annotated[float, _weight("mean score of abnormal videos")] = 8e-3,
     ):
         super().__init__()
-        clip.check_widths(embed_dim, visual_width)
         if dim_heads is None and emb_size % heads:
             fault = f"--emb-size {emb_size} is not a multiple of --heads {heads}"
             raise UserError(f"{fault}: change one, or pass --dim-heads")
@@ -135,21 +134,23 @@ class AnomalyCLIP(TextMethod):
         self.register_buffer("columns", anomalies.argsort(), persistent=False)
         centroid = torch.full((visual_width,), torch.nan if recentre else 0.0)
         self.register_buffer("ncentroid", centroid, persistent=recentre)
-        self.clipmodel = ClipTextTower(clip)
-        ordered = [names[index] for index in alphabetical.tolist()]
-        self.prompt_learner: FixedPrompts | nn.ParameterDict
-        with isolated_rng("context"):
-            if prompts == "direct":
-                # No text: a direction of each class is learned in CLIP's space, from a random start.
-                vectors = nn.init.normal_(torch.empty(len(ordered), visual_width), std=CONTEXT_STD)
-                self.prompt_learner = nn.ParameterDict({"vectors": vectors})
-            elif prompts == "fixed":
-                self.prompt_learner = FixedPrompts(ordered, prompt_template)
-            else:
-                self.prompt_learner = ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
-        projection = nn.Parameter(self.clipmodel.text_projection.detach().clone())
-        projection.requires_grad_(learn_projection and prompts != "direct")
-        self.text_encoder = nn.ParameterDict({"text_projection": projection})
+        self.prompt_learner: Any = None
+        if clip:
+            clip.check_widths(embed_dim, visual_width)
+            self.clipmodel = ClipTextTower(clip)
+            ordered = [names[index] for index in alphabetical.tolist()]
+            with isolated_rng("context"):
+                if prompts == "direct":
+                    # No text: a direction of each class is learned in CLIP's space, from a random start.
+                    vectors = nn.init.normal_(torch.empty(len(ordered), visual_width), std=CONTEXT_STD)
+                    self.prompt_learner = nn.ParameterDict({"vectors": vectors})
+                elif prompts == "fixed":
+                    self.prompt_learner = FixedPrompts(ordered, prompt_template)
+                else:
+                    self.prompt_learner = ContextPrompts(ordered, self.clipmodel, n_ctx, ctx_init, shared_context)
+            projection = nn.Parameter(self.clipmodel.text_projection.detach().clone())
+            projection.requires_grad_(learn_projection and prompts != "direct")
+            self.text_encoder = nn.ParameterDict({"text_projection": projection})
         self.selector_model = nn.ModuleDict({"bn_layer": nn.BatchNorm1d(len(anomalies), affine=False)})
         width = visual_width + concat_features * len(anomalies)
         sizes: dict[str, Any] = {"emb_size": emb_size, "depth": depth, "heads": heads, "dim_heads": dim_heads}
@@ -237,8 +238,8 @@ class AnomalyCLIP(TextMethod):
         top, bottom = self.chosen
         return high.topk(top, dim=1).indices, low.topk(bottom, dim=1, largest=False).indices
 
-    def scores(self, output: VADOutput) -> Scores:
-        return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),), output.fine_logits.exp())
+    def scores(self, output: VADOutput) -> Probabilities:
+        return Probabilities((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),), output.fine_logits.exp())
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:

@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipfusionvad.data.config import FRAMES_PER_SNIPPET
 from clipfusionvad.data.sampling import Sampling, WindowSampling
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.option import Declared, declared_options, size
+from clipfusionvad.metrics import smooth_scores, snippet_edges
+from clipfusionvad.metrics.scores import Scores
 from clipfusionvad.models import register_method as register_method
 from clipfusionvad.models.layers.feature_map import FeatureMap
 
@@ -55,7 +58,7 @@ class VADOutput:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Probabilities:
     """Probabilities of each snippet: ``anomaly`` (B, T) of every scoring branch, the main one first (the metrics number
     them: auc1, auc2), and ``classes`` (B, T, C), None for a method without classes."""
 
@@ -86,6 +89,12 @@ class Method(nn.Module, ABC):
 
     visual_length: int
     visual_width: int
+    #: The names of the classes in scores: the prompts; ``load_model`` puts the labels of the dataset in their place.
+    labels: tuple[str, ...] = ()
+    #: How ``score_video`` reads features, as a test does: the frames that a row covers (None: an equal part of the
+    #: video), and how far it smooths scores, in rows. ``load_model`` takes both from the file.
+    frames_per_snippet: int | None = FRAMES_PER_SNIPPET
+    smooth: float = 0.0
     _centroid_set = False
 
     @classmethod
@@ -181,17 +190,20 @@ class Method(nn.Module, ABC):
     def losses(self, output: Any, targets: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms, whose sum is minimised; output of ``forward``, targets (B, C) multi-hot."""
 
-    def scores(self, output: VADOutput) -> Scores:
+    def scores(self, output: VADOutput) -> Probabilities:
         """Turn logits into probabilities; here only those of the coarse branch."""
-        return Scores((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),))
+        return Probabilities((torch.sigmoid(output.coarse_logits.float()).squeeze(-1),))
 
-    def score_video(self, features: Features) -> tuple[np.ndarray, np.ndarray | None]:
+    def score_video(self, features: Features, frames: int | None = None, fps: float | None = None) -> Scores:
         """Score one whole video: features (L, D) → anomaly probability (L,) of the main branch, classes (L, C) or None.
 
-        A method of several streams takes a sequence with one array (L, D) for each, or all side by side. Raises
-        ``UserError`` for other shapes, for values that are not floats, and for NaN and infinity, except for rows all
-        NaN of further streams, which become zeros as those of files do.
+        ``frames``, the number of frames of the video, and ``fps`` set the times of the scores. Without ``frames``, the
+        last snippet is complete. A method of several streams takes a sequence with one array (L, D) for each, or all
+        side by side. Raises ``UserError`` for other shapes, for values that are not floats, and for NaN and infinity,
+        except for rows all NaN of further streams, which become zeros as those of files do.
         """
+        if frames is not None and not (isinstance(frames, int | np.integer) and frames > 0):
+            raise UserError(f"frames is the number of frames of the video, not {frames!r}")
         joined = self._join_streams(features)
         windows, lengths = self.sampling.windows(joined)
         was_training = self.training
@@ -200,8 +212,18 @@ class Method(nn.Module, ABC):
             fixed = self.fixed_inputs()
         anomaly, classes = self.score_windows(windows, lengths, *fixed)
         self.train(was_training)
-        scores = self.sampling.restore(anomaly[0], len(joined))
-        return scores, None if classes is None else self.sampling.restore(classes, len(joined))
+        count, stride = len(joined), self.frames_per_snippet
+        length = frames or count * (stride or 0)
+        edges = snippet_edges(count, int(length), stride) if length else np.full(count + 1, np.nan)
+        curve = smooth_scores(self.sampling.restore(anomaly[0], count), self.smooth)
+        found = None if classes is None else smooth_scores(self.sampling.restore(classes, count), self.smooth)
+        return Scores(curve, found, edges, fps, self.labels)
+
+    def score_frames(self, features: Features, frames: int | None = None, fps: float | None = None) -> Scores:
+        """Return what ``score_video`` does with a row for each frame, for ``metrics.frame_metrics`` and others."""
+        if not (frames or self.frames_per_snippet):
+            raise UserError("the rows of these features are equal parts of a video: pass the number of its frames")
+        return self.score_video(features, frames, fps).per_frame()
 
     def _join_streams(self, features: Features) -> np.ndarray:
         """Return the checked features of ``score_video`` side by side, (L, streams · D) float32."""
@@ -261,6 +283,8 @@ class TextMethod(Method):
 
     needs_clip = True
     branches = 2
+    #: The text features (C, E) of a model that only scores (``store_text``).
+    stored_text: Tensor
     _uncompiled_text: Callable[[], Tensor] | None = None
 
     @abstractmethod
@@ -274,10 +298,25 @@ class TextMethod(Method):
     def fixed_inputs(self) -> tuple[Any, ...]:
         return (self.encode_text(),)
 
-    def scores(self, output: VADOutput) -> Scores:
+    def store_text(self, text: Tensor) -> None:
+        """Score with these text features (C, E) from now on, without CLIP's text tower; the model cannot train then."""
+        self.eval().register_buffer("stored_text", text, persistent=False)
+        self._modules.pop("clipmodel", None)
+        setattr(self, "encode_text", self._give_stored_text)  # noqa: B010
+
+    def _give_stored_text(self) -> Tensor:
+        return self.stored_text
+
+    def train(self, mode: bool = True) -> TextMethod:
+        if mode and "stored_text" in self._buffers:
+            hint = "to train it or to encode other classes, use create_model and load_weights"
+            raise UserError(f"this {self.name} was loaded to score, without CLIP: {hint}")
+        return super().train(mode)
+
+    def scores(self, output: VADOutput) -> Probabilities:
         """The sigmoid of the coarse logits, and 1 − P(normal) of the softmax over classes."""
         classes = output.fine_logits.float().softmax(dim=-1)
-        return Scores((*super().scores(output).anomaly, 1 - classes[..., 0]), classes)
+        return Probabilities((*super().scores(output).anomaly, 1 - classes[..., 0]), classes)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the model, except for the text encoder where no gradients are needed: an evaluation encodes once."""

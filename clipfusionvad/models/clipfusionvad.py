@@ -25,7 +25,7 @@ class ClipFusionVAD(DualBranch):
     def __init__(
         self,
         class_prompts: list[str],
-        clip: ClipWeights,
+        clip: ClipWeights | None,
         *,
         gam: Annotated[bool, Option("global attention module")] = True,
         aggregator: Annotated[bool, Option("Visual Aggregator before the coarse head")] = True,

@@ -41,7 +41,7 @@ class ReFLIPVAD(TextMethod):
     def __init__(
         self,
         class_prompts: list[str],
-        clip: ClipWeights,
+        clip: ClipWeights | None,
         *,
         embed_dim: EmbedDim = 512,
         visual_length: VisualLength = 512,
@@ -66,7 +66,6 @@ class ReFLIPVAD(TextMethod):
         **temporal: Any,
     ):
         super().__init__()
-        clip.check_widths(embed_dim, visual_width)
         self.visual_length, self.visual_width, self.temperature = visual_length, visual_width, temperature
         self.weights = {"coarse": coarse_weight, "fine": fine_weight, "magnitude": magnitude_weight}
         if not any(self.weights.values()):
@@ -81,9 +80,12 @@ class ReFLIPVAD(TextMethod):
         with isolated_rng("product"):
             self.prompt_ffn = FeedForward(visual_width, settings.ffn_expansion) if product else None
 
-        self.clipmodel = ClipTextTower(clip)
         self.prompt_embeddings = self.prompt_encoder = None
         self.prompts: nn.Module
+        if clip is None:
+            return
+        clip.check_widths(embed_dim, visual_width)
+        self.clipmodel = ClipTextTower(clip)
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             return

@@ -29,7 +29,7 @@ class ReFLIPVADRepo(DualBranch):
     def __init__(
         self,
         class_prompts: list[str],
-        clip: ClipWeights,
+        clip: ClipWeights | None,
         *,
         prompt_encoder: DistilBertName = None,
         residual: Annotated[bool, Option("add a label's mean DistilBERT state to its prompt embeddings")] = True,
@@ -37,6 +37,8 @@ class ReFLIPVADRepo(DualBranch):
     ):
         super().__init__(class_prompts, clip, **shared)
         self.residual = residual
+        if clip is None:
+            return
         if residual:
             # The shift of a class reaches its very first token, so that no token is shared.
             self.prompts.layout = PromptLayout(self.prompts.layout.ends)

@@ -27,7 +27,7 @@ from torch.export import Dim
 from clipfusionvad.datasets import Dataset
 from clipfusionvad.engine.checkpoint import ModelFile, make_hparams, model_content, released_state, state_without_clip
 from clipfusionvad.engine.config import Settings
-from clipfusionvad.engine.setup import load_model
+from clipfusionvad.engine.setup import restore_model
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import atomic_write, check_writable, write_text, write_torch
 from clipfusionvad.io.foreign_checkpoints import SAFETENSORS, WEIGHTS, pack_safetensors, unpack_safetensors
@@ -247,7 +247,7 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
         raise UserError(f"{path} is not one of 'export' and is not replaced: delete it, or name another --output")
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {file.path}")
-    model, clip = load_model(settings, file)
+    model, clip = restore_model(settings, file)
     if model.feature_map and suffix not in (*GRAPHS, SAFETENSORS):
         raise UserError("the original code has no --feature-dim and no --feature-norm: export another form")
     hparams = make_hparams(model, clip, settings.dataset, settings.options(), file.hparams.get("parts"))
@@ -258,7 +258,7 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
         note = f"{checked[0].upper()}{checked[1:]}. The features were random vectors of the norm of CLIP's."
     elif suffix == SAFETENSORS:
         state = state_without_clip(model)
-        content = pack_safetensors(model_content(hparams, state, metrics=file.metrics))
+        content = pack_safetensors(model_content(hparams, state, model, metrics=file.metrics))
         read = unpack_safetensors(content, path)[WEIGHTS]
         if read.keys() != state.keys() or not all(torch.equal(read[key], state[key]) for key in state):
             raise UserError(f"safetensors changes the weights: {path} not written")

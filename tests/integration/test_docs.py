@@ -4,6 +4,7 @@ import contextlib
 import csv
 import glob
 import io
+import json
 import os
 import re
 import runpy
@@ -24,9 +25,10 @@ from clipfusionvad import create_model
 from clipfusionvad.cli import command_names, training
 from clipfusionvad.data.annotations import read_annotations
 from clipfusionvad.datasets import UCF
-from clipfusionvad.engine.checkpoint import state_without_clip
+from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
 from clipfusionvad.io.files import write_torch
 from clipfusionvad.models import method_names
+from clipfusionvad.models.clip import load_clip
 from clipfusionvad.tools.tables.store import read_store, write_into_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,13 +130,30 @@ def test_python_example_runs_with_the_toy_clip(tmp_path, monkeypatch, capsys):
     code = example("python", "create_model(")
     assert '"ViT-B/16"' in code
     monkeypatch.chdir(tmp_path)
-    model = create_model("clipfusionvad", class_prompts=UCF.prompts, clip="toy")
-    write_torch("model/model_ucf.pth", state_without_clip(model))
+    model = create_model("clipfusionvad", UCF.prompts, "toy")
+    hparams = make_hparams(model, load_clip("toy"), UCF, {})
+    write_torch("model/model_ucf.pth", model_content(hparams, state_without_clip(model), model))
     names: dict = {}
     exec(code.replace('"ViT-B/16"', '"toy"'), names)
     assert names["anomaly"].shape == (300,) and names["classes"].shape == (300, 14)
     assert "torch.Size([2, 256, 1])" in capsys.readouterr().out
     assert 0 <= names["found"]["average"] <= 100
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    """Its cells in order, in one namespace; its metrics are those that the demo printed."""
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), names)
+    best = json.loads(Path("demo/ucf/run_clipfusionvad/metrics.json").read_text())["best"]
+    assert names["metrics"]["auc"] == pytest.approx(best["auc1"], abs=1e-5)
+    assert names["found"]["average"] == pytest.approx(best["map_average"], abs=1e-2)
+    assert len(names["axes"].patches) == 2
 
 
 @pytest.mark.parametrize(("language", "suffix"), [("text", ".csv"), ("json", ".json")])

@@ -11,7 +11,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from small_detect import detect
 from tiny import METHOD_FLAGS, SCHEDULE_FLAGS, SHARED_FLAGS, WIDTH, quietly, strings
 
+from clipfusionvad import load_model
 from clipfusionvad.__main__ import main
+from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.foreign_checkpoints import read_checkpoint
 from clipfusionvad.metrics import count_frames, snippet_edges
 from clipfusionvad.report.curves import pool
@@ -81,6 +83,15 @@ def test_the_model_and_its_scores_remember_it(folder, monkeypatch):
     for branch, curve in enumerate(np.array(scores).T, start=1):
         assert metrics[f"auc{branch}"] == pytest.approx(roc_auc_score(truth, curve), abs=1e-12)
         assert metrics[f"ap{branch}"] == pytest.approx(average_precision_score(truth, curve), abs=1e-12)
+    # In Python the number of frames must be given.
+    model, features = load_model("run", device="cpu"), np.load("features/test/Abuse002.npy")
+    assert model.frames_per_snippet is None and np.isnan(model.score_video(features).to_pandas()["start"]).all()
+    with pytest.raises(UserError, match="equal parts of a video: pass the number of its frames"):
+        model.score_frames(features)
+    names = [entry.video for entry in tested.videos.entries]
+    start = sum(FRAMES[name] for name in names[: names.index("Abuse002")])
+    found = model.score_frames(features, FRAMES["Abuse002"]).anomaly
+    np.testing.assert_allclose(found, [score[0] for score in scores[start : start + len(found)]], atol=1e-5)
     # Training tested its best weights with the same frames, and so do figures from saved scores.
     assert metrics["auc1"] == json.loads(Path("run/metrics.json").read_text())["best"]["auc1"]
     pooled = pool(tested.scores, tested.videos)

@@ -11,7 +11,7 @@ from refusal import assert_refused
 from test_resume import Broken
 from tiny import METHOD_FLAGS, make_tiny, quietly, skip_without_packages, strings
 
-from clipfusionvad import create_model, load_weights
+from clipfusionvad import create_model, load_model, load_weights
 from clipfusionvad.__main__ import main as package_main
 from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.data.features import load_video
@@ -19,7 +19,9 @@ from clipfusionvad.data.lists import add_streams, read_list
 from clipfusionvad.datasets import find_dataset
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.engine.trainer import Trainer
+from clipfusionvad.metrics import frame_metrics
 from clipfusionvad.models import find_method, method_names
+from clipfusionvad.report.scores import read_scores
 
 PAIRS = [(method, "ucf") for method in METHOD_FLAGS]
 PAIRS += [("iefvad", "xd"), ("anomalyclip", "xd"), ("vadclip", "shanghaitech"), ("anomalyclip", "msad")]
@@ -82,6 +84,33 @@ def test_scoring_a_video_gives_what_the_test_scored(trained, monkeypatch):
             else:
                 np.testing.assert_allclose(classes, expected.classes, atol=1e-5)
                 np.testing.assert_allclose(classes.sum(axis=1), 1, atol=1e-5)
+
+
+def test_load_model_needs_no_clip_and_gives_the_numbers_of_the_test(trained, tmp_path, without_clip):
+    """Those of each video and, by frame, the metrics; smoothed as the file says."""
+    content = torch.load(trained.work / "model.pth", weights_only=True)
+    content["hparams"]["smooth"] = 2
+    torch.save(content, tmp_path / "smooth.pth")
+    flags = ["--model-path", tmp_path / "smooth.pth", "--output-dir", tmp_path / "test"]
+    assert trained.test(*flags).code == 0
+    tested = read_scores(tmp_path / "test/test_scores.npz")
+    with without_clip():
+        model = load_model(tmp_path / "smooth.pth", device="cpu")
+    assert (model.name, model.smooth, model.labels) == (trained.method, 2, tuple(tested.videos.dataset.labels))
+    entries, curves = read_list(trained.test_list), []
+    if len(model.streams) > 1:
+        entries = add_streams(entries, ["features", "events"], "test.csv")
+    for entry, expected, truth in zip(entries, tested.scores, tested.videos.truth.frames, strict=True):
+        features = load_video(entry.paths)
+        anomaly, classes = model.score_video(features)
+        np.testing.assert_allclose(anomaly, expected.anomaly[0], atol=1e-5)
+        assert (classes is None) == (expected.classes is None)
+        if classes is not None:
+            np.testing.assert_allclose(classes, expected.classes, atol=1e-5)
+        curves.append(model.score_frames(features, len(truth)).anomaly)
+    found = frame_metrics(np.concatenate(curves), np.concatenate(tested.videos.truth.frames))
+    metrics = json.loads((tmp_path / "test/test_metrics.json").read_text())
+    assert (found["auc"], found["ap"]) == pytest.approx((metrics["auc1"], metrics["ap1"]), abs=1e-6)
 
 
 def test_a_broken_off_training_goes_on_to_the_same_bits(trained, tmp_path, no_plots, monkeypatch):

@@ -242,7 +242,7 @@ def test_what_cannot_be_exported_is_one_line(message, argv, tmp_path, monkeypatc
 METHOD = """
 import torch
 from clipfusionvad.models import Method
-from clipfusionvad.models.base import Scores, VADOutput
+from clipfusionvad.models.base import Probabilities, VADOutput
 
 class Odd(Method):
     name = "odd"
@@ -257,7 +257,7 @@ class Odd(Method):
     def losses(self, output, targets, lengths):
         raise NotImplementedError
     def scores(self, output):
-        return Scores((output.coarse_logits.sigmoid().squeeze(-1),))
+        return Probabilities((output.coarse_logits.sigmoid().squeeze(-1),))
 """
 # A line that torch cannot follow, the form, and what the message names.
 UNTRACEABLE = {

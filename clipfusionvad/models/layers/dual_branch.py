@@ -97,7 +97,7 @@ class DualBranch(TextMethod):
     def __init__(
         self,
         class_prompts: list[str],
-        clip: ClipWeights,
+        clip: ClipWeights | None,
         *,
         embed_dim: EmbedDim = 512,
         visual_length: VisualLength = 256,
@@ -116,7 +116,6 @@ class DualBranch(TextMethod):
         separation_weight: Annotated[float, non_negative("weight of the text separation loss")] = 0.1,
     ):
         super().__init__()
-        clip.check_widths(embed_dim, visual_width)
         if visual_length % attn_window:
             raise UserError(f"--visual-length {visual_length} is not a multiple of --attn-window {attn_window}")
         if visual_width % visual_head or visual_width % 4:
@@ -146,9 +145,12 @@ class DualBranch(TextMethod):
         self.mlp2 = MLP(visual_width)
         self.classifier = nn.Linear(visual_width, 1)
 
-        self.clipmodel = ClipTextTower(clip)
         self.prompts: FixedPrompts | LearnedPrompts
         self.text_prompt_embeddings: nn.Embedding | None = None
+        if clip is None:
+            return
+        clip.check_widths(embed_dim, visual_width)
+        self.clipmodel = ClipTextTower(clip)
         if prompts == "fixed":
             self.prompts = FixedPrompts(class_prompts, prompt_template)
             return

@@ -16,7 +16,7 @@ from clipfusionvad.engine.checkpoint import ModelFile
 from clipfusionvad.engine.config import Settings
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.evaluator import evaluate, score_videos, smooth_videos
-from clipfusionvad.engine.setup import class_weights, load_model, read_test_set
+from clipfusionvad.engine.setup import class_weights, read_test_set, restore_model
 from clipfusionvad.tools.analysis import figures
 from clipfusionvad.tools.analysis.result import UNKNOWN, AnalysisResult, DataFrame, make_table, table_text
 from clipfusionvad.tools.demo import make_demo
@@ -83,7 +83,7 @@ def _test(run: TrainedRun, target: Settings, keeps_classes: bool) -> dict[str, A
     if target.run.demo:
         make_demo(dataset)
     data = replace(target.data, stream_folders=settings.data.stream_folders or target.data.stream_folders)
-    model, _ = load_model(replace(settings, dataset=settings.dataset if keeps_classes else dataset), run.file)
+    model, _ = restore_model(replace(settings, dataset=settings.dataset if keeps_classes else dataset), run.file)
     device = pick_device(settings.device.device)
     videos = read_test_set(dataset, settings.model, data)
     scored = score_videos(model.to(device), videos.features, device, settings.device.precision)
