@@ -90,7 +90,7 @@ def test_a_training_checkpoint_with_numpy_numbers_is_resumed_and_not_replaced(tr
     assert done.code == 0, done.err
     assert (
         "resuming from" in done.out
-        and f"{path} is not one of this program, or damaged, and is not replaced" in done.out
+        and f"{path} was not written by this program, or is damaged, and is not replaced" in done.out
     )
     assert path.read_bytes() == before and (tmp_path / "run/last.pt").is_file()
     for flag in ("--model-path", "--checkpoint-path"):

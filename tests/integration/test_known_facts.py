@@ -97,14 +97,14 @@ def test_no_common_name_is_an_error_and_usual_endings_are_recognised(tmp_path):
     refused(lists(tmp_path / "other", "--split", tmp_path / "test.txt", annotations=False), "called Robbery001, the")
     write_features(tmp_path / "i3d", [f"{name}_i3d" for name in NAMES])
     outcome = lists(tmp_path / "i3d")
-    assert outcome.code == 0 and "2 annotated videos have features of a slightly other name" in outcome.err
+    assert outcome.code == 0 and "2 annotated videos have features with a slightly different name" in outcome.err
     listed = (tmp_path / "i3d/list/ucf_CLIP_rgbtest.csv").read_text()
     assert listed.count("\n") == 3 and "Abuse002_x264_i3d__0.npy" in listed and "Normal_Videos_003_x264_i3d" in listed
     truth = read_annotations(tmp_path / "i3d/list/ucf_truth.csv", UCF)
     assert truth["Abuse002_x264_i3d"].segments == [(5, 9)]
     (tmp_path / "i3d/test.txt").write_text("Abuse/Abuse001.mp4\nArson009.mp4\n")
     outcome = lists(tmp_path / "i3d", "--split", tmp_path / "i3d/test.txt", annotations=False)
-    refused(outcome, "Abuse001_x264_i3d is Abuse, but no annotation says when")
+    refused(outcome, "Abuse001_x264_i3d is Abuse, but has no annotation")
 
 
 def test_partial_matches_are_counted_and_listed(tmp_path):
@@ -118,14 +118,14 @@ def test_partial_matches_are_counted_and_listed(tmp_path):
 
 def test_lists_say_when_nothing_names_the_test_videos_or_what_happens_in_them(tmp_path):
     write_features(tmp_path)
-    refused(lists(tmp_path, annotations=False), "nothing says which videos", "--annotations FILE or --split FILE")
+    refused(lists(tmp_path, annotations=False), "it is unknown which videos", "--annotations FILE or --split FILE")
     (tmp_path / "truth.csv").write_text("video,label,start,end\nAbuse002_x264,,,\n")
     refused(lists(tmp_path), "Abuse002_x264")
     (tmp_path / "own.yaml").write_text("name: own\nclasses: {quiet: nothing, Theft: theft}\n")
     (tmp_path / "truth.csv").write_text("video,label,start,end\ngate,,,\n")
     write_features(tmp_path / "own", ["Theft/gate", "Theft/door", "quiet/wall"])
     (tmp_path / "own/truth.csv").write_text("video,label,start,end\ngate,,,\n")
-    refused(lists(tmp_path / "own", "--dataset", tmp_path / "own.yaml"), "gate is Theft, but no annotation says when")
+    refused(lists(tmp_path / "own", "--dataset", tmp_path / "own.yaml"), "gate is Theft, but has no annotation")
 
 
 @pytest.mark.parametrize("again", ["another crop", "the same row"])
@@ -137,7 +137,7 @@ def test_a_test_video_listed_twice_is_refused_with_keyed_truth(tiny, again):
         path = tiny.folder / rows[1].rpartition(",")[0]
         shutil.copy(path, tiny.folder / extra.rpartition(",")[0])
     tiny.test_list.write_text("\n".join([*rows, extra]) + "\n")
-    says = f"row {len(rows) + 1}: ", "as is row 2 ", "list one crop of each test video once"
+    says = f"row {len(rows) + 1}: ", "is of the same video as row 2 ", "list one crop of each test video"
     refused(tiny.test("--gt-path", tiny.folder / "truth.csv"), *says)
     refused(tiny.train("--gt-path", tiny.folder / "truth.csv"), *says)
 

@@ -128,7 +128,7 @@ def test_an_option_that_came_later_is_named(run):
     del options["weight_decay"], options["balanced"]
     (run / "options.yaml").write_text(yaml.safe_dump(options))
     outcome = rerun(run)
-    assert outcome.code == 0 and "balanced: unknown then, now True" in outcome.out
+    assert outcome.code == 0 and "balanced: not recorded then, now True" in outcome.out
     # Its default is what the run did.
     assert "weight_decay: unknown" not in outcome.out
 
