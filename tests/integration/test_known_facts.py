@@ -65,14 +65,14 @@ def test_lists_refuse_another_stride_than_that_of_the_extraction(tmp_path):
     assert lists(tmp_path, "--frames-per-snippet", 8).code == 0
     assert read_annotations(tmp_path / "list/ucf_truth.csv", UCF)["Abuse002_x264"].frames == 56
     manifest.write_text("".join(record(name, stride) + "\n" for name, stride in zip(NAMES, (8, 8, 8, 16), strict=True)))
-    refused(lists(tmp_path), "not all files were: extract them with one --stride")
+    refused(lists(tmp_path), "extract all files with the same --stride")
 
 
 def test_train_test_and_doctor_refuse_another_stride_also_from_packed_features(tiny):
     names = {path.stem.rpartition("__")[0] for path in (tiny.folder / "features").glob("*.npy")}
     manifest = tiny.folder / "features/manifest.jsonl"
     manifest.write_text("".join(record(name, 8) + "\n" for name in names))
-    says = "rows cover 8 frames by the record of its extraction, but --frames-per-snippet is 16", "give --frames-per"
+    says = "rows cover 8 frames each (record of its extraction), but --frames-per-snippet is 16", "give --frames-per"
     refused(tiny.test(), *says)
     refused(tiny.train(), *says)
     flags = tiny.train_flags("--only", "recorded-stride")
@@ -91,10 +91,10 @@ def test_no_common_name_is_an_error_and_usual_endings_are_recognised(tmp_path):
     outcome = lists(tmp_path)
     assert outcome.code == 2
     write_features(tmp_path / "other", ["Arson001_x264", "Normal_Videos009_x264"])
-    refused(lists(tmp_path / "other"), "called Abuse002_x264, the features Arson001_x264; rename")
+    refused(lists(tmp_path / "other"), "(Abuse002_x264 there, Arson001_x264 in the features): rename")
     assert not (tmp_path / "other/list").exists()
     (tmp_path / "test.txt").write_text("Robbery001\n")
-    refused(lists(tmp_path / "other", "--split", tmp_path / "test.txt", annotations=False), "called Robbery001, the")
+    refused(lists(tmp_path / "other", "--split", tmp_path / "test.txt", annotations=False), "(Robbery001 there, ")
     write_features(tmp_path / "i3d", [f"{name}_i3d" for name in NAMES])
     outcome = lists(tmp_path / "i3d")
     assert outcome.code == 0 and "2 annotated videos have features with a slightly different name" in outcome.err
