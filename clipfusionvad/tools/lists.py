@@ -389,9 +389,7 @@ def _find_names(names: set[str], videos: dict[str, Video], what: str, notes: lis
         first = ", ".join(missing[:SHOWN]) + ", …" * (len(missing) > SHOWN)
         notes.append(f"{len(missing)} {what} have no feature file ({len(found)} have): {first}")
     if other := sorted((name, video) for name, video in found.items() if name != video):
-        notes.append(
-            f"{len(other)} {what} have features with a slightly different name, the first: {' = '.join(other[0])}"
-        )
+        notes.append(f"{len(other)} {what} have features of a similar name, the first: {' = '.join(other[0])}")
     return found
 
 

@@ -97,7 +97,7 @@ def test_no_common_name_is_an_error_and_usual_endings_are_recognised(tmp_path):
     refused(lists(tmp_path / "other", "--split", tmp_path / "test.txt", annotations=False), "(Robbery001 there, ")
     write_features(tmp_path / "i3d", [f"{name}_i3d" for name in NAMES])
     outcome = lists(tmp_path / "i3d")
-    assert outcome.code == 0 and "2 annotated videos have features with a slightly different name" in outcome.err
+    assert outcome.code == 0 and "2 annotated videos have features of a similar name" in outcome.err
     listed = (tmp_path / "i3d/list/ucf_CLIP_rgbtest.csv").read_text()
     assert listed.count("\n") == 3 and "Abuse002_x264_i3d__0.npy" in listed and "Normal_Videos_003_x264_i3d" in listed
     truth = read_annotations(tmp_path / "i3d/list/ucf_truth.csv", UCF)
