@@ -69,7 +69,7 @@ def test_usual_forms_of_a_state_dict_are_read(form, trained, work, tmp_path):
 def test_what_cannot_be_told_is_named(trained, work, tmp_path):
     state = weights_of(trained.work / "model.pth")
     torch.save({"teacher": state, "student": state, "epoch": 3}, tmp_path / "both.pth")
-    says = "holds several state dicts: save one of teacher, student alone"
+    says = "holds several state dicts: save one of teacher, student"
     assert_refused(work.test, work, "--model-path", tmp_path / "both.pth", says=says)
     torch.save({"epoch": 3, "args": {"lr": 1e-5}}, tmp_path / "none.pth")
     assert_refused(
