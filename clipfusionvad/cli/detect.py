@@ -45,7 +45,7 @@ def load(own: ModelOptions) -> DetectionModel:
     if own.classes:
         classes, method = read_classes(own.classes), settings.model.method
         if not find_method(method).needs_clip:
-            raise UserError(f"--classes: {method} reads no class texts and does not distinguish classes")
+            raise UserError(f"--classes: {method} does not distinguish classes")
         if bound := min(class_weights(settings, file), default=None):
             raise UserError(
                 f"--classes: this {method} has its own weights for each class of its training ({bound}), so it "
@@ -55,8 +55,8 @@ def load(own: ModelOptions) -> DetectionModel:
     parts = file.hparams.get("parts")
     if parts == 0:
         raise UserError(
-            f"{file.path} was trained on equal parts of videos, of another number in each: "
-            f"extract the features of your videos as those of the training were, and score them with 'test'"
+            f"{file.path} was trained on rows that are equal parts of a video, which detect does not compute: "
+            f"extract features of your videos as for the training, and score them with 'test'"
         )
     model, clip = restore_model(settings, file)
     frames = settings.data.frames_per_snippet

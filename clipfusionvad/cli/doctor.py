@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     for word in chosen - names:
         raise UserError(f"--only: unknown check {word!r}{nearest(word, names)}; see --list")
     if rest and not args.dataset:
-        raise UserError(f"--dataset is needed beside {rest[0]}, one of: {', '.join(DATASETS)}, or a YAML file")
+        raise UserError(f"{rest[0]} needs --dataset, one of: {', '.join(DATASETS)}, or a YAML file")
     start = time.perf_counter()
     findings: list[Finding] = []
     for title, group, read in _subjects(args, rest):

@@ -78,14 +78,14 @@ def main(argv: list[str]) -> int:
         if result.smooth == sigmas[0]:
             size = about["frames_per_score"]
             covered = "equal parts of each video" if size == "equal" else f"{size} frames per score"
-            videos = f"{about['videos']} videos" if about["videos"] else "videos not told apart"
+            videos = f"{about['videos']} videos" if about["videos"] else "all videos as one"
             print(f"{result.path}: {videos}, {about['frames']} frames ({about['convention']}), {covered}")
     print(f"\n{to_text(metrics_table(results))}")
     if reference:
         print(f"\n{to_text(difference_table(results, reference))}")
     print(
         f"\nin percent; [95 % interval over {options.resamples} resamples of the test videos]; false alarms: frames of "
-        f"normal videos with a score above 0.5; AUC of videos ranks whole videos, never compare it with AUC"
+        f"normal videos with a score above 0.5; AUC of videos ranks whole videos and cannot be compared with AUC"
     )
     if args.json:
         whole: dict[str, Any] = {}

@@ -39,9 +39,9 @@ def make_parser() -> Parser:
     add("checkpoint", help="best.pt or last.pt of a run, a final model file, or a released one with --dataset")
     add("--output", required=True, help=f"the file to write; its suffix sets the form: {', '.join(FORMS)}")
     add("--clip", help="CLIP model name or file (default: the CLIP of the training)")
-    add("--method", choices=method_names(), help="of a file that does not name its method")
-    add("--dataset", metavar="NAME", help="of a file that does not name its dataset: sets classes and options")
+    add("--method", choices=method_names(), help="method of a file that does not name it")
+    add("--dataset", metavar="NAME", help="dataset of a file that does not name it; sets classes and options")
     add("--config", help="YAML file of model options, for a released file with options other than published")
     add("--normal-centroid", "--calibration", help="calibration.pt of a run, for a released file without it")
-    add("--train-list", help="training list instead, whose normal videos' features are read")
+    add("--train-list", help="instead of that: the training list, whose normal videos give the centroid")
     return parser

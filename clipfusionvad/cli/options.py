@@ -132,11 +132,11 @@ def parse_options(
     if args.classes_num != len(dataset.classes):
         raise UserError(f"--classes-num {args.classes_num}, but {dataset.title} has {len(dataset.classes)} classes")
     if args.deterministic and args.compile == "max-autotune":
-        raise UserError("--deterministic and --compile max-autotune: kernels picked by their speed differ by run")
+        raise UserError("--deterministic excludes --compile max-autotune, which may pick other kernels in each run")
     if args.smooth == AUTO and args.protocol != "clean":
         raise UserError(
-            "--smooth auto chooses on held-out training videos, never on the test set, and --protocol paper holds out "
-            "none: give a number of snippets, or --protocol clean"
+            "--smooth auto needs held-out training videos, which only --protocol clean has: give that, "
+            "or a number of snippets"
         )
     if twice := [seed for seed in args.seeds or () if args.seeds.count(seed) > 1]:
         raise UserError(f"--seeds names {twice[0]} more than once")

@@ -7,6 +7,7 @@ from pathlib import Path
 from clipfusionvad.cli.options import find_option_file, settings_of
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.data.packed import DTYPES, Manifest, open_store, store_folder, write_store
+from clipfusionvad.data.sampling import Sampling
 from clipfusionvad.engine.device import count_cores
 from clipfusionvad.engine.setup import read_entries
 from clipfusionvad.io.errors import UserError, warn
@@ -54,20 +55,20 @@ def main(argv: list[str]) -> int:
                     store.check_sources(entries)
                     store.check_data()
                     if (store.manifest.dtype, store.whole) == (own.dtype, sampling is None or sampling.is_random):
-                        print(f"{folder} is up to date: {_describe(store.manifest, folder)}")
+                        print(f"{folder} is up to date: {_describe(store.manifest, folder, sampling)}")
                         continue
                 except UserError as error:
-                    warn(f"{error} (that is done now)")
+                    warn(f"{error} (packing again now)")
             made = write_store(folder, entries, *fit, own.dtype, data.workers or min(MOST_WORKERS, count_cores()))
-            print(f"{folder}: {_describe(made, folder)}, packed in {time.perf_counter() - start:.1f} s")
+            print(f"{folder}: {_describe(made, folder, sampling)}, packed in {time.perf_counter() - start:.1f} s")
     except KeyboardInterrupt:
         print("a packed list is kept; the same command continues with the other one", file=sys.stderr)
         raise
     return 0
 
 
-def _describe(made: Manifest, folder: Path) -> str:
+def _describe(made: Manifest, folder: Path, sampling: Sampling | None) -> str:
     size = sum(file.stat().st_size for file in folder.iterdir())
-    what = "whole videos" if made.sampling is None else f"inputs of {made.sampling}"
+    what = f"inputs of {sampling.length} snippets" if sampling and made.sampling else "whole videos"
     rounded = f"rounded by at most {made.rounding:.1e} of a snippet's largest value" if made.rounding else "exact"
     return f"{made.videos} {what}, {made.dtype} ({rounded}), {size / 1e6:.1f} MB"

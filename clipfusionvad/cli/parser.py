@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         for word in args:
             # Bytes that are not UTF-8 arrive as surrogates, which can be neither printed nor recorded.
             if not word.isascii() and word != word.encode("utf-8", "replace").decode("utf-8") or "\0" in word:
-                self.error(f"{word!r} is not text")
+                self.error(f"{word!r} is not text in UTF-8")
             flag = word.partition("=")[0]
             action = self._option_string_actions.get(flag)
             if action and flag in old_names(action):

@@ -39,8 +39,8 @@ class ReproduceOptions:
     output: Annotated[str | None, Option("folder of all that is written (default: runs/reproduce_NAME)")] = None
     jobs: Annotated[int, Option("trainings at a time; each takes the next GPU", minimum=1)] = 1
     dry_run: Annotated[bool, Option("check the data, print the estimates and commands, and write nothing")] = False
-    ignore: Annotated[tuple[str, ...], Option("checks of doctor whose errors do not end it", metavar="CHECK")] = ()
-    made_up: Annotated[bool, Option("the features are made up: the table says so")] = False
+    ignore: Annotated[tuple[str, ...], Option("checks of doctor whose errors do not stop it", metavar="CHECK")] = ()
+    made_up: Annotated[bool, Option("the features are made up, and the table must say so")] = False
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,16 @@ def _group(option_file: OptionFile, options: ReproduceOptions, flags: Sequence[s
     known = published_methods(dataset.name)
     for method in options.methods:
         if method not in known:
-            raise UserError(f"--methods {method} has no published figure on {dataset.title}: {', '.join(known)} have")
+            raise UserError(f"--methods {method} has no published figure on {dataset.title}; known: {', '.join(known)}")
     for method in dict.fromkeys(options.methods or known):
         parsed = option_file.parse_args([f"--method={method}", *flags])
         settings = settings_of(parsed, dataset)
         if settings.run.demo:
-            raise UserError("--demo makes its own features: train it by 'python -m clipfusionvad train --demo'")
+            raise UserError("--demo makes its own features: use 'python -m clipfusionvad train --demo' instead")
         reason = misfit(options.features, settings)
         if not (reason or options.methods or settings.data.stride in (None, FRAMES_PER_SNIPPET)):
             stride = settings.data.stride
-            reason = f"it wants a row per {stride} frames; --methods {method}, if these are such features"
+            reason = f"it needs a row for each {stride} frames; give --methods {method} if these features have that"
         if reason and options.methods:
             raise UserError(f"{method} cannot be trained on these features: {reason}")
         if reason:
@@ -185,7 +185,7 @@ def _check(
         if errors := [one for one in findings if one.level == ERROR and one.check not in options.ignore]:
             known = " ".join(dict.fromkeys(finding.check for finding in errors))
             what = f"doctor finds {len(errors)} errors in the data, so nothing is trained"
-            raise UserError(f"{what} (mend them, or go on with --ignore {known}): {errors[0]}")
+            raise UserError(f"{what} (correct them, or continue with --ignore {known}): {errors[0]}")
 
 
 def _print_estimates(
@@ -211,7 +211,7 @@ def _print_estimates(
     there = next(folder for folder in (output.resolve(), *output.resolve().parents) if folder.exists())
     needed, free = sum(one.packed + seeds * one.run for one in found), shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{there} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed: see --output")
+        raise UserError(f"{there} has {free / 1e9:.1f} of about {needed / 1e9:.1f} GB free: name another --output")
 
 
 def _seeds(option_file: OptionFile, method: str, options: ReproduceOptions, flags: Sequence[str]) -> list[int]:

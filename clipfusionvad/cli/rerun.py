@@ -34,7 +34,7 @@ class RerunOptions:
 
     output_dir: Annotated[str | None, Option("folder of the repetition (default: RUN_rerun)")] = None
     device: Annotated[str | None, Option("another device than that of the run")] = None
-    anyway: Annotated[bool, Option("also where the data has changed or files are missing")] = False
+    anyway: Annotated[bool, Option("repeat even if data has changed or files are missing")] = False
     tolerance: Annotated[float, Option(_TOLERANCE, above=0)] = 1e-3
 
 
@@ -104,7 +104,7 @@ def _check_data(record: "RunRecord", anyway: bool) -> None:
     from clipfusionvad.tools.rerun.record import data_changes
 
     if record.sources is None:
-        print("data: the run did not record what it read (it was made by an older version)")
+        print("data: the run did not record what it read (it is of an older version)")
         return
     sources = list({source.path: source for source in record.sources}.values())
     changes = data_changes(sources)
@@ -116,7 +116,7 @@ def _check_data(record: "RunRecord", anyway: bool) -> None:
         hint = f" (the run was started in {made_in})" if missing else ""
         raise UserError(
             f"{len(changes)} of {len(sources)} files that {record.folder} was made from have changed, the first is "
-            f"{changes[0]}{hint}; restore them, or repeat the run with the present files by --anyway"
+            f"{changes[0]}{hint}; restore them, or give --anyway to repeat the run with the files as they are"
         )
 
 
@@ -133,7 +133,7 @@ def _compare(record: "RunRecord", folder: Path, tolerance: float) -> int:
 
     agreements = compare_folders(record.folder, folder, record.is_test)
     width = max(map(len, agreements))
-    print(f"\n{folder} beside {record.folder}:")
+    print(f"\n{folder} compared with {record.folder}:")
     for file, one in agreements.items():
         print(f"  {file:{width}}  {one.text}")
     if all(one.exact for one in agreements.values()):
@@ -142,7 +142,7 @@ def _compare(record: "RunRecord", folder: Path, tolerance: float) -> int:
     close = all(one.distance <= tolerance for one in agreements.values())
     if not (reasons := record.reasons_for_other_bits(folder)):
         near = f", though within {tolerance:g}" if close else ""
-        print(f"mismatch: same code, versions and device, so the same bits were expected{near}")
+        print(f"mismatch: the same bits were expected, as code, versions and device are the same{near}")
         return EXIT_MISMATCH
     word = "match: within" if close else "mismatch: beyond"
     print(f"{word} {tolerance:g}; the same bits cannot be expected ({reasons[0]})")

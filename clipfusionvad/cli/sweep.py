@@ -22,7 +22,7 @@ from clipfusionvad.tools.tables import FULL
 if TYPE_CHECKING:
     from clipfusionvad.tools.sweep.sweep import Sweep, Trial, TrialEnd
 
-_ADDRESS = Option("its address, or auto; without: Ray on this machine", metavar="HOST:PORT")
+_ADDRESS = Option("its address, or auto (default: Ray on this machine)", metavar="HOST:PORT")
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,7 @@ def read_training_data(settings: Settings, device: torch.device) -> TrainingData
     part = "training features"
     counts = setup.check_list(data.train_list, entries, store, model.feature_width, data.check, part, sources)
     if (kind := setup.absent_kind(entries, dataset)) is not None:
-        raise UserError(
-            f"{data.train_list} has no {kind} video, and training compares both kinds: use the complete list"
-        )
+        raise UserError(f"{data.train_list} has no {kind} video, but training needs both kinds: use the complete list")
     parts = None if data.stride else counts[0] if len(set(counts)) == 1 else 0
     test_set = setup.read_test_set(dataset, model, data, sources)
     sources.add_options(settings.options(), (*FILE_OPTIONS, "init_from"))
@@ -222,7 +220,7 @@ def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries
     if settings.run.use_checkpoint:
         _resume(trainer, folder, checkpoint_path)
         if checkpoint_path and checkpoint_path.is_file() and not is_ours(checkpoint_path):
-            unknown = f"{checkpoint_path} is not one of this program, or damaged, and is not replaced"
+            unknown = f"{checkpoint_path} was not written by this program, or is damaged, and is not replaced"
             print(f"{unknown}; the state is in {folder / LAST}")
             checkpoint_path = None
     results = _train(settings, data, trainer, entries, folder, checkpoint_path)
@@ -353,7 +351,7 @@ def _resume(trainer: Trainer, folder: Path, checkpoint_path: Path | None = None)
         content = read_checkpoint(checkpoint_path, "checkpoint")
         run = content.get("run") if isinstance(content, dict) else None
         if run not in (None, str(folder.resolve())):
-            warn(f"{checkpoint_path} is the state of the run {run}, to be continued with --output-dir; not used here")
+            warn(f"{checkpoint_path} is not used, because it is of another run; to continue that: --output-dir {run}")
             return
         found = [checkpoint_path]
     for path in found:

@@ -103,9 +103,9 @@ def read_annotations(path: str | Path, dataset: Dataset, names: Collection[str] 
             label = item.label or dataset.label_of(item.video)
             # A plain list of names is not an annotation file.
             if label and not item.segments and not dataset.is_normal(label):
-                raise UserError(f"{item.video} is {label}, but no interval says when")
+                raise UserError(f"{item.video} is {label}, but has no interval")
             if annotations.setdefault(item.video, item) != item:
-                raise UserError(f"{item.video} is annotated a second time, differently")
+                raise UserError(f"{item.video} has a second annotation, which differs from the first")
         except UserError as error:
             raise UserError(f"{WHAT} {path}, {place}: {error}") from error
     if not annotations:
@@ -126,7 +126,7 @@ def read_annotation_files(
     read.sort(key=_names_classes)
     if _names_classes(read[0]) == _names_classes(read[1]):
         raise UserError(
-            f"of two annotation files one must name the class of each interval and one must not: "
+            f"two annotation files must be one with the class of each interval and one without: "
             f"{paths[0]} and {paths[1]} are of the same kind"
         )
     return read[0], read[1]
@@ -292,7 +292,7 @@ def _add(
     if label is None:
         raise UserError(f"{item.video} has an interval, but neither its name nor the file names the class")
     if dataset.is_normal(label):
-        raise UserError(f"{item.video} is {label}, and yet it has the interval {start} {end}")
+        raise UserError(f"{item.video} is {label}, but has the interval {start} {end}")
     for code in dataset.codes(label):
         item.segments.append((start, end))
         item.labels.append(code)

@@ -26,15 +26,15 @@ class DataConfig:
         str,
         Option(
             "frame-level truth (.npy), or one keyed annotation file (.csv, .json, .mat) or folder of frame masks, "
-            "or 'none': only whole videos are judged"
+            "or 'none' to judge only whole videos"
         ),
     ]
     gt_segment_path: Annotated[str, Option("segments of each test video (.npy)")]
     gt_label_path: Annotated[str, Option("labels of those segments (.npy)")]
-    feature_root: Annotated[str | None, Option("where features are searched if not where the list says")] = None
+    feature_root: Annotated[str | None, Option("folder of features that are not where the list says")] = None
     stream_folders: Annotated[
         tuple[str, ...] | None,
-        Option("word in a folder's name for each feature stream; lists name files of the first", nonempty=True),
+        Option("word in the folder name of each feature stream; lists name files of the first", nonempty=True),
     ] = None
     frames_per_snippet: Annotated[int, size("frames that one feature row covers")] = FRAMES_PER_SNIPPET
     segments: Annotated[str | None, Option(f"{SEGMENTS} (default: fixed)", choices=("fixed", "equal"))] = None

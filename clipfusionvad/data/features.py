@@ -96,9 +96,9 @@ def check_frames(paths: Iterable[Path], used: int, recorded: Mapping[Path, int])
     for path, length in other.items():
         advice = f"give --frames-per-snippet {length}"
         if len(set(recorded.values())) > 1:
-            advice = "not all files were: extract them with one --stride"
+            advice = "extract all files with the same --stride"
         raise UserError(
-            f"{path}: its rows cover {length} frames by the record of its extraction, but --frames-per-snippet is "
+            f"{path}: its rows cover {length} frames each (record of its extraction), but --frames-per-snippet is "
             f"{used}: {advice}"
         )
 

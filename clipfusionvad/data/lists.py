@@ -96,7 +96,7 @@ def read_list(
             missing.append(f"row {row}: {listed}")
         entries.append(Entry(Path(listed.replace("\\", "/") if found is None else found), label, row))
     if missing and not may_lack_files:
-        where = f"nor below {feature_root}, see" if feature_root else "name the folder that holds them with"
+        where = f"not below {feature_root} either; see" if feature_root else "name the folder that holds them with"
         count = f"{len(missing)} of {len(rows)} feature files not found"
         raise UserError(f"list {path}: {count}, the first in {missing[0]} ({where} --feature-root)")
     return entries
@@ -146,8 +146,8 @@ def check_repeated(path: str | Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         if (other := first.setdefault(entry.video, entry)) is not entry:
             raise UserError(
-                f"list {path}, row {entry.row}: {entry.path.name} is of {entry.video}, as is row {other.row} "
-                f"({other.path.name}), and both would be judged: list one crop of each test video once"
+                f"list {path}, row {entry.row}: {entry.path.name} is of the same video as row {other.row} "
+                f"({other.path.name}), which would be judged twice: list one crop of each test video"
             )
 
 
@@ -180,8 +180,8 @@ def split_holdout(entries: list[Entry], normal: np.ndarray, share: float, seed: 
     rows = np.array(sorted(first[video] for video in held_out), dtype=np.int64)
     if len(set(normal[rows].tolist())) < 2:
         raise UserError(
-            "--protocol clean holds out normal and anomalous videos, but the training list has no two normal videos, "
-            "or no two of any anomalous label"
+            "--protocol clean holds out normal and anomalous videos: the training list needs at least two normal "
+            "videos, and two videos of one anomalous class"
         )
     return np.array([row for row, entry in enumerate(entries) if entry.video not in held_out]), rows
 

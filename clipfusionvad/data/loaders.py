@@ -53,12 +53,11 @@ class BalancedBatchSampler:
 
     def __init__(self, normal: np.ndarray, anomalous: np.ndarray, batch_size: int, seed: int, cycle: bool = False):
         self.kinds, self.batch_size, self.seed, self.cycle = (normal, anomalous), batch_size, seed, cycle
-        for kind, rows in (("normal", normal), ("anomalous", anomalous)):
-            if len(rows) < batch_size:
-                raise UserError(
-                    f"a balanced batch takes {batch_size} {kind} rows, but the training list has {len(rows)}: "
-                    f"lower --batch-size or use --no-balanced"
-                )
+        if (fewest := min(len(normal), len(anomalous))) < batch_size:
+            raise UserError(
+                f"--batch-size {batch_size} takes {batch_size} normal and {batch_size} anomalous rows, but the list "
+                f"has {len(normal)} and {len(anomalous)}: give --batch-size {fewest}, or --no-balanced"
+            )
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])

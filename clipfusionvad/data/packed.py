@@ -118,13 +118,13 @@ class Store:
 
         ``sampling`` is the one to train with, None where whole videos are needed; whole videos serve any.
         """
-        made = self.manifest
-        wanted = "whole videos" if sampling is None or sampling.is_random else f"those of {sampling!r}"
+        made, held = self.manifest, f"inputs of {self.features.shape[1]} snippets"
+        wanted = "whole videos" if sampling is None or sampling.is_random else f"inputs of {sampling.length} snippets"
         for fits, reason in (
             (made.list_sha256 == hash_file(list_path), f"{list_path} has changed since"),
             (made.streams == tuple(streams), f"it holds the streams {' '.join(made.streams)}, not {' '.join(streams)}"),
             (made.width == width, f"its features have dim {made.width}, not {width}"),
-            (self.whole or made.sampling == repr(sampling), f"it holds the inputs of {made.sampling}, not {wanted}"),
+            (self.whole or made.sampling == repr(sampling), f"it holds {held}, not {wanted}"),
         ):
             if not fits:
                 raise _unusable(self.folder, f"does not fit: {reason}")
@@ -240,7 +240,7 @@ def write_store(
     Raises ``UserError`` that names the row and the file of a bad video, or of one beyond the range of ``dtype``.
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} exists and is not a store: move it away")
+        raise UserError(f"{folder} exists, but does not hold packed features: move it away")
     name, list_sha256 = str(list_path), hash_file(list_path)
     fixed = sampling if sampling is not None and not sampling.is_random else None
     counts = check_features(entries, width, name, read=False)

@@ -84,8 +84,8 @@ def read_truth(
     frames = as_frame_truth(read_array(frames_path, "frame truth"), frames_path)
     if convention and convention.videos == len(entries) and convention.frames != len(frames):
         other = convention_of(dataset, len(entries), len(frames))
-        advice = f"that is --convention {other.name}" if other else "no convention has as many"
-        raise UserError(f"{frames_path} holds {len(frames)} frames, {convention.name} {convention.frames}; {advice}")
+        advice = f"give --convention {other.name}, which has as many" if other else "no convention has as many"
+        raise UserError(f"{frames_path} has {len(frames)} frames, {convention.name} has {convention.frames}: {advice}")
     segments = _read_per_video(segments_path, "segment truth")
     labels = _read_per_video(labels_path, "label truth")
     if len(frames) != sum(lengths):
@@ -110,8 +110,8 @@ def read_truth(
                 raise UserError(f"{labels_path}: unknown label {label!r} of {entry.video}{dataset.label_hint(label)}")
     if off := _normal_lengths_off(segments, labels, entries, lengths):
         tell(
-            f"{frames_path} is as long as the features, but {len(off)} normal videos are not as long as "
-            f"{segments_path} says: {_worst(off)}; frames may be judged by another video's truth"
+            f"{frames_path} has as many frames as the features, but {len(off)} normal videos have another length in "
+            f"{segments_path}: {_worst(off)}; frames may be judged by the truth of another video"
         )
     return truth
 
@@ -153,13 +153,13 @@ def _read_keyed(
     if absent:
         first = f"the first is {absent[0].video} (list row {absent[0].row})"
         if not names:
-            first += f"; its own first video is {next(iter(annotations))}"
+            first += f"; the first video in the file is {next(iter(annotations))}"
         raise UserError(f"{path} has no annotation for {len(absent)} anomalous videos of the test list, {first}")
     if lengths is None:
         lengths = [annotations[e.video].frames or 0 if e.video in annotations else 0 for e in entries]
         if 0 in lengths:
             unknown = entries[lengths.index(0)]
-            rest = f"the first of {lengths.count(0)} without is {unknown.video} (list row {unknown.row})"
+            rest = f"it is missing for {lengths.count(0)} videos, the first is {unknown.video} (list row {unknown.row})"
             raise UserError(f"{path} does not hold {_NEEDED}: {rest}; fill its column 'frames'")
     if convention:
         annotations = {name: read_bounds(item, convention) for name, item in annotations.items()}
@@ -265,13 +265,12 @@ def _explain(
     snippets = f"{size} x {total // size} snippets"
     parts = [f"{count} frames, but the features of the test list cover {total} ({snippets}): {difference:+d} frames"]
     if abs(difference) < size * len(entries):
-        kind = "longer" if difference < 0 else "shorter"
-        why = f"each video's last, incomplete snippet makes the features {kind} than the truth"
-        parts.append(f"less than a snippet per video, as where {why}")
+        kind = "fills up" if difference < 0 else "drops"
+        parts.append(f"less than a snippet per video: probably the extraction {kind} each video's last snippet")
     off: list[tuple[int, int, str]] = []
     if not len(segments) == len(labels) == len(entries):
-        videos = f"{len(segments)} videos by its segments and {len(labels)} by its labels"
-        parts.append(f"the truth is of {videos}, the test list has {len(entries)}")
+        videos = f"segments of {len(segments)} videos and labels of {len(labels)}"
+        parts.append(f"the truth has {videos}, the test list has {len(entries)} videos")
     elif off := _normal_lengths_off(segments, labels, entries, lengths):
         known = sum(truth - features for truth, features, _ in off)
         parts.append(f"{len(off)} normal videos differ, by {known:+d} frames together: {_worst(off)}")
@@ -281,10 +280,10 @@ def _explain(
     fitting = max(1, round(count * size / total))
     fits = all(abs(truth - features // size * fitting) < fitting for truth, features, _ in off)
     if off and fits and not 1 / FAR < count / total < FAR:
-        return "; ".join([*parts, f"give --frames-per-snippet {fitting}: so many fit each row"])
+        return "; ".join([*parts, f"give --frames-per-snippet {fitting}, which fits every row"])
     if known != difference:
         advice = (
-            f"in which videos the {'other ' if known else ''}{difference - known:+d} frames are these arrays cannot "
-            f"tell, as they hold no names: give an annotation file (.csv, .json) as the frame truth, or {advice}"
+            f"the videos of the {'other ' if known else ''}{difference - known:+d} frames are unknown, because the "
+            f"arrays hold no names: give an annotation file (.csv, .json) as --gt-path, or {advice}"
         )
     return "; ".join([*parts, advice])

@@ -98,8 +98,8 @@ def check_replaceable(path: str | Path, flag: str) -> None:
     """Raise ``UserError`` for a file that this program did not write; ``flag`` is the option that names it."""
     if Path(path).is_file() and not is_ours(path):
         raise UserError(
-            f"{path} is not a file of this program, or damaged, and is not replaced: delete it, or name another one "
-            f"with {flag}"
+            f"{path} was not written by this program, or is damaged, and is not replaced: delete it, or name another "
+            f"file with {flag}"
         )
 
 
@@ -228,7 +228,7 @@ def load_model_file(model: Method, file: ModelFile, left: Collection[str] = ()) 
     misfits = {
         "missing": [key for key in needed if key not in given],
         "unknown": [key for key in given if key not in own],
-        "other kinds of numbers in": [k for k in both if given[k].is_floating_point() != own[k].is_floating_point()],
+        "another dtype in": [k for k in both if given[k].is_floating_point() != own[k].is_floating_point()],
     }
     parts = []
     for what, keys in misfits.items():
@@ -237,7 +237,7 @@ def load_model_file(model: Method, file: ModelFile, left: Collection[str] = ()) 
             parts.append(f"{what} {', '.join(keys[:3])}{more}")
     if reshaped:
         key, more = reshaped[0], f" (and {len(reshaped) - 1} more)" if len(reshaped) > 1 else ""
-        shapes = f"{tuple(given[key].shape)} in the file and {tuple(own[key].shape)} by the options"
+        shapes = f"{tuple(given[key].shape)} in the file, but {tuple(own[key].shape)} with these options"
         parts.append(f"other shapes: {key} is {shapes}{more}")
     if parts:
         raise UserError(

@@ -63,7 +63,7 @@ class RunConfig:
     use_checkpoint: Annotated[bool, Option("resume an interrupted training", recorded=False)] = False
     overwrite: Annotated[bool, Option("start anew in a folder that holds a run", recorded=False)] = False
     metrics_json: Annotated[str | None, Option("write the metrics to this file", recorded=False)] = None
-    track: Annotated[tuple[str, ...] | None, Option("send the curves there too", nonempty=True)] = None
+    track: Annotated[tuple[str, ...] | None, Option("also send the curves to these trackers", nonempty=True)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class DeviceConfig:
 
     device: Annotated[str, Option("auto, cpu, cuda, cuda:1, …")] = "auto"
     precision: Annotated[str, Option("bf16: autocast", choices=("fp32", "bf16"))] = "fp32"
-    deterministic: Annotated[bool, Option("same bits from the same seed on a GPU too, somewhat slower")] = False
+    deterministic: Annotated[bool, Option("the same seed gives the same bits on a GPU too; somewhat slower")] = False
     compile: Annotated[str | None, Option("torch.compile the model in a mode", choices=_MODES, const="default")] = None
 
 

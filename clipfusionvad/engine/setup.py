@@ -35,7 +35,7 @@ def read_entries(
         return entries
     folders = data.stream_folders or streams
     if len(folders) != len(streams):
-        raise UserError(f"--stream-folders takes {len(streams)} words, for {', '.join(streams)}")
+        raise UserError(f"--stream-folders needs {len(streams)} words, one for each of {', '.join(streams)}")
     return add_streams(entries, folders, path, may_lack_files)
 
 
@@ -96,7 +96,7 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
         convention = find_convention(dataset, data.convention) if data.convention else None
         truth = read_truth(*truth_paths, entries, snippets, dataset, data.stride, convention=convention)
     elif data.stride is None:
-        raise UserError("--segments equal needs the frames of the test videos; --gt-path none: use --segments fixed")
+        raise UserError("--gt-path none lacks the frames of the test videos: use --segments fixed, not equal")
     if (kind := absent_kind(entries, dataset)) is not None:
         effect = "AUC and AP cannot be computed"
         if kind == "normal" and truth:

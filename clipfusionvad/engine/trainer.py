@@ -162,7 +162,7 @@ class Trainer:
                 # The first epoch of a warm-up may have the rate 0.
                 if before and (rate or not self.config.lr):
                     if not have_moved(before, trained_weights(self.model)) and is_main():
-                        warn(f"{self.label}--lr {rate:g} is too low: an epoch left the weights as they were")
+                        warn(f"{self.label}--lr {rate:g} is too low: an epoch did not change the weights")
                     before = None
                 self._end_epoch()
                 self._save()
@@ -245,8 +245,8 @@ class Trainer:
                 more = f" and {len(videos) - _VIDEOS_NAMED} more" if len(videos) > _VIDEOS_NAMED else ""
                 raise UserError(
                     f"{self.label}loss {what} at step {step} ({losses}){', but not its gradient' if finite else ''}; "
-                    f"nothing of this step is saved: lower --lr, or look at the features of its videos, "
-                    f"{', '.join(videos[:_VIDEOS_NAMED])}{more} ('python -m clipfusionvad doctor' does)"
+                    f"this step is not saved: lower --lr, or check the features of its videos, "
+                    f"{', '.join(videos[:_VIDEOS_NAMED])}{more}, with 'python -m clipfusionvad doctor'"
                 )
             if self._log:
                 self._log.log_step(step, self.progress.epoch, losses, lr)
@@ -344,7 +344,7 @@ class Trainer:
         if differing:
             raise UserError(
                 f"{path} is the state of a run with another {' and '.join(differing)}: "
-                f"resume it with the options that its options.yaml records"
+                f"resume it with the options in its options.yaml"
             )
         checkpoint.load_model_file(self.model, checkpoint.ModelFile(str(path), content["model_state_dict"]))
         self.optimizer.load_state_dict(content["optimizer_state_dict"])

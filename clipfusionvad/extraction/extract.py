@@ -150,7 +150,7 @@ def run_in_processes(jobs: Sequence[Job], workers: int) -> Results:
             yield unfinished.pop(future), record
     except BrokenProcessPool as error:
         raise UserError(
-            f"a worker process died with {len(unfinished)} videos to go (out of memory?): repeat the command to "
+            f"a worker process died, {len(unfinished)} videos are left (out of memory?): repeat the command to "
             f"continue, with fewer --workers if necessary"
         ) from error
     finally:
@@ -261,7 +261,7 @@ def extract_video(job: Job, on_frames: Callable[[int], object] = lambda count: N
         if rows == 0:
             raise UserError(
                 f"{job.source} has {frames} frames, too few for a row of {job.options.stride} "
-                f"(--tail ceil gives shorter chunks a row too)"
+                f"(with --tail ceil a shorter chunk becomes a row)"
             )
     duration = infos[0].end(frames, last[0])
     return {

@@ -42,13 +42,15 @@ class ExtractConfig:
     videos: Annotated[tuple[str, ...], Option(_PATHS, metavar="PATH", required=True, nonempty=True)]
     output: Annotated[str, Option("folder for features and manifest", metavar="DIR", required=True)]
     crops: Annotated[int, Option("1: centre; 5: and corners; 10: and mirror images", choices=(1, 5, 10))] = 10
-    crop_ids: Annotated[tuple[int, ...] | None, Option("these instead, 0 to 9", metavar="K", nonempty=True)] = None
+    crop_ids: Annotated[tuple[int, ...] | None, Option("only these crops, 0 to 9", metavar="K", nonempty=True)] = None
     dtype: Annotated[str, Option("type of the stored rows", choices=("float16", "float32"))] = "float16"
     event_clip: Annotated[str | None, Option("encoder of event images: a file or a name", metavar="CLIP")] = None
     workers: Annotated[int, Option("videos that are extracted at the same time, each in a process", minimum=1)] = 1
     shard: Annotated[str | None, Option("extract only the I-th of N parts, counted from 1", metavar="I/N")] = None
     engine: Annotated[str, Option("run on this machine, or on a Ray cluster", choices=("local", "ray"))] = "local"
-    ray_address: Annotated[str | None, Option("a cluster, or auto (default: this machine)", metavar="HOST:PORT")] = None
+    ray_address: Annotated[str | None, Option("its address, or auto (default: a local one)", metavar="HOST:PORT")] = (
+        None
+    )
     overwrite: Annotated[bool, Option("replace features that exist")] = False
     fps: Annotated[
         float | None, Option("frame rate, if a video reports a wrong one; of pictures (default: 25)", above=0)
@@ -150,7 +152,7 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
                         check_name(source, name)
                         yield source, name
                 case _:
-                    raise UserError(f"{path}, line {number}, names no video and its source: not a manifest of features")
+                    raise UserError(f"{path}, line {number}, does not name a video and its source")
     elif path.exists():
         yield item, path.stem
     else:
@@ -170,7 +172,7 @@ def _expand_folder(folder: Path) -> Iterator[tuple[str, str]]:
         # Pictures beside a video are covers or figures of results.
         pictures.pop(parent, None)
     if videos and (left := next(filter(lambda parent: group_pictures(pictures[parent]), pictures), None)):
-        warn(f"{folder} holds video files, so pictures below it are left out: name {left} itself if it is a video")
+        warn(f"{folder} holds video files, so the pictures below it are ignored: pass {left} if it is a video")
     yield from ((str(file), file.relative_to(folder).with_suffix("").as_posix()) for file in videos)
 
 
@@ -202,7 +204,7 @@ class FeatureManifest:
         for path in sorted(self.folder.glob("manifest*.jsonl")):
             for number, record in _read_lines(path):
                 if not _is_record(record):
-                    raise UserError(f"{path}, line {number}, is not from a manifest of features: move the file")
+                    raise UserError(f"{path}, line {number}, is not from a manifest of features: move the file away")
                 previous = self.records.get(record["video"])
                 if previous is None or previous["time"] <= record["time"]:
                     self.records[record["video"]] = record
@@ -229,7 +231,7 @@ class FeatureManifest:
         """
         record, present = self.records.get(job.name), [path for path in job.paths if path.exists()]
         if record is None and present:
-            raise UserError(f"{present[0]} exists, but no manifest says how it was made")
+            raise UserError(f"{present[0]} exists, but is in no manifest, so its options are unknown")
         if record is None or record["state"] != "done" or not present:
             return False
         before, now = record["options"], job.recorded_options()

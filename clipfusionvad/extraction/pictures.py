@@ -59,7 +59,7 @@ def read_picture(file: Path) -> np.ndarray:
 def note_rate(sources: Iterable[str], fps: float) -> None:
     """Say which frame rate is taken if any of the sources is pictures, which hold no times."""
     if any(map(is_pictures, sources)):
-        warn(f"pictures hold no times: {fps:g} a second are taken; --fps sets the rate (3 for every tenth of 30)")
+        warn(f"pictures have no times: {fps:g} a second are assumed; give --fps (3 for every tenth of 30 a second)")
 
 
 def find_pictures(folder: Path, files: Mapping[Path, list[str]]) -> Iterator[tuple[str, str]]:
@@ -72,21 +72,21 @@ def find_pictures(folder: Path, files: Mapping[Path, list[str]]) -> Iterator[tup
     """
     found = {parent: groups for parent, names in files.items() if (groups := group_pictures(names))}
     for outer, inner in ((outer, parent) for parent in found for outer in parent.parents if outer in found):
-        raise UserError(f"{outer} holds numbered pictures, and so does {inner}: move those that are not the video")
+        raise UserError(f"{outer} holds numbered pictures, and so does {inner}: move those that are not of the video")
     incomplete = []
     for parent, groups in found.items():
         _check(parent, groups)
         for prefix, group in groups.items():
             source = parent / f"{prefix}{NUMBER}{Path(group[0][1]).suffix}"
             if (gap := _gap(group)) is not None:
-                incomplete.append(f"{source} has no number {gap}")
+                incomplete.append(f"{source} lacks number {gap}")
             own = prefix.rstrip("_-. ")
             alone = len(groups) == 1 and (own == parent.name or not re.search(r"\d", own))
             name = parent.relative_to(folder) / ("" if alone else own)
             yield str(source), name.as_posix() if name.name else parent.resolve().name
     if incomplete:
         more = f" (and {len(incomplete) - 1} more videos like it)" if len(incomplete) > 1 else ""
-        warn(f"{incomplete[0]}{more}: the pictures that are there are read one after the other")
+        warn(f"{incomplete[0]}{more}: the other pictures are read one after the other")
 
 
 def group_pictures(names: Iterable[str]) -> dict[str, Group]:

@@ -115,7 +115,7 @@ def check_writable(path: str | Path) -> None:
 def check_inside(folder: str | Path, path: str | Path) -> None:
     """Raise ``UserError`` unless a path lies below the folder, links in both followed."""
     if not Path(path).resolve().is_relative_to(Path(folder).resolve()):
-        raise UserError(f"{path} leads out of {folder}; refused")
+        raise UserError(f"{path} is outside {folder}: refused")
 
 
 def check_text(path: str | Path) -> None:

@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path, what: str) -> Any:
     must_exist(path, what)
     suffix = path.suffix.lower()
     if suffix in _OTHER_LIBRARIES:
-        raise UserError(f"{what} {path} is one of {_OTHER_LIBRARIES[suffix]}: give that of torch or safetensors")
+        raise UserError(f"{what} {path} is a file of {_OTHER_LIBRARIES[suffix]}: give one of torch or safetensors")
     try:
         with open(path, "rb") as file:
             start = file.read(len(_LFS_POINTER))
@@ -217,7 +217,7 @@ def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tens
         if wrapper is None and any(is_plain_tensor(value) for value in state.values()):
             break
         if wrapper is None and len(inner) > 1:
-            raise UserError(f"{what} {path} holds several state dicts: save one of {', '.join(map(str, inner))} alone")
+            raise UserError(f"{what} {path} holds several state dicts: save one of {', '.join(map(str, inner))}")
         state = state[wrapper or next(iter(inner))]
     names = [key for key in state if isinstance(key, str)] if isinstance(state, dict) else []
     if not names or len(names) < len(state) or not _holds_weights(state):
@@ -227,7 +227,7 @@ def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tens
     state = state | {key: torch.from_numpy(array) for key, array in arrays.items()}
     odd = next((key for key, value in state.items() if not is_plain_tensor(value)), None)
     if odd is not None:
-        raise UserError(f"{what} {path} holds no state dict of tensors: {odd} is not one of plain numbers")
+        raise UserError(f"{what} {path} holds no state dict of tensors: {odd} is not a tensor of plain numbers")
     return state
 
 

@@ -89,9 +89,9 @@ class _Array(np.ndarray):
         _, shape, dtype, fortran, content = state
         if dtype.dtype.hasobject:
             if not isinstance(content, list) or len(content) != math.prod(shape):
-                raise ValueError(f"shape {shape} does not fit its objects")
+                raise ValueError(f"shape {shape} does not fit the number of objects")
         elif not isinstance(content, bytes):
-            raise ValueError("numbers without their bytes")
+            raise ValueError("the bytes of its numbers are missing")
         super().__setstate__((1, shape, dtype.dtype, bool(fortran), content))  # type: ignore[arg-type]
 
     def __reduce__(self) -> Any:

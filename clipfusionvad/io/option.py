@@ -215,5 +215,5 @@ def find_config(path: str | Path) -> Path:
     places = {file.stem: Path("configs", file.relative_to(CONFIGS)) for file in sorted(CONFIGS.rglob("*.yaml"))}
     places |= {file.stem: file for file in path.parent.glob("*.y*ml")}
     near = closest(path.stem, places)
-    hint = f"did you mean {places[near]}?" if near else "configs/METHOD_DATASET.yaml is that of a published pair"
+    hint = f"did you mean {places[near]}?" if near else "published pairs have configs/METHOD_DATASET.yaml"
     raise UserError(f"config not found: {path} ({hint})")

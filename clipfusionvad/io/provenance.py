@@ -36,9 +36,9 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Return code, packages and machine as plain values; ``device`` is where the model runs."""
     import torch  # here, because commands that run no model start without it
 
-    gpu = torch.cuda.is_available()
+    gpu, program = torch.cuda.is_available(), os.path.basename(sys.argv[0])
     return {
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "command": [*(["python", "-m", "clipfusionvad"] if program == "__main__.py" else [program]), *sys.argv[1:]],
         "folder": os.getcwd(),
         **code(),
         "python": platform.python_version(),

@@ -244,7 +244,7 @@ def export_model(path: Path, settings: Settings, file: ModelFile, form: str) -> 
     """
     suffix, card, checked = path.suffix.lower(), path.with_name(f"{path.name}.md"), ""
     if path.is_file() and not card.is_file():
-        raise UserError(f"{path} is not one of 'export' and is not replaced: delete it, or name another --output")
+        raise UserError(f"{path} was not written by 'export' and is not replaced: delete it, or name another --output")
     if file.metrics is not None:
         check_metrics(file.metrics, f"metrics in {file.path}")
     model, clip = restore_model(settings, file)

@@ -109,7 +109,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     convention = find_convention(dataset, config.convention) if config.convention else None
     if convention:
         if config.segments == "equal" or config.frames_per_snippet != FRAMES_PER_SNIPPET:
-            raise UserError(f"--convention {convention.name} is of features with {FRAMES_PER_SNIPPET} frames per row")
+            raise UserError(f"--convention {convention.name} needs features with {FRAMES_PER_SNIPPET} frames per row")
         for_frames, for_classes = (
             {name: read_bounds(item, convention) for name, item in read.items()} for read in (for_frames, for_classes)
         )
@@ -118,7 +118,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
         if (whole := dataset.whole_of(video.name)) != video.name:
             raise UserError(
                 f"{_first_file(video)}: {video.name} is a piece of {whole}, but annotations are in frames of the whole "
-                f"video: give features of that, or --exclude the pieces"
+                f"video: give features of whole videos, or --exclude the pieces"
             )
     names = _find_names({*for_frames, *for_classes}, videos, "annotated videos", notes)
     if config.annotations and not names:
@@ -131,7 +131,7 @@ def build_lists(dataset: Dataset, config: ListsConfig) -> str:
     told = config.annotations or config.split or "train" in Path(config.features).name.lower()
     if not (test or told or any(video.folder_split for video in videos.values())):
         raise UserError(
-            f"nothing says which videos below {config.features} are test videos: give --annotations FILE or --split "
+            f"it is unknown which videos below {config.features} are test videos: give --annotations FILE or --split "
             f"FILE, or put them in folders named train and test"
         )
     if convention and convention.official_split:
@@ -228,7 +228,7 @@ def _check_annotation(video: Video, annotations: Iterable[Annotations], dataset:
             raise UserError(f"test video {video.name} is {video.label}, but its annotation has intervals")
         if not normal and not (item and item.segments):
             raise UserError(
-                f"test video {video.name} is {video.label}, but no annotation says when ({_first_file(video)}); give "
+                f"test video {video.name} is {video.label}, but has no annotation ({_first_file(video)}); give "
                 f"one with --annotations, or --no-truth to judge only whole videos"
             )
 
@@ -313,7 +313,7 @@ def _same_crop(first: Path, second: Path, name: str) -> str:
     index = next(index for index, (a, b) in enumerate(zip(first.parts, second.parts, strict=False)) if a != b)
     return (
         f"{first} and {second} are the same crop of {name}: if {first.parts[index]} and {second.parts[index]} are two "
-        f"streams of features, give one of them (--features {Path(*second.parts[: index + 1])}); else --exclude one"
+        f"streams of features, give one of them (--features {Path(*second.parts[: index + 1])}); or --exclude one"
     )
 
 
@@ -349,7 +349,7 @@ def split_videos(
     if config.split:
         train, test = train or videos.keys() - test, test or videos.keys() - train
         if neither := sorted(videos.keys() - train - test):
-            notes.append(f"{len(neither)} videos are in no split file and left out, the first is {neither[0]}")
+            notes.append(f"{len(neither)} videos are in no split file and are left out, the first is {neither[0]}")
         if names := train & videos.keys() & annotations.keys() - dataset.misplaced.keys():
             notes.append(f"{len(names)} annotated videos are in the training list, the first is {min(names)}")
     else:
@@ -389,12 +389,12 @@ def _find_names(names: set[str], videos: dict[str, Video], what: str, notes: lis
         first = ", ".join(missing[:SHOWN]) + ", …" * (len(missing) > SHOWN)
         notes.append(f"{len(missing)} {what} have no feature file ({len(found)} have): {first}")
     if other := sorted((name, video) for name, video in found.items() if name != video):
-        notes.append(f"{len(other)} {what} have features of a slightly other name, the first: {' is '.join(other[0])}")
+        notes.append(f"{len(other)} {what} have features of a similar name, the first: {' = '.join(other[0])}")
     return found
 
 
 def _nothing_matches(files: str, names: Iterable[str], videos: dict[str, Video]) -> UserError:
     return UserError(
-        f"no video of {files} has a feature file: there it is called {min(names)}, the features {min(videos)}; rename "
-        f"one of them"
+        f"no video of {files} has a feature file, because the names differ ({min(names)} there, {min(videos)} in the "
+        f"features): rename one side"
     )

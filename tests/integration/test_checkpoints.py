@@ -69,7 +69,7 @@ def test_usual_forms_of_a_state_dict_are_read(form, trained, work, tmp_path):
 def test_what_cannot_be_told_is_named(trained, work, tmp_path):
     state = weights_of(trained.work / "model.pth")
     torch.save({"teacher": state, "student": state, "epoch": 3}, tmp_path / "both.pth")
-    says = "holds several state dicts: save one of teacher, student alone"
+    says = "holds several state dicts: save one of teacher, student"
     assert_refused(work.test, work, "--model-path", tmp_path / "both.pth", says=says)
     torch.save({"epoch": 3, "args": {"lr": 1e-5}}, tmp_path / "none.pth")
     assert_refused(
@@ -90,7 +90,7 @@ def test_a_training_checkpoint_with_numpy_numbers_is_resumed_and_not_replaced(tr
     assert done.code == 0, done.err
     assert (
         "resuming from" in done.out
-        and f"{path} is not one of this program, or damaged, and is not replaced" in done.out
+        and f"{path} was not written by this program, or is damaged, and is not replaced" in done.out
     )
     assert path.read_bytes() == before and (tmp_path / "run/last.pt").is_file()
     for flag in ("--model-path", "--checkpoint-path"):

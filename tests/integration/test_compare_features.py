@@ -213,7 +213,7 @@ def test_unusable_input_is_one_line(folders):
         "nowhere": "not found",
         "empty": "no feature files (.npy) below",
         "a/Arson/Arson001_x264__0.npy": "two files or two folders",
-        "strange": "neither paths nor names agree",
+        "strange": "neither by path nor by name",
     }.items():
         done = compare(folders / "a", folders / other)
         assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1 and says in done.err

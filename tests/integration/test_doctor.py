@@ -92,7 +92,7 @@ def test_the_command_prints_finds_writes_and_exits(demo, monkeypatch):
     "argv, said",
     [
         ("--only unknown-lable", "did you mean 'unknown-label'"),
-        ("--only data --demo", "--dataset is needed beside --demo"),
+        ("--only data --demo", "--demo needs --dataset, one of"),
         ("--only data --dataset ufc", "did you mean 'ucf'"),
         ("--only run --run nowhere", "no such folder: nowhere"),
         ("--dataset ucf --only data --feature-root nowhere", "feature root not found: nowhere"),

@@ -108,7 +108,7 @@ def test_unknown_numbers_of_frames_name_the_file_that_lacks_them(folder, monkeyp
     assert "list/gt_ucf.npy does not hold the number of frames of each video" in err and TRUTH in err
     Path("some.csv").write_text(Path(TRUTH).read_text().replace("Normal_003,97", "Normal_003,"))
     err = run("test", *test, "some.csv", code=2).err
-    assert "some.csv does not hold the number" in err and "the first of 1 without is Normal_003 (list row 4)" in err
+    assert "does not hold the number" in err and "for 1 videos, the first is Normal_003 (list row 4)" in err
     assert "--segments fixed" in run("test", *test, "none", code=2).err
     built = ["--features", "features", "--output", "lists", "--segments", "equal", "--annotations"]
     assert "the number of frames of test video Normal_003" in run("lists", *built, "some.csv", code=2).err

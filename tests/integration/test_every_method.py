@@ -177,7 +177,7 @@ def test_a_released_file_that_lacks_what_training_took_from_normal_videos(tmp_pa
 def test_two_streams_that_do_not_fit_are_refused(tmp_path):
     tiny = make_tiny("ucf", tmp_path / "data").of("iefvad")
     assert_refused(tiny.train, tiny, "--stream-folders", "features", "nowhere", says=("nowhere", "--stream-folders"))
-    assert_refused(tiny.train, tiny, "--stream-folders", "features", says="--stream-folders takes 2 words")
+    assert_refused(tiny.train, tiny, "--stream-folders", "features", says="--stream-folders needs 2 words")
     path = next((tiny.folder / "events").iterdir())
     np.save(path, np.load(path)[:-1])
     assert_refused(tiny.train, tiny, says=(str(path), "extract both"))

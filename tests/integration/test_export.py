@@ -198,7 +198,7 @@ def test_a_graph_that_differs_is_not_left(tmp_path, monkeypatch):
     model = write_model(tmp_path / "model.pth", "iefvad")
     (tmp_path / "m.pt2").write_text("from before")
     outcome = export(tmp_path / "model.pth", "--output", tmp_path / "m.pt2")
-    assert outcome.code == 2 and "m.pt2 is not one of 'export' and is not replaced" in outcome.err
+    assert outcome.code == 2 and "m.pt2 was not written by 'export' and is not replaced" in outcome.err
     (tmp_path / "m.pt2.md").write_text("card from before")
     for change, message in (
         (lambda value: value + np.float32(2e-5), "anomaly differs"),

@@ -178,7 +178,7 @@ def test_files_of_unknown_origin_are_not_replaced(videos, tmp_path):
     (tmp_path / "Abuse").mkdir()
     np.save(tmp_path / "Abuse" / "a__0.npy", np.zeros((2, 64)))
     outcome = extract(tmp_path, videos=[videos])
-    assert outcome.code == 2 and "no manifest says how it was made" in outcome.err
+    assert outcome.code == 2 and "is in no manifest, so its options are unknown" in outcome.err
     assert list(contents(tmp_path)) == ["Abuse/a__0.npy"] and not (tmp_path / "manifest.jsonl").exists()
 
 
@@ -255,7 +255,7 @@ def test_workers_make_the_same_files_and_leave_nothing_half_written(whole, video
         made = [next(outcomes) for _ in ROWS]
         assert {job.name for job, _ in made} == set(ROWS) and not any("error" in record for _, record in made)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="worker process died with 1 videos to go"):
+        with pytest.raises(UserError, match="worker process died, 1 videos are left"):
             next(outcomes)
     assert not multiprocessing.active_children()
     assert contents(output) == contents(whole)

@@ -65,14 +65,14 @@ def test_lists_refuse_another_stride_than_that_of_the_extraction(tmp_path):
     assert lists(tmp_path, "--frames-per-snippet", 8).code == 0
     assert read_annotations(tmp_path / "list/ucf_truth.csv", UCF)["Abuse002_x264"].frames == 56
     manifest.write_text("".join(record(name, stride) + "\n" for name, stride in zip(NAMES, (8, 8, 8, 16), strict=True)))
-    refused(lists(tmp_path), "not all files were: extract them with one --stride")
+    refused(lists(tmp_path), "extract all files with the same --stride")
 
 
 def test_train_test_and_doctor_refuse_another_stride_also_from_packed_features(tiny):
     names = {path.stem.rpartition("__")[0] for path in (tiny.folder / "features").glob("*.npy")}
     manifest = tiny.folder / "features/manifest.jsonl"
     manifest.write_text("".join(record(name, 8) + "\n" for name in names))
-    says = "rows cover 8 frames by the record of its extraction, but --frames-per-snippet is 16", "give --frames-per"
+    says = "rows cover 8 frames each (record of its extraction), but --frames-per-snippet is 16", "give --frames-per"
     refused(tiny.test(), *says)
     refused(tiny.train(), *says)
     flags = tiny.train_flags("--only", "recorded-stride")
@@ -91,20 +91,20 @@ def test_no_common_name_is_an_error_and_usual_endings_are_recognised(tmp_path):
     outcome = lists(tmp_path)
     assert outcome.code == 2
     write_features(tmp_path / "other", ["Arson001_x264", "Normal_Videos009_x264"])
-    refused(lists(tmp_path / "other"), "called Abuse002_x264, the features Arson001_x264; rename")
+    refused(lists(tmp_path / "other"), "(Abuse002_x264 there, Arson001_x264 in the features): rename")
     assert not (tmp_path / "other/list").exists()
     (tmp_path / "test.txt").write_text("Robbery001\n")
-    refused(lists(tmp_path / "other", "--split", tmp_path / "test.txt", annotations=False), "called Robbery001, the")
+    refused(lists(tmp_path / "other", "--split", tmp_path / "test.txt", annotations=False), "(Robbery001 there, ")
     write_features(tmp_path / "i3d", [f"{name}_i3d" for name in NAMES])
     outcome = lists(tmp_path / "i3d")
-    assert outcome.code == 0 and "2 annotated videos have features of a slightly other name" in outcome.err
+    assert outcome.code == 0 and "2 annotated videos have features of a similar name" in outcome.err
     listed = (tmp_path / "i3d/list/ucf_CLIP_rgbtest.csv").read_text()
     assert listed.count("\n") == 3 and "Abuse002_x264_i3d__0.npy" in listed and "Normal_Videos_003_x264_i3d" in listed
     truth = read_annotations(tmp_path / "i3d/list/ucf_truth.csv", UCF)
     assert truth["Abuse002_x264_i3d"].segments == [(5, 9)]
     (tmp_path / "i3d/test.txt").write_text("Abuse/Abuse001.mp4\nArson009.mp4\n")
     outcome = lists(tmp_path / "i3d", "--split", tmp_path / "i3d/test.txt", annotations=False)
-    refused(outcome, "Abuse001_x264_i3d is Abuse, but no annotation says when")
+    refused(outcome, "Abuse001_x264_i3d is Abuse, but has no annotation")
 
 
 def test_partial_matches_are_counted_and_listed(tmp_path):
@@ -118,14 +118,14 @@ def test_partial_matches_are_counted_and_listed(tmp_path):
 
 def test_lists_say_when_nothing_names_the_test_videos_or_what_happens_in_them(tmp_path):
     write_features(tmp_path)
-    refused(lists(tmp_path, annotations=False), "nothing says which videos", "--annotations FILE or --split FILE")
+    refused(lists(tmp_path, annotations=False), "it is unknown which videos", "--annotations FILE or --split FILE")
     (tmp_path / "truth.csv").write_text("video,label,start,end\nAbuse002_x264,,,\n")
     refused(lists(tmp_path), "Abuse002_x264")
     (tmp_path / "own.yaml").write_text("name: own\nclasses: {quiet: nothing, Theft: theft}\n")
     (tmp_path / "truth.csv").write_text("video,label,start,end\ngate,,,\n")
     write_features(tmp_path / "own", ["Theft/gate", "Theft/door", "quiet/wall"])
     (tmp_path / "own/truth.csv").write_text("video,label,start,end\ngate,,,\n")
-    refused(lists(tmp_path / "own", "--dataset", tmp_path / "own.yaml"), "gate is Theft, but no annotation says when")
+    refused(lists(tmp_path / "own", "--dataset", tmp_path / "own.yaml"), "gate is Theft, but has no annotation")
 
 
 @pytest.mark.parametrize("again", ["another crop", "the same row"])
@@ -137,7 +137,7 @@ def test_a_test_video_listed_twice_is_refused_with_keyed_truth(tiny, again):
         path = tiny.folder / rows[1].rpartition(",")[0]
         shutil.copy(path, tiny.folder / extra.rpartition(",")[0])
     tiny.test_list.write_text("\n".join([*rows, extra]) + "\n")
-    says = f"row {len(rows) + 1}: ", "as is row 2 ", "list one crop of each test video once"
+    says = f"row {len(rows) + 1}: ", "is of the same video as row 2 ", "list one crop of each test video"
     refused(tiny.test("--gt-path", tiny.folder / "truth.csv"), *says)
     refused(tiny.train("--gt-path", tiny.folder / "truth.csv"), *says)
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import METHOD_FLAGS, make_tiny, method_flags, package_main, quietly, strings
 
 from clipfusionvad import create_model, load_weights, models
@@ -24,7 +25,7 @@ from clipfusionvad.models.layers.dual_branch import DualBranch
 from clipfusionvad.report.table import RANKING
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-SECTIONS = {"perceptron": "## Add a method", "smoothfusion": "## Change a loss"}
+SECTIONS = {"perceptron": "## Add a method", "smoothfusion": "## Change the loss"}
 
 
 @pytest.fixture
@@ -95,7 +96,10 @@ def test_a_loss_term_from_one_file_is_trained_and_recorded(added, tiny, tmp_path
     added("smoothfusion")
     trained = tiny.of("smoothfusion").train("--smooth-weight", 0.5)
     assert trained.code == 0, trained.err
-    assert (losses_of(tmp_path / "run")["smooth"] > 0).all()
+    losses = losses_of(tmp_path / "run")
+    assert (losses["smooth"] > 0).all()
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.value for event in curves.Scalars("train/smooth")] == pytest.approx(losses["smooth"])
 
     options = {"embed_dim": 64, "visual_width": 64, "visual_length": 16, "smooth_weight": 0.5}
     model = create_model("smoothfusion", ["normal", "fire"], clip="toy", **options).eval()

@@ -93,15 +93,15 @@ def test_a_training_that_cannot_select_says_which_weights_it_keeps(tiny, no_plot
 
 
 def test_a_rate_that_leaves_the_weights_unchanged_is_named_once(tiny, no_plots):
-    assert "left the weights" not in tiny.train("--max-epoch", 1).err
+    assert "did not change the weights" not in tiny.train("--max-epoch", 1).err
     outcome = tiny.train("--lr", 1e-12, "--overwrite")
-    said = "warning: --lr 1e-12 is too low: an epoch left the weights as they were\n"
-    assert outcome.code == 0 and outcome.err.count("left the weights") == 1 and said in outcome.err
+    said = "warning: --lr 1e-12 is too low: an epoch did not change the weights\n"
+    assert outcome.code == 0 and outcome.err.count("did not change the weights") == 1 and said in outcome.err
 
 
 def test_a_warm_up_that_begins_at_zero_is_not_taken_for_it(tiny, no_plots):
     schedule = ["--lr-schedule", "cosine", "--warmup-epochs", 1]
     outcome = tiny.train(*schedule)
-    assert outcome.code == 0 and "left the weights" not in outcome.err
+    assert outcome.code == 0 and "did not change the weights" not in outcome.err
     outcome = tiny.train(*schedule, "--lr", 1e-12, "--overwrite")
-    assert "an epoch left the weights" in outcome.err
+    assert "did not change the weights" in outcome.err

@@ -16,7 +16,7 @@ from clipfusionvad.extraction.jobs import find_videos
 from clipfusionvad.models.clip import image_tower, load_clip
 
 TOY = ["--clip", "toy", "--embed-dim", "64", "--device", "cpu", "--crops", "1"]
-RATE_NOTE = "pictures hold no times"
+RATE_NOTE = "pictures have no times"
 
 
 def write_pictures(folder, names, start=0):
@@ -145,7 +145,7 @@ def test_missing_numbers_are_told_and_every_tenth_is_not_missing(tmp_path):
     write_pictures(tmp_path / "tens/c", [f"{index}.png" for index in range(0, 200, 10)])
     outcome = extract(tmp_path / "out", "--fps", "30", videos=[tmp_path / "gap"])
     (warning,) = outcome.err.splitlines()
-    assert outcome.code == 0 and "a/%d.png has no number 7 (and 1 more videos like it)" in warning
+    assert outcome.code == 0 and "a/%d.png lacks number 7 (and 1 more videos like it)" in warning
     assert [line["frames"] for line in lines(tmp_path / "out/manifest.jsonl")[2:]] == [18, 19]
     outcome = extract(tmp_path / "tens_out", "--fps", "3", videos=[tmp_path / "tens"])
     # Annotations count the frames of the original video.
@@ -160,7 +160,7 @@ def test_pictures_beside_videos_stay_what_they_are(tmp_path, capsys):
     assert [name for _, name in find_videos([tmp_path])] == ["cam_1"] and capsys.readouterr().err == ""
     write_pictures(tmp_path / "frames", WHOLE)
     assert [name for _, name in find_videos([tmp_path])] == ["cam_1"]
-    assert f"name {tmp_path / 'frames'} itself" in capsys.readouterr().err
+    assert f"pass {tmp_path / 'frames'} if" in capsys.readouterr().err
     write_pictures(tmp_path / "shadows", ["._0.png", "._1.png", "0.png", "1.png"])
     assert len(list(read_frames(find_videos([tmp_path / "shadows"])[0][0]))) == 2
 

@@ -83,5 +83,5 @@ def test_a_manifest_is_a_list_of_videos(tmp_path):
     manifest.write_text("\n".join([*lines, '{"video": "cut of']))
     assert find_videos([manifest]) == [("videos/Arson/a.mp4", "Arson/a"), ("https://host/b.mp4", "b")]
     manifest.write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match="line 1, names no video"):
+    with pytest.raises(UserError, match="line 1, does not name a video"):
         find_videos([manifest])

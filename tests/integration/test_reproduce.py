@@ -155,7 +155,7 @@ def test_error_of_doctor_stops_before_training(benchmark, tmp_path):
             features[3, 2] = np.nan
         np.save(folder / path.name, features)
     error = refused(benchmark, tmp_path / "out", "--features", str(folder))
-    assert "so nothing is trained (mend them, or go on with --ignore file-unreadable)" in error
+    assert "so nothing is trained (correct them, or continue with --ignore file-unreadable)" in error
     assert "Abuse001_x264" in error
     error = refused(benchmark, tmp_path / "out", "--ignore", "same-feature")
     assert "--ignore same-feature is not a check of doctor" in error and "same-features" in error

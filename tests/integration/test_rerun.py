@@ -108,7 +108,7 @@ def test_changed_data_is_named_and_refused(tiny, tmp_path):
     assert_refused(outcome, "1 of ", changed.name, "changed", "--anyway")
     assert not (tiny.work / "run_rerun").exists()
     outcome = rerun(tiny.work / "run", "--anyway")
-    assert outcome.code == 1 and "mismatch: same code, versions and device" in outcome.out
+    assert outcome.code == 1 and "mismatch: the same bits were expected, as code" in outcome.out
     gone.unlink()
     outcome = rerun(tiny.work / "run")
     assert_refused(outcome, "2 of ")
@@ -128,7 +128,7 @@ def test_an_option_that_came_later_is_named(run):
     del options["weight_decay"], options["balanced"]
     (run / "options.yaml").write_text(yaml.safe_dump(options))
     outcome = rerun(run)
-    assert outcome.code == 0 and "balanced: unknown then, now True" in outcome.out
+    assert outcome.code == 0 and "balanced: not recorded then, now True" in outcome.out
     # Its default is what the run did.
     assert "weight_decay: unknown" not in outcome.out
 
@@ -149,7 +149,7 @@ def test_other_code_is_named_and_judged_by_the_tolerance(run):
 def test_with_the_same_code_nothing_but_the_same_bits_will_do(run):
     perturb_losses(run, 1e-5)
     outcome = rerun(run)
-    assert outcome.code == 1 and "the same bits were expected, though within 0.001" in outcome.out
+    assert outcome.code == 1 and "device are the same, though within 0.001" in outcome.out
 
 
 @pytest.mark.slow

@@ -213,7 +213,7 @@ def test_the_checkpoint_of_another_run_is_not_taken(case, tmp_path, no_plots, mo
         assert work.train(*options, "--output-dir", tmp_path / "other", "--seed", 1).code == 130
     outcome = work.train(*options, "--use-checkpoint")
     assert outcome.code == 0
-    assert f"is the state of the run {tmp_path / 'other'}" in outcome.err
+    assert f"of another run; to continue that: --output-dir {tmp_path / 'other'}" in outcome.err
     assert_same(work, whole)
 
 

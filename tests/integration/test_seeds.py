@@ -263,7 +263,7 @@ def test_records_repeat_the_run_and_each_seed(case):
         (["--seeds", 1, 2, 1], "--seeds names 1 more than once"),
         (["--seeds", 1, -2], "a whole number, 0 or more"),
         (["--seeds"], "--seeds"),
-        (["--seeds", 1, 2, "--batch-size", 999], "lower --batch-size"),
+        (["--seeds", 1, 2, "--batch-size", 999], "or --no-balanced"),
     ],
 )
 def test_bad_seeds_are_refused(tiny, flags, says):

@@ -70,7 +70,7 @@ def test_sigma_is_chosen_on_held_out_videos_and_never_on_the_test_set(data, tmp_
     tiny = data.at(tmp_path)
     refused = tiny.train("--smooth", "auto")
     assert refused.code == 2 and refused.err.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert "never on the test set, and --protocol paper holds out none" in refused.err
+    assert "held-out training videos, which only --protocol clean has" in refused.err
     outcome = tiny.train("--smooth", "auto", "--protocol", "clean", "--holdout", 0.4)
     assert outcome.code == 0, outcome.err
     assert "AUC of the held-out videos by sigma: 0: " in outcome.out

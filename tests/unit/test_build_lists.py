@@ -267,7 +267,7 @@ def doctor_quirks(folder, dataset):
     outcome = quietly(main, [*argv, *checks.split()])
     found = json.loads((folder / "found.json").read_text())["findings"]
     assert outcome.code == 0 and {finding["level"] for finding in found} <= {"note"}, outcome.out
-    official = ("as in the official annotation", "'lists --protocol clean' puts it right")
+    official = ("as in the official annotation", "'lists --protocol clean' corrects it")
     return {(finding["what"].split()[0], finding["check"]) for finding in found if finding["advice"] in official}
 
 

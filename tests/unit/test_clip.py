@@ -262,8 +262,8 @@ def test_the_format_of_another_file_is_named(tmp_path, key, says):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("flax_model.msgpack", b"\x84", "is one of Flax"),
-        ("tf_model.h5", b"\x89HDF", "is one of TensorFlow"),
+        ("flax_model.msgpack", b"\x84", "is a file of Flax"),
+        ("tf_model.h5", b"\x89HDF", "is a file of TensorFlow"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run 'git lfs pull'"),
         ("ViT-B-16.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run 'git lfs pull'"),
         ("snapshot", None, "is a folder: give the file of weights in it"),

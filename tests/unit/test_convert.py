@@ -106,7 +106,7 @@ def test_what_cannot_be_converted_is_named(tmp_path):
     assert "not found" in refusal(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in/readme.txt").write_text("no")
-    assert "the first thing there is" in refusal(tmp_path) and "readme.txt" in refusal(tmp_path)
+    assert "the first item there is" in refusal(tmp_path) and "readme.txt" in refusal(tmp_path)
     np.save(tmp_path / "in/scores.npy", np.zeros(7))
     assert "scores.npy: array of shape (7,)" in refusal(tmp_path)
     (tmp_path / "in/b.npz").write_bytes(b"PK\3\4nothing")
@@ -133,7 +133,7 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path):
     (tmp_path / "in").mkdir()
     values = np.ones((3, 512), np.float32)
     np.savez(tmp_path / "in/x.npz", **{"../../evil": values, "b": values})
-    assert "leads out of" in refusal(tmp_path)
+    assert "is outside" in refusal(tmp_path)
 
 
 def convert(tmp_path, *words):
@@ -174,7 +174,7 @@ def test_the_order_in_memory_and_shadow_files_do_not_matter(tmp_path, order, cap
     assert found["a_i3d__7.npy"].dtype == np.float16
     out = capsys.readouterr().out
     assert "2 videos of shapes like (40, 10, 1024): time on axis 0, dim 1024 on axis 2, 10 crops on axis 1" in out
-    assert "all have as many snippets: if these are equal parts of the videos, use --segments equal\n" in out
+    assert "all have one length: if their snippets are equal parts of the videos, use --segments equal\n" in out
 
 
 def header(shape, dtype="<f4"):

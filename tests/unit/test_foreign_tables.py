@@ -152,7 +152,7 @@ def test_truth_that_is_a_multiple_of_the_features_names_the_option(tmp_path, cap
             read_truth(path, None, None, ENTRIES, snippets, UCF, used)
     arrays = released(tmp_path, frames=np.zeros(16 * 60), segments=objects([[[5, 9]], [[0, 1]] * 2, [[0, 160]]]))
     for used in (1, 8, 32):
-        with pytest.raises(UserError, match="give --frames-per-snippet 16: so many fit each row"):
+        with pytest.raises(UserError, match="give --frames-per-snippet 16, which fits every row"):
             read_truth(*arrays, ENTRIES, snippets, UCF, used)
 
 
@@ -163,5 +163,5 @@ def test_keyed_truth_finds_videos_by_usual_endings_and_shows_both_names_otherwis
     truth = read_truth(path, None, None, entries, SNIPPETS, UCF)
     assert truth.segments == [[(5, 9)], [(0, 1)], [(0, 16)]]
     entries = [replace(entry, path=entry.path.with_name(f"x{entry.video}__5.npy")) for entry in ENTRIES]
-    with pytest.raises(UserError, match=r"first is xAbuse001 \(list row 2\); its own first video is Abuse001_x264"):
+    with pytest.raises(UserError, match=r"first is xAbuse001 .*; the first video in the file is Abuse001_x264"):
         read_truth(path, None, None, entries, SNIPPETS, UCF)

@@ -36,7 +36,7 @@ def test_a_shuffled_epoch_holds_every_row_once(count, batch_size, seed, epoch):
 def test_a_balanced_epoch_is_half_normal_half_anomalous(normal, anomalous, batch_size, seed, epoch):
     rows = np.arange(normal), np.arange(1000, 1000 + anomalous)
     if min(normal, anomalous) < batch_size:
-        with pytest.raises(UserError, match="lower --batch-size"):
+        with pytest.raises(UserError, match=f"give --batch-size {min(map(len, rows))}, or --no-balanced"):
             BalancedBatchSampler(*rows, batch_size, seed)
         return
     batches = BalancedBatchSampler(*rows, batch_size, seed).epoch(epoch)
@@ -88,7 +88,7 @@ def test_holdout_needs_two_kinds_of_videos():
     entries = [Entry(feature_path("Abuse", n, 0), "Abuse", 0) for n in range(4)]
     entries += [Entry(feature_path("Normal", 0, crop), "Normal", 0) for crop in range(3)]
     normal = np.array([entry.label == "Normal" for entry in entries])
-    with pytest.raises(UserError, match="--protocol clean.*no two normal videos"):
+    with pytest.raises(UserError, match="--protocol clean.*at least two normal videos"):
         split_holdout(entries, normal, 0.3, 0)
 
 

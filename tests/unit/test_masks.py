@@ -63,7 +63,7 @@ def test_masks_as_truth_take_classes_and_frames_from_list_and_mask(tmp_path, cap
     assert truth.labels == [["B1", "G"] * 2] and truth.segments == [[(2, 5), (2, 5), (7, 8), (7, 8)]]
     # Equal parts know the frames from the masks; a video without one does not.
     assert read_truth(tmp_path, None, None, entries[:1], [5], SHANGHAITECH, None).frames[0].sum() == 16
-    with pytest.raises(UserError, match="the first of 1 without is 03_0001"):
+    with pytest.raises(UserError, match="it is missing for 1 videos, the first is 03_0001"):
         read_truth(tmp_path, None, None, entries, [2, 1], SHANGHAITECH, None)
     with pytest.raises(UserError, match="has intervals for 04_0001, which the test list calls normal"):
         read_truth(tmp_path, None, None, [Entry(Path("04_0001__5.npy"), "normal", 2)], [2], SHANGHAITECH)

@@ -198,7 +198,7 @@ def test_clip_inside_a_file_replaces_the_models(tmp_path):
 MISFITS = {
     "missing linear.weight": lambda s: s.pop("linear.weight"),
     "unknown extra.weight": lambda s: s.update({"extra.weight": torch.ones(1)}),
-    "linear.bias is .65,. in the file and .64,.": lambda s: s.update({"linear.bias": torch.ones(65)}),
+    "linear.bias is .65,. in the file, but .64,.": lambda s: s.update({"linear.bias": torch.ones(65)}),
     "not finite, first in linear.bias": lambda s: s["linear.bias"].fill_(float("nan")),
 }
 

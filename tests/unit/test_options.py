@@ -108,7 +108,7 @@ def test_a_missing_config_names_a_near_one(config):
         ("vadclip_ucf", "(did you mean configs/vadclip_ucf.yaml?)"),
         ("no_gamm.yaml", "(did you mean configs/ablations/no_gam.yaml?)"),
         (path.replace(".yaml", ".yml"), f"(did you mean {path}?)"),
-        ("zzz.yaml", "(configs/METHOD_DATASET.yaml is that of a published pair)"),
+        ("zzz.yaml", "(published pairs have configs/METHOD_DATASET.yaml)"),
     ]:
         with pytest.raises(UserError, match=re.escape(f"config not found: {given} {says}")):
             parse("ucf", "--config", given)

@@ -185,7 +185,7 @@ def test_neither_another_folder_nor_a_full_disk_is_written(tmp_path, monkeypatch
     (tmp_path / "list.pack").mkdir()
     (tmp_path / "list.pack" / "mine.txt").write_text("precious")
     entries = make_list(tmp_path, [5])
-    with pytest.raises(UserError, match="is not a store: move it away"):
+    with pytest.raises(UserError, match="does not hold packed features: move it away"):
         pack_up(entries)
     assert (tmp_path / "list.pack" / "mine.txt").exists()
     shutil.rmtree(tmp_path / "list.pack")
@@ -203,7 +203,7 @@ def touch(path):
     ("change", "said"),
     [
         (lambda entries, fit: write_list(fit["list_path"], entries[:-1]), "list.csv has changed"),
-        (lambda entries, fit: fit.update(sampling=WindowSampling(T + 1)), "not those of WindowSampling.length=9."),
+        (lambda entries, fit: fit.update(sampling=WindowSampling(T + 1)), "8 snippets, not inputs of 9 snippets"),
         (lambda entries, fit: fit.update(sampling=None), "not whole videos"),
         (lambda entries, fit: fit.update(width=WIDTH + 1), "have dim 3, not 4"),
         (lambda entries, fit: fit.update(streams=["rgb"]), "streams rgb event, not rgb"),

@@ -66,7 +66,7 @@ def lists_swapped(scan: DatasetScan) -> Iterator[Finding]:
     if train.rows and train.videos.keys() == test.videos.keys():
         yield test.finding(ERROR, f"it holds the same videos as {train.path}", "give the test list")
     elif train.rows and len(test.rows) > 1.5 * len(test.videos) and len(train.rows) == len(train.videos):
-        what = f"it has several crops of a video, and {train.path} one of each"
+        what = f"it has several crops of each video, but {train.path} has one"
         yield test.finding(ERROR, what, "swap --train-list and --test-list")
 
 
@@ -87,7 +87,7 @@ def misplaced_videos(scan: DatasetScan) -> Iterator[Finding]:
             if rows and not listed.role.startswith(side):
                 right = "training" if side == "train" else side
                 what = f"{name} is here as in the released lists, but a {right} video by the official split"
-                yield rows[0].finding(NOTE, what, "'lists --protocol clean' puts it right")
+                yield rows[0].finding(NOTE, what, "'lists --protocol clean' corrects it")
     if scan.dataset.multi_label and scan.test.rows:
         trained, tested = (
             sum(len(scan.dataset.codes(rows[0].label)) > 1 for rows in listed.videos.values()) for listed in scan.lists
@@ -107,7 +107,7 @@ def duplicate_rows(scan: DatasetScan) -> Iterator[Finding]:
             if other is not row:
                 crop = "" if row.entry.crop is None else f"crop {row.entry.crop} of "
                 path = "" if row.entry.path == other.entry.path else f", as {other.entry.path}"
-                what = f"{crop}{row.entry.video} is in row {other.entry.row} already{path}"
+                what = f"{crop}{row.entry.video} is also in row {other.entry.row}{path}"
                 yield row.finding(WARNING if listed is scan.train else ERROR, what, "remove one: it counts twice")
 
 
@@ -123,7 +123,7 @@ def training_crops(scan: DatasetScan) -> Iterator[Finding]:
             row = scan.train.videos[name][0]
             parts = {"lacks": usual - there, "also has": there - usual}
             what = " and ".join(f"{word} {_numbers(part)}" for word, part in parts.items() if part)
-            advice = "list the same of each: it counts more or less than others"
+            advice = "list the same crops of each video, so that each counts alike"
             yield row.finding(WARNING, f"{row.entry.video} {what}", advice)
 
 
@@ -133,7 +133,7 @@ def crop_labels(scan: DatasetScan) -> Iterator[Finding]:
         usual = Counter(row.label for row in rows).most_common(1)[0][0]
         for row in rows:
             if row.label != usual:
-                what = f"{row.file} is labelled {row.label}, other crops of the video {usual}"
+                what = f"{row.file} is labelled {row.label}, but other crops of the video {usual}"
                 yield row.finding(ERROR, what, "correct the label")
 
 
@@ -142,7 +142,7 @@ def test_crops(scan: DatasetScan) -> Iterator[Finding]:
     test, published = scan.test, scan.dataset.test_crop
     for first, *others in test.videos.values():
         if others and len({row.entry.crop for row in (first, *others)}) > 1:
-            what = f"{others[0].entry.video} is in row {first.entry.row} already, with another crop"
+            what = f"{others[0].entry.video} is also in row {first.entry.row}, with another crop"
             yield others[0].finding(ERROR, what, "list one crop of each: every row is scored")
     for usual, count in Counter(row.entry.crop for row in test.rows).most_common(1):
         for row, *_ in test.videos.values():
@@ -159,7 +159,7 @@ def one_kind_only(scan: DatasetScan) -> Iterator[Finding]:
         normal = {scan.dataset.is_normal(row.label) for row in listed.rows if _is_label(scan, row.label)}
         if len(normal) == 1:
             kind = "anomalous" if normal == {True} else "normal"
-            effect = "training cannot tell them apart" if listed is scan.train else "AUC and AP mean nothing"
+            effect = f"{'training' if listed is scan.train else 'the test'} needs both kinds"
             yield listed.finding(ERROR, f"it has no {kind} video: {effect}", "use the complete list")
 
 

@@ -123,9 +123,7 @@ def row_order(scan: DatasetScan) -> Iterator[Finding]:
             yield _out_of_order(ERROR, by_name, judged, what, advice)
         elif len(by_chance) >= FAR_MORE * unclear:
             what = "in random order: neighbouring rows are no more alike than rows far apart"
-            yield _out_of_order(
-                WARNING, by_chance, judged, what, "were they shuffled, or sorted by something but time?"
-            )
+            yield _out_of_order(WARNING, by_chance, judged, what, "were they shuffled, or not sorted by time?")
 
 
 def _out_of_order(

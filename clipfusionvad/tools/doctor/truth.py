@@ -91,7 +91,7 @@ def truth_of_training_videos(scan: DatasetScan) -> Iterator[Finding]:
     """The truth file is that of training videos."""
     if trained := sorted(scan.annotated.keys() & scan.train.videos.keys() - scan.test.videos.keys()):
         what = f"it has {len(trained)} videos of the training list, the first is {trained[0]}"
-        yield Finding(WARNING, what, "are the lists swapped, or test videos trained on?", scan.config.gt_path)
+        yield Finding(WARNING, what, "are the lists swapped? Is it the truth of this test list?", scan.config.gt_path)
 
 
 def normal_with_truth(scan: DatasetScan) -> Iterator[Finding]:

@@ -212,7 +212,7 @@ def _what_is_left(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
         return found
     says = f"mean cosine {cosine:.4f}, "
     if cosine >= 0.97:
-        says += f"of the difference a share of {_fixed_part(a, b):.2f} is the same in all rows"
+        says += f"{100 * _fixed_part(a, b):.0f} % of the difference is the same in all rows"
         return "other resize or decoder", says
     alike = _relations(a, b)
     says += f"the changes from row to row resemble one another with r = {alike:.2f}"

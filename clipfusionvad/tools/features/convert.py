@@ -100,7 +100,7 @@ def convert_features(
         same = [array for array in found if len(array.shape) == ndim]
         print(f"{len(same)} videos of shapes like {same[0].shape}: {_describe(one, same[0].shape)}")
         if len(same) > 1 and len({array.shape[one.time] for array in same}) == 1:
-            print("  all have as many snippets: if these are equal parts of the videos, use --segments equal")
+            print("  all have one length: if their snippets are equal parts of the videos, use --segments equal")
     next_command = f"python -m clipfusionvad lists --dataset NAME --features {target} --output list"
     print(f"{len(outputs)} feature files in {target}; next: {next_command}")
 
@@ -180,7 +180,7 @@ def find_arrays(source: Path, target: Path) -> list[FoundArray]:
             found.append(FoundArray(name, path, array.shape, array.read))
     if not found:
         first = skipped[0] if skipped else next(map(str, walk_files(source, "")), "an empty folder")
-        raise UserError(f"no arrays of features ({', '.join(READERS)}) in {source}; the first thing there is {first}")
+        raise UserError(f"no arrays of features ({', '.join(READERS)}) in {source}; the first item there is {first}")
     if skipped:
         warn(f"{len(skipped)} arrays are not features of a video, the first is {skipped[0]}")
     return found

@@ -137,7 +137,7 @@ def find_pairs(a: Path, b: Path) -> list[tuple[Path, Path, list[Path]]]:
         paired = _pair_files(left, right, a, b)
         if not paired:
             first = f"(the first are {left[0].name} and {right[0].name})"
-            raise UserError(f"no file below {a} has a counterpart below {b}: neither paths nor names agree {first}")
+            raise UserError(f"no file below {a} matches one below {b}, neither by path nor by name {first}")
         for folder, alone in ((a, set(left) - paired.keys()), (b, set(right) - set(paired.values()))):
             if alone:
                 warn(f"{len(alone)} files below {folder} are not compared, the first is {min(alone).name}")

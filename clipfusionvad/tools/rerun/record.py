@@ -49,7 +49,7 @@ class RunRecord:
             used = current_options(read_scores(scores).options)
             edited = [f"{line} in {OPTIONS}" for line in _changes(used, then, sorted(used.keys() | then.keys()))]
         later = {key: value for key, value in now.items() if key not in then and key not in _OWN}
-        return edited + [f"{key}: unknown then, now {later[key]}" for key in later if later[key] != usual.get(key)]
+        return edited + [f"{key}: not recorded then, now {later[key]}" for key in later if later[key] != usual.get(key)]
 
     def reasons_for_other_bits(self, folder: Path) -> list[str]:
         """Return why a repetition in ``folder`` may have other bits: changes, or a GPU without --deterministic."""
