@@ -89,10 +89,9 @@ def no_comparison(options: Mapping[str, Any], judged: int | None) -> str:
         return "whole videos are judged, not frames"
     if judged is None:
         return "the test's scores are missing, so it is not known how many videos were tested"
-    sizes = {one.videos for one in benchmark.conventions} - {0} if benchmark else set[int]()
+    sizes = sorted({one.videos for one in benchmark.conventions} - {0}) if benchmark else []
     if benchmark and judged not in sizes:
-        whole = " or ".join(map(str, sorted(sizes)))
-        return f"{judged} videos were tested; the test set of {benchmark.title} has {whole}"
+        return f"{judged} videos were tested; the test set of {benchmark.title} has {' or '.join(map(str, sizes))}"
     return ""
 
 
