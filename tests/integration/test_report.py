@@ -27,6 +27,7 @@ from clipfusionvad.report.plots import draw_score_curves, draw_training
 from clipfusionvad.report.results import RUN_SCORES, TEST_SCORES, read_run
 from clipfusionvad.report.scores import save_scores
 from clipfusionvad.report.table import metrics_table, published
+from clipfusionvad.tools.evaluate.score_files import read_score_file
 
 
 def cells(table):
@@ -340,6 +341,10 @@ def test_a_later_test_replaces_the_csv_of_its_snippets(tmp_path):
     write_report(tmp_path)
     assert len(pd.read_csv(tmp_path / "test_snippets.csv")) == sum(one.anomaly.shape[1] for one in scores)
     assert len(pd.read_csv(tmp_path / "test_videos.csv")) == 4
+    # As a score file of "evaluate" it is what the test was.
+    read = read_score_file(tmp_path / "test_snippets.csv", UCF)
+    assert (read.scores.astype(np.float32) == np.concatenate([one.anomaly[0] for one in scores])).all()
+    assert read.classes.shape[1] == len(UCF.labels) and read.rows.tolist() == [one.anomaly.shape[1] for one in scores]
 
 
 def test_a_page_elsewhere_links_to_the_files_of_its_run_and_writes_nothing_there(tmp_path):

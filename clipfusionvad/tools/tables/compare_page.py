@@ -60,7 +60,7 @@ def comparison_page(tests: Sequence[TestResult], sides: Sequence[str], links: Ma
     """Return the page as HTML; the tests are of the same videos in the same order, ``links`` lead to their pages."""
     options = [tested.options for tested in tests]
     facts = [f"{side}: {own.get('method')}" for side, own in zip(sides, options, strict=True)]
-    facts += [f"{len(tests[0].scores)} test videos of {tests[0].videos.dataset.title}"]
+    facts += [f"{len(tests[0].scores)} test videos of {tests[0].videos.dataset.title}", "last: the options that differ"]
     demo = any(own.get("demo") for own in options)
     keys = sorted({*options[0], *options[1]} - PLACES | {"seed", "model_path"})
     pairs = [(key, [str(own.get(key, "-")) for own in options]) for key in keys]
