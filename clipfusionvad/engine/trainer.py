@@ -245,8 +245,8 @@ class Trainer:
                 more = f" and {len(videos) - _VIDEOS_NAMED} more" if len(videos) > _VIDEOS_NAMED else ""
                 raise UserError(
                     f"{self.label}loss {what} at step {step} ({losses}){', but not its gradient' if finite else ''}; "
-                    f"this step is not saved: lower --lr, or check the features of its videos, "
-                    f"{', '.join(videos[:_VIDEOS_NAMED])}{more}, with 'python -m clipfusionvad doctor'"
+                    f"this step is not saved: lower --lr, or check the features of its videos with "
+                    f"'python -m clipfusionvad doctor': {', '.join(videos[:_VIDEOS_NAMED])}{more}"
                 )
             if self._log:
                 self._log.log_step(step, self.progress.epoch, losses, lr)

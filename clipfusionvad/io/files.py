@@ -125,6 +125,13 @@ def check_text(path: str | Path) -> None:
             raise UserError(f"{path} is not a text file and is not replaced: delete it, or name another file")
 
 
+def check_page(path: str | Path) -> None:
+    """Raise ``UserError`` for a file that a page is not to replace: one that is not HTML."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if (start := file.read(15)) and not start.lower().startswith(b"<!doctype html"):
+            raise UserError(f"{path} is not a page and is not replaced: delete it, or name another file")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file. Raises ``UserError`` if it would replace a binary file or the text is not valid Unicode."""
     check_text(path)

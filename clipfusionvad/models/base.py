@@ -204,7 +204,12 @@ class Method(nn.Module, ABC):
         """
         if frames is not None and not (isinstance(frames, int | np.integer) and frames > 0):
             raise UserError(f"frames is the number of frames of the video, not {frames!r}")
+        if fps is not None and not 0 < fps < float("inf"):
+            raise UserError(f"fps is the frame rate of the video, not {fps!r}")
         joined = self._join_streams(features)
+        count, stride = len(joined), self.frames_per_snippet
+        if frames and stride and abs(frames - count * stride) > stride:
+            raise UserError(f"{count} rows of {stride} frames each do not belong to a video of {frames} frames")
         windows, lengths = self.sampling.windows(joined)
         was_training = self.training
         self.eval()
@@ -212,7 +217,6 @@ class Method(nn.Module, ABC):
             fixed = self.fixed_inputs()
         anomaly, classes = self.score_windows(windows, lengths, *fixed)
         self.train(was_training)
-        count, stride = len(joined), self.frames_per_snippet
         length = frames or count * (stride or 0)
         edges = snippet_edges(count, int(length), stride) if length else np.full(count + 1, np.nan)
         curve = smooth_scores(self.sampling.restore(anomaly[0], count), self.smooth)

@@ -83,7 +83,9 @@ def training_series(
     series = []
     if losses is not None:
         terms = losses.drop(columns=["epoch", "lr"], errors="ignore")
-        series += [("Training loss", terms, "loss", ""), ("Learning rate", losses.filter(["lr"]), "", "")]
+        # A single step is not a line.
+        marker = "o" if len(losses) == 1 else ""
+        series += [("Training loss", terms, "loss", marker), ("Learning rate", losses.filter(["lr"]), "", marker)]
     if evaluations is not None:
         # As short as a legend needs it: AUC coarse.
         short = {f"{key}{n}": f"{RANKING[key]} {short_branch(n)}" for key in ("auc", "ap", "ano_auc") for n in BRANCHES}
@@ -100,8 +102,10 @@ def fit_steps(axis: "Axes", title: str) -> None:
     """Let the axes of a training plot fit its data; a learning rate begins at 0, so a constant one is a high line."""
     axis.locator_params("x", integer=True)
     axis.yaxis.set_major_formatter("{x:.6g}")
+    if not axis.dataLim.width:
+        axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x0 + 1)
     if title == "Learning rate":
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.dataLim.y1 or None)
 
 
 def draw_training(path: Path, folder: Path) -> None:

@@ -138,7 +138,8 @@ def test_without_classes_without_truth_and_under_another_protocol(tmp_path):
     words = page("a", "clean").words
     assert "detection mAP, as released" in words and not re.search(r"detection mAP \d", words)
     unjudged = page("x", "y")
-    assert "percent" not in unjudged.words and "error A" not in unjudged.words
+    assert "percent" not in unjudged.words and "Error" not in unjudged.words and "error A" not in unjudged.words
+    assert "no truth of frames" in unjudged.words
     assert sum("data-index" in one for one in unjudged.all("tbody")) == COUNT
 
 
@@ -190,3 +191,7 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path):
     refused(tmp_path, ["a", "seeds"], "give the folder of one of its runs (seed1)")
     refused(tmp_path, ["a", "a", "a"], "give two folders")
     refused(tmp_path, ["a", "seeds/seed1"], "no option but --output", "--csv")
+    (tmp_path / "metrics.json").write_text("{}\n")
+    for folders in (["a", "seeds/seed1"], ["a"]):
+        refused(tmp_path, folders, "is not a page and is not replaced", "--output", tmp_path / "metrics.json")
+    assert (tmp_path / "metrics.json").read_text() == "{}\n"

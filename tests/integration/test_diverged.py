@@ -45,7 +45,7 @@ def test_the_step_is_named_with_its_videos_and_not_saved(data, tmp_path, monkeyp
     assert outcome.code == 2 and said in outcome.err and outcome.err.count("error: ") == 1, outcome.err
     with open(data.train_list, newline="") as file:
         known = {row[0].split("/")[-1].rpartition("__")[0] for row in list(csv.reader(file))[1:]}
-    named = outcome.err.split("features of its videos, ")[1].split(" (")[0].split(", ")
+    named = outcome.err.strip().split("clipfusionvad doctor': ")[1].split(" and ")[0].split(", ")
     assert set(named) <= known and len(set(named)) == len(named) > 0
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["progress"]["step"] == 0 and not (tmp_path / "run" / "best.pt").exists()

@@ -59,6 +59,13 @@ def test_scores_know_their_times(trained):
     assert (longer[-7 - FRAMES :] == scores.anomaly[-1]).all()
     with pytest.raises(UserError, match="frames is the number of frames of the video, not 0"):
         model.score_frames(features, 0)
+    for misfit in (1, (count + 2) * FRAMES):
+        with pytest.raises(
+            UserError, match=f"{count} rows of {FRAMES} frames each do not belong to .* {misfit} frames"
+        ):
+            model.score_frames(features, misfit)
+    with pytest.raises(UserError, match="fps is the frame rate of the video, not nan"):
+        model.score_video(features, fps=float("nan"))
 
 
 def test_what_the_loaded_model_cannot_do_is_said_in_one_line(trained):

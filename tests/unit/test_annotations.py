@@ -122,7 +122,7 @@ CSV = "video,frames,label,start,end\n"
         ("Abuse1 Abuse 5 -1\n", ["line 1", "5 -1"]),
         ("Abuse1 Abuse 7 7\n", ["line 1", "7 7", "ends before"]),
         ("Abuse1 Abuse 9 7\n", ["line 1", "9 7"]),
-        ("Abuse1 Abuse 1 2\n\nAbuse1 Abuse 1 3\n", ["line 3", "second time"]),
+        ("Abuse1 Abuse 1 2\n\nAbuse1 Abuse 1 3\n", ["line 3", "second annotation"]),
         ("Abuse1 Abusive 1 2\n", ["line 1", "'Abusive'", "did you mean 'Abuse'"]),
         ("Normal_Videos_1 Normal 1 2\n", ["line 1", "Normal", "1 2"]),
         (".mp4 Abuse 1 2\n", ["line 1", "name of the video is empty"]),
@@ -157,7 +157,7 @@ CSV = "video,frames,label,start,end\n"
         (as_json(video(events=[(5, True)])), ["video 1", "'end_frame'"]),
         (as_json(video(label="Normal")), ["video 1", "Normal"]),
         (as_json(video(events=[])), ["video 1", "no interval"]),
-        (as_json(video(), video(frames=99)), ["video 2", "second time"]),
+        (as_json(video(), video(frames=99)), ["video 2", "second annotation"]),
         ("[" * 100_000, ["JSON"]),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipfusionvad.engine.evaluator import VideoScores
 from clipfusionvad.io.errors import UserError
-from clipfusionvad.io.files import check_writable, write_text
+from clipfusionvad.io.files import check_page, check_writable, write_text
 from clipfusionvad.metrics import bootstrap
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.csv_tables import video_table
@@ -25,9 +25,9 @@ from clipfusionvad.tools.tables.compare import by_name, check_paired, difference
 
 _NOTE = (
     "Anomaly scores of the first branch over time, from 0 to 1. Click a video to enlarge its curves. Distance: mean "
-    "difference between the two curves over the frames; the video where it is largest comes first. Error: mean "
-    "difference between a curve and the truth (0 or 1); where B − A is negative, B is closer to the truth."
+    "difference between the two curves over the frames; the video where it is largest comes first."
 )
+_ERROR = " Error: mean difference between a curve and the truth (0 or 1); where B − A is negative, B is closer to it."
 
 
 def write_comparison(one: Path, two: Path, output: Path | None = None) -> Path:
@@ -48,6 +48,7 @@ def write_comparison(one: Path, two: Path, output: Path | None = None) -> Path:
     names = [folder.resolve().relative_to(above).as_posix() for folder in folders]
     output = output or Path(os.path.relpath(above)) / ("_vs_".join(names).replace("/", "_") + ".html")
     check_writable(output)
+    check_page(output)
     sides = [f"{side} {name}" for side, name in zip("AB", names, strict=True)]
     pages = {side: folder / PAGE for side, folder in zip(sides, folders, strict=True)}
     place = output.parent.resolve()
@@ -61,7 +62,8 @@ def comparison_page(tests: Sequence[TestResult], sides: Sequence[str], links: Ma
     options = [tested.options for tested in tests]
     facts = [f"{side}: {own.get('method')}" for side, own in zip(sides, options, strict=True)]
     facts += [f"{len(tests[0].scores)} test videos of {tests[0].videos.dataset.title}", "last: the options that differ"]
-    demo = any(own.get("demo") for own in options)
+    demo, judged = any(own.get("demo") for own in options), bool(tests[0].videos.truth)
+    facts += [] if judged else ["no truth of frames: the curves are compared, but no metrics"]
     keys = sorted({*options[0], *options[1]} - PLACES | {"seed", "model_path"})
     pairs = [(key, [str(own.get(key, "-")) for own in options]) for key in keys]
     videos, scores = _videos(tests, sides)
@@ -71,9 +73,9 @@ def comparison_page(tests: Sequence[TestResult], sides: Sequence[str], links: Ma
         facts=facts,
         links=links,
         lines=["made-up data: numbers say nothing about the method"] if demo else [],
-        numbers=_numbers(tests) if scores["spans"] else None,
+        numbers=_numbers(tests) if judged else None,
         videos=videos,
-        videos_note=_NOTE,
+        videos_note=_NOTE + _ERROR * judged,
         scores=scores,
         options=[(key, f"A {one} · B {two}") for key, (one, two) in pairs if one != two],
         **dict.fromkeys(("ranking", "classes", "confusion", "detection", "training", "environment")),
