@@ -176,3 +176,22 @@ def test_score_and_class_are_named_wherever_they_stand(tmp_path, scored, place):
     flags = ["--checkpoint", place / "vadclip.pt", "--output", tmp_path / "out", "--threshold", 0]
     out = detect([place / "video.mp4", *flags]).out
     assert re.search(r"video: class \w+ 0\.\d\d( \(unsure\))?, anomaly score 0\.\d\d; highest score", out), out
+
+
+def test_a_page_links_the_files_beside_it(scored):
+    folder = scored("out")
+    text = (folder / "video.html").read_text(encoding="utf-8")
+    linked = set(re.findall(r'<a href="([^"]+)" download>', text))
+    assert linked == {path.name for path in folder.iterdir() if path.suffix in (".json", ".csv", ".png")} - {
+        "index.csv"
+    }
+
+
+@pytest.mark.parametrize("other", ["index", "video_seconds", "video_annotated"])
+def test_videos_whose_results_would_be_one_file_are_refused(place, tmp_path, other):
+    (tmp_path / "videos").mkdir()
+    for name in ("video", other):
+        (tmp_path / f"videos/{name}.mp4").symlink_to(place / "video.mp4")
+    outcome = detect([tmp_path / "videos", "--checkpoint", place / "vadclip.pt", "--output", tmp_path / "out"])
+    assert outcome.code == 2 and f"{other}.mp4 and those of" in outcome.err and outcome.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

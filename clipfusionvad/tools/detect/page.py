@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from clipfusionvad.engine.run_folder import BEST, LAST
 from clipfusionvad.extraction.decode import VideoInfo
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_json, read_text, write_csv, write_json, write_text
@@ -30,6 +31,9 @@ from clipfusionvad.tools.detect.config import CHUNK
 ANOMALY = "anomaly"
 CURVE_COLOUR, THRESHOLD_COLOUR, TRUTH_COLOUR = "#1f4e79", "#888888", "#444444"
 DIGITS = 6
+_SECONDS, _SEGMENTS, ANNOTATED = "_seconds", "_segments", "_annotated"
+#: What follows the name of a video in the names of some of its results.
+ENDINGS = (_SECONDS, _SEGMENTS, ANNOTATED)
 _NAV = re.compile(r'<nav class="pages">.*?</nav>', re.DOTALL)
 _INDEX = ["name", "verdict", "max_score", "segments", "seconds", "confidence", "class_probability", "class_unsure"]
 
@@ -107,8 +111,9 @@ def write_detection(
 
     ``settings`` describe how they were made; ``video`` is the path of the video relative to the page.
     """
-    stem, seconds = str(folder / name), found.seconds
-    title = f"{Path(name).name} · {Path(settings['checkpoint']).name}"
+    stem, seconds, own, model = str(folder / name), found.seconds, Path(name).name, Path(settings["checkpoint"])
+    # Weights in the folder of a run are named after it.
+    title = f"{own} · {model.parent.name + '/' if model.name in (BEST, LAST) else ''}{model.name}"
     verdict = max(found.segments, key=lambda segment: segment.confidence, default=None)
     record = {
         "video": asdict(found.info) | {"frames_read": found.frames, "seconds": round(float(seconds[-1]), DIGITS)},
@@ -127,10 +132,10 @@ def write_detection(
             "classes": {label: column.tolist() for label, column in found.by_label.items()} or None,
         },
     }
-    for table, ending in zip(found.tables(), ("", "_seconds"), strict=True):
+    for table, ending in zip(found.tables(), ("", _SECONDS), strict=True):
         write_text(f"{stem}{ending}.csv", table.round(DIGITS).to_csv(lineterminator="\n"))
     header = [field.name for field in fields(Segment)]
-    write_csv(f"{stem}_segments.csv", header, [[*asdict(segment).values()] for segment in found.segments])
+    write_csv(f"{stem}{_SEGMENTS}.csv", header, [[*asdict(segment).values()] for segment in found.segments])
     draw_scores(Path(f"{stem}.png"), title, found)
     info, length = found.info, float(seconds[-1])
     facts = {"length": short_clock(length), "video": f"{info.width}×{info.height}, {info.fps:.6g} fps, {info.codec}"}
@@ -138,6 +143,7 @@ def write_detection(
     page = render(
         "detection.html.j2",
         title=title,
+        files=[f"{own}{ending}" for ending in (".json", ".csv", f"{_SECONDS}.csv", f"{_SEGMENTS}.csv", ".png")],
         video=video,
         seconds=middles,
         anomaly=found.anomaly.astype(np.float64).round(4).tolist(),

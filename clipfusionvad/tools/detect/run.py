@@ -25,7 +25,15 @@ from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import CHUNK, DetectConfig, ModelOptions
 from clipfusionvad.tools.detect.model import DetectionModel
-from clipfusionvad.tools.detect.page import Detection, index_row, read_record, write_detection, write_index
+from clipfusionvad.tools.detect.page import (
+    ANNOTATED,
+    ENDINGS,
+    Detection,
+    index_row,
+    read_record,
+    write_detection,
+    write_index,
+)
 from clipfusionvad.tools.detect.stream import StreamSource, watch
 from clipfusionvad.tools.detect.truth import Interval, place_intervals, read_intervals
 
@@ -70,6 +78,12 @@ def _list_videos(given: Sequence[str], output: Path) -> dict[str, str]:
     for source in videos.values():
         if is_address(source):
             raise UserError(f"{source} is not a file: score it with --stream")
+    for name, source in videos.items():
+        others = (name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending))
+        if other := next(
+            (videos[other] for other in others if other in videos), "the list of videos" * (name == "index")
+        ):
+            raise UserError(f"the results of {source} and those of {other} would be in one file: rename the video")
     if not videos:
         raise UserError(f"all videos below {', '.join(given)} are results in {output}: name another --output")
     return videos
@@ -189,7 +203,7 @@ def detect_video(
 def _place_video(path: Path, target: Path, found: Detection, config: DetectConfig) -> str | None:
     """Put the video where its page finds it; return its path from there."""
     if config.annotated:
-        target = target.with_name(f"{target.name}_annotated.mp4")
+        target = target.with_name(f"{target.name}{ANNOTATED}.mp4")
         write_annotated(target, path, found)
     elif config.video == "none" or is_pictures(path):
         return None
