@@ -87,7 +87,11 @@ def load_model(
     where its weights do not show it. The model cannot train: for that, use ``create_model`` and ``load_weights``.
     Raises ``UserError`` for files that cannot be used.
     """
-    settings, file = open_checkpoint(str(path), method, dataset, {"clip": clip, "device": device})
+    try:
+        settings, file = open_checkpoint(str(path), method, dataset, {"clip": clip, "device": device})
+    except SystemExit as error:
+        # The parser has printed which one.
+        raise UserError(f"{path} stores options, or was given some, that are not valid") from error
     model = restore_scorer(settings, file)
     model.labels, model.smooth = tuple(settings.dataset.labels), float(settings.training.smooth)
     model.frames_per_snippet = settings.data.stride

@@ -1,7 +1,6 @@
 """Files of the HuggingFace Hub: ``hf:owner/name/file`` in place of a path, downloaded by ``huggingface_hub``."""
 
 import functools
-import logging
 import re
 from pathlib import Path
 
@@ -30,11 +29,11 @@ def _find(name: str) -> tuple[str, Path]:
         raise UserError(f"{name}: write hf:owner/name/file, hf:owner/name@revision/file or hf:datasets/owner/name")
     datasets, repo, revision, inner = parts.groups(default="")
     try:
-        from huggingface_hub import errors
+        from huggingface_hub import errors, utils
     except ImportError as error:
         raise UserError(f"{name} needs a package that is not installed: pip install huggingface_hub") from error
     # It reports every attempt to reach the Hub; the error at the end is enough.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     place = f"{datasets}{repo}"
     reasons = {
         errors.GatedRepoError: f"ask for access at https://huggingface.co/{place}, then run 'hf auth login'",

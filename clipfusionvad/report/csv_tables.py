@@ -74,7 +74,11 @@ def snippet_table(tested: TestResult) -> "pd.DataFrame":
         for unit, places in (("frame", edges), ("seconds", np.round(edges / tested.videos.dataset.fps, 3))):
             columns |= {f"start_{unit}": places[:-1], f"end_{unit}": places[1:]}
         columns |= {f"score{n}": anomaly for n, anomaly in enumerate(found.anomaly, start=1)}
-        columns |= {} if found.classes is None else dict(zip(labels, found.classes.T, strict=True))
+        if found.classes is not None:
+            # A class may be named as another column.
+            taken = {*columns, "abnormal_frames", "truth"}
+            names = (f"class {label}" if label in taken else label for label in labels)
+            columns |= dict(zip(names, found.classes.T, strict=True))
         parts.append(pd.DataFrame(columns))
     table = pd.concat(parts, ignore_index=True)
     if tested.videos.truth:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from clipfusionvad.datasets import DATASETS
-from clipfusionvad.io.files import check_page, without_nan, write_text
+from clipfusionvad.io.files import check_page, remove_leftovers, without_nan, write_text
 from clipfusionvad.report import PAGE
 from clipfusionvad.report.csv_tables import video_table, write_tables
 from clipfusionvad.report.curves import pool
@@ -92,6 +92,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         write_tables(run)
     output = output or folder / PAGE
     check_page(output)
+    remove_leftovers(output.parent, output.name)
     write_text(output, report_page(run, output.parent))
     return output
 
