@@ -84,7 +84,7 @@ def load_model(
 
     Method, options, classes, text features and smoothing come from the file. CLIP is loaded (``clip``: in place of the
     recorded one) only for files without text features. A file of another project needs ``dataset``, and ``method``
-    where its weights do not show it. The model cannot train: for that, use ``create_model`` and ``load_weights``.
+    where its weights do not show it. To train, use ``create_model`` and ``load_weights``.
     Raises ``UserError`` for files that cannot be used.
     """
     try:

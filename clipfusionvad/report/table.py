@@ -73,18 +73,23 @@ def published(method: str, dataset: str, protocol: str = "paper") -> dict[str, f
     return {key: value for key, value in figures.items() if "map" not in key or "released" in key}
 
 
+def made_up(options: Mapping[str, Any]) -> str:
+    """Return what of a run or test with these options is made up, "" where nothing is."""
+    from clipfusionvad.models.clip import TOY  # here: printing a table does not need torch
+
+    if options.get("demo"):
+        return "the data are made up"
+    return "the weights of CLIP are made up (--clip toy)" if options.get("clip") == TOY else ""
+
+
 def no_comparison(options: Mapping[str, Any], judged: int | None) -> str:
     """Return why the papers' figures may not stand beside a result; "" where they may.
 
     ``options`` are those of the run or test; ``judged`` is ``VideoDataset.judged``, None where it is not known.
     """
-    from clipfusionvad.models.clip import TOY  # here: printing a table does not need torch
-
     benchmark = DATASETS.get(str(options.get("dataset")))
-    if options.get("demo"):
-        return "the data are made up"
-    if options.get("clip") == TOY:
-        return "the weights of CLIP are made up (--clip toy)"
+    if reason := made_up(options):
+        return reason
     if judged == 0:
         return "whole videos are judged, not frames"
     if judged is None:

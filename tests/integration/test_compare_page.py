@@ -150,7 +150,7 @@ def test_without_classes_without_truth_and_under_another_protocol(tmp_path):
         ("moved", "different truth (<img"),
         ("longer", "different truth (<img"),
         ("cut", "were tested on other features: <img"),
-        ("unjudged", "and 0 frames)"),
+        ("unjudged", "and 0 of 0)"),
         ("label", "different labels (v11"),
         ("dataset", "different classes (UCF-Crime, ShanghaiTech)"),
     ],

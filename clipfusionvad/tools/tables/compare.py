@@ -240,7 +240,8 @@ def _mismatch(first: VideoDataset, second: VideoDataset) -> str:
         spans = [truth and (truth.segments[index], truth.labels[index]) for truth in truths]
         frames = [truth.frames[index] if truth else np.empty(0) for truth in truths]
         if spans[0] != spans[1] or not np.array_equal(frames[0], frames[1]):
-            return f"truth ({one.video}: {len(frames[0])} and {len(frames[1])} frames)"
+            counts = [f"{int(own.sum())} of {len(own)}" for own in frames]
+            return f"truth ({one.video}: other frames are abnormal, {' and '.join(counts)})"
     return ""
 
 

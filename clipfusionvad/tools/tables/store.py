@@ -11,7 +11,7 @@ from clipfusionvad.engine.run_folder import ENVIRONMENT
 from clipfusionvad.io.errors import UserError
 from clipfusionvad.io.files import read_csv, read_json, read_text, write_csv, write_text
 from clipfusionvad.report.formatting import Table, to_markdown
-from clipfusionvad.report.table import published_figures
+from clipfusionvad.report.table import made_up, published_figures
 from clipfusionvad.tools.tables import BEST, CLIPS, DATA, DEMO, FULL_SET
 from clipfusionvad.tools.tables.build import SHORT, TITLES, metric_rows
 from clipfusionvad.tools.tables.collect import Setting
@@ -68,8 +68,8 @@ def _kind(setting: Setting, data: str | None) -> str:
     if setting.demo or data in (None, DEMO):
         what = "is of the demo: it cannot be stored as anything else" if setting.demo else "is not of the demo"
         raise UserError(f"{setting.name} {what}: say by --data what its videos are ({', '.join(DATA)})")
-    if data == FULL_SET and setting.no_comparison:
-        raise UserError(f"{setting.name} cannot be stored as {FULL_SET}: {setting.no_comparison}")
+    if reason := setting.no_comparison if data == FULL_SET else made_up(setting.results[0].options):
+        raise UserError(f"{setting.name} cannot be stored as {data}: {reason}")
     return data
 
 
