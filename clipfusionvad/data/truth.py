@@ -190,11 +190,8 @@ def _read_keyed(
             f"{path} has {factor:.3g} times the frames that the features cover, in all {len(known)} videos: give "
             f"--frames-per-snippet {fitting} (now {size}); {_worst(off)}"
         )
-    doubt = (
-        f"{path}: {'1 video differs' if len(off) == 1 else f'{len(off)} videos differ'} from the features by a snippet or more: {_worst(off)}"
-        if off
-        else ""
-    )
+    differ = "1 video differs" if len(off) == 1 else f"{len(off)} videos differ"
+    doubt = f"{path}: {differ} from the features by a snippet or more: {_worst(off)}" if off else ""
     if off and len({*lengths}) == 1 < len({len(frames) for frames in truth.frames}):
         doubt += f"; {_EQUAL}"
     return truth, doubt
