@@ -22,7 +22,7 @@ $(READY): requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-demo: $(READY)  ## train and test ClipFusionVAD on generated data, in a minute or two on a CPU
+demo: $(READY)  ## train and test ClipFusionVAD on generated data, 15 seconds on a CPU
 	$(BIN)/python -m clipfusionvad demo
 
 matrix: $(READY)  ## train and test every method on generated data of every dataset, in about ten minutes on a CPU

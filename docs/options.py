@@ -4,7 +4,10 @@ A table lies between <!-- options of NAME … --> and <!-- end --> lines; NAME i
 """
 
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clipfusionvad.cli.options import option_file_of
 from clipfusionvad.datasets import DATASETS

@@ -40,6 +40,7 @@ class ReproduceOptions:
     jobs: Annotated[int, Option("trainings at a time; each takes the next GPU", minimum=1)] = 1
     dry_run: Annotated[bool, Option("check the data, print the estimates and commands, and write nothing")] = False
     ignore: Annotated[tuple[str, ...], Option("checks of doctor whose errors do not stop it", metavar="CHECK")] = ()
+    test_crop: Annotated[int | None, Option("crop used for test videos (default: the dataset's)", metavar="K")] = None
     made_up: Annotated[bool, Option("the features are made up, and the table must say so")] = False
 
 
@@ -50,6 +51,7 @@ class Group:
     methods: list[str]
     features: Path
     settings: "Settings"
+    test_crop: int | None
 
 
 def main(argv: list[str]) -> int:
@@ -120,7 +122,7 @@ def _group(option_file: OptionFile, options: ReproduceOptions, flags: Sequence[s
         folder, data, model = feature_folder(options.features, settings), settings.data, settings.model
         inputs = find_method(method).sampling_of(model.options)
         key = folder, data.stride, data.stream_folders, model.feature_width, repr(inputs), _single_label(settings)
-        groups.setdefault(key, Group([], folder, settings)).methods.append(method)
+        groups.setdefault(key, Group([], folder, settings, options.test_crop)).methods.append(method)
     if not groups:
         raise UserError(f"no method with published figures on {dataset.title} can be trained on {options.features}")
     return list(groups.values())
@@ -137,6 +139,7 @@ def _lists_command(group: Group, dataset: str, files: tuple[list[Path], list[Pat
     command += ["--annotations", *map(str, annotations), *(["--split", *map(str, splits)] if splits else [])]
     command += ["--protocol", settings.training.protocol, *(["--single-label"] if _single_label(settings) else [])]
     command += ["--segments", settings.data.segments or "fixed"]
+    command += [] if group.test_crop is None else ["--test-crop", str(group.test_crop)]
     return [*command, "--frames-per-snippet", str(settings.data.frames_per_snippet)]
 
 

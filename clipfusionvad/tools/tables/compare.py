@@ -101,7 +101,7 @@ class Resampler:
         if len(one) == len(two) == 1:
             pairs = [(one[0], two[0])]
         if not pairs:
-            folders = f"{reference[0].parent} and {other[0].parent}"
+            folders = f"{', '.join(map(str, reference))} and {', '.join(map(str, other))}"
             raise UserError(f"{folders} have no seed in common, so there is nothing to pair")
         first, runs = pairs[0][0], [run for pair in pairs for run in pair]
         for run in runs:
@@ -159,15 +159,15 @@ def difference_text(differences: Sequence[Difference]) -> str:
     return f"{to_text(Table(header, rows))}\n{explain(differences)}"
 
 
-def explain(differences: Sequence[Difference]) -> str:
-    """Explain the intervals of differences in words."""
+def explain(differences: Sequence[Difference], of_seeds: bool = True) -> str:
+    """Explain the intervals of differences in words; without ``of_seeds`` those of two single runs."""
     tested = any(one.seed_p is not None for one in differences)
     seeds = "95 % interval by paired t over the seeds" if tested else "not tested, which takes two pairs of seeds"
-    text = (
-        f"videos: 95 % percentile interval of the difference over {max(one.resamples for one in differences)} paired "
-        f"resamples of the test videos, metrics averaged over seeds; seeds: {seeds}; "
-        f"p is two-sided and not corrected for the number of comparisons"
-    )
+    count = max(one.resamples for one in differences)
+    text = f"95 % percentile interval of the difference over {count} paired resamples of the test videos"
+    if of_seeds:
+        text = f"videos: {text}, metrics averaged over seeds; seeds: {seeds}"
+    text += "; p is two-sided and not corrected for the number of comparisons"
     skipped = max(one.skipped for one in differences)
     return text + (f"; up to {skipped} resamples in which a metric has no value were left out" if skipped else "")
 

@@ -97,7 +97,7 @@ def _numbers(tests: Sequence[TestResult]) -> dict[str, Any]:
         )
         for own in found
     ]
-    notes = [explain(found)] if found else []
+    notes = [explain(found, of_seeds=False)] if found else []
     return {"cards": [], "columns": ["A", "B", "B − A", "95 % interval", "p"], "rows": rows, "notes": notes}
 
 
