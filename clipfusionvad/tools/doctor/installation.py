@@ -100,7 +100,7 @@ def clip_weights(machine: Installation) -> Iterator[Finding]:
     files = list(cache.glob("*.pt"))
     if not files:
         what = f"no CLIP weights in {cache}: they are downloaded on first use"
-        yield Finding(NOTE, what, "python -m clipfusionvad clip ViT-B/16; it says what to do without a network")
+        yield Finding(NOTE, what, "run python -m clipfusionvad clip ViT-B/16; without a network, it says what to do")
     for path in files:
         if path.stat().st_size < 2**26:
             yield Finding(WARNING, "too small for weights of CLIP", "python -m clipfusionvad clip NAME", str(path))
