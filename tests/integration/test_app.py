@@ -12,12 +12,13 @@ import pytest
 from made_videos import write_video
 from small_detect import detect, write_model
 from test_browser import FLAGS, NEEDED, PROGRAM
+from test_build_lists import SHARED
 from tiny import quietly
 
 from clipfusionvad.__main__ import main as package_main
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL = ROOT.parent / "shared/data/ucf_clips/Fighting033_x264.mp4"
+REAL = SHARED / "data/ucf_clips/Fighting033_x264.mp4"
 CLIPS = [
     "made",
     pytest.param("real", marks=pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not here")),
