@@ -1,4 +1,4 @@
-"""Download or check CLIP ahead of time; without a name, list OpenAI's models and which of them are here."""
+"""Download CLIP, or check its file. Without a name, list OpenAI's models and which of them are downloaded."""
 
 from clipfusionvad.cli.parser import Parser
 

@@ -206,8 +206,8 @@ class _ArchiveUnpickler(RestrictedUnpickler):
 def find_state_dict(content: Any, path: str | Path, what: str) -> dict[str, Tensor]:
     """Return the state dict in what ``read_checkpoint`` gave, out of wrappers such as {"model": …}; arrays as tensors.
 
-    A dict under an unknown key is used if it is the only one that holds weights. Raises ``UserError`` if there is no
-    state dict, if there are several, or if one of its values is not a tensor of real numbers.
+    A dict under an unknown key is used if it is the only one that holds weights. Raises ``UserError`` if the content
+    lacks a state dict or holds several, or if one of its values is not a tensor of real numbers.
     """
     import torch
 

@@ -2,6 +2,7 @@
 
 import functools
 
+from made_videos import write_video
 from tiny import METHOD_FLAGS, SHARED_FLAGS, quietly, strings
 
 from clipfusionvad.__main__ import main as package_main
@@ -10,6 +11,23 @@ from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.checkpoint import make_hparams, model_content, state_without_clip
 from clipfusionvad.engine.setup import build_model
 from clipfusionvad.io.files import write_torch
+
+#: Frames of the video of ``make_place``.
+FRAMES = 70
+
+
+def make_place(folder):
+    """Write a video and a model, and return their folder."""
+    write_video(folder / "video.mp4", FRAMES)
+    write_model(folder / "vadclip.pt", "vadclip")
+    return folder
+
+
+def score(video, model, output, *flags):
+    """Score a video and return the folder of the results."""
+    outcome = detect([video, "--checkpoint", model, "--device", "cpu", "--output", output, *flags])
+    assert outcome.code == 0, outcome.err
+    return output
 
 
 def write_model(path, method, dataset=UCF):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from made_videos import plain_event_rows, plain_rows, write_sound, write_video
-from small_detect import detect, write_model
+from small_detect import FRAMES, detect, make_place, score, write_model
 from tiny import METHOD_FLAGS, WIDTH, skip_without_packages
 
 from clipfusionvad.datasets import UCF, XD
@@ -19,16 +19,11 @@ from clipfusionvad.metrics.segments import Thresholds
 from clipfusionvad.models.clip import image_tower, load_clip
 from clipfusionvad.tools.detect import page
 
-FRAMES = 70
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a model and a video; never written to."""
-    folder = tmp_path_factory.mktemp("detect")
-    write_video(folder / "video.mp4", FRAMES)
-    write_model(folder / "vadclip.pt", "vadclip")
-    return folder
+    return make_place(tmp_path_factory.mktemp("detect"))
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +37,10 @@ def few_pictures(request, monkeypatch):
 def scored(place, tmp_path):
     """Score the video and return the folder of the results, ``tmp_path / name``."""
 
-    def score(name, *flags, video=place / "video.mp4", model=place / "vadclip.pt"):
-        outcome = detect([video, "--checkpoint", model, "--device", "cpu", "--output", tmp_path / name, *flags])
-        assert outcome.code == 0, outcome.err
-        return tmp_path / name
+    def scored(name, *flags, video=place / "video.mp4", model=place / "vadclip.pt"):
+        return score(video, model, tmp_path / name, *flags)
 
-    return score
+    return scored
 
 
 @pytest.fixture

@@ -10,36 +10,28 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_videos import picture, write_video
-from small_detect import detect, write_model
+from small_detect import FRAMES, detect, make_place, score
 
 from clipfusionvad.datasets import UCF
 from clipfusionvad.extraction.decode import VideoInfo
 from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect import page
 
-FRAMES = 70
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a model and a video; never written to."""
-    folder = tmp_path_factory.mktemp("detect")
-    write_video(folder / "video.mp4", FRAMES)
-    write_model(folder / "vadclip.pt", "vadclip")
-    return folder
+    return make_place(tmp_path_factory.mktemp("detect"))
 
 
 @pytest.fixture
 def scored(place, tmp_path):
     """Score a video and return the folder of the results, ``tmp_path / name``."""
 
-    def score(name, *flags, video=place / "video.mp4"):
-        model = ["--checkpoint", place / "vadclip.pt", "--device", "cpu"]
-        outcome = detect([video, *model, "--output", tmp_path / name, *flags])
-        assert outcome.code == 0, outcome.err
-        return tmp_path / name
+    def scored(name, *flags, video=place / "video.mp4"):
+        return score(video, place / "vadclip.pt", tmp_path / name, *flags)
 
-    return score
+    return scored
 
 
 def described(folder, name="video"):

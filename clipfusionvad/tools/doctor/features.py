@@ -106,7 +106,7 @@ def reference_features(scan: DatasetScan) -> Iterator[Finding]:
 
 
 def row_order(scan: DatasetScan) -> Iterator[Finding]:
-    """Rows are not in order of time: sorted as text (0, 1, 10, …), or neighbours are no more alike than others."""
+    """Rows are not in order of time: they are sorted as text (0, 1, 10, …), or shuffled."""
     for listed in scan.lists:
         measured = [(row, row.features.order) for row in listed.read if row.features.order]
         typical = float(np.median([order.variation for _, order in measured])) if measured else 0.0
@@ -122,7 +122,7 @@ def row_order(scan: DatasetScan) -> Iterator[Finding]:
             advice = "sort the parts by number, not by name, and make the files again"
             yield _out_of_order(ERROR, by_name, judged, what, advice)
         elif len(by_chance) >= FAR_MORE * unclear:
-            what = "in random order: neighbouring rows are no more alike than rows far apart"
+            what = "in random order: neighbouring rows differ as much as distant ones"
             yield _out_of_order(WARNING, by_chance, judged, what, "were they shuffled, or not sorted by time?")
 
 

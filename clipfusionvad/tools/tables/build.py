@@ -39,7 +39,7 @@ class MetricRow:
 
     ``low`` and ``high`` bound a 95 % interval of the mean over "seeds" (Student's t) or of one run over test "videos"
     (bootstrap), as ``interval`` says. ``inside``: whether the ``paper``'s figure lies in it. None means unknown.
-    ``note``: what else a reader must know, such as why there is no interval.
+    ``note``: a remark on the setting, for example why it has no interval.
     """
 
     cell: str
