@@ -21,11 +21,9 @@ from clipfusionvad.metrics.segments import Thresholds, find_segments
 from clipfusionvad.tools.detect.annotate import write_annotated
 from clipfusionvad.tools.detect.config import ModelOptions, SegmentOptions
 from clipfusionvad.tools.detect.model import DetectionModel
-from clipfusionvad.tools.detect.page import Detection, write_detection
+from clipfusionvad.tools.detect.page import ANNOTATED, FILES, Detection, write_detection
 from clipfusionvad.tools.detect.run import detect_video
 
-#: What can be downloaded, by the ends of the names.
-FILES = (".json", ".csv", "_seconds.csv", "_segments.csv", ".png")
 # The page of a result is as high as its content, so that only the whole page scrolls.
 _FIT = """new ResizeObserver(() => {this.style.height = this.contentDocument.documentElement.offsetHeight + "px"})
 .observe(this.contentDocument.body)"""
@@ -52,7 +50,7 @@ class Scored:
         found = replace(was, info=info, thresholds=thresholds, segments=segments)
         link_or_copy(self.source, video := self.folder / self.source.name)
         if annotated:
-            write_annotated(video := self.folder / f"{stem}_annotated.mp4", self.source, found)
+            write_annotated(video := self.folder / f"{stem}{ANNOTATED}.mp4", self.source, found)
         write_detection(self.folder, stem, found, self.settings, video.name)
         url = f"gradio_api/file={quote(str(self.folder / stem))}"
         links = (f"<a href='{url}{ending}' download>{escape(stem)}{ending}</a>" for ending in FILES)

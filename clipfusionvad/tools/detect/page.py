@@ -34,6 +34,8 @@ DIGITS = 6
 _SECONDS, _SEGMENTS, ANNOTATED = "_seconds", "_segments", "_annotated"
 #: What follows the name of a video in the names of some of its results.
 ENDINGS = (_SECONDS, _SEGMENTS, ANNOTATED)
+#: How the names of the files beside a video's page end.
+FILES = (".json", ".csv", f"{_SECONDS}.csv", f"{_SEGMENTS}.csv", ".png")
 _NAV = re.compile(r'<nav class="pages">.*?</nav>', re.DOTALL)
 _INDEX = ["name", "verdict", "max_score", "segments", "seconds", "confidence", "class_probability", "class_unsure"]
 
@@ -143,7 +145,7 @@ def write_detection(
     page = render(
         "detection.html.j2",
         title=title,
-        files=[f"{own}{ending}" for ending in (".json", ".csv", f"{_SECONDS}.csv", f"{_SEGMENTS}.csv", ".png")],
+        files=[f"{own}{ending}" for ending in FILES],
         video=video,
         seconds=middles,
         anomaly=found.anomaly.astype(np.float64).round(4).tolist(),
