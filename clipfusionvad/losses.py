@@ -137,6 +137,14 @@ def segment_losses(
     }
 
 
+def ranking_loss(normal: Tensor, anomalous: Tensor, margin: float = 1.0) -> Tensor:
+    """Mean of max(0, margin − a_i + n_i) over pairs: bag scores n of normal and a of anomalous videos, (B,).
+
+    Source: Sultani et al. (CVPR 2018), eq. 6.
+    """
+    return F.relu(margin - anomalous + normal).mean()
+
+
 def class_shares(targets: Tensor) -> Tensor:
     """Return the share of each anomalous class in a video's label: targets (B, C) → (B, C−1), rows of sum 1 or 0."""
     return targets[:, 1:].float() / targets[:, 1:].sum(dim=1, keepdim=True).clamp(min=1)

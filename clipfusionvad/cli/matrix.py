@@ -13,6 +13,7 @@ from tqdm import tqdm
 from clipfusionvad.cli.demo import demo_run, run_demo
 from clipfusionvad.cli.parser import Parser
 from clipfusionvad.datasets import DATASETS, Dataset, find_dataset
+from clipfusionvad.engine.run_folder import LOSSES
 from clipfusionvad.io.errors import warn
 from clipfusionvad.io.files import write_text
 from clipfusionvad.models import method_names
@@ -25,19 +26,24 @@ METRICS = {"auc1": "AUC", "ap1": "AP", "ano_auc1": "Ano-AUC", "mauc": "mAUC", "m
 
 @dataclass(frozen=True)
 class DemoResult:
-    """One method on one dataset: mean loss of the first and the last epoch, metrics before and after training."""
+    """One method on one dataset: mean loss of the first and the last epoch, metrics before and after training.
+
+    The losses are None for a method that has nothing to train.
+    """
 
     method: str
     dataset: Dataset
-    first_loss: float
-    last_loss: float
+    first_loss: float | None
+    last_loss: float | None
     untrained: Mapping[str, Any]
     trained: Mapping[str, Any]
     seconds: float
 
     @property
     def learned(self) -> bool:
-        """Whether the loss fell and AUC and AP of the main branch rose."""
+        """Whether the loss fell and AUC and AP of the main branch rose, if there was something to train."""
+        if self.first_loss is None or self.last_loss is None:
+            return True
         rose = all(self.trained[key] > self.untrained[key] for key in ("auc1", "ap1"))
         return rose and self.last_loss < self.first_loss
 
@@ -55,9 +61,13 @@ class DemoResult:
     def line(self) -> str:
         mark = "" if self.learned else "  DID NOT LEARN"
         return (
-            f"{self.method:14} {self.dataset.title:14} loss {self.first_loss:7.3f} → {self.last_loss:7.3f}   "
+            f"{self.method:14} {self.dataset.title:14} loss {self.losses:17}   "
             f"AUC {self.change('auc1')}   AP {self.change('ap1')}   {self.seconds:4.0f} s{mark}"
         )
+
+    @property
+    def losses(self) -> str:
+        return "nothing to train" if self.first_loss is None else f"{self.first_loss:.2f} → {self.last_loss:.2f}"
 
     def change(self, key: str) -> str:
         """Return a metric before and after training, in percent."""
@@ -101,9 +111,12 @@ def _run_pair(method: str, dataset: Dataset) -> DemoResult:
     results = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     import pandas as pd
 
-    losses = pd.read_csv(run / "losses.csv").groupby("epoch")["loss"].mean()
+    first = last = None
+    if (run / LOSSES).stat().st_size:
+        losses = pd.read_csv(run / LOSSES).groupby("epoch")["loss"].mean()
+        first, last = losses.iloc[0], losses.iloc[-1]
     seconds = time.perf_counter() - start
-    return DemoResult(method, dataset, losses.iloc[0], losses.iloc[-1], results["untrained"], results["best"], seconds)
+    return DemoResult(method, dataset, first, last, results["untrained"], results["best"], seconds)
 
 
 def matrix_csv(results: Sequence[DemoResult]) -> str:
@@ -130,7 +143,7 @@ def matrix_text(results: Sequence[DemoResult]) -> str:
     for result in results:
         marks = "".join(f"[{notes.index(note) + 1}]" for note in result.notes)
         failed = "" if result.learned else " DID NOT LEARN"
-        text = f"{result.change('auc1')} ({result.first_loss:.2f} → {result.last_loss:.2f}) {marks}{failed}".strip()
+        text = f"{result.change('auc1')} ({result.losses}) {marks}{failed}".strip()
         entries[result.method, result.dataset.title] = text
     methods, datasets = (dict.fromkeys(names) for names in zip(*entries, strict=True))
     rows = [[method, *(entries.get((method, title), "") for title in datasets)] for method in methods]

@@ -165,6 +165,10 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
     if start:
         setup.load_initial_weights(model, settings, start, clip)
     data.clip = clip and clip.text_tower
+    if not model.trained:
+        # Its model file and its run are written all the same, so that it is tested and compared like any other.
+        print(f"{model.name} has nothing to train: it is tested as it is")
+        training = replace(training, max_epoch=0, select=LAST_WEIGHTS)
     compile_model(model, settings.device.compile)
     bags = BagDataset(data.entries, dataset, model.sampling, width, seed, data.packed)
     rows = np.arange(len(data.entries))
@@ -178,6 +182,8 @@ def build_trainer(settings: Settings, data: TrainingData) -> tuple[Trainer, list
             setup.check_list(path, selection_set.entries, None, width, read, "held-out features", data.sources)
         judge = evaluate_videos
     normal, size = bags.targets[rows, 0] > 0, training.batch_size
+    if model.paired and not training.balanced:
+        raise UserError(f"{model.name} pairs normal with anomalous videos: train it with --balanced")
     plan: BalancedBatchSampler | ShuffledBatchSampler = ShuffledBatchSampler(rows, size, seed)
     if training.balanced:
         plan = BalancedBatchSampler(rows[normal], rows[~normal], size, seed, training.cycle)

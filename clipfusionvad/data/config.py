@@ -44,6 +44,13 @@ class DataConfig:
             "which frames are judged and how text annotations are read: docs/datasets.md (default: as the truth is)"
         ),
     ] = None
+    test_crops: Annotated[
+        str,
+        Option(
+            "score the listed crop of a test video, or the mean over all files NAME__k.npy beside it",
+            choices=("listed", "all"),
+        ),
+    ] = "listed"
     check: Annotated[bool, Option("read and check every feature before the start")] = True
     packed: Annotated[bool, Option("use the features packed by 'pack', where there are any")] = True
     packed_dir: Annotated[str | None, Option("the --output folder of 'pack' (default: beside the lists)")] = None

@@ -136,6 +136,29 @@ def _beside(path: Path, first: str, other: str) -> Path:
     raise UserError(f"{moved} not found beside {path}; --stream-folders sets their folders (now {first} {other})")
 
 
+def crops_of(entry: Entry) -> list[Entry]:
+    """Return an entry for each crop of a video: of the files NAME__k.npy beside the listed one, by their numbers."""
+    if entry.packed is not None:
+        raise UserError("--test-crops all reads the files of the crops, and the list is packed: add --no-packed")
+    if entry.crop is None:
+        raise UserError(f"--test-crops all: {entry.path.name} is not named NAME__k.npy, so its crops are not known")
+    numbers = {
+        int(found[1])
+        for path in entry.path.parent.iterdir()
+        if (found := split_crop(path.stem))[0] == entry.video
+        and found[1] is not None
+        and path.suffix == entry.path.suffix
+    }
+    return [
+        replace(
+            entry,
+            path=entry.path.with_name(f"{entry.video}__{number}{entry.path.suffix}"),
+            further=tuple(path.with_name(f"{entry.video}__{number}{path.suffix}") for path in entry.further),
+        )
+        for number in sorted(numbers)
+    ]
+
+
 def write_list(path: str | Path, entries: Iterable[Entry]) -> None:
     write_csv(path, ("path", "label"), ((entry.path.as_posix(), entry.label) for entry in entries))
 

@@ -20,6 +20,8 @@ class Sampling(Protocol):
 
     #: Whether training inputs are rows drawn at random; else a video always gives the same input.
     is_random: ClassVar[bool]
+    #: Whether a test input is a whole video, of any length, and not T snippets.
+    is_whole: ClassVar[bool]
 
     def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the rows (T,) of a training input from a video of ``count`` snippets, if ``is_random``."""
@@ -46,6 +48,7 @@ class WindowSampling:
 
     length: int
     is_random: ClassVar[bool] = False
+    is_whole: ClassVar[bool] = False
 
     def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} is not random")
@@ -84,6 +87,7 @@ class GridSampling:
     segments: int
     frames: int
     is_random: ClassVar[bool] = True
+    is_whole: ClassVar[bool] = False
 
     @property
     def length(self) -> int:
@@ -120,6 +124,44 @@ class GridSampling:
     def tensor_restore(self, rows: Tensor, count: int) -> Tensor:
         grid = rows.unflatten(0, (-1, self.segments, self.frames))
         return grid.transpose(0, 1).reshape(rows.shape).narrow(0, 0, count)
+
+
+@dataclass(frozen=True)
+class SegmentSampling:
+    """Training on T rows of the whole video; testing on the whole video in one piece.
+
+    The T rows are the means of T chunks, where a video of fewer snippets repeats some (DeepMIL, RTFM, UR-DMU), or with
+    ``pick`` T of the video's own rows, evenly spaced, where a shorter one is padded with zeros (PEL4VAD).
+    """
+
+    length: int
+    pick: bool = False
+    is_random: ClassVar[bool] = False
+    is_whole: ClassVar[bool] = True
+
+    def draw_rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} is not random")
+
+    def sample(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        if not self.pick:
+            return average_chunks(features.astype(np.float32), self.length), self.length
+        count = _snippets(features)
+        if count > self.length:
+            rows = np.linspace(0, count - 1, self.length).astype(np.int64)
+            return features[rows].astype(np.float32), self.length
+        return _pad(features, self.length).astype(np.float32), count
+
+    def windows(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return features[None], np.array([_snippets(features)])
+
+    def restore(self, rows: np.ndarray, count: int) -> np.ndarray:
+        return rows
+
+    def tensor_windows(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features[None], torch.full((1,), features.shape[0], device=features.device)
+
+    def tensor_restore(self, rows: Tensor, count: int) -> Tensor:
+        return rows
 
 
 def sample_uniform(features: np.ndarray, length: int) -> tuple[np.ndarray, int]:

@@ -54,7 +54,7 @@ def read_model_file(path: str | Path) -> ModelFile:
         if not isinstance(hparams, dict) or not _are_hparams(hparams):
             raise UserError(f"model file {path} holds no valid hyper-parameters: it is damaged")
         hparams = current_hparams(hparams)
-        text = _text_features(content, len(hparams.get("classes") or ()), path)
+        text = _text_features(content, path)
         return ModelFile(str(path), state, hparams["method"], hparams, content.get("metrics"), text)
     state = without_prefix(state, lambda known: _method_of(known) is not None)
     method = _method_of(state)
@@ -64,17 +64,17 @@ def read_model_file(path: str | Path) -> ModelFile:
         raise UserError(f"model file {path} looks like one of {method}, but lacks a part of it ({error})") from error
 
 
-def _text_features(content: Mapping[str, Any], classes: int, path: Path) -> Tensor | None:
-    """Return the text features (C, E) in a file's content; a safetensors file holds them as lists."""
+def _text_features(content: Mapping[str, Any], path: Path) -> Tensor | None:
+    """Return the text features in a file's content; a safetensors file holds them as lists."""
     if (text := content.get(TEXT_FEATURES)) is None:
         return None
     try:
-        features = torch.as_tensor(text, dtype=torch.float32).reshape(classes, -1)
+        features = torch.as_tensor(text, dtype=torch.float32).reshape(len(text), -1)
         if features.isfinite().all():
             return features
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise UserError(f"model file {path} holds no valid text features of its {classes} classes: it is damaged")
+    raise UserError(f"model file {path} holds no valid text features: it is damaged")
 
 
 def encode_text(model: TextMethod) -> Tensor:

@@ -16,6 +16,7 @@ from clipfusionvad.models import ModelConfig, find_method, method_names
 LAST_WEIGHTS = "last"
 _SEEDS = "in place of --seed: train with each of these, and report mean and deviation"
 _PROTOCOL = "paper: select on the test set, as released; clean: on a held-out part of the training list"
+_RESTART = "paper: an epoch ends with the best weights so far, and after an evaluation it trains on in eval mode"
 #: The value of ``TrainingConfig.smooth`` that lets a training choose it.
 AUTO = "auto"
 _SMOOTH = "smooth scores over time: a Gaussian's standard deviation in snippets; auto: choose it on held-out videos"
@@ -32,12 +33,14 @@ class TrainingConfig:
     batch_size: Annotated[int, Option("videos in a batch; with --balanced, of each kind", minimum=1)]
     balanced: Annotated[bool, Option("as many normal as anomalous videos in a batch")]
     cycle: Annotated[bool, Option("with --balanced, repeat the smaller kind until the larger one is used up")] = False
-    optimizer: Annotated[str, Option("optimizer", choices=("adamw", "adam"))] = "adamw"
+    optimizer: Annotated[str, Option("optimizer", choices=("adamw", "adam", "adadelta"))] = "adamw"
     betas: Annotated[tuple[float, float], Option("decay rates of the moments", minimum=0, below=1)] = (0.9, 0.999)
     weight_decay: Annotated[float, Option("weight decay of the optimizer", minimum=0)] = 0.01
+    clip_grad_norm: Annotated[float | None, Option("largest norm of the gradient (default: any)", above=0)] = None
     eval_every: Annotated[int, Option("samples between evaluations in an epoch; 0: after each epoch", minimum=0)]
     select: Annotated[str, Option("metric that selects the best checkpoint; last: the last one is taken")]
     protocol: Annotated[str, Option(_PROTOCOL, choices=("paper", "clean"))] = "paper"
+    restart_from_best: Annotated[bool, Option(_RESTART)] = True
     holdout: Annotated[float, Option("held-out share of training videos (clean)", above=0, below=1)] = 0.1
     smooth: Annotated[float | str, Option(_SMOOTH, minimum=0, maximum=MOST_SMOOTH, word=AUTO, metavar="SIGMA")] = 0.0
     lr: Annotated[float, Option("learning rate", above=0)]
@@ -45,6 +48,14 @@ class TrainingConfig:
     scheduler_rate: Annotated[float, Option("milestones: factor at each of them", above=0)]
     scheduler_milestones: Annotated[tuple[int, ...], Option("milestones: epochs that end in a drop", minimum=1)]
     warmup_epochs: Annotated[int, Option("cosine: epochs in which the rate rises to --lr", minimum=0)] = 0
+    cosine_epochs: Annotated[
+        int | None, Option("cosine: epoch in which the rate reaches 0 (default: --max-epoch)", minimum=1)
+    ] = None
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the released loop's two habits are kept: ``restart_from_best`` under the protocol "paper"."""
+        return self.protocol == "paper" and self.restart_from_best
 
 
 @dataclass(frozen=True, kw_only=True)

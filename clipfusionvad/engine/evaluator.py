@@ -49,7 +49,8 @@ class VideoScores:
 class VideoDataset:
     """The whole videos of a list, whose features are read once; ``truth`` is None for unannotated videos.
 
-    ``frames_per_snippet`` is None if a snippet is an equal part of its video, which needs ``truth``.
+    ``frames_per_snippet`` is None if a snippet is an equal part of its video, which needs ``truth``. The scores of a
+    video are means over its ``crops``, by default over the one in the list.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class VideoDataset:
         width: int,
         truth: Truth | None = None,
         frames_per_snippet: int | None = FRAMES_PER_SNIPPET,
+        crops: Sequence[Sequence[Entry]] | None = None,
     ):
         self.entries, self.dataset, self.width, self.truth = entries, dataset, width, truth
+        self.crops = crops or [[entry] for entry in entries]
         self.frames_per_snippet = frames_per_snippet
         self._loaded: dict[int, np.ndarray] = {}
 
@@ -128,14 +131,33 @@ def score_videos(
     return scores
 
 
+def mean_scores(scores: Sequence[VideoScores]) -> VideoScores:
+    """Return the mean over the crops of a video."""
+    classes = [crop.classes for crop in scores if crop.classes is not None]
+    return VideoScores(
+        np.mean([crop.anomaly for crop in scores], axis=0), np.mean(classes, axis=0) if classes else None
+    )
+
+
 def score_dataset(
     model: Method, videos: VideoDataset, device: torch.device, precision: str = "fp32"
 ) -> list[VideoScores]:
     """Score a whole set of videos, each process a part of it; all processes get all scores."""
+
+    def score(rows: Sequence[int]) -> list[VideoScores]:
+        """Score some of the videos, of which one crop after another is in memory."""
+        if all(len(videos.crops[row]) == 1 for row in rows):
+            return score_videos(model, videos.load(rows), device, precision)
+        scored = []
+        for row in ProgressBar(rows, "scoring all crops", leave=False):
+            features = [load_entry(crop, videos.width) for crop in videos.crops[row]]
+            scored.append(mean_scores(score_videos(model, features, device, precision)))
+        return scored
+
     if rank_info().world_size == 1:
-        return score_videos(model, videos.features, device, precision)
+        return score(range(len(videos.entries)))
     parts = videos.split(rank_info().world_size)
-    found = gather_objects(score_videos(model, videos.load(parts[rank_info().rank]), device, precision))
+    found = gather_objects(score(parts[rank_info().rank]))
     scores = dict(zip(sum(parts, []), sum(found, []), strict=True))
     return [scores[row] for row in range(len(scores))]
 

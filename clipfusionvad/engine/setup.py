@@ -10,7 +10,7 @@ import torch
 from clipfusionvad.data.config import NO_TRUTH, DataConfig
 from clipfusionvad.data.conventions import find_convention
 from clipfusionvad.data.features import check_features, check_frames, load_entry, recorded_frames
-from clipfusionvad.data.lists import Entry, add_streams, check_repeated, read_list
+from clipfusionvad.data.lists import Entry, add_streams, check_repeated, crops_of, read_list
 from clipfusionvad.data.packed import FEATURES, Store, open_store, store_folder
 from clipfusionvad.data.truth import is_keyed, read_truth
 from clipfusionvad.datasets import Dataset
@@ -90,6 +90,14 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
         check_repeated(data.test_list, entries)
     noted = noted or Sources()
     snippets = check_list(data.test_list, entries, store, model.feature_width, data.check, "test features", noted)
+    crops = None
+    if data.test_crops == "all":
+        crops = [crops_of(entry) for entry in entries]
+        flat, rows = [crop for video in crops for crop in video], [n for n, video in enumerate(crops) for _ in video]
+        found = check_list(data.test_list, flat, None, model.feature_width, data.check, "test features", noted)
+        for crop, row, count in zip(flat, rows, found, strict=True):
+            if count != snippets[row]:
+                raise UserError(f"{crop.path} has {count} snippets, but {entries[row].path} has {snippets[row]}")
     truth = None
     if data.gt_path != NO_TRUTH:
         truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)
@@ -102,7 +110,7 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
         if kind == "normal" and truth:
             effect = "AUC and AP are those of the frames of anomalous videos"
         warn(f"{data.test_list} has no {kind} video: {effect}")
-    return VideoDataset(entries, dataset, model.feature_width, truth, data.stride)
+    return VideoDataset(entries, dataset, model.feature_width, truth, data.stride, crops)
 
 
 def absent_kind(entries: Sequence[Entry], dataset: Dataset) -> str | None:
@@ -125,12 +133,15 @@ def build_model(
 def restore_scorer(settings: Settings, file: ModelFile) -> Method:
     """Build the model of a checkpoint for scoring only, on the CPU, with the text features that the file stores."""
     config, prompts, text = settings.model, settings.dataset.prompts, file.text_features
-    if text is not None and [*file.hparams["classes"].values()] == prompts:
+    method = find_method(config.method)
+    stored = text is not None and [*file.hparams["classes"].values()] == prompts
+    # Some read texts in their losses only.
+    if stored or (method.needs_clip and not issubclass(method, TextMethod)):
         model = build_method(config.method, prompts, None, **config.options)
         # What the model lacks are its text encoders.
         load_model_file(model, file, left=file.state.keys() - model.state_dict().keys())
     else:
-        if find_method(config.method).needs_clip:
+        if method.needs_clip:
             warn(f"{file.path} stores no text features of these classes: loading CLIP to encode them")
         model, _ = restore_model(settings, file)
         text = encode_text(model) if isinstance(model, TextMethod) else None

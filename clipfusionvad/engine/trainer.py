@@ -103,9 +103,9 @@ class Trainer:
     weights (strictly greater than before, starting at 0; "last": the newest weights). An evaluation follows batch i of
     an epoch where i · samples is a multiple of ``config.eval_every`` and i > 0 (released code), or else the epoch.
 
-    The protocol "paper" keeps two habits of the released loop: the rest of an epoch after an evaluation in it trains in
-    eval mode (so BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best weights so
-    far, while the optimizer goes on. Several processes have a trainer each, and all of them take the same decisions.
+    ``config.restarts`` keeps two habits of VadCLIP's loop: the rest of an epoch after an evaluation in it trains in
+    eval mode (BatchNorm uses and keeps its running statistics), and every epoch ends by loading the best weights so
+    far, while the optimizer goes on. Several processes have a trainer each and take the same decisions.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Trainer:
         self.model, self.bags, self.batch_sampler, self.config = model, bags, batch_sampler, config
         self.evaluate, self.hparams, self.device, self.workers = evaluate, hparams, device, workers
         self.training_step: nn.Module = TrainingStep(model, device, precision)
-        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], config)
+        self.optimizer = make_optimizer(model, config, model.stable_branch, model.stable_steps)
         self.scheduler = make_scheduler(self.optimizer, config)
         self.progress = Progress()
         self.selection_set: evaluator.VideoDataset
@@ -192,12 +192,9 @@ class Trainer:
         ):
             for batch in loader:
                 rows = batches[progress.batch]
-                losses = self._step(*batch, len(rows))
+                losses, norm = self._step(*batch, len(rows))
                 progress.batch += 1
                 progress.step += 1
-                gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-                # On the device. It is infinite, too, where its square overflows.
-                norm = torch.nn.utils.get_total_norm(gradients)
                 self._pending.append((progress.step, rows, losses, norm, self.optimizer.param_groups[0]["lr"]))
                 due = self.evaluation_due(progress.batch - 1, len(rows))
                 log_now = not on_gpu or due or progress.batch == len(batches) or len(self._pending) >= GPU_LOG_EVERY
@@ -208,7 +205,7 @@ class Trainer:
                 if due:
                     self._keep_if_best()
                     # The evaluation has put the model into eval mode.
-                    progress.eval_mode = self.config.protocol == "paper"
+                    progress.eval_mode = self.config.restarts
                     self.model.train(not progress.eval_mode)
                 if due or stop:
                     self._save()
@@ -217,17 +214,20 @@ class Trainer:
         if totals:
             tqdm.write(f"{title}: loss {sum(totals) / len(totals):.4f}")
 
-    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int) -> dict[str, Tensor]:
-        """Take an optimizer step on this process's rows of a batch of ``count``; return the loss terms.
+    def _step(self, visual: Tensor, lengths: Tensor, targets: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Take a step on this process's rows of a batch of ``count``; return loss terms and gradient norm.
 
-        They stay on the device: a GPU does not have to wait for their values.
-        """
+        They stay on the device: a GPU does not wait. The norm is infinite, too, where its square overflows."""
         batch = (tensor.to(self.device, non_blocking=True) for tensor in (visual, lengths, targets))
         losses = self.training_step(*batch, count, self.progress.step)
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
+        trained = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([found for p in trained if (found := p.grad) is not None])
+        if self.config.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.config.clip_grad_norm, norm)
         self.optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.detach() for name, loss in losses.items()}, norm
 
     def _log_losses(self, bar: ProgressBar) -> list[float]:
         """Log the steps since the last call and return their total losses.
@@ -268,7 +268,7 @@ class Trainer:
         self.progress.batch, self.progress.eval_mode = 0, False
         if self.progress.epoch == self.config.max_epoch:
             self.last_state = checkpoint.state_without_clip(self.model)
-        if self.config.protocol == "paper" and self.best_state is not None and self.config.select != LAST_WEIGHTS:
+        if self.config.restarts and self.best_state is not None and self.config.select != LAST_WEIGHTS:
             self.model.load_state_dict(self.best_state, strict=False)
 
     def _keep_if_best(self) -> None:
@@ -391,10 +391,10 @@ class Trainer:
         batches = hashlib.sha256(repr((videos, [batch.tolist() for batch in self.batch_sampler.epoch(0)])).encode())
         hparams = {key: value for key, value in self.hparams.items() if key != "clip"}
         config = self.config
-        schedule = {name: getattr(config, name) for name in ("lr", "eval_every", "select", "optimizer", "weight_decay")}
-        schedule |= {"lr_schedule": config.lr_schedule, "warmup_epochs": config.warmup_epochs}
+        names = ("lr", "lr_schedule", "warmup_epochs", "eval_every", "select", "optimizer", "weight_decay")
+        schedule = {name: getattr(config, name) for name in (*names, "clip_grad_norm")}
         schedule |= {"betas": list(config.betas), "milestones": list(config.scheduler_milestones)}
-        schedule |= {"rate": config.scheduler_rate, "paper": config.protocol == "paper"}
-        # A cosine falls until the last epoch: with more epochs all rates differ.
-        schedule |= {"max_epoch": config.max_epoch} if config.lr_schedule == "cosine" else {}
+        schedule |= {"rate": config.scheduler_rate, "paper": config.restarts}
+        # A cosine falls until its last epoch: with more epochs all rates differ.
+        schedule |= {"max_epoch": config.cosine_epochs or config.max_epoch} if config.lr_schedule == "cosine" else {}
         return {"model": hparams, "schedule": schedule, "training list or batch order": batches.hexdigest()}

@@ -11,6 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
@@ -84,11 +85,18 @@ class Method(nn.Module, ABC):
     needs_clip: ClassVar[bool] = False
     #: Whether its published lists leave out videos of several classes.
     single_label: ClassVar[bool] = False
+    #: Whether there is something to train.
+    trained: ClassVar[bool] = True
+    #: Whether its losses pair the rows of a batch's normal first half with those of the anomalous second half.
+    paired: ClassVar[bool] = False
+    #: How the names of parameters begin that ``engine.optimizer.StableAdamW`` trains, in ``stable_steps`` steps.
+    stable_branch: ClassVar[str] = ""
     #: Buffers that ``set_normal_centroid`` fills; NaN until then.
     centroid_buffers: ClassVar[tuple[str, ...]] = ()
 
     visual_length: int
     visual_width: int
+    stable_steps: int = 0
     #: The names of the classes in scores: the prompts; ``load_model`` puts the labels of the dataset in their place.
     labels: tuple[str, ...] = ()
     #: How ``score_video`` reads features, as a test does: the frames that a row covers (None: an equal part of the
@@ -140,6 +148,8 @@ class Method(nn.Module, ABC):
     @property
     def windows_at_once(self) -> int:
         """How many test inputs are scored in one forward pass."""
+        if self.sampling.is_whole:
+            return 1
         device = next(self.parameters()).device.type
         return max(1, SNIPPETS_AT_ONCE.get(device, SNIPPETS_AT_ONCE["cuda"]) // self.sampling.length)
 
@@ -270,7 +280,7 @@ class Method(nn.Module, ABC):
         self, windows: np.ndarray, lengths: np.ndarray, *fixed: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Score windows (N, T, D) of ``lengths`` (N,) in bounded memory: anomaly (branches, N·T), classes (N·T, C)."""
-        device, at_once = next(self.parameters()).device, self.windows_at_once
+        device, at_once = next(chain(self.parameters(), self.buffers())).device, self.windows_at_once
         anomaly, classes = [], []
         for start in range(0, len(windows), at_once):
             chosen = slice(start, start + at_once)
@@ -304,9 +314,16 @@ class TextMethod(Method):
 
     def store_text(self, text: Tensor) -> None:
         """Score with these text features (C, E) from now on, without CLIP's text tower; the model cannot train then."""
+        if len(text) != self.text_count:
+            raise UserError(f"{self.name} reads the features of {self.text_count} texts, but {len(text)} are stored")
         self.eval().register_buffer("stored_text", text, persistent=False)
         self._modules.pop("clipmodel", None)
         setattr(self, "encode_text", self._give_stored_text)  # noqa: B010
+
+    @property
+    def text_count(self) -> int:
+        """How many texts ``encode_text`` encodes."""
+        return len(self.labels)
 
     def _give_stored_text(self) -> Tensor:
         return self.stored_text

@@ -16,5 +16,5 @@ class VadCLIP(DualBranch):
 
     @classmethod
     def matches_state_dict(cls, state: Mapping[str, Tensor]) -> bool:
-        others = ("u_head_video.weight", "distilbert_model.")
+        others = ("u_head_video.weight", "distilbert_model.", "clip_adapter.")
         return "gc1.weight" in state and not any(key.startswith(others) for key in state)

@@ -33,6 +33,10 @@ SHARED_FLAGS = ["--clip", "toy", "--embed-dim", WIDTH, "--visual-width", WIDTH, 
 SMALL = {"visual_length": LENGTH, "attn_window": 8, "visual_layers": 1, "prompt_prefix": 2, "prompt_postfix": 2}
 SMALL |= {"glimpse_window": 8, "prompt_encoder": "toy", "prompt_length": 4, "num_segments": 8, "seg_length": 4}
 SMALL |= {"n_ctx": 2, "emb_size": 16, "heads": 2, "num_refinement_steps": 2}
+SMALL |= {"hidden_width": 32, "head_width": 8, "mlp_width": 32, "output_width": 16, "first_width": 16}
+SMALL |= {"second_width": 8, "first_ratio": 4, "second_ratio": 8, "samples": 10}
+# With much dropout, the loss of a few steps is noise.
+SMALL |= {"num_prototypes": 4, "decoder_depth": 1, "score_dropout": False, "dropout": 0.1}
 
 
 def small_options(method):
@@ -41,7 +45,8 @@ def small_options(method):
 
 def method_flags(method):
     """Flags that make a method small and, for several streams, say where theirs lie."""
-    own = [(f"--{key.replace('_', '-')}", value) for key, value in small_options(method).items()]
+    named = ((key.replace("_", "-"), value) for key, value in small_options(method).items())
+    own = [(f"--no-{key}",) if value is False else (f"--{key}", value) for key, value in named]
     streams = ["--stream-folders", "features", "events"] if len(find_method(method).streams) > 1 else []
     return [item for pair in own for item in pair] + streams + ["--warmup-epochs", 0]
 

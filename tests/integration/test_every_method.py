@@ -47,9 +47,10 @@ def model_of(tiny):
 
 
 def test_it_learns_and_testing_gives_what_training_reported(trained):
-    losses = np.genfromtxt(trained.work / "run/losses.csv", delimiter=",", names=True)
-    first, last = (losses["loss"][losses["epoch"] == epoch].mean() for epoch in (0, 2))
-    assert last < first
+    if find_method(trained.method).trained:
+        losses = np.genfromtxt(trained.work / "run/losses.csv", delimiter=",", names=True)
+        first, last = (losses["loss"][losses["epoch"] == epoch].mean() for epoch in (0, 2))
+        assert last < first
     assert trained.test("--metrics-json", trained.work / "tested.json").code == 0
     tested = json.loads((trained.work / "tested.json").read_text())
     assert tested == json.loads((trained.work / "run/metrics.json").read_text())["best"]
@@ -114,6 +115,8 @@ def test_load_model_needs_no_clip_and_gives_the_numbers_of_the_test(trained, tmp
 
 
 def test_a_broken_off_training_goes_on_to_the_same_bits(trained, tmp_path, no_plots, monkeypatch):
+    if not find_method(trained.method).trained:
+        pytest.skip(f"{trained.method} has nothing to train")
     work, step = trained.at(tmp_path), Trainer._step
     steps = []
 

@@ -33,9 +33,11 @@ VARIANTS = {
     "anomalyclip-fixed": {"prompts": "fixed", "concat_features": True, "recentre": False},
     "iefvad-rgb": {"fusion": "rgb", "mask_padding": True},
 }
-CASES = [*METHOD_FLAGS, *VARIANTS]
+CASES = [*(name for name in METHOD_FLAGS if find_method(name).trained), *VARIANTS]
 # Of a batch of 5 two processes take 2 and 3; 1 is too few for them. Then in eval mode, as after an evaluation.
 STEPS = [(5, True), (1, True), (5, False)]
+# Methods that pair the halves of a batch need an even one, and are not trained in eval mode.
+PAIRED_STEPS = [(6, True), (2, True)]
 
 
 def make_steps(case):
@@ -44,6 +46,8 @@ def make_steps(case):
     options = small_options(method) | VARIANTS.get(case, {})
     if "dropout" in find_method(method).option_names():
         options["dropout"] = 0.0  # each process draws its own
+    if "hard_attention" in find_method(method).option_names():
+        options["hard_attention"] = False  # the same
     streams = len(find_method(method).streams)
     clip = {"clip": "toy", "embed_dim": D}
     model = create_model(method, CLASSES, visual_width=D, **clip, **options).double()
@@ -57,14 +61,14 @@ def make_steps(case):
     trainer.wrap_data_parallel()
     generator = torch.Generator().manual_seed(1)
     found = []
-    for count, training in STEPS:
+    for count, training in PAIRED_STEPS if model.paired else STEPS:
         visual = torch.randn(count, T, streams * D, generator=generator, dtype=torch.float64)
         lengths = torch.full((count,), T) if method == "anomalyclip" else torch.randint(1, T, (count,))
         targets = torch.eye(3)[torch.arange(count) % 3]
         model.train(training)
         torch.manual_seed(2)
         batch = (visual, lengths, targets)
-        terms = trainer._step(*(tensor[rank_slice(count)] for tensor in batch), count)
+        terms, _ = trainer._step(*(tensor[rank_slice(count)] for tensor in batch), count)
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         found.append((terms, gradients, {name: b.clone() for name, b in model.named_buffers()}))
     return found

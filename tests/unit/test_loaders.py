@@ -100,7 +100,7 @@ def training_config(**options):
 
 def rates(**options):
     config = training_config(**options)
-    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
     scheduler = make_scheduler(optimizer, config)
     found = []
     for _ in range(config.max_epoch):
@@ -126,7 +126,7 @@ def test_cosine_is_the_released_one():
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 def test_optimizer_is_that_of_the_options(name, kind):
     options = training_config(optimizer=name, betas=(0.9, 0.98), weight_decay=0.2)
-    optimizer = make_optimizer([torch.nn.Parameter(torch.ones(1))], options)
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), options)
     assert type(optimizer) is kind
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (2e-5, (0.9, 0.98), 0.2)

@@ -15,6 +15,11 @@ from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, LearnedPrompts, PromptKind, PromptTemplate
 from clipfusionvad.models.layers.transformer import MLP, QuickGELU, WindowTransformer
 
+# Options that methods of this visual branch have.
+VisualHead = Annotated[int, size("attention heads of the temporal transformer")]
+VisualLayers = Annotated[int, layers("layers of the temporal transformer")]
+AttentionWindow = Annotated[int, size("snippets that attend to each other; divides --visual-length")]
+
 TEMPERATURE = 0.07
 EMBEDDING_STD = 0.01
 SIMILARITY_THRESHOLD = 0.7
@@ -102,9 +107,9 @@ class DualBranch(TextMethod):
         embed_dim: EmbedDim = 512,
         visual_length: VisualLength = 256,
         visual_width: VisualWidth = 512,
-        visual_head: Annotated[int, size("attention heads of the temporal transformer")] = 1,
-        visual_layers: Annotated[int, layers("layers of the temporal transformer")] = 2,
-        attn_window: Annotated[int, size("snippets that attend to each other; divides --visual-length")] = 8,
+        visual_head: VisualHead = 1,
+        visual_layers: VisualLayers = 2,
+        attn_window: AttentionWindow = 8,
         prompt_prefix: Annotated[int, layers("learned tokens before the class name")] = 10,
         prompt_postfix: Annotated[int, layers("learned tokens after the class name")] = 10,
         prompts: PromptKind = "learned",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -40,9 +41,15 @@ class ClipTextTower(nn.Module):
 
     def forward(self, embeddings: Tensor, layout: PromptLayout, projection: Tensor | None = None) -> Tensor:
         """Token embeddings of prompts (C, n, W) → text features (C, E); ``projection`` (W, E) replaces CLIP's own."""
+        return self.hidden(embeddings, layout) @ (self.text_projection if projection is None else projection)
+
+    def hidden(self, embeddings: Tensor, layout: PromptLayout, adapters: Sequence[nn.Module] = ()) -> Tensor:
+        """Return what is projected, (C, W). The output (P, W) of each of the first blocks passes its adapter."""
         x = (embeddings + self.positional_embedding[: embeddings.shape[1]]).flatten(0, 1).index_select(0, layout.taken)
-        x = self.transformer(x, layout.attend)[layout.last]
-        return self.ln_final(x) @ (self.text_projection if projection is None else projection)
+        for number, block in enumerate(self.transformer.resblocks):
+            x = block(x, layout.attend)
+            x = adapters[number](x) if number < len(adapters) else x
+        return self.ln_final(x[layout.last])
 
 
 class PromptLayout(nn.Module):
