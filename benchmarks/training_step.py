@@ -95,11 +95,11 @@ def make_step(args: argparse.Namespace, device: torch.device, plain: bool) -> Ca
     size = pick_size(args.quick)
     model: nn.Module = made_model(size, plain).to(device).train()
     batch = [part.to(device) for part in made_batch(size, args.videos)]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if plain:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return step_of(model, torch.optim.AdamW(trained, lr=CONFIG.lr), batch, "fp32")
     compile_model(model, args.compile)
-    return step_of(model, make_optimizer(trained, CONFIG), batch, args.precision)
+    return step_of(model, make_optimizer(model, CONFIG), batch, args.precision)
 
 
 def step_of(
