@@ -30,6 +30,17 @@ def topk_mean(values: Tensor, lengths: Tensor, k: Tensor | None = None) -> Tenso
     return total / k.view(-1, *(1,) * (values.dim() - 2)).to(values.dtype)
 
 
+def score_weighted_mean(values: Tensor, logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean of ``values`` (B, T, D) weighted by exp(10·σ(logits)) − 1; logits (B, T), valid (B, T) bool → (B, D).
+
+    Source: PEL4VAD, DSANet. As written there it is 0/0 for a video whose scores are all below 1e-8.
+    """
+    weights = torch.expm1(10 * torch.sigmoid(logits.float()))
+    weights = weights if valid is None else weights * valid
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (shares.to(values.dtype)[:, None] @ values).squeeze(1)
+
+
 def bag_sizes(lengths: Tensor, targets: Tensor | None = None) -> Tensor:
     """Return how many snippets of each video are pooled, (B,); with ``targets`` 1 of a normal video (ReFLIP-VAD)."""
     k = torch.div(lengths, 16, rounding_mode="floor") + 1

@@ -34,8 +34,6 @@ from clipfusionvad.models.layers.dual_branch import (
 from clipfusionvad.models.layers.transformer import MLP
 
 HEADS = 8
-# Scale of the scores before they weight snippets.
-_SHARPNESS = 10
 _LABEL_SMOOTHING = 0.1
 # Of each anomalous class in the background's target, where the normal one has 1.
 _BACKGROUND = 0.01
@@ -227,14 +225,13 @@ class DSANet(DualBranch):
         x = self.encode_video(visual, lengths)
         coarse = self.classifier(x + self.mlp2(x))
         fine = self.align(x, self.fuse(text, F.normalize(coarse.transpose(1, 2) @ x, dim=-1)))
-        scores = torch.sigmoid(coarse.float()).squeeze(-1)
-        event, background = (
-            F.normalize(_pool(x, part), dim=-1) @ text.T / TEMPERATURE for part in (scores, 1 - scores)
-        )
+        logits = coarse.squeeze(-1)
+        pooled = (losses.score_weighted_mean(x, part) for part in (logits, -logits))
+        event, background = (F.normalize(part, dim=-1) @ text.T / TEMPERATURE for part in pooled)
         # An evaluation needs no gradients, and its scores do not depend on the branch.
         error = distance = None
         if self.video_anomaly_refiner is not None and torch.is_grad_enabled():
-            error, distance = self.video_anomaly_refiner(x, scores)
+            error, distance = self.video_anomaly_refiner(x, torch.sigmoid(logits.float()))
         return DSAOutput(
             coarse, fine, text, event_logits=event, background_logits=background, error=error, distance=distance
         )
@@ -275,9 +272,3 @@ class DSANet(DualBranch):
     def from_released(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # CLIP is in the file twice.
         return {key: value for key, value in state.items() if not key.startswith("clip_adapter.clipmodel.")}
-
-
-def _pool(x: Tensor, scores: Tensor) -> Tensor:
-    """The mean of x (B, T, D) weighted by exp(10 · scores) − 1, scores (B, T) → (B, D)."""
-    weights = torch.exp(_SHARPNESS * scores) - 1
-    return (weights / weights.sum(dim=1, keepdim=True)).to(x.dtype)[:, None].matmul(x).squeeze(1)

@@ -29,7 +29,7 @@ from clipfusionvad.models.base import (
 from clipfusionvad.models.clip import ClipWeights
 from clipfusionvad.models.layers.text import ClipTextTower, FixedPrompts, PromptTemplate
 
-# Scale of the scores before they weight snippets, and of the targets of the text loss.
+# Scale of the targets of the text loss.
 _SHARPNESS = 10
 
 
@@ -203,8 +203,8 @@ class PEL4VAD(Method):
         normal text. Of a video of several classes the first counts.
         """
         context, valid = output.context.float(), self._valid(output.context, lengths)
-        scores = torch.sigmoid(output.coarse_logits.float()).squeeze(-1)
-        pooled = [self._pool(context, part, valid) for part in (scores, 1 - scores)]
+        logits = output.coarse_logits.squeeze(-1)
+        pooled = [losses.score_weighted_mean(context, part, valid) for part in (logits, -logits)]
         classes = (targets[:, 1:] > 0).int()
         own = torch.where(classes.any(dim=1), classes.argmax(dim=1) + 1, 0)
         labels = torch.cat([own, torch.zeros_like(own)])
@@ -218,11 +218,6 @@ class PEL4VAD(Method):
         log_q = match.masked_fill(left_out, -torch.inf).log_softmax(dim=1)
         terms = (log_q.exp() * (log_q - log_p)).masked_fill(left_out | left_out[:, None], 0)
         return terms.sum() / counted.sum()
-
-    @staticmethod
-    def _pool(context: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        weights = (torch.exp(_SHARPNESS * scores) - 1) * valid
-        return (context * (weights / weights.sum(dim=1, keepdim=True))[..., None]).sum(dim=1)
 
     def scores(self, output: VADOutput) -> Probabilities:
         scores = super().scores(output).anomaly[0]

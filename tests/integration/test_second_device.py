@@ -31,7 +31,9 @@ pytestmark = [
 ]
 TESTS = Path(__file__).resolve().parents[1] / "helpers"
 METHODS = [
-    m for m in METHOD_FLAGS if "prompt_encoder" not in find_method(m).option_names() or find_spec("transformers")
+    name
+    for name, method in ((name, find_method(name)) for name in METHOD_FLAGS)
+    if method.trained and ("prompt_encoder" not in method.option_names() or find_spec("transformers"))
 ]
 ELSEWHERE = ["--device", "elsewhere"]
 

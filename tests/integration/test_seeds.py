@@ -128,7 +128,7 @@ def test_a_stopped_command_continues_to_the_same_bits(case, tmp_path, monkeypatc
 def test_a_seed_that_fails_ends_the_command_and_keeps_those_before(one, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         steps = steps_of(one.whole.work / f"run/seed{SEEDS[0]}")
-        interrupt(patch, steps + 3, lambda trainer: {"rank": torch.tensor(math.nan)})
+        interrupt(patch, steps + 3, lambda trainer: ({"rank": torch.tensor(math.nan)}, torch.tensor(1.0)))
         outcome = one.train(tmp_path)
     assert outcome.code == 2 and outcome.err.startswith(f"error: seed {SEEDS[1]}, loss is not finite at step 3")
     assert outcome.err.count("\n") == 1

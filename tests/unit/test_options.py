@@ -174,4 +174,4 @@ def test_the_tables_of_options_in_the_docs_are_those_of_the_declarations():
     """If this fails: python docs/options.py"""
     script = runpy.run_path(str(DOCS / "options.py"))
     page = (DOCS / "methods.md").read_text(encoding="utf-8")
-    assert page.count("<!-- options of") == 5 and script["render"](page) == page
+    assert page.count("<!-- options of") == 13 and script["render"](page) == page
