@@ -22,7 +22,7 @@ import yaml
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.evaluator import VideoDataset, VideoScores
 from clipfusionvad.io.files import write_text
-from clipfusionvad.models import method_names
+from clipfusionvad.models import find_method, method_names
 from clipfusionvad.report.formatting import Table, to_markdown
 from clipfusionvad.report.results import RUN_SCORES
 from clipfusionvad.report.scores import read_scores, save_scores
@@ -42,9 +42,10 @@ def main() -> None:
     parser.add_argument("annotations", type=Path)
     parser.add_argument("lengths", type=Path)
     parser.add_argument("--output", type=Path, default=Path("real_ucf"))
-    # IEF-VAD reads two streams; there is one.
-    single = [name for name in method_names() if name != "iefvad"]
+    # IEF-VAD reads two streams; there is one. Zero-shot CLIP needs features of CLIP.
+    single = [name for name in method_names() if name not in ("iefvad", "zeroshot")]
     parser.add_argument("--methods", nargs="+", choices=single, default=single)
+    parser.add_argument("--protocols", nargs="+", choices=("paper", "clean"), default=["paper", "clean"])
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     args = parser.parse_args()
     out = args.output
@@ -52,7 +53,7 @@ def main() -> None:
     rates = {method: choose_rate(method, out) for method in args.methods}
     folders = {}
     for method, rate in rates.items():
-        for protocol in ("paper", "clean"):
+        for protocol in args.protocols:
             cell = f"{method}_{protocol}"
             options = {**options_of(method), "protocol": protocol, "lr": rate}
             folders[cell] = sweep(out, cell, options, args.seeds, out / "runs")
@@ -83,7 +84,10 @@ def data_flags(out: Path) -> list[object]:
 
 
 def options_of(method: str) -> dict[str, object]:
-    return {"method": method, **COMMON, **(GRID if method == "anomalyclip" else WINDOWS)}
+    options = {"method": method, **COMMON, **(GRID if method == "anomalyclip" else WINDOWS)}
+    return {
+        key: value for key, value in options.items() if key != "embed_dim" or key in find_method(method).option_names()
+    }
 
 
 def sweep(out: Path, cell: str, options: dict[str, object], seeds: int, folder: Path) -> list[Path]:

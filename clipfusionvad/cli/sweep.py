@@ -20,6 +20,7 @@ from clipfusionvad.models import current_options, find_method
 from clipfusionvad.tools.tables import FULL
 
 if TYPE_CHECKING:
+    from clipfusionvad.tools.sweep.cost import Cost
     from clipfusionvad.tools.sweep.sweep import Sweep, Trial, TrialEnd
 
 _ADDRESS = Option("its address, or auto (default: Ray on this machine)", metavar="HOST:PORT")
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         resolve = partial(_resolve, option_file, flags)
         seeds = chosen_seeds(options.seeds, resolve({}, "")[1]["seed"])
         name = option_file.DATASET.name
-        sweep = Sweep(folder, plan, seeds, name, options.overwrite, resolve, partial(_current, option_file))
+        sweep = Sweep(folder, plan, seeds, name, options.overwrite, resolve, partial(_current, option_file), _cost)
         return _run(sweep, args.dataset, option_file, options)
 
 
@@ -97,6 +98,14 @@ def _current(option_file: OptionFile, recorded: Mapping[str, Any]) -> dict[str, 
     method = str(options.get("method"))
     known = build_parser(option_file.DATASET, find_method(method)).options
     return default_options(method) | {known[key].dest if key in known else key: options[key] for key in options}
+
+
+def _cost(path: Path) -> "Cost":
+    from clipfusionvad.cli.trained_model import load_model
+    from clipfusionvad.engine.checkpoint import read_model_file
+    from clipfusionvad.tools.sweep.cost import cost_of
+
+    return cost_of(load_model(path), read_model_file(str(path)).state)
 
 
 def _run(sweep: "Sweep", dataset: str, option_file: OptionFile, options: SweepOptions) -> int:

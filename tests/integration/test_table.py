@@ -16,7 +16,7 @@ from small_runs import OPTIONS, best, table, two_settings, write_run
 from clipfusionvad.datasets import DATASETS, UCF, Convention
 from clipfusionvad.engine.evaluator import evaluate
 from clipfusionvad.report.table import RANKING
-from clipfusionvad.tools.sweep.table import differences_text
+from clipfusionvad.tools.sweep.table import compare_cells, differences_text
 from clipfusionvad.tools.tables.compare import compare, difference_text, read_test_result
 
 
@@ -129,13 +129,14 @@ def test_differences_are_paired_by_seed(runs):
 def test_a_star_claims_only_what_was_tested(runs):
     """Resamples of the videos are always there; a test over seeds takes two of them."""
     seeds = {name: [runs / name / f"seed{seed}" for seed in (1, 2, 3)] for name in ("full", "better")}
-    several = differences_text("full", seeds)
+    several = differences_text("full", compare_cells("full", seeds))
     assert "\n* p < 0.05 for the test videos and for the seeds:\n- auc1: better +" in several
     assert "seeds: 95 % interval by paired t" in several
-    single = differences_text("full", {name: folders[:1] for name, folders in seeds.items()})
+    firsts = {name: folders[:1] for name, folders in seeds.items()}
+    single = differences_text("full", compare_cells("full", firsts))
     assert "\n* p < 0.05 for the test videos; with one seed, differences between seeds are not tested:\n" in single
     assert "- auc1: better +" in single and "for the seeds" not in single and "paired t" not in single
-    mixed = differences_text("full", seeds | {"late": seeds["better"][2:]})
+    mixed = differences_text("full", compare_cells("full", seeds | {"late": seeds["better"][2:]}))
     assert "and for the seeds; late: one seed, so for the test videos only:" in mixed
     assert "paired t" not in difference_text(compare(seeds["full"][:1], seeds["better"][:1], ["auc1"], resamples=20))
 

@@ -16,9 +16,10 @@ from clipfusionvad.io.files import read_json, write_json, write_text
 from clipfusionvad.report.results import RUN_SCORES
 from clipfusionvad.report.scores import read_scores
 from clipfusionvad.report.table import no_comparison
+from clipfusionvad.tools.sweep.cost import Cost
 from clipfusionvad.tools.sweep.plan import Cell, Plan, Published, Search
-from clipfusionvad.tools.sweep.table import differences_text, sweep_text
-from clipfusionvad.tools.tables import FULL
+from clipfusionvad.tools.sweep.table import NOT_COMPARED, compare_cells, differences_text, sweep_text
+from clipfusionvad.tools.tables import FULL, HEADLINE, OF_METHODS
 from clipfusionvad.tools.tables.collect import PLACES
 
 RESULTS, SUMMARY = "results.csv", "summary.md"
@@ -69,15 +70,16 @@ class TrialEnd(NamedTuple):
 class Sweep:
     """All trials of a sweep; ``dataset`` is the name of the options' dataset, ``seeds`` are one or more.
 
-    ``current`` returns options under today's names. ``UserError`` for wrong ones, and for results of others.
+    ``current`` returns options under today's names, ``cost`` what the model of a file costs. ``UserError`` for wrong
+    options, and for results of others.
     """
 
     def __init__(
         self, folder: Path, plan: Plan, seeds: Sequence[int], dataset: str, overwrite: bool,
-        resolve: Resolve, current: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        resolve: Resolve, current: Callable[[Mapping[str, Any]], Mapping[str, Any]], cost: Callable[[Path], Cost],
     ):  # fmt: skip
         self.folder, self.seeds, self.dataset, self.overwrite = folder, seeds, dataset, overwrite
-        self._resolve, self._current = resolve, current
+        self._resolve, self._current, self._cost = resolve, current, cost
         _, self.base = resolve({}, "")
         self.trials: list[Trial] = []
         self.waiting: deque[Trial] = deque()
@@ -134,10 +136,20 @@ class Sweep:
 
     def write_summary(self) -> str:
         """Write ``results.csv`` and ``summary.md``; return the text of the latter."""
-        text = sweep_text(self._write_results(), FULL, *self._shown_figures())
+        reference, compared, costs = FULL, NOT_COMPARED, dict[str, Cost]()
+        metrics: Sequence[str] = HEADLINE
         done = {cell: [trial.folder for trial in self._of(cell) if trial.is_done] for cell in self._cells}
-        if not self.stopped and done.get(FULL):
-            text += "\n" + differences_text(FULL, {cell: folders for cell, folders in done.items() if folders})
+        done = {cell: folders for cell, folders in done.items() if folders}
+        several_methods = len({options["method"] for options in self._cells.values()}) > 1
+        if several_methods:
+            reference, metrics = next(iter(self._cells)), OF_METHODS
+        if not self.stopped and reference in done:
+            compared = compare_cells(reference, done, metrics)
+            if several_methods:
+                costs = {cell: self._cost(folders[0] / BEST) for cell, folders in done.items()}
+        text = sweep_text(self._write_results(), reference, *self._shown_figures(), compared, metrics, costs)
+        if reference in done:
+            text += "\n" + differences_text(reference, compared, metrics)
         write_text(self.folder / SUMMARY, text)
         return text
 

@@ -15,7 +15,9 @@ DATA = (DEMO, CLIPS, FULL_SET)
 FULL = "full"
 #: The metrics that ablations compare: ranking metrics of the branches and averages of detection mAP.
 HEADLINE = ("auc1", "ap1", "auc2", "ap2", "mauc", "mean_ap", "map_average")
-#: Of these, the ones that an overview shows of every run.
+#: The metrics that a comparison of methods shows, of the main branch: not all methods have classes.
+OF_METHODS = ("auc1", "ano_auc1", "ap1", "ap_trapezoid1", "far1")
+#: Of HEADLINE, the ones that an overview shows of every run.
 OVERVIEW = ("auc1", "ap1", "map_average")
 ROWS, FORMATS = ("method", "dataset", "cell"), ("markdown", "latex", "csv")
 
