@@ -208,6 +208,24 @@ def test_a_cell_that_fails_leaves_the_others(data, tmp_path):
     assert table["error"]["lost"] in done.err
 
 
+def test_methods_are_compared_with_the_first_and_by_cost(data, tmp_path):
+    sizes = {"visual_length": 32, "hidden_width": 16, "second_width": 8}
+    cells = {"first": {"method": "rtfm", "visual_length": 32}, "small": {"method": "deepmil", **sizes}}
+    places = [*data.arrays.items(), ("--train-list", data.train_list), ("--test-list", data.test_list)]
+    flags = strings(["--dataset", "ucf", "--seeds", 1, 2, "--output-dir", tmp_path / "out"], *places)
+    flags += strings(["--visual-width", 64, "--frames-per-snippet", 16, "--max-epoch", 1, "--batch-size", 3])
+    done = quietly(package_main, ["sweep", *strings(write(tmp_path, methods={"cells": cells})), *flags])
+    assert done.code == 0, done.err
+    whole, differences = done.out.split("Difference from first, in points:")
+    header, _, *rows = [re.split(r" *\| *", line.strip("| ")) for line in whole.splitlines() if line.startswith("|")]
+    found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(found) == ["first", "small"] and "| small" in differences and "| first" not in differences
+    assert {"auc1", "ano_auc1", "ap1", "ap_trapezoid1", "far1"} <= found["small"].keys()
+    products = 64 * 16 + 16 * 8 + 8
+    assert float(found["small"]["MMACs"]) == pytest.approx(256 * products / 1e6, abs=0.06)
+    assert found["small"]["parameters"] == f"{(products + 16 + 8 + 1) / 1e6:.2f}" and float(found["small"]["ms"]) > 0
+
+
 @pytest.mark.slow
 def test_a_search_goes_on_as_it_would_have(data, tmp_path, monkeypatch):
     pytest.importorskip("optuna", reason="a search needs Optuna: pip install optuna")

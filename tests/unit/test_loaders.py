@@ -123,6 +123,24 @@ def test_cosine_is_the_released_one():
     assert found[0] == 0 and found[warmup] == base
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "adadelta"])
+def test_gradients_can_be_clipped_and_weights_decay_by_the_optimizer(name):
+    """One step from the same gradient: Adam and Adadelta add the decay to it, AdamW shrinks the weight itself."""
+    options = training_config(optimizer=name, weight_decay=0.5, lr=0.1)
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(2.0)
+    optimizer = make_optimizer(layer, options)
+    layer.weight.grad = torch.full((1, 1), 0.25)
+    optimizer.step()
+    rho, square = options.betas[0], (0.25 + 0.5 * 2) ** 2
+    expected = {
+        "adamw": 2 * (1 - 0.1 * 0.5) - 0.1,
+        "adam": 2 - 0.1,
+        "adadelta": 2 - 0.1 * math.sqrt(1e-8) / math.sqrt((1 - rho) * square + 1e-8) * math.sqrt(square),
+    }
+    assert layer.weight.item() == pytest.approx(expected[name], rel=1e-6)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 def test_optimizer_is_that_of_the_options(name, kind):
     options = training_config(optimizer=name, betas=(0.9, 0.98), weight_decay=0.2)

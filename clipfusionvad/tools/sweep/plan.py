@@ -72,7 +72,7 @@ class Plan:
 
 
 def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
-    """Read YAML files; with ``full``, the unchanged cell comes first."""
+    """Read YAML files; with ``full``, the unchanged cell comes first, unless every cell of a table names its method."""
     contents = {path: read_options(path) for path in paths}
     tables = {path: content for path, content in contents.items() if _LISTS & content.keys()}
     methods = {path: content["method"] for path, content in tables.items() if "method" in content}
@@ -86,14 +86,15 @@ def read_sweep(paths: Sequence[str], full: bool = True) -> Plan:
     alike = [one for one in found if one.dataset == found[0].dataset]
     figures = {metric: value for one in reversed(alike) for metric, value in one.figures.items()}
     of_full = replace(alike[0], figures=figures) if alike else None
-    cells = [Cell(FULL, {}, "", of_full)] if full else []
-    searches: list[Search] = []
+    cells, searches = list[Cell](), list[Search]()
     for path, content in contents.items():
         if path in tables:
             cells += _cells_of(content, path)
             searches += _search_of(content, path)
         else:
             cells.append(Cell(Path(path).stem, content, path))
+    if full and not (tables and not searches and all("method" in cell.options for cell in cells)):
+        cells.insert(0, Cell(FULL, {}, "", of_full))
     taken: dict[str, str] = {}
     items: list[Cell | Search] = [*cells, *searches]
     for item in items:
