@@ -34,6 +34,8 @@ METRICS = ("auc1", "ap1", "ano_auc1")
 COMMON = {"clip": "toy", "embed_dim": 128, "visual_width": 128, "feature_dim": 400, "feature_norm": "standardize"}
 COMMON |= {"segments": "equal", "max_epoch": 10, "batch_size": 64, "scheduler_milestones": [], "eval_every": 0}
 WINDOWS, GRID = {"visual_length": 40}, {"num_segments": 8, "seg_length": 5, "emb_size": 64, "warmup_epochs": 1}
+#: The transformer of UR-DMU and BN-WVAD, as wide as the features.
+NARROW = {"hidden_width": 128, "mlp_width": 128, "head_width": 32}
 
 
 def main() -> None:
@@ -84,10 +86,10 @@ def data_flags(out: Path) -> list[object]:
 
 
 def options_of(method: str) -> dict[str, object]:
+    known = find_method(method).option_names()
     options = {"method": method, **COMMON, **(GRID if method == "anomalyclip" else WINDOWS)}
-    return {
-        key: value for key, value in options.items() if key != "embed_dim" or key in find_method(method).option_names()
-    }
+    options |= NARROW if "mlp_width" in known else {}
+    return {key: value for key, value in options.items() if key != "embed_dim" or key in known}
 
 
 def sweep(out: Path, cell: str, options: dict[str, object], seeds: int, folder: Path) -> list[Path]:
