@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import detection, flops, linear, machine, made, protocol, reading, run, testing, training_step
+from benchmarks import (
+    baselines,
+    detection,
+    flops,
+    linear,
+    machine,
+    made,
+    protocol,
+    reading,
+    run,
+    testing,
+    training_step,
+)
 from benchmarks.plain import testing as plain_testing
 from benchmarks.plain.detection import detection_map as plain_detection_map
 from benchmarks.report import read_report
@@ -14,7 +26,7 @@ from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.metrics import detection_map
 
-SCRIPTS = [machine, flops, detection, linear, protocol, reading, training_step, testing]
+SCRIPTS = [machine, flops, baselines, detection, linear, protocol, reading, training_step, testing]
 SIZE = made.Size(width=64, text_layers=2, length=32, visual_layers=2, context=3)
 
 
