@@ -164,7 +164,7 @@ def write_table(
         cells = [name, f"{rates[name.rpartition('_')[0]]:g}" if name in folders else "-"]
         for one in resampler.compare(reference, runs):
             values = np.array([Resampler(0, metrics=[one.metric]).compare([run], [run])[0].other for run in runs])
-            bounds = np.array([resampler.interval(run, one.metric) for run in runs]).mean(axis=0)
+            bounds = np.array([resampler.interval([run], one.metric) for run in runs]).mean(axis=0)
             low, high = bounds
             cells.append(f"{values.mean():.2f} ± {values.std(ddof=1):.2f} [{low:.1f}, {high:.1f}]")
             if one.metric == "auc1":
