@@ -233,7 +233,8 @@ def _train_one(settings: Settings, data: TrainingData, trainer: Trainer, entries
     if is_main():
         print(metrics_table(results, *published_beside(settings.record(), data.test_set.judged)))
         print(f"\nfinal model   {settings.run.model_path}")
-        print(f"run folder    {folder}: {PAGE}, scores.png, training.png, {METRICS}, tensorboard/")
+        curves = "training.png, " if trainer.model.trained else ""
+        print(f"run folder    {folder}: {PAGE}, scores.png, {curves}{METRICS}, tensorboard/")
 
 
 def _train_seeds(settings: Settings, data: TrainingData, folder: Path) -> None:

@@ -154,7 +154,9 @@ class Method(nn.Module, ABC):
         return max(1, SNIPPETS_AT_ONCE.get(device, SNIPPETS_AT_ONCE["cuda"]) // self.sampling.length)
 
     def map_features(self, feature_dim: int | None, feature_norm: str | None) -> None:
-        """Put a ``FeatureMap`` in front of ``forward``."""
+        """Put a ``FeatureMap`` in front of ``forward``; ``UserError`` if the method could not learn it."""
+        if feature_dim is not None and not self.trained:
+            raise UserError(f"{self.name} has nothing to train, so no map of features of width {feature_dim} either")
         with isolated_rng("feature map"):
             streams = len(self.streams)
             module = FeatureMap(self.visual_width, streams, feature_dim=feature_dim, feature_norm=feature_norm)
