@@ -142,20 +142,16 @@ def crops_of(entry: Entry) -> list[Entry]:
         raise UserError("--test-crops all reads the files of the crops, and the list is packed: add --no-packed")
     if entry.crop is None:
         raise UserError(f"--test-crops all: {entry.path.name} is not named NAME__k.npy, so its crops are not known")
-    numbers = {
-        int(found[1])
-        for path in entry.path.parent.iterdir()
-        if (found := split_crop(path.stem))[0] == entry.video
-        and found[1] is not None
-        and path.suffix == entry.path.suffix
-    }
+    files = [path for path in entry.path.parent.iterdir() if path.suffix == entry.path.suffix]
+    numbers = {path.stem: split_crop(path.stem) for path in files}
+    stems = [stem for stem, (video, number) in numbers.items() if video == entry.video and number is not None]
     return [
         replace(
             entry,
-            path=entry.path.with_name(f"{entry.video}__{number}{entry.path.suffix}"),
-            further=tuple(path.with_name(f"{entry.video}__{number}{path.suffix}") for path in entry.further),
+            path=entry.path.with_stem(stem),
+            further=tuple(path.with_stem(stem) for path in entry.further),
         )
-        for number in sorted(numbers)
+        for stem in sorted(stems, key=numbers.__getitem__)
     ]
 
 

@@ -93,6 +93,12 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
     crops = None
     if data.test_crops == "all":
         crops = [crops_of(entry) for entry in entries]
+        for video in crops:
+            if len(video) != len(crops[0]):
+                first, other = (f"{own[0].video} has {len(own)}" for own in (crops[0], video))
+                raise UserError(
+                    f"--test-crops all: {first} crops, but {other}; add the missing files, or remove others"
+                )
         flat, rows = [crop for video in crops for crop in video], [n for n, video in enumerate(crops) for _ in video]
         found = check_list(data.test_list, flat, None, model.feature_width, data.check, "test features", noted)
         for crop, row, count in zip(flat, rows, found, strict=True):

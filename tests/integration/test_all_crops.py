@@ -38,6 +38,19 @@ def test_scores_are_means_over_the_files_of_the_crops(method, tmp_path):
             np.testing.assert_allclose(whole.classes, np.mean([part.classes for part in parts], axis=0), atol=1e-6)
 
 
+def test_videos_have_the_same_number_of_crops(tmp_path):
+    data = make_tiny("ucf", tmp_path / "data").of("deepmil").at(tmp_path)
+    assert data.train("--max-epoch", 1).code == 0
+    listed = [data.folder / line.split(",")[0] for line in data.test_list.read_text().splitlines()[1:]]
+    for path in listed:
+        np.save(path.with_name(path.name.replace("__5", "__007")), np.load(path))
+    assert data.test("--test-crops", "all").code == 0
+    listed[1].with_name(listed[1].name.replace("__5", "__007")).unlink()
+    done = data.test("--test-crops", "all")
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert "has 2 crops, but" in done.err and listed[1].stem.partition("__")[0] in done.err
+
+
 def test_crops_that_are_not_known_are_one_line(tmp_path):
     data = make_tiny("ucf", tmp_path / "data").of("deepmil").at(tmp_path)
     assert data.train("--max-epoch", 1).code == 0

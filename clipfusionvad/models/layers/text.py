@@ -123,7 +123,7 @@ class FixedPrompts(Prompts):
     def __init__(self, class_prompts: list[str], template: str):
         super().__init__()
         if "{}" not in template:
-            raise UserError(f"--prompt-template {template!r} has no {{}} where the class text goes")
+            raise UserError(f"the prompt template {template!r} has no {{}} where the class text goes")
         tokens = tokenize([template.replace("{}", text) for text in class_prompts])
         ends = tokens.argmax(dim=1)
         alike = (tokens == tokens[0]).all(dim=0).long()
