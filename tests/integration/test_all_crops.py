@@ -10,6 +10,7 @@ METHODS = ["deepmil", "vadclip", "iefvad"]  # no classes, classes, two streams
 CROPS = [5, 0, 1, 10]  # the listed one first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_are_means_over_the_files_of_the_crops(method, tmp_path):
     data = make_tiny("ucf", tmp_path / "data").of(method).at(tmp_path)
