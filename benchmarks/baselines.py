@@ -19,7 +19,7 @@ import torch
 from benchmarks.machine import in_turns, ratio
 from benchmarks.plain.baselines import plain
 from benchmarks.report import Report, main_options
-from benchmarks.training_step import CONFIG, Losses
+from benchmarks.training_step import CONFIG, Losses, step_of
 from clipfusionvad.datasets import UCF
 from clipfusionvad.engine.device import pick_device
 from clipfusionvad.engine.optimizer import make_optimizer
@@ -69,15 +69,13 @@ def make_step(
     classes = torch.cat([torch.zeros(videos), torch.arange(videos) % 13 + 1]).long()
     targets = torch.nn.functional.one_hot(classes, len(UCF.prompts)).float().to(device)
 
+    take_step = step_of(model, optimizer, (visual, lengths, targets), "fp32")
+
     def step() -> Losses:
         # Both draw the same dropout and noise.
         torch.manual_seed(1)
         with plain() if is_plain else contextlib.nullcontext():
-            losses = model.losses(model(visual, lengths), targets, lengths)
-            optimizer.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()
-            optimizer.step()
-        return {name: term.detach() for name, term in losses.items()}
+            return take_step()
 
     return step
 

@@ -141,7 +141,7 @@ class PEL4VAD(Method):
         score_smoothing: Annotated[
             str,
             Option(
-                "released smoothing at test, which looks ahead: mean of the next --kappa, or of blocks",
+                "smoothing of test scores, as released: mean of a score and those after it, or of blocks",
                 choices=("none", "slide", "fixed"),
             ),
         ] = "none",

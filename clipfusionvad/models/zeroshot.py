@@ -1,6 +1,6 @@
 """Zero-shot CLIP: the similarity of each snippet with texts, without training.
 
-There is no released program. Source: the baselines of AnomalyCLIP (class names in a template) and LAVAD (two
+Nobody released code for it. Source: the baselines of AnomalyCLIP (class names in a template) and LAVAD (two
 sentences). B videos, T snippets, D feature width, C classes (0 is *normal*), M normal and K anomalous sentences.
 """
 
