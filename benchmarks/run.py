@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--quick] [--output DIR] [--device cuda --precision bf16]
 
-Takes ten to twenty minutes on two cores. Let nothing else run meanwhile. --device, --precision and --compile reach
+Takes half an hour on two cores. Let nothing else run meanwhile. --device, --precision and --compile reach
 those scripts that have them. The protocol runs on a GPU at its true size, and on a CPU at a small share of it.
 """
 

@@ -136,7 +136,10 @@ class BNWVAD(Method):
         selected = self.select(anomalous.detach())
         most = min(anomalous.numel(), self._per_video(anomalous) * len(anomalous) + self._per_batch(anomalous))
         if not most:
-            raise UserError("--sample-ratio and --batch-ratio select no snippet: raise one of them")
+            raise UserError(
+                f"--sample-ratio {self.sample_ratio:g} and --batch-ratio {self.batch_ratio:g} select none of "
+                f"{len(anomalous)} × {anomalous.shape[1]} snippets (--batch-size × --visual-length): raise one of them"
+            )
         # A stable sort lists the selected ones first, in their order.
         chosen = selected.flatten().logical_not().sort(stable=True).indices[:most]
         ranked = normal.gather(1, normal.detach().sort(dim=1, descending=True).indices).T.flatten()[:most]
