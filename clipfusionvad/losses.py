@@ -54,10 +54,13 @@ def coarse_mil_loss(coarse_logits: Tensor, targets: Tensor, lengths: Tensor, sin
     """
     k = bag_sizes(lengths, targets if single_normal else None)
     scores = topk_mean(torch.sigmoid(coarse_logits.float()).squeeze(-1), lengths, k)
-    # For a value that is not finite a CPU would raise an error, where a GPU returns a loss that is not finite.
+    return binary_cross_entropy(scores, 1 - targets[:, 0].to(scores.dtype))
+
+
+def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """That of torch, but not finite where scores are not: there torch raises an error on a CPU."""
     finite = scores.detach().isfinite()
-    loss = F.binary_cross_entropy(scores.where(finite, 0), 1 - targets[:, 0].to(scores.dtype))
-    return loss + scores.detach().where(~finite, 0).sum()
+    return F.binary_cross_entropy(scores.where(finite, 0), targets) + scores.detach().where(~finite, 0).sum()
 
 
 def fine_mil_loss(fine_logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:

@@ -137,6 +137,8 @@ def _expand(item: str) -> Iterator[tuple[str, str]]:
         yield from _expand_folder(path)
     elif is_pictures(item):
         yield item, PurePosixPath(_listed_name(item)).name
+    elif path.suffix.lower() in (".npy", ".npz"):
+        raise UserError(f"{printable(item)} holds features, not a video; list features in a CSV file and `test` them")
     elif path.suffix.lower() == ".txt":
         for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
             if not (is_address(line) or (path.parent / line).exists()):

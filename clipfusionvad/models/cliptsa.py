@@ -97,7 +97,7 @@ class CLIPTSA(MagnitudeMethod):
             float, Option("share of the snippets that a sample selects", above=0, maximum=1)
         ] = 0.95,
         samples: Annotated[int, size("noisy samples of the selection")] = 100,
-        sigma: Annotated[float, Option("deviation of the selection's noise", above=0)] = 0.05,
+        sigma: Annotated[float, Option("deviation of the selection's noise", minimum=1e-6)] = 0.05,
         transposed_gradient: Annotated[
             bool, Option("gradient of the literature's estimator, not the released one")
         ] = False,

@@ -178,7 +178,7 @@ class DSANet(DualBranch):
         normal_share: Annotated[float, Option("share of the snippets that count as normal", above=0, maximum=1)] = 0.8,
         decoder_depth: Annotated[int, layers("decoding blocks of the normality branch")] = 8,
         refiner_steps: Annotated[int, size("steps over which the normality branch's rate falls")] = 2510,
-        score_temperature: Annotated[float, Option("temperature of branch 2 and of the classes", above=0)] = 5.0,
+        score_temperature: Annotated[float, Option("temperature of branch 2 and of the classes", minimum=1e-6)] = 5.0,
         fine_weight: Annotated[float, non_negative("weight of the alignment loss")] = 1.1,
         separation_weight: Annotated[float, non_negative("weight of the text separation loss")] = 1.0,
         event_weight: Annotated[float, non_negative("weight of the event loss")] = 1.0,

@@ -135,7 +135,7 @@ class PEL4VAD(Method):
         ] = "time",
         dropout: Annotated[float, Option("dropout of the convolutions", minimum=0, below=1)] = 0.1,
         prompt_template: PromptTemplate = "{}",
-        temperature: Annotated[float, Option("initial temperature of the text loss", above=0)] = 0.09,
+        temperature: Annotated[float, Option("initial temperature of the text loss", minimum=1e-6)] = 0.09,
         text_weight: Annotated[float, non_negative("weight of the text loss")] = 1.0,
         mask_padding: Annotated[bool, Option("keep padding out of attention, norm and pooling")] = False,
         score_smoothing: Annotated[
@@ -184,7 +184,7 @@ class PEL4VAD(Method):
             return torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
         if self.mask_padding:
             return losses.valid_mask(lengths, visual.shape[1])
-        longest = lengths.amax()
+        longest = lengths.max()
         if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
             # In training, each process holds some rows of the batch.
             dist.all_reduce(longest, dist.ReduceOp.MAX)

@@ -54,7 +54,7 @@ class ReFLIPVAD(TextMethod):
         prompt_encoder: DistilBertName = None,
         train_prompt_encoder: Annotated[bool, Option("train DistilBERT (not stated in the paper)")] = False,
         product: Annotated[bool, Option("visual prompt added to the text features")] = True,
-        temperature: Annotated[float, Option("temperature of the alignment", above=0)] = TEMPERATURE,
+        temperature: Annotated[float, Option("temperature of the alignment", minimum=1e-6)] = TEMPERATURE,
         coarse_weight: Annotated[float, non_negative("weight of the coarse loss, 1 in the paper")] = 1.0,
         fine_weight: Annotated[float, non_negative("weight l1 of the alignment loss")] = 1e-2,
         magnitude_weight: Annotated[float, non_negative("weight l2 of the magnitude loss")] = 1e-3,

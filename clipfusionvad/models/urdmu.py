@@ -137,7 +137,7 @@ class URDMU(Method):
         far, near = _pool(anomaly_mu_a, top_a).norm(dim=-1), _pool(latent, top_n).norm(dim=-1)
 
         terms = {
-            "coarse": F.binary_cross_entropy(
+            "coarse": losses.binary_cross_entropy(
                 _largest_mean(torch.sigmoid(logits), k), 1 - targets[:, 0].to(logits.dtype)
             ),
             "anomaly_on_anomalous": self.memory_weight * _bce(_largest_mean(anomaly_on_a, k), 1),
@@ -172,4 +172,4 @@ def _largest_mean(values: Tensor, k: int) -> Tensor:
 
 
 def _bce(values: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy(values, torch.full_like(values, target))
+    return losses.binary_cross_entropy(values, torch.full_like(values, target))

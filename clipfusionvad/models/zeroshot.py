@@ -54,7 +54,7 @@ class ZeroShot(TextMethod):
             str,
             Option("of several sentences: mean feature, largest similarity, or log of mean exp", choices=REDUCTIONS),
         ] = "mean",
-        temperature: Annotated[float, Option("temperature of the softmax; 0.01 is CLIP's own", above=0)] = 0.01,
+        temperature: Annotated[float, Option("temperature of the softmax; 0.01 is CLIP's own", minimum=1e-6)] = 0.01,
     ):
         super().__init__()
         if (normal_texts is None) != (anomalous_texts is None):

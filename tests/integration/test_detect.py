@@ -239,6 +239,8 @@ def test_bad_command_lines_are_one_line(tmp_path, refused):
     refused("none.mp4", video=tmp_path / "none.mp4")
     refused("--stream", video="rtsp://camera/live")
     refused("none.pt", model=tmp_path / "none.pt")
+    np.save(tmp_path / "features.npy", np.zeros((3, WIDTH)))
+    refused("holds features", video=tmp_path / "features.npy")
     refused("0.4 is above the high one, 0.3", "--threshold", 0.3, "--low-threshold", 0.4)
     refused("crop", "--crop", 10)
 

@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 import torch
-from tiny import make_tiny
+from tiny import METHOD_FLAGS, make_tiny, skip_without_packages
 
 from clipfusionvad.models.clipfusionvad import ClipFusionVAD
 
@@ -53,6 +53,15 @@ def test_the_step_is_named_with_its_videos_and_not_saved(data, tmp_path, monkeyp
     assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == STEP
     monkeypatch.undo()
     assert tiny.train("--use-checkpoint").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHOD_FLAGS)
+def test_weights_that_explode_are_one_line(method, data, tmp_path):
+    """Or nothing, where they only saturate the scores."""
+    skip_without_packages(method)
+    outcome = data.of(method).at(tmp_path).train("--lr", 1e20)
+    assert outcome.code == 0 or (outcome.code == 2 and "finite" in outcome.err), outcome.err
 
 
 def test_a_gpu_without_memory_left_is_one_line(data, tmp_path, monkeypatch):

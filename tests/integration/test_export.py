@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_detect import write_model
-from tiny import METHOD_FLAGS, make_tiny, quietly, skip_without_packages, strings
+from tiny import METHOD_FLAGS, make_tiny, quietly, skip_without_packages, small_options, strings
 
 from clipfusionvad import create_model
 from clipfusionvad.__main__ import main as package_main
@@ -22,6 +22,7 @@ from clipfusionvad.data.sampling import GridSampling, WindowSampling
 from clipfusionvad.datasets import DATASETS
 from clipfusionvad.engine.checkpoint import read_model_file
 from clipfusionvad.io.errors import UserError, error_line
+from clipfusionvad.models import find_method
 from clipfusionvad.tools import export as exporting
 from clipfusionvad.tools.export import GRAPHS, TOLERANCE, VideoScorer, random_video, run_onnx, score_by_method
 
@@ -42,6 +43,19 @@ MODELS = {
     "concat": ("anomalyclip", "xd", {**GRID, "concat_features": True}),
     "gaussian": ("iefvad", "ucf", {**STREAMS, "noise_model": "gaussian"}),
     "student_t": ("iefvad", "xd", {**STREAMS, "noise_model": "student_t"}),
+}
+
+
+def small(method):
+    own = find_method(method).option_names()
+    return {key: value for key, value in (WIDTHS | small_options(method)).items() if key in own}
+
+
+# Of the other methods one each.
+MODELS |= {
+    method: (method, "ucf", small(method))
+    for method in METHOD_FLAGS
+    if method not in {name for name, *_ in MODELS.values()}
 }
 OTHERS = {
     "no graph, gam, product": ("clipfusionvad", "xd", {**WINDOWS, "graph": False, "gam": False, "product": False}),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clipfusionvad.data.sampling import SegmentSampling
 from clipfusionvad.io.option import Option, non_negative, size
+from clipfusionvad.losses import binary_cross_entropy
 from clipfusionvad.models.base import Method, Probabilities, VADOutput, VisualLength, VisualWidth
 
 
@@ -145,7 +146,7 @@ class MagnitudeMethod(Method):
             sparsity = anomalous.norm(dim=1).mean()
         normal, abnormal = self.mean_features(output.features, chosen).float().norm(dim=-1).chunk(2)
         return {
-            "bce": F.binary_cross_entropy(bags, 1 - targets[:, 0].to(bags.dtype)),
+            "bce": binary_cross_entropy(bags, 1 - targets[:, 0].to(bags.dtype)),
             "magnitude": self.magnitude_weight * ((self.margin - abnormal).abs() + normal).square().mean(),
             "smoothness": self.smoothness_weight * smoothness,
             "sparsity": self.sparsity_weight * sparsity,
