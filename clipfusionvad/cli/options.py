@@ -118,6 +118,9 @@ def parse_options(
 
         if path and find_config(known.config or "").resolve() == path.resolve():
             config = {}  # read already; over the demo's small settings it would be the full size again
+        if known.demo:
+            # Only where the command line says so does a model of made-up data replace one of the user's.
+            config = {key: value for key, value in config.items() if key not in ("model_path", "checkpoint_path")}
         add_layer("demo", known_settings(demo_settings(dataset, method), parser))
     if stored:
         # Those of another method than the one asked for are left to ``check_method``.

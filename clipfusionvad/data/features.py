@@ -164,8 +164,8 @@ def check_dim(path: str | Path, found: int, wanted: int | None) -> None:
     """Raise ``UserError`` unless a feature file has the wanted dim (None: any)."""
     if wanted is not None and found != wanted:
         raise UserError(
-            f"{path} has features of dim {found}, but {wanted} are expected: "
-            f"give --feature-dim {found} to train on them, or the features of the CLIP in use (--clip, --visual-width)"
+            f"{path} has features of dim {found}, but {wanted} are expected: train with --feature-dim {found}, or with "
+            f"--visual-width {found} a method that reads no texts, or use features of the CLIP in use (--clip)"
         )
 
 

@@ -95,6 +95,8 @@ def read_list(
         if found is None:
             missing.append(f"row {row}: {listed}")
         entries.append(Entry(Path(listed.replace("\\", "/") if found is None else found), label, row))
+    if feature_root and not finder.searched:
+        warn(f"--feature-root {feature_root} is not used: all files of {path} are where the list says")
     if missing and not may_lack_files:
         where = f"not below {feature_root} either; see" if feature_root else "name the folder that holds them with"
         count = f"{len(missing)} of {len(rows)} feature files not found"
@@ -211,6 +213,7 @@ class _Finder:
 
     folder: Path
     root: str | None
+    searched: bool = False
 
     @cached_property
     def below(self) -> dict[str, list[Path]]:
@@ -229,6 +232,7 @@ class _Finder:
         parts = tuple(part for part in re.split(r"[\\/]", listed) if part not in ("", ".", ".."))
         if self.root is None or not parts:
             return None
+        self.searched = True
         for start in range(len(parts)):
             if os.path.isfile(joined := os.path.join(self.root, *parts[start:])):
                 return joined

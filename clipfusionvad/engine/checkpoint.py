@@ -13,6 +13,7 @@ from clipfusionvad.datasets import DATASETS, Dataset, find_dataset, own_dataset
 from clipfusionvad.engine.config import AUTO
 from clipfusionvad.engine.run_folder import BEST, LAST, which_run
 from clipfusionvad.io.errors import UserError
+from clipfusionvad.io.files import must_exist
 from clipfusionvad.io.foreign_checkpoints import find_state_dict, is_plain_tensor, read_checkpoint, without_prefix
 from clipfusionvad.io.hub import local_path, pinned
 from clipfusionvad.models import Method, TextMethod, current_options, find_method, method_names
@@ -44,8 +45,10 @@ def read_model_file(path: str | Path) -> ModelFile:
     bare or wrapped: its keys, without a common prefix, show the method, and are converted to those of our model.
     """
     path = model_file_in(pinned(str(path)))
-    if not local_path(path).is_file() and not any(path.parent.glob(f"*{path.suffix}")):
-        raise UserError(f"model file not found: {path}; training writes it, and best.pt into the folder of its run")
+    try:
+        must_exist(local_path(path), "model file")
+    except UserError as error:
+        raise UserError(f"{error}; training writes it, and best.pt into the folder of its run") from None
     content = read_checkpoint(path, "model file")
     state = find_state_dict(content, path, "model file")
     if content.get("format") == FORMAT:

@@ -103,7 +103,10 @@ def read_test_set(dataset: Dataset, model: ModelConfig, data: DataConfig, noted:
         found = check_list(data.test_list, flat, None, model.feature_width, data.check, "test features", noted)
         for crop, row, count in zip(flat, rows, found, strict=True):
             if count != snippets[row]:
-                raise UserError(f"{crop.path} has {count} snippets, but {entries[row].path} has {snippets[row]}")
+                raise UserError(
+                    f"--test-crops all: {crop.path} has {count} snippets, but {entries[row].path} has {snippets[row]}"
+                )
+        print(f"test scores: mean over {len(crops[0])} crops of each video")
     truth = None
     if data.gt_path != NO_TRUTH:
         truth_paths = (data.gt_path, data.gt_segment_path, data.gt_label_path)

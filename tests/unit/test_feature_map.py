@@ -96,7 +96,7 @@ def test_a_training_keeps_the_statistics_of_its_list_and_a_test_needs_no_option(
     done = quietly(package_main, strings(command, truth, ["--test-list", trained.test_list, "--device", "cpu"]))
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "m").read_text())["auc1"] == metrics["auc1"]
-    says = f"features of dim {WIDTH}, but 32 are expected: give --feature-dim {WIDTH}"
+    says = f"features of dim {WIDTH}, but 32 are expected: train with --feature-dim {WIDTH}"
     assert_refused(at.train, at, *FLAGS, says=says)
 
 

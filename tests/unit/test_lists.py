@@ -90,6 +90,17 @@ def test_missing_files_are_counted_in_one_line_and_an_unknown_label_is_named(tmp
     assert "row 3" in text and "'RoadAccident'" in text and "'RoadAccidents'" in text
 
 
+def test_a_root_that_is_not_needed_is_named(tmp_path, capsys):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", np.zeros((1, 2)))
+    for name, used in (("here", False), ("gone", True)):
+        (tmp_path / "list.csv").write_text(f"path,label\n{name}/a.npy,Normal\n")
+        (entry,) = read_list(tmp_path / "list.csv", str(tmp_path / "there"))
+        assert entry.path.parent.name == ("there" if used else "here")
+        assert ("is not used" in capsys.readouterr().err) != used
+
+
 @pytest.mark.parametrize(
     "content, parts",
     [

@@ -16,7 +16,7 @@ from clipfusionvad.models.clip import CONTEXT_LENGTH, ClipWeights, tokenize
 from clipfusionvad.models.layers.transformer import Transformer, split_heads
 
 PromptKind = Annotated[str, Option("learned context around the name, or a template", choices=("learned", "fixed"))]
-PromptTemplate = Annotated[str, Option("with --prompts fixed, e.g. 'a video of {}'")]
+PromptTemplate = Annotated[str, Option("template of fixed prompts, e.g. 'a video of {}'")]
 
 
 class ClipTextTower(nn.Module):
