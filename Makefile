@@ -10,7 +10,7 @@ CORE := $(addprefix tests/unit/test_,$(addsuffix .py,decode detection frame_metr
 	snippets truth)) tests/integration/test_scripts.py tests/integration/test_report.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo matrix test test-all fuzz torture lint coverage oldest audit clean
+.PHONY: help setup demo matrix test test-all fuzz torture gpu lint coverage oldest audit clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 14
@@ -40,6 +40,9 @@ fuzz: $(READY)  ## try 24000 damaged, foreign and absurd inputs on every reader 
 
 torture: $(READY)  ## kill the programs 200 times at random moments and compare their results, in about ten minutes
 	PYTHONPATH=. $(BIN)/python tests/helpers/torture.py --kills 200
+
+gpu: $(READY)  ## run what needs a GPU: tests on it, then benchmarks, into benchmarks/RESULTS_cuda.md
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

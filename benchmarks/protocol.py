@@ -46,6 +46,9 @@ from clipfusionvad.models import Method
 ROWS, EPOCHS, EACH, EVAL_EVERY = 16100, 10, 64, 1280
 MOST_SECONDS, MOST_SECONDS_OF_FIVE, SHARE_OF_GEMM, BUSY = 60, 150, 35, 90
 
+#: Operations of the profile that are shown.
+TOP = 10
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = main_options(__doc__, model=True)
@@ -178,7 +181,7 @@ def tell(args: argparse.Namespace, run: Run, took: float, report: Report) -> Non
 
 
 def measure_busy(run: Run, folder: Path, path: Path, report: Report) -> None:
-    """The share of an epoch in which the device computes something; the trace is kept."""
+    """The share of an epoch in which the device computes something, and what takes the most time; keeps the trace."""
     trainer = run.trainer(run.args.seeds[0], epochs=1)
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (run.device.type == "cuda")
     with profile(activities=kinds) as profiler:
@@ -189,7 +192,15 @@ def measure_busy(run: Run, folder: Path, path: Path, report: Report) -> None:
         took = time.perf_counter() - start
     profiler.export_chrome_trace(str(path))
     report.say(f"trace of an epoch: {path}")
-    if run.device.type == "cuda":
+    on_gpu, averages = run.device.type == "cuda", profiler.key_averages()
+
+    def own_time(event: Any) -> float:
+        return event.self_device_time_total if on_gpu else event.self_cpu_time_total
+
+    whole = sum(map(own_time, averages))
+    for event in sorted(averages, key=own_time, reverse=True)[:TOP]:
+        report.say(f"{own_time(event) / whole:6.1%} {event.count:8} times  {event.key[:90]}")
+    if on_gpu:
         spans = [(e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == DeviceType.CUDA]
         report.claim("device busy", 100 * covered(spans) / 1e6 / took, "%", goal=BUSY)
 

@@ -4,6 +4,7 @@
 
 Takes half an hour on two cores. Let nothing else run meanwhile. --device, --precision and --compile reach
 those scripts that have them. The protocol runs on a GPU at its true size, and on a CPU at a small share of it.
+What benchmarks/gpu.py found becomes the last part of the page.
 """
 
 import argparse
@@ -26,11 +27,13 @@ from benchmarks.machine import ROOT, describe
 from benchmarks.report import Claim, Limit, main_options, model_flags, number, read_report
 from clipfusionvad.io.files import write_text
 
-ON_MODEL = ("training_step", "testing", "linear", "protocol")
+ON_MODEL, ON_DEVICE = ("training_step", "testing", "linear", "protocol"), ("machine", "extract_throughput")
 SCRIPTS = ("machine", "flops", "training_step", "baselines", "testing", "detection", "ranking", "reading", "linear")
 SCRIPTS += ("protocol",)
 #: What the protocol takes on a CPU, where the whole of it would take a day.
 SHARE_OF_PROTOCOL = ("--rows", "64", "--epochs", "1", "--videos", "3")
+#: The page of benchmarks/gpu.py, and the heading under which RESULTS.md has it.
+GPU_PAGE, GPU_HEADING = "RESULTS_cuda.md", "\n# On a GPU\n"
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [run_script(name, args) for name in args.scripts]
     table = args.output / "RESULTS.md" if args.output else ROOT / "benchmarks" / "RESULTS.md"
     chart = args.output / "speed.png" if args.output else ROOT / "docs" / "speed.png"
-    write_text(table, page(results, describe(torch.device(args.device)), args.quick))
+    write_text(table, page("run.py", results, describe(torch.device(args.device)), args.quick))
+    take_in_gpu(table)
     draw([claim for result in results for claim in result.claims], chart)
     print(f"\nresults  {table}\nchart    {chart}")
 
 
-def run_script(name: str, args: argparse.Namespace) -> Result:
+def run_script(name: str, args: argparse.Namespace, more: Sequence[str] = ()) -> Result:
     """Run one script in a process of its own, its output passed on."""
     options = model_flags(args) if name in ON_MODEL else ["--quick"] * args.quick
-    if name == "machine":
+    if name in ON_DEVICE:
         options += ["--device", args.device]
     if name == "protocol" and args.device == "cpu" and not args.quick:
         options += SHARE_OF_PROTOCOL
+    options += more
     command = f"python benchmarks/{name}.py {' '.join(options)}".rstrip()
     print(f"\n{command}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,12 +79,14 @@ def run_script(name: str, args: argparse.Namespace) -> Result:
         return Result(command, *read_report(path))
 
 
-def page(results: Sequence[Result], machine: dict[str, str], quick: bool) -> str:
+def page(script: str, results: Sequence[Result], machine: dict[str, str], quick: bool) -> str:
     """RESULTS.md: machine, claims, roofline, and what else the scripts said."""
     lines = ["# Speed, measured", ""]
     if quick:
         lines += ["**With `--quick`: sizes too small to say anything.**", ""]
-    lines += [f"Measured on {date.today()} by `python benchmarks/run.py`. Ratios are those of one run against a plain"]
+    lines += [
+        f"Measured on {date.today()} by `python benchmarks/{script}`. Ratios are those of one run against a plain"
+    ]
     lines += ["formulation of the same computation (`benchmarks/plain`), whose numbers ours reproduces.", ""]
     lines += ["| machine | |", "|---|---|", *(f"| {key} | {value} |" for key, value in machine.items()), ""]
     lines += ["## Claims", "", "| what | measured | goal | from |", "|---|---|---|---|"]
@@ -98,6 +105,15 @@ def page(results: Sequence[Result], machine: dict[str, str], quick: bool) -> str
     for result in results:
         lines += ["```text", f"$ {result.command}", *result.lines, *map(str, result.claims), "```", ""]
     return "\n".join(lines)
+
+
+def take_in_gpu(table: Path) -> None:
+    """Make the page of benchmarks/gpu.py beside RESULTS.md its last part, if there are both."""
+    found = table.with_name(GPU_PAGE)
+    if table.is_file() and found.is_file():
+        _, _, figures = found.read_text(encoding="utf-8").partition("\n\n")
+        above = table.read_text(encoding="utf-8").partition(GPU_HEADING)[0]
+        write_text(table, f"{above.rstrip()}\n{GPU_HEADING}\n{figures.replace('## ', '### ')}")
 
 
 def row(claim: Claim) -> str:

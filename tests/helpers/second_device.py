@@ -4,17 +4,22 @@
 
 The CPU computes for it, so that numbers can be compared. But as with a GPU, a tensor there mixes with none on the CPU,
 and a value from there has to be waited for, which is counted. For a process of its own: torch cannot forget a device.
+
+With TEST_DEVICE=cuda in the environment, commands run on a GPU. It would draw other random numbers than the CPU: the
+CPU draws for both. Convolutions are those of float32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import warnings
 from collections import Counter
-from contextlib import redirect_stdout
 
 import torch
-from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -23,6 +28,7 @@ from clipfusionvad.cli import training
 from clipfusionvad.engine.trainer import Trainer
 
 NAME = "elsewhere"
+DEVICE = os.environ.get("TEST_DEVICE", NAME)
 aten = torch.ops.aten
 #: What cannot go on before the device has caught up.
 WAITS = {aten._local_scalar_dense.default: "reads a number", aten.nonzero.default: "asks how many are not zero"}
@@ -119,6 +125,49 @@ def register() -> torch.library.Library:
     return library
 
 
+class DrawOnCPU(TorchDispatchMode):
+    """Within, the CPU draws the random numbers of operations on a GPU: dropout, noise, weights."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        device = _device_of(args, kwargs)
+        # Without dropout, attention draws nothing.
+        draws = torch.Tag.nondeterministic_seeded in operation.tags and "dot_product" not in operation.name()
+        if not draws or device.type == "cpu":
+            return operation(*args, **kwargs)
+        with sync_warnings("default"):
+            drawn = operation(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+            moved = tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, drawn)
+            return args[0].copy_(moved) if operation._schema.is_mutable else moved
+
+
+def _device_of(args, kwargs):
+    """The device that an operation works on."""
+    values = [kwargs.get("device"), *tree_leaves((args, kwargs))]
+    known = (value.device if isinstance(value, torch.Tensor) else value for value in values)
+    return next((value for value in known if isinstance(value, torch.device)), torch.device("cpu"))
+
+
+def _on_cpu(value):
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+@contextlib.contextmanager
+def sync_warnings(mode):
+    """Within, what waits for a GPU gives a warning, or with "default" none."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def count_waits_of_steps() -> Counter[str]:
     """What training steps are going to wait for, filled in as they do; but for the first, which may look around."""
     of_steps: Counter[str] = Counter()
@@ -126,9 +175,12 @@ def count_waits_of_steps() -> Counter[str]:
 
     def counted(self, *args):
         before = waits.copy()
-        losses = step(self, *args)
+        with warnings.catch_warnings(record=True) as warned, sync_warnings("warn"):
+            warnings.simplefilter("always")
+            losses = step(self, *args)
         if self.progress.step:
             of_steps.update(waits - before)
+            of_steps.update(str(one.message) for one in warned if "synchroniz" in str(one.message))
         return losses
 
     Trainer._step = counted
@@ -137,9 +189,15 @@ def count_waits_of_steps() -> Counter[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    library, of_steps = register(), count_waits_of_steps()
     # Pictures take longer than all the rest.
     training.draw_score_curves = training.draw_training = lambda *args: None
-    with redirect_stdout(sys.stderr):
+    torch.backends.cudnn.allow_tf32 = False
+    with contextlib.ExitStack() as stack:
+        if DEVICE == NAME:
+            library = register()
+        else:
+            stack.enter_context(DrawOnCPU())
+        of_steps = count_waits_of_steps()
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         codes = [run(command) for command in json.loads(sys.argv[1])]
     print(json.dumps({"codes": codes, "waits": of_steps}))

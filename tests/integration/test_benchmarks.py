@@ -1,6 +1,7 @@
 """The benchmarks: what they measure against computes what the package computes, and each script runs."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from benchmarks import (
     baselines,
     detection,
+    extract_throughput,
     flops,
+    gpu,
     linear,
     machine,
     made,
@@ -26,7 +29,7 @@ from clipfusionvad.datasets import UCF, XD
 from clipfusionvad.engine.evaluator import evaluate, score_videos
 from clipfusionvad.metrics import detection_map
 
-SCRIPTS = [machine, flops, baselines, detection, linear, protocol, reading, training_step, testing]
+SCRIPTS = [machine, flops, baselines, detection, extract_throughput, linear, protocol, reading, training_step, testing]
 SIZE = made.Size(width=64, text_layers=2, length=32, visual_layers=2, context=3)
 
 
@@ -159,3 +162,35 @@ def test_all_results_end_up_on_one_page(tmp_path):
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| AUC and AP, UCF-Crime, times faster |" in page and "$ python benchmarks/ranking.py --quick" in page
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_the_page_of_a_gpu_becomes_the_last_part_of_the_results_once(tmp_path, monkeypatch):
+    def found(name, args, more=()):
+        return run.Result(f"{name} {args.precision}", name, [run.Claim(f"{name}, seconds", 2.5, " s")], [], ["a line"])
+
+    monkeypatch.setattr(gpu, "run_script", found)
+    here = ["--device", "cpu", "--quick", "--output", str(tmp_path)]
+    results = tmp_path / "RESULTS.md"
+    run.main(["--quick", "--scripts", "ranking", "--output", str(tmp_path)])
+    before = results.read_text(encoding="utf-8")
+    for _ in range(2):
+        assert gpu.main([*here, "--parts", "steps", "extraction"]) == 0
+    assert results.read_text(encoding="utf-8").startswith(before.rstrip())
+    run.main(["--quick", "--scripts", "ranking", "--output", str(tmp_path)])
+    after = results.read_text(encoding="utf-8")
+    assert after.count("# On a GPU") == 1 and after.count("### Claims") == 1
+    assert "| extract_throughput, seconds | 2.5 s |" in after.partition("# On a GPU")[2]
+
+
+def test_a_part_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
+    def fail(name, args, more=()):
+        if name == "protocol":
+            raise subprocess.CalledProcessError(3, ["python", "protocol.py"])
+        return run.Result(name, name, [], [], ["a line"])
+
+    monkeypatch.setattr(gpu, "run_script", fail)
+    here = ["--device", "cpu", "--quick", "--output", str(tmp_path)]
+    assert gpu.main([*here, "--parts", "protocol", "extraction"]) == 1
+    page = (tmp_path / run.GPU_PAGE).read_text(encoding="utf-8")
+    assert "FAILED protocol: exit code 3 of python protocol.py" in page and "$ extract_throughput" in page
+    assert "FAILED protocol" in capsys.readouterr().err
