@@ -133,7 +133,7 @@ class DrawOnCPU(TorchDispatchMode):
         device = _device_of(args, kwargs)
         # Without dropout, attention draws nothing.
         draws = torch.Tag.nondeterministic_seeded in operation.tags and "dot_product" not in operation.name()
-        if not draws or device.type == "cpu":
+        if not draws or device.type in ("cpu", "meta"):
             return operation(*args, **kwargs)
         with sync_warnings("default"):
             drawn = operation(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
