@@ -21,6 +21,7 @@ from benchmarks.machine import ROOT, describe
 from benchmarks.report import main_options
 from benchmarks.run import GPU_PAGE, Result, page, run_script, take_in_gpu
 from clipfusionvad.engine.device import pick_device
+from clipfusionvad.io.errors import run_main
 from clipfusionvad.io.files import write_text
 
 TESTS = ("tests/integration/test_second_device.py", "tests/integration/test_compile.py")
@@ -30,11 +31,12 @@ PROFILE = "protocol_trace.json.gz"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = main_options(__doc__)
-    parser.add_argument("--device", default="cuda", help="cuda (default), or cpu to see that it runs")
+    parser = main_options(__doc__, results=False)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu only shows that it runs")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="folder of the pages and the profile")
     args = parser.parse_args(argv)
+    machine = describe(pick_device(args.device)) if args.parts else {}
     args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
     args.precision = "bf16"
@@ -42,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.compile = "default" if args.device == "cuda" else None
     table, results, failed = args.output / GPU_PAGE, list[Result](), list[str]()
     for part in args.parts:
-        machine = describe(pick_device(args.device))
         try:
             for result in PART_RUNS[part](args):
                 results.append(result)
@@ -109,4 +110,4 @@ PART_RUNS = {"tests": run_tests, "steps": run_steps, "protocol": run_protocol, "
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

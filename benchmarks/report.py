@@ -8,15 +8,16 @@ from pathlib import Path
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
-def main_options(doc: str, device: bool = False, model: bool = False) -> argparse.ArgumentParser:
-    """The options that every benchmark has, those of a device, and those of a model on it."""
+def main_options(doc: str, device: bool = False, model: bool = False, results: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has, that of its results, those of a device, and those of a model on it."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, to see that it runs; the figures say nothing"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    if results:
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     if device or model:
         parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")
     if model:

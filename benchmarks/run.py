@@ -48,7 +48,7 @@ class Result:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = main_options(__doc__, model=True)
+    parser = main_options(__doc__, model=True, results=False)
     parser.add_argument("--output", type=Path, help="folder of RESULTS.md and speed.png instead")
     parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     args = parser.parse_args(argv)
