@@ -40,10 +40,10 @@ from clipfusionvad.models.clip import ClipWeights, openai_clip, toy_state
 MADE = {"libx264": "H.264", "libx265": "HEVC"}
 HD, SMALL = (1920, 1080), (320, 240)
 RATE, BIT_RATE = 30, 4_000_000
-#: Pictures that are encoded at once, and frames of the videos of the whole command.
+#: Pictures that are encoded at once, frames of the videos of the whole command by crops, and videos at a time.
 IMAGES = {"cpu": 32, "cuda": 1024}
-FRAMES_OF_COMMAND = {"cpu": 16, "cuda": 1600}
-WORKERS = (1, 2, 4, 8, 16)
+FRAMES_OF_COMMAND = {"cpu": {1: 16, 10: 16}, "cuda": {1: 1600, 10: 400}}
+WORKERS = (1, 4, 16)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,16 +166,16 @@ def clip_state(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def measure_command(args: argparse.Namespace, report: Report) -> None:
     """The whole command by crops and workers: decoding, cropping, encoding and writing at the same time."""
-    cores = count_cores()
-    frames = 16 if args.quick else FRAMES_OF_COMMAND[torch.device(args.device).type]
+    frames_of = {1: 16} if args.quick else FRAMES_OF_COMMAND[torch.device(args.device).type]
+    numbers = [1] if args.quick else [count for count in WORKERS if count <= count_cores()]
     with tempfile.TemporaryDirectory() as name:
         folder, clip = Path(name), "toy"
         if not args.quick:
             clip = str(folder / "clip.pt")
             torch.save(clip_state(made_tower()), clip)
         flags = ["--device", args.device, "--precision", args.precision, "--clip", clip]
-        for crops in (1,) if args.quick else (1, 10):
-            for workers in (1,) if args.quick else [count for count in WORKERS if count <= cores]:
+        for crops, frames in frames_of.items():
+            for workers in numbers:
                 took = []
                 # What starts and ends the command is in both of them.
                 for times in (1, 3):

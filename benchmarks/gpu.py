@@ -89,7 +89,6 @@ def run_steps(args: argparse.Namespace) -> Iterator[Result]:
 def run_protocol(args: argparse.Namespace) -> Iterator[Result]:
     yield run_script("protocol", compiled(args, None), ["--profile", str(args.output / PROFILE)])
     if whole(args):
-        yield run_script("protocol", args)
         yield run_script("protocol", args, ["--seeds", *SEEDS])
 
 
