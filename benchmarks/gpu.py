@@ -72,7 +72,7 @@ def run_tests(args: argparse.Namespace) -> Iterator[Result]:
             lines.append(line.rstrip())
     command = f"TEST_DEVICE={args.device} python -m pytest -q {shlex.join(options)}"
     yield Result(
-        command, "tests", [], [], [*(line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1]]
+        command, "tests", [], [], [*(line for line in lines if line.startswith(("FAILED", "ERROR"))), *lines[-1:]]
     )
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Square matrix products of which the best gives the rate; large enough to hide what surrounds them.
 CPU_SIZES, GPU_SIZES = (1024, 2048, 3072), (4096, 8192, 16384)
 COPIED = 2**28
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Shape = tuple[int, int, int, int]
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for key, value in describe(device).items():
         report.say(f"{key:12} {value}")
     sizes = (256,) if args.quick else None
-    for precision in ("fp32",) if device.type == "cpu" else DTYPES:
+    for precision in ("fp32",) if device.type == "cpu" else ("fp32", "bf16"):
         report.fact(f"GEMM {precision}", gemm_rate(device, precision, sizes) / 1e9, "GFLOP/s")
     report.fact("copy", copy_bandwidth(device, 2**20 if args.quick else COPIED) / 1e9, "GB/s")
     report.write()

@@ -6,13 +6,13 @@
 
 Features are random numbers made on the device, in half precision, with the true lengths of the training and of the test
 videos; model, trainer, evaluations and metrics are those of a real training. A first, short training warms up. Without
---profile the times are those of an undisturbed training; with it one epoch is traced as well, for how busy the GPU is.
+--profile the times are those of an undisturbed training; with it 20 steps are traced as well, for how busy the GPU is.
 """
 
 import argparse
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from benchmarks.flops import count
-from benchmarks.machine import gemm_rate, peak_memory, seconds, synchronize
+from benchmarks.machine import gemm_rate, peak_memory, seconds
 from benchmarks.made import benchmark_frames, made_features, made_model, made_truth, pick_size
 from benchmarks.report import Report, main_options
 from benchmarks.sizes import UCF_TRAIN_SNIPPETS
@@ -46,8 +46,8 @@ from clipfusionvad.models import Method
 ROWS, EPOCHS, EACH, EVAL_EVERY = 16100, 10, 64, 1280
 MOST_SECONDS, MOST_SECONDS_OF_FIVE, SHARE_OF_GEMM, BUSY = 60, 150, 35, 90
 
-#: Operations of the profile that are shown.
-TOP = 10
+#: Steps that are traced, and operations of them that are shown.
+TRACED, TOP = 20, 10
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--videos", type=int, help="test videos of each kind (default: all 290)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[234], help="one training for each")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="trace one epoch and keep it there")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="trace some steps and keep the trace there")
     args = parser.parse_args(argv)
     if args.quick:
         args.rows, args.epochs, args.videos = 64, 1, 3
@@ -67,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.evaluations.clear()
         took = run.fit(args.seeds, Path(folder))
         tell(args, run, took, report)
+        report.write()
         if args.profile:
             measure_busy(run, Path(folder, "traced"), args.profile, report)
-    report.write()
+            report.write()
 
 
 class MadeBatches:
@@ -88,7 +89,7 @@ class MadeBatches:
 
     def gather(self, indices: Iterator[np.ndarray]) -> Iterator[Tensor]:
         for index in indices:
-            yield self.features[torch.from_numpy(index).to(self.device)].float()
+            yield self.features[torch.from_numpy(index).to(self.device, non_blocking=True)].float()
 
 
 class Run:
@@ -181,28 +182,25 @@ def tell(args: argparse.Namespace, run: Run, took: float, report: Report) -> Non
 
 
 def measure_busy(run: Run, folder: Path, path: Path, report: Report) -> None:
-    """The share of an epoch in which the device computes something, and what takes the most time; keeps the trace."""
-    trainer = run.trainer(run.args.seeds[0], epochs=1)
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (run.device.type == "cuda")
-    with profile(activities=kinds) as profiler:
-        synchronize(run.device)
-        start = time.perf_counter()
-        trainer.fit(folder)
-        synchronize(run.device)
-        took = time.perf_counter() - start
+    """The share of some steps and evaluations in which the device computes, and by what; the trace is kept."""
+    rows, on_gpu = min(2 * run.each * TRACED, run.args.rows), run.device.type == "cuda"
+    trainer = run.trainer(run.args.seeds[0], epochs=1, rows=rows)
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        took = seconds(lambda: trainer.fit(folder), run.device)
     profiler.export_chrome_trace(str(path))
-    report.say(f"trace of an epoch: {path}")
-    on_gpu, averages = run.device.type == "cuda", profiler.key_averages()
-
-    def own_time(event: Any) -> float:
-        return event.self_device_time_total if on_gpu else event.self_cpu_time_total
-
-    whole = sum(map(own_time, averages))
-    for event in sorted(averages, key=own_time, reverse=True)[:TOP]:
-        report.say(f"{own_time(event) / whole:6.1%} {event.count:8} times  {event.key[:90]}")
+    report.say(f"trace of {trainer.progress.step} steps and their evaluations: {path}")
     if on_gpu:
-        spans = [(e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == DeviceType.CUDA]
+        events = [e for e in profiler.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        spans = [(event.time_range.start, event.time_range.end) for event in events]
         report.claim("device busy", 100 * covered(spans) / 1e6 / took, "%", goal=BUSY)
+        times = [(event.name, event.time_range.elapsed_us()) for event in events]
+    else:
+        times = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages()]
+    total: Counter[str] = Counter()
+    for name, time in times:
+        total[name] += time
+    for name, time in total.most_common(TOP):
+        report.say(f"{time / total.total():6.1%}  {name[:100]}")
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:

@@ -135,19 +135,23 @@ def segment_losses(
     bottom (B, K): chosen segments. Of several classes the mean counts; the released code, the source, has only one.
     """
     normal = targets[:, 0] > 0
+    abnormal = ~normal
     shares = class_shares(targets)[:, None, None]
     direction = (similarity * shares).sum(dim=-1)
     log_true, log_normal = (log_probabilities[..., 1:] * shares).sum(dim=-1), log_probabilities[..., 0]
     top, bottom = (chosen[..., None].expand(-1, -1, scores.shape[2]) for chosen in (top, bottom))
+    # All abnormal videos are one sequence, so that it also smooths from one to the next (released code).
+    order = normal.int().argsort(stable=True)
+    steps = scores[order].flatten().diff().square()
+    counted = abnormal[order, None].expand(-1, scores[0].numel()).flatten()[1:]
     return {
-        "dir_abn": -_mean(direction.gather(1, top)[~normal]),
-        "dir_nor": _mean(similarity.amax(dim=-1)[normal]),
-        "topk_abn": -_mean(log_true.gather(1, top)[~normal]),
-        "bottomk_abn": -_mean(log_normal.gather(1, bottom)[~normal]),
-        "topk_nor": -_mean(log_normal.gather(1, top)[normal]),
-        # All abnormal videos are one sequence, so that it also smooths from one to the next (released code).
-        "smooth": scores[~normal].flatten().diff().square().sum(),
-        "sparse": _mean(scores[~normal]),
+        "dir_abn": -_mean(direction.gather(1, top), abnormal),
+        "dir_nor": _mean(similarity.amax(dim=-1), normal),
+        "topk_abn": -_mean(log_true.gather(1, top), abnormal),
+        "bottomk_abn": -_mean(log_normal.gather(1, bottom), abnormal),
+        "topk_nor": -_mean(log_normal.gather(1, top), normal),
+        "smooth": steps.where(counted, 0).sum(),
+        "sparse": _mean(scores, abnormal),
     }
 
 
@@ -177,6 +181,9 @@ def _average(values: Tensor, pairs: Tensor) -> Tensor:
     return (values * pairs).sum() / pairs.sum().clamp(min=1)
 
 
-def _mean(values: Tensor) -> Tensor:
-    """The mean, 0 without values."""
-    return values.sum() / max(values.numel(), 1)
+def _mean(values: Tensor, videos: Tensor) -> Tensor:
+    """The mean of values (B, …) of the videos (B,) that are true, 0 without any.
+
+    To select these, a GPU would have to be waited for.
+    """
+    return values.flatten(1).mean(dim=1).where(videos, 0).sum() / videos.sum().clamp(min=1)

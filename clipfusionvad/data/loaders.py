@@ -208,7 +208,7 @@ def _gather_batches(
 
     indices = (index(at, rows) for at, rows in enumerate(batches[start:], start))
     for rows, visual in zip(batches[start:], packed.gather(indices), strict=False):
-        chosen = torch.from_numpy(rows[part(len(rows))]).to(packed.device)
+        chosen = torch.from_numpy(rows[part(len(rows))]).to(packed.device, non_blocking=True)
         yield visual, lengths[chosen], targets[chosen]
 
 

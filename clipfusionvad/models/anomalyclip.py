@@ -233,7 +233,8 @@ class AnomalyCLIP(TextMethod):
             scores = magnitudes.float().unflatten(1, self.grid).sum(dim=2)
         high = low = scores
         if self.training:
-            kept_high, kept_low = (mask.to(scores.device) for mask in segment_masks(scores.shape, *self.dropout))
+            masks = segment_masks(scores.shape, *self.dropout)
+            kept_high, kept_low = (mask.to(scores.device, non_blocking=True) for mask in masks)
             high, low = scores.where(kept_high, -DROPPED), scores.where(kept_low, DROPPED)
         top, bottom = self.chosen
         return high.topk(top, dim=1).indices, low.topk(bottom, dim=1, largest=False).indices

@@ -6,7 +6,7 @@ The CPU computes for it, so that numbers can be compared. But as with a GPU, a t
 and a value from there has to be waited for, which is counted. For a process of its own: torch cannot forget a device.
 
 With TEST_DEVICE=cuda in the environment, commands run on a GPU. It would draw other random numbers than the CPU: the
-CPU draws for both. Convolutions are those of float32.
+CPU draws for both, and attention is not fused, so that its dropout is drawn too. Convolutions are those of float32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -74,6 +75,8 @@ class Elsewhere(torch.Tensor):
             return cls._moved(*args, **kwargs)
         if operation not in INDEXING:
             _refuse_strangers(operation, args, kwargs)
+        elif any(isinstance(value, torch.Tensor) and value.dtype == torch.bool for value in tree_leaves(args[1])):
+            waits["asks how many a mask takes"] += 1
         here = {name: "cpu" if name == "device" else value for name, value in kwargs.items()}
         done = operation(*tree_map(_held, args), **tree_map(_held, here))
         wrapped = tree_map(lambda value: cls(value) if isinstance(value, torch.Tensor) else value, done)
@@ -83,6 +86,8 @@ class Elsewhere(torch.Tensor):
     def _copy(cls, target, source, non_blocking=False):
         if not isinstance(target, cls):
             waits["copies to the CPU"] += 1
+        elif not (isinstance(source, cls) or non_blocking):
+            waits["copies from the CPU"] += 1
         _held(target).copy_(_held(source))
         return target
 
@@ -117,7 +122,7 @@ def register() -> torch.library.Library:
         return Elsewhere(torch.empty_strided(size, stride, dtype=dtype))
 
     def copy(source, target, non_blocking=False):
-        return Elsewhere._copy(target, source)
+        return Elsewhere._copy(target, source, non_blocking)
 
     library.impl("_copy_from", copy, "PrivateUse1")
     library.impl("empty.memory_format", empty, "PrivateUse1")
@@ -131,9 +136,7 @@ class DrawOnCPU(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         device = _device_of(args, kwargs)
-        # Without dropout, attention draws nothing.
-        draws = torch.Tag.nondeterministic_seeded in operation.tags and "dot_product" not in operation.name()
-        if not draws or device.type in ("cpu", "meta"):
+        if torch.Tag.nondeterministic_seeded not in operation.tags or device.type in ("cpu", "meta"):
             return operation(*args, **kwargs)
         with sync_warnings("default"):
             drawn = operation(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
@@ -196,6 +199,7 @@ if __name__ == "__main__":
         if DEVICE == NAME:
             library = register()
         else:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(DrawOnCPU())
         of_steps = count_waits_of_steps()
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))

@@ -14,7 +14,9 @@ def warm_context():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
     paths = [str(HELPERS.parents[1]), *(str(HELPERS.parent / name) for name in ("helpers", "unit", "integration"))]
-    # Python 3.11 ignores this process's sys.path when it imports them.
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS="1"):
+    # Python 3.11 ignores this process's sys.path when it imports them. CLIP asks for a GPU when it is imported; if CUDA
+    # answered, forked processes could not use it.
+    settings = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    with mock.patch.dict(os.environ, settings):
         forkserver.ensure_running()
     return context

@@ -47,6 +47,8 @@ def test_a_method_compiles_to_one_graph_with_the_same_numbers(name, device, way,
     skip_without_packages(name)
     if not find_method(name).trained:
         pytest.skip(f"{name} has nothing to train")
+    # Of a GPU's convolutions, too, float32 is meant.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = make(name).to(device).eval()
     # A compiled UR-DMU draws other noise.
     monkeypatch.setattr(URDMU, "noise", torch.zeros_like)

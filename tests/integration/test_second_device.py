@@ -85,8 +85,8 @@ def losses_of(run):
 
 def assert_same_training(one, other):
     np.testing.assert_allclose(losses_of(one), losses_of(other), rtol=1e-3)
-    # Steps of Adam make more of what was rounding.
-    assert_same_metrics(one / "metrics.json", other / "metrics.json", tolerance=1e-2)
+    # Steps of Adam make more of what was rounding, which may swap two snippets of a few videos.
+    assert_same_metrics(one / "metrics.json", other / "metrics.json", tolerance=0.05)
 
 
 def assert_same_metrics(one, other, tolerance=1e-4):
@@ -210,6 +210,7 @@ def test_packed_batches_from_the_gpus_memory_and_from_pinned_memory(share, tmp_p
 def train_on_the_same_gpu(rank, argv):
     """A training of two machines with a GPU each, which is one GPU here: NCCL refuses that, gloo does not."""
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    torch.backends.cudnn.allow_tf32 = False
     with mock.patch.object(dist, "init_process_group", functools.partial(join, dist.init_process_group)):
         return train_member(rank, argv)
 
@@ -220,7 +221,8 @@ def join(init, backend, **options):
 
 @on_gpu
 @pytest.mark.parametrize("method", RUNS)
-def test_two_processes_with_tensors_on_a_gpu_train_as_one(method, tmp_path):
+def test_two_processes_with_tensors_on_a_gpu_train_as_one(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     data = make_tiny("ucf", tmp_path / "data").of(method)
     one, two = data.at(tmp_path / "one"), data.at(tmp_path / "two")
     assert one.train(*RUNS[method], *ELSEWHERE).code == 0
