@@ -175,15 +175,17 @@ def measure_command(args: argparse.Namespace, report: Report) -> None:
             torch.save(clip_state(made_tower()), clip)
         flags = ["--device", args.device, "--precision", args.precision, "--clip", clip]
         for crops, frames in frames_of.items():
+            # What starts and ends the command takes as long for short videos as for long ones.
+            clips = {times: folder / f"{crops}-{times}.mp4" for times in (1, 3)}
+            for times, path in clips.items():
+                write_clip(path, "libx264", times * frames, SMALL)
             for workers in numbers:
                 took = []
-                # What starts and ends the command is in both of them.
-                for times in (1, 3):
-                    videos = folder / f"{crops}-{workers}-{times}"
+                for path in clips.values():
+                    videos = folder / f"{path.stem}-{workers}"
                     videos.mkdir()
-                    write_clip(videos / "0.mp4", "libx264", times * frames, SMALL)
-                    for number in range(1, workers):
-                        shutil.copy(videos / "0.mp4", videos / f"{number}.mp4")
+                    for number in range(workers):
+                        shutil.copy(path, videos / f"{number}.mp4")
                     given = ["--videos", videos, "--output", folder / f"{videos.name} features", *flags]
                     took.append(run_extract([*given, "--crops", crops, "--workers", workers]))
                 rate = 2 * frames * workers / max(took[1] - took[0], 1e-3)

@@ -60,7 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_tests(args: argparse.Namespace) -> Iterator[Result]:
     """The tests that a device has; of their output the failures and the last line."""
-    options = [*TESTS, *(["-k", "clipfusionvad or nccl or packed"] if args.quick else [])]
+    options = [
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        *TESTS,
+        *(["-k", "clipfusionvad or nccl or packed"] if args.quick else []),
+    ]
     lines = []
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", *options], stdout=subprocess.PIPE, text=True, cwd=ROOT,
