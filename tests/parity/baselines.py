@@ -44,21 +44,21 @@ class BaselineCase:
         assert {k: list(v.shape) for k, v in model.to_released(model.state_dict()).items()} == self.config["state_dict"]
         return model
 
-    def check(self, key: str, ours: Any) -> None:
-        """Assert that an array equals the recorded one within the noise of float32."""
+    def check(self, key: str, ours: Any, relative: float = 0) -> None:
+        """Assert that an array equals the recorded one within the noise of float32, or ``relative`` to its largest."""
         recorded, ours = self.outputs[key], torch.as_tensor(ours).detach().numpy()
         noise = self.config["float_noise"][key]
-        allowed = max(10 * noise["abs"], 2e-6 * max(1, noise["scale"]))
+        allowed = max(10 * noise["abs"], 2e-6 * max(1, noise["scale"]), relative * noise["scale"])
         assert ours.shape == recorded.shape, f"{key} has the shape {ours.shape}, not {recorded.shape}"
         off = np.abs(ours - recorded).max(initial=0)
         assert off <= allowed, f"{key} is off by {off:.2e}, rounding explains {allowed:.2e}"
 
-    def check_all(self, group: str, ours: Mapping[str, Any]) -> None:
+    def check_all(self, group: str, ours: Mapping[str, Any], relative: float = 0) -> None:
         """Check every recorded array of a group; each must be given, without its group's name."""
         recorded = {key.removeprefix(f"{group}/") for key in self.outputs.files if key.startswith(f"{group}/")}
         assert recorded <= ours.keys(), f"{group}: {sorted(recorded - ours.keys())} not compared"
         for name in recorded:
-            self.check(f"{group}/{name}", ours[name])
+            self.check(f"{group}/{name}", ours[name], relative)
 
     @contextlib.contextmanager
     def dropout(self, masked: bool):

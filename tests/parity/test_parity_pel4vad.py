@@ -78,7 +78,9 @@ def test_losses_and_gradients(original, group):
     terms["pel"] = terms["pel"] / model.text_weight
     original.check_all(f"{group}_loss", {**terms, "total": sum(found.values())})
     sum(found.values()).backward()
-    original.check_all("grad" if group == "train" else "masked_grad", original.gradients(model))
+    # The slope of the square root at 0 has no bound: what rounding makes of it depends on the processor.
+    relative = 1e-4 if original.config["args"]["norm"] else 0
+    original.check_all("grad" if group == "train" else "masked_grad", original.gradients(model), relative)
 
 
 @each_case("pel4vad_")
