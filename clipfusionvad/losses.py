@@ -178,12 +178,9 @@ def _largest(values: Tensor, lengths: Tensor, k: Tensor) -> tuple[Tensor, Tensor
 
 
 def _average(values: Tensor, pairs: Tensor) -> Tensor:
-    return (values * pairs).sum() / pairs.sum().clamp(min=1)
+    return values.where(pairs, 0).sum() / pairs.sum().clamp(min=1)
 
 
 def _mean(values: Tensor, videos: Tensor) -> Tensor:
-    """The mean of values (B, …) of the videos (B,) that are true, 0 without any.
-
-    To select these, a GPU would have to be waited for.
-    """
-    return values.flatten(1).mean(dim=1).where(videos, 0).sum() / videos.sum().clamp(min=1)
+    """The mean of values (B, …) of the videos (B,) that are true; no selection, for which a GPU would be waited for."""
+    return _average(values.flatten(1).mean(dim=1), videos)

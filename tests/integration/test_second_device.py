@@ -85,8 +85,9 @@ def losses_of(run):
 
 def assert_same_training(one, other):
     np.testing.assert_allclose(losses_of(one), losses_of(other), rtol=1e-3)
-    # Steps of Adam make more of what was rounding, which may swap two snippets of a few videos.
-    assert_same_metrics(one / "metrics.json", other / "metrics.json", tolerance=0.05)
+    # Steps of Adam make more of what was rounding. On a GPU it may swap two snippets of a few videos.
+    tolerance = 0.05 if DEVICE == "cuda" else 1e-2
+    assert_same_metrics(one / "metrics.json", other / "metrics.json", tolerance)
 
 
 def assert_same_metrics(one, other, tolerance=1e-4):
